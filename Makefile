@@ -1,0 +1,47 @@
+# Everything a fresh machine with Python 3.11 needs is installed into .venv by the targets themselves.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test lint types wheel bench clean
+
+run: .venv/installed-run
+	$(BIN)/splitlab run --plugin adc
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed-dev
+	$(BIN)/mypy
+
+# The wheel, installed into an empty environment elsewhere, must do what the checkout does.
+wheel: .venv/installed-dev
+	tests/check_wheel.sh $(BIN)/python
+
+bench: .venv/installed-test
+	$(BIN)/python -m pytest benchmarks -o addopts= --benchmark-only -s -q
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip setuptools
+
+# Strict editable mode, so that type checkers find the package too.
+.venv/installed-run: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --config-settings editable_mode=strict --editable .
+	touch $@
+
+.venv/installed-test: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --config-settings editable_mode=strict --editable '.[test]'
+	touch $@ .venv/installed-run
+
+.venv/installed-dev: pyproject.toml | .venv/bin/python
+	$(BIN)/pip install --config-settings editable_mode=strict --editable '.[dev]'
+	touch $@ .venv/installed-run .venv/installed-test

@@ -1,0 +1,43 @@
+"""The cut layer as a plugin sees it: live activations on one peer's autograd graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+__all__ = ["Cut"]
+
+
+@dataclass(slots=True, eq=False)
+class Cut:
+    """One batch at the cut layer, on the autograd graph of the peer that holds it.
+
+    Shapes: B samples, N tokens (special tokens first), D width, C classes. A plugin may change all
+    of them (ADC turns (B, N, D) into (T, K, D)); its partner on the other peer gets what it left.
+
+    Attributes:
+        activations: (B, N, D); on the client attached to the client half's graph, on the server a
+            fresh leaf that requires grad (training) or a plain tensor (evaluation).
+        targets: class ids (B,) int64, or after a merge class probabilities (T, C) float32.
+        step: training step, or batch number within an evaluation.
+        training: False in evaluation.
+        attention: (B, N) float32, detached: how much the class token attends to every token in the
+            last client block. Client only, and only if a plugin asked for it in ``setup``.
+        sample_ids: (B,) int64, stable over epochs. Client only.
+        side: extra tensors for the server: sent, counted, never differentiated. The server finds
+            the same names here. Prefix a name with the plugin's own: ``"adc.clusters"``.
+        weights: (T,) float32 weight of every row in the loss, or None for the plain mean. Server
+            only; set it in ``before_server_forward``.
+        gradient: what came back for ``activations``. Client only, in ``gradient_return``.
+    """
+
+    activations: torch.Tensor
+    targets: torch.Tensor
+    step: int
+    training: bool
+    attention: torch.Tensor | None = None
+    sample_ids: torch.Tensor | None = None
+    side: dict[str, torch.Tensor] = field(default_factory=dict)
+    weights: torch.Tensor | None = None
+    gradient: torch.Tensor | None = None

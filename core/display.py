@@ -1,0 +1,266 @@
+"""How a run and a listing look: the only module that knows rich.
+
+On a terminal a live display; elsewhere (a file, a pipe, CI) plain lines, one an evaluation and one
+every few seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from splitlab.core.config import Config
+    from splitlab.core.ledger import Ledger
+    from splitlab.core.run import Progress, Result
+
+__all__ = ["LiveReporter", "PlainReporter", "human_bytes", "print_table", "show_result"]
+
+_PLAIN_SECONDS = 5.0
+
+
+def human_bytes(count: float) -> str:
+    """Return a size in decimal units: ``1536`` → ``"1.54 kB"``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
+    """Print a table; the last column takes the room that is left."""
+    table = Table(title=title or None, title_justify="left", box=None, header_style="bold")
+    for i, name in enumerate(header):
+        table.add_column(name, overflow="fold", no_wrap=i == 0)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console(soft_wrap=False).print(table)
+
+
+class _State:
+    """What both reporters keep."""
+
+    def __init__(self) -> None:
+        self._total: Callable[[], float] = lambda: 0.0
+        self._stack = ""
+        self._evaluation: dict[str, Any] = {}
+        self._nominal = 0.0
+        self._first: tuple[float, int] | None = None
+
+    def loading(self, part: str, done: int, total: int) -> None:
+        """Say nothing of images that are decoded at once."""
+
+    def _speed(self, progress: Progress) -> float:
+        """Return training samples per second of this session."""
+        if self._first is None:
+            self._first = (progress.seconds, progress.samples)
+        seconds, samples = self._first
+        elapsed = progress.seconds - seconds
+        return (progress.samples - samples) / elapsed if elapsed > 0 else 0.0
+
+
+def _measured(progress: Progress, ledger: Ledger) -> float:
+    crossed = ledger.total("up", "training") + ledger.total("down", "training")
+    return crossed / progress.base_bytes if progress.base_bytes else 0.0
+
+
+class PlainReporter(_State):
+    """Lines of text, for output that is no terminal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last = 0.0
+
+    def begin(self, config: Config, folder: Path, stack: str, total: Callable[[], float]) -> None:
+        """Print what runs and where it is written."""
+        self._total = total
+        print(
+            f"run    {stack} on {config.dataset or config.data_dir}, {config.model}, "
+            f"cut {config.cut}"
+        )
+        print(f"link   {config.transport}, budget {config.budget}, folder {folder}", flush=True)
+
+    def loading(self, part: str, done: int, total: int) -> None:
+        """Print how many images are decoded, if it takes long."""
+        self._now_and_then(f"load   {part}: {done:,} of {total:,} images")
+
+    def step(self, progress: Progress, ledger: Ledger, loss: float) -> None:
+        """Print a line, if the last one is some seconds old."""
+        up, down = ledger.total("up", "training"), ledger.total("down", "training")
+        self._now_and_then(
+            f"step   {progress.step}: {min(1.0, self._total()):.0%} of the budget, "
+            f"loss {loss:.4f}, {self._speed(progress):.0f} images/s, "
+            f"up {human_bytes(up)}, down {human_bytes(down)}"
+        )
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Print how far a long evaluation is."""
+        self._now_and_then(f"eval   {done:,} of {total:,} images")
+
+    def evaluated(self, record: dict[str, Any]) -> None:
+        """Print the accuracy."""
+        both = record.get("accuracy_uncompressed")
+        more = f", uncompressed {both:.4f}" if both is not None else ""
+        print(
+            f"eval   step {record['step']}: accuracy {record['accuracy']:.4f}{more}, "
+            f"loss {record['loss']:.4f}, "
+            f"{human_bytes(record['training_bytes'])} of training traffic",
+            flush=True,
+        )
+
+    def end(self, result: Result | None) -> None:
+        """Print the result."""
+        if result is not None:
+            show_result(result)
+
+    def _now_and_then(self, line: str) -> None:
+        now = time.monotonic()
+        self._last = self._last or now
+        if now - self._last >= _PLAIN_SECONDS:
+            self._last = now
+            print(line, flush=True)
+
+
+class LiveReporter(_State):
+    """A display that is drawn anew a few times a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._live = Live(console=Console(), refresh_per_second=6, transient=True)
+        self._title = Text()
+        self._note = "starting"
+        self._numbers: list[tuple[str, str]] = []
+        self._live.start()
+        self._draw()
+
+    def begin(self, config: Config, folder: Path, stack: str, total: Callable[[], float]) -> None:
+        """Show what runs and where it is written."""
+        self._total = total
+        self._title = Text.assemble(
+            (stack, "bold"),
+            f"  {config.dataset or config.data_dir} · {config.model} · cut {config.cut} · "
+            f"{config.transport} · {folder}",
+        )
+        self._note = f"budget {config.budget}"
+        self._draw()
+
+    def loading(self, part: str, done: int, total: int) -> None:
+        """Show how many images are decoded."""
+        self._note = f"loading {part}: {done:,} of {total:,} images"
+        self._draw()
+
+    def step(self, progress: Progress, ledger: Ledger, loss: float) -> None:
+        """Show all numbers anew."""
+        self._note = ""
+        spent = progress.client_seconds + progress.server_seconds + progress.link_seconds or 1.0
+        share = {
+            name: f"{name} {seconds:.1f} s ({seconds / spent:.0%})"
+            for name, seconds in (
+                ("client", progress.client_seconds),
+                ("server", progress.server_seconds),
+                ("link", progress.link_seconds),
+            )
+        }
+        nominal = progress.nominal / progress.samples
+        accuracy = self._evaluation.get("accuracy")
+        self._numbers = [
+            ("step", f"{progress.step:,}   {self._speed(progress):,.0f} images/s"),
+            ("loss", f"{loss:.4f}"),
+            ("accuracy", "—" if accuracy is None else f"{accuracy:.4f}"),
+            ("up", human_bytes(ledger.total("up", "training"))),
+            ("down", human_bytes(ledger.total("down", "training"))),
+            ("ratio", f"measured {_measured(progress, ledger):.4f}   nominal ξ {nominal:.4f}"),
+            ("time", "   ".join(share.values())),
+        ]
+        self._draw()
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Show how far an evaluation is."""
+        self._note = f"evaluating {done:,} of {total:,} images"
+        self._draw()
+
+    def evaluated(self, record: dict[str, Any]) -> None:
+        """Keep the accuracy, and leave a line above the display."""
+        self._evaluation = record
+        self._note = ""
+        self._live.console.print(
+            f"step {record['step']:>6,}   accuracy {record['accuracy']:.4f}   "
+            f"loss {record['loss']:.4f}   {human_bytes(record['training_bytes'])}",
+            highlight=False,
+        )
+        self._draw()
+
+    def end(self, result: Result | None) -> None:
+        """Take the display away and print the result."""
+        self._live.stop()
+        if result is not None:
+            show_result(result)
+
+    def _draw(self) -> None:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim", justify="right")
+        table.add_column()
+        for name, value in self._numbers:
+            table.add_row(name, value)
+        done = min(1.0, self._total())
+        bar = Table.grid(padding=(0, 2))
+        bar.add_row(ProgressBar(total=1.0, completed=done, width=40), f"{done:.0%}", self._note)
+        self._live.update(Group(self._title, bar, table))
+
+
+def reporter(quiet: bool) -> Any:
+    """Return the reporter that suits the output."""
+    from splitlab.core.run import Reporter
+
+    if quiet:
+        return Reporter()
+    return LiveReporter() if sys.stdout.isatty() else PlainReporter()
+
+
+def show_result(result: Result) -> None:
+    """Print the table that ends a run."""
+    summary, ledger = result.summary, result.ledger
+    console = Console(soft_wrap=True)
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim", justify="right")
+    facts.add_column(no_wrap=True)
+    facts.add_row("accuracy", Text(f"{summary['accuracy']:.4f}", style="bold"))
+    if "accuracy_uncompressed" in summary:
+        facts.add_row(
+            "uncompressed", f"{summary['accuracy_uncompressed']:.4f} (evaluated without the stack)"
+        )
+    facts.add_row("steps", f"{summary['steps']:,} ({summary['epochs']:.2f} epochs)")
+    facts.add_row(
+        "ratio",
+        f"measured {summary['ratio_measured']:.4f}, nominal ξ {summary['ratio_nominal']:.4f}",
+    )
+    parts = ", ".join(
+        f"{name} {summary[f'{name}_seconds']:.1f} s" for name in ("client", "server", "link")
+    )
+    facts.add_row("time", f"{summary['seconds']:.1f} s (training: {parts})")
+    facts.add_row("run folder", str(result.folder))
+
+    kinds = ("activation", "gradient", "targets", "side", "prediction", "header")
+    shown = [k for k in kinds if any(k in d for phase in ledger.values() for d in phase.values())]
+    table = Table(title="bytes that crossed the link", title_justify="left", box=None)
+    table.add_column("")
+    for name in (*shown, "sum"):
+        table.add_column(name, justify="right")
+    for phase, directions in ledger.items():
+        for direction, counts in directions.items():
+            cells = [human_bytes(counts[k]) if k in counts else "" for k in shown]
+            table.add_row(f"{phase} {direction}", *cells, human_bytes(sum(counts.values())))
+    console.print()
+    console.print(facts)
+    console.print()
+    console.print(table)

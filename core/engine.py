@@ -1,0 +1,318 @@
+"""The two peers: `Client` and `Server` take messages and return messages.
+
+They import no transport, so a test of a peer is a function call. The loop that joins them::
+
+    for step, batch in enumerate(batches):
+        link.send(client.forward(batch, step))
+        client.backward(link.receive())
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from splitlab.core.cut import Cut
+from splitlab.core.data import Batch
+from splitlab.core.errors import PluginError, ProtocolError
+from splitlab.core.message import Kind, Message, Role
+from splitlab.core.model import ClientHalf, ServerHalf
+from splitlab.core.peer import Peer
+from splitlab.core.seeding import isolated_rng
+from splitlab.core.stack import Stack
+from torch import nn
+from torch.nn import functional as F
+
+__all__ = ["Client", "Optimization", "Server"]
+
+_ACTIVATIONS = "activations"
+_GRADIENT = "gradient"
+_TARGETS = "targets"
+_PREDICTIONS = "predictions"
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """The optimizer of one half: ``adam``, ``adamw`` or ``sgd``, with torch's other defaults."""
+
+    optimizer: str
+    lr: float
+    weight_decay: float
+
+    def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
+        """Return the optimizer, or None if there is nothing to train."""
+        kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+            "adam": torch.optim.Adam,
+            "adamw": torch.optim.AdamW,
+            "sgd": torch.optim.SGD,
+        }
+        if not parameters:
+            return None
+        return kinds[self.optimizer](parameters, lr=self.lr, weight_decay=self.weight_decay)
+
+
+class _Worker:
+    """What both peers have in common: a half model, a stack, an optimizer and their state."""
+
+    def __init__(
+        self,
+        half: ClientHalf | ServerHalf,
+        stack: Stack,
+        peer: Peer,
+        optimization: Optimization,
+    ) -> None:
+        self.stack = stack
+        self.peer = peer
+        self._half = half
+        stack.setup(peer)
+        own = [p for _, p in half.named_parameters() if p.requires_grad]
+        added = [p for module in peer.modules for p in module.parameters() if p.requires_grad]
+        self._optimizer = optimization.build(own + added)
+
+    def _step(self, step: int) -> None:
+        if self._optimizer is not None:
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+        self.stack.step_end(step)
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Return all that a resumed run needs of this peer: tensors, and JSON values."""
+        tree: dict[str, Any] = {
+            "model": self._half.state_dict(),
+            "modules": {str(i): m.state_dict() for i, m in enumerate(self.peer.modules)},
+            "plugins": self.stack.state_dict(),
+        }
+        if self._optimizer is not None:
+            tree["optimizer"] = self._optimizer.state_dict()["state"]
+        tensors: dict[str, torch.Tensor] = {}
+        values: dict[str, Any] = {}
+        _flatten(tree, (), tensors, values)
+        return tensors, values
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> None:
+        """Take back what `state` returned."""
+        tree = _unflatten(tensors, values)
+        self._half.load_state_dict(tree.get("model", {}))
+        for i, module in enumerate(self.peer.modules):
+            module.load_state_dict(tree.get("modules", {}).get(str(i), {}))
+        self.stack.load_state_dict(tree.get("plugins", {}))
+        if self._optimizer is not None:
+            whole = self._optimizer.state_dict()
+            whole["state"] = {int(key): value for key, value in tree.get("optimizer", {}).items()}
+            self._optimizer.load_state_dict(whole)
+
+
+class Client(_Worker):
+    """Has the data: runs the first blocks, and backward through them with what comes back."""
+
+    def __init__(
+        self, half: ClientHalf, stack: Stack, peer: Peer, optimization: Optimization
+    ) -> None:
+        super().__init__(half, stack, peer, optimization)
+        self._client_half = half
+        if peer.attention:
+            half.measure_attention(peer.attention)
+        self._pending: Cut | None = None
+
+    def forward(self, batch: Batch, step: int) -> Message:
+        """Run one training batch up to the cut; returns the ACTIVATION message to send."""
+        with isolated_rng(self.peer.seed, "client", step, device=self.peer.device):
+            cut = self._cut(batch, step, training=True)
+            self.stack.after_client_forward(cut)
+        self._pending = cut
+        return self._message(cut, stacked=True)
+
+    def backward(self, message: Message) -> float:
+        """Take the GRADIENT message, finish the training step and return the loss."""
+        cut, self._pending = self._pending, None
+        if cut is None or message.kind is not Kind.GRADIENT or message.step != cut.step:
+            wanted = f"a GRADIENT for step {cut.step}" if cut else "nothing"
+            raise ProtocolError(
+                f"got a {message.kind.name} for step {message.step}, expected {wanted}"
+            )
+        message.to(self.peer.device)
+        self.stack.after_receive(message)
+        cut.gradient = message[_GRADIENT]
+        self._check_gradient(cut, "came back from the server")
+        self.stack.gradient_return(cut)
+        self._check_gradient(cut, "left gradient_return")
+        if cut.activations.requires_grad:
+            cut.activations.backward(cut.gradient)
+        self._step(cut.step)
+        loss = message.meta.get("loss")
+        if not isinstance(loss, float):
+            raise ProtocolError(f"step {cut.step}: the server's answer holds no loss")
+        return loss
+
+    @torch.no_grad()
+    def query(self, batch: Batch, number: int, *, stacked: bool) -> Message:
+        """Run one evaluation batch up to the cut; returns the ACTIVATION message to send.
+
+        Args:
+            batch: images and their labels, which travel with them for the loss.
+            number: of the batch within this evaluation.
+            stacked: whether the plugins act; without, the evaluation is uncompressed.
+        """
+        with isolated_rng(self.peer.seed, "client-evaluation", number, device=self.peer.device):
+            cut = self._cut(batch, number, training=False)
+            if stacked:
+                self.stack.after_client_forward(cut)
+        return self._message(cut, stacked=stacked)
+
+    def answer(self, message: Message) -> tuple[torch.Tensor, float]:
+        """Take the PREDICTION message; returns class ids (B,) int64 on the CPU, and summed loss."""
+        if message.kind is not Kind.PREDICTION:
+            raise ProtocolError(f"got a {message.kind.name}, expected a PREDICTION")
+        if message.stacked:
+            self.stack.after_receive(message.to(self.peer.device))
+        loss = message.meta.get("loss_sum")
+        if not isinstance(loss, float):
+            raise ProtocolError("the server's PREDICTION holds no summed loss")
+        return message[_PREDICTIONS].cpu().long(), loss
+
+    def _cut(self, batch: Batch, step: int, *, training: bool) -> Cut:
+        self._half.train(training)
+        activations, attention = self._client_half.forward(batch.images.to(self.peer.device))
+        targets = batch.targets.to(self.peer.device)
+        return Cut(activations, targets, step, training, attention, batch.sample_ids)
+
+    def _message(self, cut: Cut, *, stacked: bool) -> Message:
+        message = Message(Kind.ACTIVATION, cut.step, training=cut.training, stacked=stacked)
+        message.put(_ACTIVATIONS, cut.activations.detach(), Role.PAYLOAD)
+        ids = cut.targets
+        if not ids.is_floating_point():
+            ids = ids.to(torch.uint8 if self.peer.classes <= 256 else torch.int32)
+        message.put(_TARGETS, ids, Role.TARGETS)
+        for name, tensor in cut.side.items():
+            message.put(name, tensor.detach(), Role.SIDE)
+        if stacked:
+            self.stack.before_send(message)
+        return message
+
+    def _check_gradient(self, cut: Cut, how: str) -> None:
+        assert cut.gradient is not None
+        if cut.gradient.shape != cut.activations.shape:
+            raise PluginError(
+                f"step {cut.step}: the gradient that {how} has shape {[*cut.gradient.shape]}, the "
+                f"activations that were sent {[*cut.activations.shape]}; a plugin of the stack "
+                "does not undo in one direction what it does in the other"
+            )
+
+
+class Server(_Worker):
+    """Runs the other blocks and the loss; answers every ACTIVATION message."""
+
+    def __init__(
+        self, half: ServerHalf, stack: Stack, peer: Peer, optimization: Optimization
+    ) -> None:
+        super().__init__(half, stack, peer, optimization)
+        self._server_half = half
+
+    def handle(self, message: Message) -> Message:
+        """Train or evaluate on one ACTIVATION message.
+
+        Returns:
+            A GRADIENT message with the loss (training), or a PREDICTION message with the summed
+            loss (evaluation).
+        """
+        message.to(self.peer.device)
+        targets = message[_TARGETS]
+        if not targets.is_floating_point():
+            targets = targets.long()
+            if (
+                targets.numel()
+                and not 0 <= int(targets.min()) <= int(targets.max()) < self.peer.classes
+            ):
+                raise ProtocolError(
+                    f"step {message.step}: a class id is outside 0 to {self.peer.classes - 1}"
+                )
+        if message.stacked:
+            self.stack.after_receive(message)
+        side = {name: message[name] for name in message.names(Role.SIDE)}
+        leaf = message[_ACTIVATIONS]
+        if leaf.ndim < 2 or not leaf.is_floating_point():
+            raise ProtocolError(
+                f"step {message.step}: activations arrived as {leaf.dtype} {[*leaf.shape]}"
+            )
+        cut = Cut(leaf, targets, message.step, message.training, side=side)
+        return self._train(cut) if message.training else self._evaluate(cut, message.stacked)
+
+    def _train(self, cut: Cut) -> Message:
+        leaf = cut.activations.requires_grad_()
+        self._half.train(True)
+        with isolated_rng(self.peer.seed, "server", cut.step, device=self.peer.device):
+            self.stack.before_server_forward(cut)
+            logits = self._logits(cut)
+        if cut.weights is None:
+            loss = F.cross_entropy(logits, cut.targets)
+        else:
+            per_row = F.cross_entropy(logits, cut.targets, reduction="none")
+            loss = (per_row * cut.weights).sum() / cut.weights.sum()
+        loss.backward()
+        self._step(cut.step)
+        assert leaf.grad is not None
+        answer = Message(Kind.GRADIENT, cut.step, meta={"loss": loss.item()})
+        answer.put(_GRADIENT, leaf.grad, Role.PAYLOAD)
+        self.stack.before_send(answer)
+        return answer
+
+    @torch.no_grad()
+    def _evaluate(self, cut: Cut, stacked: bool) -> Message:
+        self._half.train(False)
+        purpose = "server-evaluation"
+        with isolated_rng(self.peer.seed, purpose, cut.step, device=self.peer.device):
+            if stacked:
+                self.stack.before_server_forward(cut)
+            logits = self._logits(cut)
+        loss = F.cross_entropy(logits, cut.targets, reduction="sum").item()
+        ids = logits.argmax(-1).to(torch.uint8 if self.peer.classes <= 256 else torch.int32)
+        answer = Message(
+            Kind.PREDICTION, cut.step, training=False, stacked=stacked, meta={"loss_sum": loss}
+        )
+        answer.put(_PREDICTIONS, ids, Role.PAYLOAD)
+        if stacked:
+            self.stack.before_send(answer)
+        return answer
+
+    def _logits(self, cut: Cut) -> torch.Tensor:
+        shape = [*cut.activations.shape]
+        if len(shape) != 3 or shape[2] != self.peer.width or shape[0] != len(cut.targets):
+            raise PluginError(
+                f"step {cut.step}: the stack gives the server activations {shape} and "
+                f"{len(cut.targets)} targets; it takes (rows, tokens, {self.peer.width}) and a "
+                "target for every row"
+            )
+        return self._server_half.forward(cut.activations)
+
+
+# Checkpoint trees: nested dicts become flat names, since safetensors holds tensors by name only.
+
+
+def _flatten(
+    node: Mapping[Any, Any],
+    path: tuple[str, ...],
+    tensors: dict[str, torch.Tensor],
+    values: dict[str, Any],
+) -> None:
+    for key, value in node.items():
+        where = (*path, str(key))
+        if isinstance(value, Mapping):
+            _flatten(value, where, tensors, values)
+        elif isinstance(value, torch.Tensor):
+            tensors[json.dumps(where)] = value
+        elif value is not None:
+            values[json.dumps(where)] = value
+
+
+def _unflatten(tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in [*tensors.items(), *values.items()]:
+        *path, leaf = json.loads(name)
+        node = tree
+        for key in path:
+            node = node.setdefault(key, {})
+        node[leaf] = value
+    return tree

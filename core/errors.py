@@ -1,0 +1,63 @@
+"""Every error that splitlab raises on purpose, told by blame.
+
+    SplitlabError            anything below; the command line prints it as one line, no traceback
+    ├── ConfigError          our user's: a name, key, value or file that cannot be used
+    ├── PluginError          a plugin's: it raised, or broke the contract of a hook
+    └── LinkError            the link's
+        ├── ProtocolError    the peer's: it sent what the format or the handshake does not allow
+        └── NetworkError     the network's: no answer in time, connection lost, address in use
+
+Messages name the value that was refused, what is allowed, and the way out.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ConfigError",
+    "LinkError",
+    "NetworkError",
+    "PluginError",
+    "ProtocolError",
+    "SplitlabError",
+    "unknown_name",
+]
+
+
+class SplitlabError(Exception):
+    """Base of all errors that splitlab raises on purpose."""
+
+
+class ConfigError(SplitlabError):
+    """A name, key, value or file given by the user cannot be used."""
+
+
+class PluginError(SplitlabError):
+    """A plugin raised, or broke the contract of a hook."""
+
+
+class LinkError(SplitlabError):
+    """The link between the peers failed."""
+
+
+class ProtocolError(LinkError):
+    """The peer sent something that the wire format or the handshake does not allow."""
+
+
+class NetworkError(LinkError):
+    """No answer in time, connection lost, address not reachable or in use."""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str], remedy: str = "") -> ConfigError:
+    """Build the error for a name that is not in a catalogue: the nearest name first, then all.
+
+    >>> str(unknown_name("transport", "tpc", ["gloo", "tcp"]))
+    "unknown transport 'tpc' (did you mean 'tcp'?); known: gloo, tcp"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    listing = ", ".join(names) if names else "none"
+    return ConfigError(f"unknown {what} {name!r}{hint}; known: {listing}{remedy}")

@@ -1,0 +1,541 @@
+"""A run: the client's loop from the first step to the budget, with everything around it.
+
+`run` joins the parts: data, client, a server (in this process, in a second one, or elsewhere), the
+run folder, evaluations, checkpoints, resume.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from splitlab.core.build import build_client, build_server, choose_device, resolve
+from splitlab.core.checkpoint import Checkpoints
+from splitlab.core.config import Budget, Config, flag
+from splitlab.core.data import Data, Split, load_data
+from splitlab.core.errors import ConfigError, LinkError, NetworkError, SplitlabError
+from splitlab.core.folder import RunFolder
+from splitlab.core.ledger import Ledger
+from splitlab.core.model import input_shape
+from splitlab.core.serve import open_session
+from splitlab.core.session import ClientSession
+from splitlab.core.transport import Link, PairTransport, Transport, load_transport
+
+__all__ = ["Interrupted", "Progress", "Reporter", "Result", "run"]
+
+# A second process imports torch and builds the model before it listens.
+_STARTUP_SECONDS = 180.0
+
+
+class Interrupted(SplitlabError):
+    """The run was asked to stop; its checkpoint is written."""
+
+
+@dataclass
+class Progress:
+    """How far a run is; kept in its checkpoints.
+
+    Attributes:
+        step: training steps done.
+        samples: training samples seen.
+        nominal: nominal communication so far, in uncompressed samples.
+        base_bytes: what uncompressed activations and gradients of the same samples would weigh.
+        seconds: wall time, evaluations included; `client_seconds` (with data), `server_seconds`
+            and `link_seconds` (with encoding) are the parts of its training steps.
+    """
+
+    step: int = 0
+    samples: int = 0
+    nominal: float = 0.0
+    base_bytes: int = 0
+    seconds: float = 0.0
+    client_seconds: float = 0.0
+    server_seconds: float = 0.0
+    link_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ended with.
+
+    Attributes:
+        folder: the run folder.
+        summary: the content of ``summary.json``.
+        ledger: bytes by phase, direction and kind, as in ``ledger.json``.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    ledger: dict[str, dict[str, dict[str, int]]]
+
+
+class Reporter:
+    """Is told how a run goes. This one stays silent; `splitlab.core.display` shows."""
+
+    def begin(self, config: Config, folder: Path, stack: str, total: Callable[[], float]) -> None:
+        """The run begins; ``total()`` is the share of the budget that is used, 0 to 1."""
+
+    def loading(self, part: str, done: int, total: int) -> None:
+        """So many images of a part of the data set are decoded."""
+
+    def step(self, progress: Progress, ledger: Ledger, loss: float) -> None:
+        """A training step is done."""
+
+    def evaluating(self, done: int, total: int) -> None:
+        """An evaluation has come this far, in samples."""
+
+    def evaluated(self, record: dict[str, Any]) -> None:
+        """An evaluation is done; the record as in ``metrics.jsonl``."""
+
+    def end(self, result: Result | None) -> None:
+        """The run is over; None if it failed."""
+
+
+def run(
+    config: Config | None = None,
+    *,
+    resume: str | Path | None = None,
+    connect: str | None = None,
+    observers: Sequence[object] = (),
+    reporter: Reporter | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    **options: Any,
+) -> Result:
+    """Train a split model and return what came of it.
+
+    Args:
+        config: the run; ``run(plugins=["adc"], seed=1)`` is short for
+            ``run(Config(plugins=("adc",), seed=1))``.
+        resume: go on with the run in this folder; of the options only ``budget`` and ``timeout``
+            may be given then.
+        connect: address of a server that runs already (``splitlab serve``); by default the
+            transport decides whether the server is in this process or in a second one on this
+            machine.
+        observers: objects with ``@hookimpl(wrapper=True)`` methods that watch the client's hooks,
+            and the server's too if it is in this process.
+        reporter: is told how the run goes.
+        should_stop: asked after every step; True ends the run with a checkpoint and `Interrupted`.
+        options: fields of `Config`, instead of ``config`` or on top of it.
+
+    Raises:
+        SplitlabError: everything that is wrong with configuration, plugins, data or link.
+    """
+    reporter = reporter or Reporter()
+    folder = RunFolder.open(resume) if resume is not None else None
+    if folder is not None:
+        fixed = sorted(options.keys() - {"budget", "timeout"})
+        if config is not None or fixed:
+            what = ", ".join(map(flag, fixed)) or "a configuration"
+            raise ConfigError(
+                f"{what} cannot be given with --resume: the run goes on as it began; "
+                "only --budget and --timeout may change"
+            )
+        config = folder.read_config()
+    known = dataclasses.asdict(config) if config else {}
+    config = resolve(Config.from_mapping(known | options))
+    with ExitStack() as cleanup:
+        cleanup.enter_context(_threads(config.threads or 1))
+        run = _Run(config, folder, connect, observers, reporter, should_stop, cleanup)
+        return run.go()
+
+
+class _Run:
+    """The parts of one run, put together in the order in which they may fail."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder | None,
+        connect: str | None,
+        observers: Sequence[object],
+        reporter: Reporter,
+        should_stop: Callable[[], bool],
+        cleanup: ExitStack,
+    ) -> None:
+        transport = load_transport(config.transport)
+        paired = isinstance(transport, PairTransport)
+        device = choose_device(config.device, "client", peers_here=1 if paired or connect else 2)
+        data = _load(config, reporter)
+        built = build_client(config, len(data.train.classes), device, observers)
+        spe = -(-len(data.train) // config.batch_size)
+        eval_every = config.eval_every or spe
+        config = replace(
+            config,
+            eval_every=eval_every,
+            checkpoint_every=config.checkpoint_every or eval_every,
+        )
+        if folder is None:
+            folder = RunFolder.create(config.output, config.plugins)
+            folder.write_config(replace(config, output=str(folder.path)))
+            folder.write_environment(device=str(device), threads=config.threads)
+            cleanup.push(_remove_if_unused(folder))
+        self.config = config
+        self.folder = folder
+        self.client = built.worker
+        self.data = data
+        self.progress = Progress()
+        self.ledger = Ledger()
+        self._agreement = built.agreement
+        self._batch_bytes = built.batch_bytes
+        self._steps_per_epoch = spe
+        self._stack = built.agreement["stack"] if config.plugins else "none"
+        self._budget = Budget.parse(config.budget)
+        self._nominal = built.worker.stack.nominal_ratio()
+        self._checkpoints = Checkpoints(folder.path, "client")
+        self._reporter = reporter
+        self._should_stop = should_stop
+        self._server_process: subprocess.Popen[bytes] | None = None
+        self._observers = observers
+        cleanup.callback(built.worker.stack.run_end)
+        self._link = cleanup.enter_context(self._linked(transport, connect, device))
+        self._session = ClientSession(self._link, self.ledger, config.timeout)
+
+    def go(self) -> Result:
+        """Shake hands, train to the budget, and write the result."""
+        result = None
+        try:
+            self._restore()
+            self._reporter.begin(self.config, self.folder.path, str(self._stack), self.budget_used)
+            record = self._train()
+            self._session.finish(self.progress.step)
+            result = self._finish(record)
+            return result
+        except LinkError as error:
+            raise type(error)(f"{error}{self._server_words()}{self._way_back()}") from error
+        except SplitlabError as error:
+            self._session.fail(error)
+            raise
+        except BaseException as error:
+            self._session.fail(error)
+            raise
+        finally:
+            self._reporter.end(result)
+
+    def budget_used(self) -> float:
+        """Return the share of the budget that is used; the run ends at 1."""
+        used = {
+            "steps": self.progress.step,
+            "epochs": self.progress.samples / len(self.data.train),
+            "bytes": self.ledger.total("up", "training") + self.ledger.total("down", "training"),
+            "nominal": self.progress.nominal / len(self.data.train),
+        }[self._budget.unit]
+        # A sum of many ratios misses its round value by float error.
+        return used / self._budget.amount + 1e-9
+
+    # Training.
+
+    def _train(self) -> dict[str, Any]:
+        """Train until the budget is used up; returns the last evaluation."""
+        config, progress = self.config, self.progress
+        assert config.eval_every
+        assert config.checkpoint_every
+        evaluation = self.folder.last_evaluation()
+        batches = self._batches()
+        while self.budget_used() < 1:
+            self._step(next(batches))
+            if progress.step % config.eval_every == 0:
+                evaluation = self._evaluate()
+            stop = self._should_stop()
+            if stop or progress.step % config.checkpoint_every == 0:
+                self._save()
+            if stop:
+                raise Interrupted(f"interrupted after step {progress.step}{self._way_back()}")
+        if evaluation is None or evaluation["step"] != progress.step:
+            evaluation = self._evaluate()
+        if progress.step not in self._checkpoints.steps():
+            self._save()
+        return evaluation
+
+    def _batches(self) -> Iterator[Any]:
+        epoch, skip = divmod(self.progress.step, self._steps_per_epoch)
+        while True:
+            yield from self.data.train.batches(
+                self.config.batch_size, epoch=epoch, skip=skip, shuffle=True
+            )
+            epoch, skip = epoch + 1, 0
+
+    def _step(self, batch: Any) -> None:
+        progress, session, ledger = self.progress, self._session, self.ledger
+        started = time.perf_counter()
+        server, link = session.server_seconds, session.link_seconds
+        up, down = ledger.total("up", "training"), ledger.total("down", "training")
+        loss = self.client.backward(session.exchange(self.client.forward(batch, progress.step)))
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise SplitlabError(
+                f"step {progress.step}: the loss is {loss}; lower --lr, or check the stack"
+            )
+        progress.step += 1
+        progress.samples += len(batch.targets)
+        progress.nominal += sum(self._nominal) / 2 * len(batch.targets)
+        progress.base_bytes += 2 * self._batch_bytes * len(batch.targets) // self.config.batch_size
+        seconds = time.perf_counter() - started
+        server, link = session.server_seconds - server, session.link_seconds - link
+        progress.seconds += seconds
+        progress.server_seconds += server
+        progress.link_seconds += link
+        progress.client_seconds += seconds - server - link
+        self.folder.log(
+            {
+                "kind": "train",
+                "step": progress.step,
+                "loss": loss,
+                "bytes_up": ledger.total("up", "training") - up,
+                "bytes_down": ledger.total("down", "training") - down,
+            }
+        )
+        self._reporter.step(progress, ledger, loss)
+
+    # Evaluation.
+
+    def _evaluate(self) -> dict[str, Any]:
+        started = time.perf_counter()
+        up, down = self.ledger.total("up", "evaluation"), self.ledger.total("down", "evaluation")
+        acts = self.client.stack.acts_in_evaluation() and self.config.evaluate != "uncompressed"
+        accuracy, loss = self._score(self.data.test, stacked=acts)
+        record: dict[str, Any] = {
+            "kind": "eval",
+            "step": self.progress.step,
+            "accuracy": accuracy,
+            "loss": loss,
+            "compressed": acts,
+        }
+        if acts and self.config.evaluate == "both":
+            accuracy, loss = self._score(self.data.test, stacked=False)
+            record |= {"accuracy_uncompressed": accuracy, "loss_uncompressed": loss}
+        record |= {
+            "bytes_up": self.ledger.total("up", "evaluation") - up,
+            "bytes_down": self.ledger.total("down", "evaluation") - down,
+            "training_bytes": self.ledger.total("up", "training")
+            + self.ledger.total("down", "training"),
+        }
+        self.progress.seconds += time.perf_counter() - started
+        self.folder.log(record)
+        self._reporter.evaluated(record)
+        return record
+
+    def _score(self, split: Split, *, stacked: bool) -> tuple[float, float]:
+        """Return accuracy and mean loss over the split, every sample weighing the same."""
+        right = seen = 0
+        loss = 0.0
+        for number, batch in enumerate(split.batches(self.config.batch_size)):
+            query = self.client.query(batch, number, stacked=stacked)
+            ids, loss_sum = self.client.answer(self._session.exchange(query))
+            right += int((ids == batch.targets).sum())
+            loss += loss_sum
+            seen += len(batch.targets)
+            self._reporter.evaluating(seen, len(split))
+        return right / seen, loss / seen
+
+    # Checkpoints, resume, result.
+
+    def _save(self) -> None:
+        step = self.progress.step
+        self._session.save(step)
+        tensors, values = self.client.state()
+        values["run"] = {
+            "progress": dataclasses.asdict(self.progress),
+            "ledger": self.ledger.counts,
+            "metrics_bytes": self.folder.metrics_size(),
+        }
+        self._checkpoints.save(step, tensors, values)
+        self.folder.write_ledger(self.ledger)
+
+    def _restore(self) -> None:
+        """Load the newest checkpoint, if any, and shake hands."""
+        step = max(self._checkpoints.steps(), default=0)
+        metrics_bytes = 0
+        if step:
+            tensors, values = self._checkpoints.load(step)
+            state = values.pop("run")
+            self.client.load_state(tensors, values)
+            self.progress = Progress(**state["progress"])
+            self.ledger.counts = Ledger(state["ledger"]).counts
+            metrics_bytes = state["metrics_bytes"]
+        self.folder.cut_metrics(metrics_bytes)
+        self._session.open(
+            self._agreement, run=self.folder.path.name, step=step, batch_bytes=self._batch_bytes
+        )
+
+    def _finish(self, evaluation: dict[str, Any]) -> Result:
+        progress, ledger = self.progress, self.ledger
+        up, down = ledger.total("up", "training"), ledger.total("down", "training")
+        summary = {
+            "accuracy": evaluation["accuracy"],
+            "loss": evaluation["loss"],
+            **{key: evaluation[key] for key in evaluation if key.endswith("_uncompressed")},
+            "steps": progress.step,
+            "epochs": progress.samples / len(self.data.train),
+            "seconds": progress.seconds,
+            "client_seconds": progress.client_seconds,
+            "server_seconds": progress.server_seconds,
+            "link_seconds": progress.link_seconds,
+            "ratio_nominal": sum(self._nominal) / 2,
+            "ratio_measured": (up + down) / progress.base_bytes,
+            "bytes_up": up,
+            "bytes_down": down,
+            "stack": list(self.config.plugins),
+            "transport": self.config.transport,
+            "dataset": self.data.name,
+            "model": self.config.model,
+            "cut": self.config.cut,
+            "seed": self.config.seed,
+        }
+        self.folder.write_ledger(ledger)
+        self.folder.write_summary(summary)
+        return Result(self.folder.path, summary, ledger.counts)
+
+    def _way_back(self) -> str:
+        step = max(self._checkpoints.steps(), default=0)
+        start = f"the checkpoint of step {step}" if step else "the beginning"
+        if not self.progress.step:
+            return ""
+        return f"; go on from {start} with: splitlab run --resume {self.folder.path}"
+
+    # The link, and the server behind it.
+
+    @contextmanager
+    def _linked(
+        self, transport: Transport | PairTransport, connect: str | None, device: torch.device
+    ) -> Iterator[Link]:
+        """Yield the client's end of a link; whatever was started ends with the block."""
+        if isinstance(transport, PairTransport):
+            if connect:
+                raise ConfigError(f"transport {self.config.transport!r} cannot join a server")
+            with self._server_inside(transport, device) as link:
+                yield link
+            return
+        launched = transport.launched()
+        if connect or launched:
+            address = connect or (launched[1] if launched else "")
+            link = transport.connect(address, device=device, timeout=self.config.timeout)
+            try:
+                yield link
+            finally:
+                link.close()
+            return
+        with self._server_process_running() as address:
+            link = transport.connect(address, device=device, timeout=_STARTUP_SECONDS)
+            try:
+                yield link
+            finally:
+                link.close()
+
+    @contextmanager
+    def _server_inside(self, transport: PairTransport, device: torch.device) -> Iterator[Link]:
+        server = build_server(self.config, len(self.data.train.classes), device, self._observers)
+        client_end, server_end = transport.pair(lambda: session.turn() and None)
+        session = open_session(server_end, server, self.config, self.folder.path)
+        try:
+            yield client_end
+        finally:
+            client_end.close()
+            server_end.close()
+            server.worker.stack.run_end()
+
+    @contextmanager
+    def _server_process_running(self) -> Iterator[str]:
+        """Start a server on this machine and yield its address; it ends with the block."""
+        reading, writing = os.pipe()
+        command = [sys.executable, "-m", "splitlab.core.cli", "serve"]
+        command += ["--config", str(self.folder.path / "config.toml")]
+        command += ["--output", str(self.folder.path)]
+        command += [
+            "--output",
+            str(self.folder.path),
+            "--classes",
+            str(len(self.data.train.classes)),
+        ]
+        command += ["--announce", str(writing), "--wait", str(_STARTUP_SECONDS)]
+        command += ["--timeout", str(self.config.timeout)]
+        with self.folder.server_log().open("wb") as log:
+            # A session of its own: Ctrl-C reaches the client only, which ends both in good order.
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(writing,),
+                start_new_session=True,
+            )
+        os.close(writing)
+        self._server_process = process
+        try:
+            with os.fdopen(reading) as pipe:
+                ready, _, _ = select.select([pipe], [], [], _STARTUP_SECONDS)
+                address = pipe.readline().strip() if ready else ""
+            if not address:
+                raise NetworkError(f"the server process did not start{self._server_words()}")
+            yield address
+        finally:
+            _end(process)
+
+    def _server_words(self) -> str:
+        """Return why the server process ended, if it did, from its log."""
+        process = self._server_process
+        if process is None:
+            return ""
+        try:
+            process.wait(2.0)
+        except subprocess.TimeoutExpired:
+            return ""
+        if process.returncode == -signal.SIGKILL:
+            return "; the server process was killed"
+        lines = self.folder.server_log().read_text(errors="replace").strip().splitlines()
+        last = lines[-1].removeprefix("splitlab: error: ") if lines else "it printed nothing"
+        return f"; the server process ended with status {process.returncode}: {last}"
+
+
+def _load(config: Config, reporter: Reporter) -> Data:
+    channels, image_size = input_shape(config.model, config.image_size)
+    return load_data(
+        config.dataset,
+        config.data_dir,
+        image_size=image_size,
+        channels=channels,
+        seed=config.seed,
+        augment=config.augment,
+        workers=config.workers,
+        progress=reporter.loading,
+    )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for the server process, which ends by itself when the link does; then make it end."""
+    for ask in (lambda: None, process.terminate, process.kill):
+        ask()
+        try:
+            process.wait(5.0)
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _remove_if_unused(folder: RunFolder) -> Callable[..., None]:
+    """Return an exit callback: a failed run that made no step leaves no folder behind."""
+
+    def leave(kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is not None and not folder.metrics_size():
+            folder.remove()
+
+    return leave

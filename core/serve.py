@@ -1,0 +1,98 @@
+"""The server: one client is served to the end of its run."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import torch
+from splitlab.core.build import Built, build_server, choose_device, resolve
+from splitlab.core.checkpoint import Checkpoints
+from splitlab.core.config import Config
+from splitlab.core.engine import Server
+from splitlab.core.errors import ConfigError, ProtocolError
+from splitlab.core.session import ServerSession
+from splitlab.core.transport import Link, PairTransport, load_transport
+
+__all__ = ["open_session", "serve"]
+
+
+def serve(
+    config: Config,
+    classes: int,
+    *,
+    address: str | None = None,
+    output: str | None = None,
+    announce: int | None = None,
+    wait: float = 86400.0,
+    peers_here: int = 1,
+) -> int:
+    """Listen, serve one client, print how it went, and return the number of training steps served.
+
+    Args:
+        config: the same as the client's in everything that both must agree on.
+        classes: C, width of the head.
+        address: where to listen; the transport's default (loopback, a free port) if None.
+        output: folder for the server's checkpoints; ``runs/NAME`` by default, with the client's
+            name for the run.
+        announce: file descriptor to which the real address is written once the server listens.
+        wait: seconds to wait for a client.
+        peers_here: 2 if the client runs on this machine too; it then has the first GPU.
+
+    Raises:
+        SplitlabError: also when the client is gone before the end of its run.
+    """
+    config = resolve(config)
+    transport = load_transport(config.transport)
+    if isinstance(transport, PairTransport):
+        raise ConfigError(f"transport {config.transport!r} has both peers in one process; use tcp")
+    device = choose_device(config.device, "server", peers_here=peers_here)
+    torch.set_num_threads(config.threads or 1)
+    built = build_server(config, classes, device)
+    listener = transport.listen(address or transport.default_address, device=device)
+    try:
+        print(f"serving {built.agreement['stack']} on {listener.address}", flush=True)
+        if announce is not None:
+            with os.fdopen(announce, "w") as pipe:
+                pipe.write(listener.address + "\n")
+        link = listener.accept(wait)
+    finally:
+        listener.close()
+    session = open_session(link, built, config, output)
+    try:
+        while session.turn():
+            pass
+    finally:
+        link.close()
+        built.worker.stack.run_end()
+    print(f"served {session.steps} steps to the end of the client's run", flush=True)
+    return session.steps
+
+
+def open_session(
+    link: Link, built: Built[Server], config: Config, output: str | Path | None
+) -> ServerSession:
+    """Return the server's session on a link, with checkpoints below ``output``."""
+    checkpoints: list[Checkpoints] = []
+
+    def resume(run: str, step: int) -> None:
+        if output is None and not re.fullmatch(r"\w[\w.+-]{0,199}", run):
+            raise ProtocolError(f"the client's name for the run, {run!r}, cannot name a folder")
+        folder = Path(output) if output is not None else Path("runs") / run
+        checkpoints.append(Checkpoints(folder, "server"))
+        if step:
+            built.worker.load_state(*checkpoints[0].load(step))
+
+    def save(step: int) -> None:
+        checkpoints[0].save(step, *built.worker.state())
+
+    return ServerSession(
+        link,
+        built.worker,
+        built.agreement,
+        batch_bytes=built.batch_bytes,
+        timeout=config.timeout,
+        resume=resume,
+        save=save,
+    )

@@ -1,0 +1,140 @@
+"""The contract of a link between the two peers, and of the transports that make links.
+
+A transport is a class named in ``registry.toml`` (or by an entry point of the group
+``splitlab.transports``), built without arguments. It moves frames of `splitlab.core.wire` and knows
+neither hooks nor models. Every wait has a deadline. Blame, as in `splitlab.core.errors`:
+`ConfigError` for an address or device that cannot be used, `ProtocolError` for a frame that the
+format does not allow, `NetworkError` for silence, loss of connection and addresses in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from splitlab.core.errors import ConfigError, SplitlabError
+from splitlab.core.message import Message
+from splitlab.core.registry import entries, load
+from splitlab.core.wire import Limits
+
+__all__ = ["Link", "Listener", "PairTransport", "Transport", "load_transport", "working_transports"]
+
+
+class Link(Protocol):
+    """One end of a connection between exactly two peers. Not thread-safe.
+
+    Attributes:
+        limits: what an incoming frame may declare; the session narrows it after the handshake.
+        peer: who is at the other end, for error messages, such as ``"tcp://10.0.0.2:4711"``.
+    """
+
+    limits: Limits
+    peer: str
+
+    def send(self, message: Message, timeout: float) -> int:
+        """Freeze the message, send it and return the bytes of its frame (``message.frame_bytes``).
+
+        Args:
+            message: tensors on any device; sent from the memory where they lie if they can be.
+            timeout: seconds without progress after which `NetworkError` is raised.
+        """
+        ...
+
+    def receive(self, timeout: float) -> Message:
+        """Return the next message; `NetworkError` after ``timeout`` seconds without progress."""
+        ...
+
+    def close(self) -> None:
+        """Release everything at once; allowed twice. The other end sees the connection end."""
+        ...
+
+
+class Listener(Protocol):
+    """Waits for one peer.
+
+    Attributes:
+        address: where it really listens (a port 0 has become a number); what `connect` is given.
+    """
+
+    address: str
+
+    def accept(self, timeout: float) -> Link:
+        """Return the link to the first peer; `NetworkError` after ``timeout`` seconds."""
+        ...
+
+    def close(self) -> None:
+        """Stop listening and free the port; links made before stay open."""
+        ...
+
+
+@runtime_checkable
+class Transport(Protocol):
+    """Makes links between two processes. The server listens, the client connects.
+
+    Attributes:
+        default_address: where `listen` listens if no address is given; loopback, a free port.
+    """
+
+    default_address: str
+
+    def unavailable(self) -> str | None:
+        """Return why this transport cannot work on this machine, or None if it can."""
+        ...
+
+    def launched(self) -> tuple[Literal["client", "server"], str] | None:
+        """Return (role, address) if a launcher such as torchrun started both peers, else None."""
+        ...
+
+    def listen(self, address: str, *, device: torch.device) -> Listener:
+        """Bind the address at once; `NetworkError` if it is taken."""
+        ...
+
+    def connect(self, address: str, *, device: torch.device, timeout: float) -> Link:
+        """Connect to a listener; a refused connection is tried again until the deadline."""
+        ...
+
+
+@runtime_checkable
+class PairTransport(Protocol):
+    """Makes both ends of a link in one process."""
+
+    def unavailable(self) -> str | None:
+        """Return why this transport cannot work on this machine, or None if it can."""
+        ...
+
+    def pair(self, serve: Callable[[], None]) -> tuple[Link, Link]:
+        """Return (client end, server end).
+
+        Args:
+            serve: lets the server take one turn (receive one message, send the answer); called by
+                the client end's `receive` when nothing has arrived.
+        """
+        ...
+
+
+def load_transport(name: str) -> Transport | PairTransport:
+    """Return a new transport of that name.
+
+    Raises:
+        ConfigError: no such name, or it cannot work on this machine: says what is missing and
+            which transports work here.
+    """
+    transport: Transport | PairTransport = load("transports", name)()
+    missing = transport.unavailable()
+    if missing:
+        works = ", ".join(working_transports()) or "none"
+        raise ConfigError(f"transport {name!r} cannot be used here: {missing}; these can: {works}")
+    return transport
+
+
+def working_transports() -> list[str]:
+    """Return the names of all transports that work on this machine."""
+    found = []
+    for name in entries("transports"):
+        try:
+            if load("transports", name)().unavailable() is None:
+                found.append(name)
+        except SplitlabError:
+            continue  # an outside package that is broken works nowhere
+    return sorted(found)

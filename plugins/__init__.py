@@ -1,0 +1,1 @@
+"""Compression methods, one file each, named in ``registry.toml`` and loaded like a stranger's."""

@@ -1,0 +1,42 @@
+"""Addresses as users write them: ``scheme://host:port``, IPv6 hosts in brackets."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from splitlab.core.errors import ConfigError
+
+__all__ = ["Address"]
+
+
+class Address(NamedTuple):
+    """Where a peer listens. A host is a name or a number; port 0 stands for any free one."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str, scheme: str) -> Address:
+        """Read an address of this scheme, or raise `ConfigError`."""
+        try:
+            parts = urlsplit(text)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            parts = host = port = None
+        if parts is None or host is None or port is None or parts.scheme != scheme:
+            raise ConfigError(
+                f"{text!r} is not an address of this transport; "
+                f"write {scheme}://HOST:PORT, for example {scheme}://127.0.0.1:4711"
+            )
+        return cls(scheme, host, port)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the host names this machine's loopback interface."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"

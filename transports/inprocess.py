@@ -1,0 +1,117 @@
+"""Both peers in one process: real frames, no socket.
+
+What one end sends is encoded, copied into fresh memory and decoded at the other end, so the peers
+share no tensor and the frames are those of every other transport.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import torch
+
+from splitlab.core.errors import NetworkError
+from splitlab.core.message import Message
+from splitlab.core.wire import DEFAULT_LIMITS, Frame, Limits, decode, encode
+
+__all__ = ["InProcess"]
+
+
+class InProcess:
+    """Makes both ends of a link in this process (a `splitlab.core.transport.PairTransport`)."""
+
+    def unavailable(self) -> str | None:
+        """Return None: it works everywhere."""
+        return None
+
+    def pair(self, serve: Callable[[], None] | None = None) -> tuple[InProcessLink, InProcessLink]:
+        """Return (client end, server end).
+
+        Args:
+            serve: lets the server take one turn (receive one message, send the answer), inside of
+                the client's `receive`. Without it each end belongs to a thread of its own.
+        """
+        up, down = _Pipe(), _Pipe()
+        return (
+            InProcessLink("the server in this process", inbox=down, outbox=up, serve=serve),
+            InProcessLink("the client in this process", inbox=up, outbox=down),
+        )
+
+
+class InProcessLink:
+    """One end of the link (a `splitlab.core.transport.Link`)."""
+
+    def __init__(
+        self,
+        peer: str,
+        *,
+        inbox: _Pipe,
+        outbox: _Pipe,
+        serve: Callable[[], None] | None = None,
+    ) -> None:
+        self.limits: Limits = DEFAULT_LIMITS
+        self.peer = peer
+        self._inbox = inbox
+        self._outbox = outbox
+        self._serve = serve
+
+    def send(self, message: Message, timeout: float) -> int:
+        """Send without waiting: only memory bounds what is in flight."""
+        frame = encode(message)
+        if not self._outbox.put(frame):
+            raise NetworkError(f"{self.peer}: the peer closed the connection")
+        return frame.nbytes
+
+    def receive(self, timeout: float) -> Message:
+        """Return the next message; first let the server take its turns until it has answered."""
+        deadline = time.monotonic() + timeout
+        while self._serve and self._outbox and not self._inbox and time.monotonic() < deadline:
+            self._serve()
+        # In one thread nothing can arrive while we wait.
+        patience = 0.0 if self._serve else timeout
+        arrived = self._inbox.get(patience)
+        if arrived is None:
+            reason = "closed the connection" if self._inbox.closed else "sent nothing"
+            raise NetworkError(f"{self.peer}: the peer {reason}")
+        return decode(*arrived, self.limits)
+
+    def close(self) -> None:
+        """Close both directions; what was sent before can still be received."""
+        self._inbox.close()
+        self._outbox.close()
+
+
+class _Pipe:
+    """One direction: frames in flight."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self._frames: deque[tuple[bytes, torch.Tensor]] = deque()
+        self._changed = threading.Condition()
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def put(self, frame: Frame) -> bool:
+        """Append a copy of the frame; return whether the pipe is open."""
+        tensors = [tensor.cpu() for tensor in frame.tensors]
+        data = torch.cat(tensors) if tensors else torch.empty(0, dtype=torch.uint8)
+        with self._changed:
+            if not self.closed:
+                self._frames.append((frame.head, data))
+                self._changed.notify()
+            return not self.closed
+
+    def get(self, timeout: float) -> tuple[bytes, torch.Tensor] | None:
+        """Return the oldest frame, or None if none came in time or can come any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._frames or self.closed, timeout)
+            return self._frames.popleft() if self._frames else None
+
+    def close(self) -> None:
+        with self._changed:
+            self.closed = True
+            self._changed.notify_all()

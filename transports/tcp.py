@@ -1,0 +1,197 @@
+"""Two processes or two machines over TCP. The only module that imports ``socket``.
+
+Deadlines are the kernel's (``SO_RCVTIMEO``, ``SO_SNDTIMEO``), which costs nothing per call, where a
+poll before every call would. A sender counts the time of one call and goes on after a partial one,
+so it notices a stalled peer within twice the time.
+
+Nothing here authenticates the peer or hides the data: listen on loopback or in a network you trust.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from splitlab.core.errors import NetworkError
+from splitlab.core.message import Message
+from splitlab.core.wire import Limits, Reader, encode
+from splitlab.transports.address import Address
+
+__all__ = ["Tcp", "TcpLink", "TcpListener", "bind", "dial"]
+
+_RETRY_SECONDS = 0.05
+_MAX_BUFFERS = os.sysconf("SC_IOV_MAX")
+
+
+class Tcp:
+    """Frames on a TCP stream (a `splitlab.core.transport.Transport`)."""
+
+    default_address = "tcp://127.0.0.1:0"
+
+    def unavailable(self) -> str | None:
+        """Return None: it works everywhere."""
+        return None
+
+    def listen(self, address: str, *, device: torch.device) -> TcpListener:
+        """Bind exactly the host and port of the address."""
+        parsed = Address.parse(address, "tcp")
+        bound = bind(parsed)
+        return TcpListener(bound, parsed._replace(port=bound.getsockname()[1]))
+
+    def connect(self, address: str, *, device: torch.device, timeout: float) -> TcpLink:
+        """Connect, waiting for a server that is not there yet. Tensors arrive in CPU memory."""
+        parsed = Address.parse(address, "tcp")
+        return TcpLink(dial(parsed, timeout), str(parsed))
+
+
+class TcpListener:
+    """A bound port (a `splitlab.core.transport.Listener`)."""
+
+    def __init__(self, bound: socket.socket, address: Address) -> None:
+        self.address = str(address)
+        self._socket = bound
+
+    def accept(self, timeout: float) -> TcpLink:
+        """Return the link to the peer that connects first."""
+        self._socket.settimeout(timeout)
+        try:
+            connection, where = self._socket.accept()
+        except TimeoutError:
+            raise NetworkError(
+                f"no client came to {self.address} in {timeout:g} s; "
+                f"start one with `splitlab join {self.address}`"
+            ) from None
+        except OSError as error:
+            raise NetworkError(f"{self.address}: {error.strerror or error}") from None
+        return TcpLink(connection, str(Address("tcp", where[0], where[1])))
+
+    def close(self) -> None:
+        """Free the port."""
+        self._socket.close()
+
+
+class TcpLink:
+    """One end of a connection (a `splitlab.core.transport.Link`)."""
+
+    def __init__(self, connection: socket.socket, peer: str) -> None:
+        connection.settimeout(None)
+        # A message is one sendmsg; holding its tail back to fill a packet would only delay it.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.peer = peer
+        self._socket = connection
+        self._reader = Reader()
+        self._timeout = 0.0
+
+    @property
+    def limits(self) -> Limits:
+        """What the next frame may declare."""
+        return self._reader.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._reader.limits = limits
+
+    def send(self, message: Message, timeout: float) -> int:
+        """Send the message from where its tensors lie; those of a GPU are copied to the CPU."""
+        frame = encode(message)
+        buffers = frame.buffers()
+        with self._blame("took", timeout):
+            while buffers:
+                sent = self._socket.sendmsg(buffers[:_MAX_BUFFERS])
+                buffers = _rest(buffers, sent)
+        return frame.nbytes
+
+    def receive(self, timeout: float) -> Message:
+        """Return the next message; its tensors were received straight into their memory."""
+        message = None
+        with self._blame("sent", timeout):
+            while message is None:
+                count = self._socket.recv_into(self._reader.buffer())
+                if count == 0:
+                    raise ConnectionResetError
+                message = self._reader.advance(count)
+        return message
+
+    def close(self) -> None:
+        """Close the connection; what was sent is still delivered."""
+        self._socket.close()
+
+    @contextmanager
+    def _blame(self, verb: str, timeout: float) -> Iterator[None]:
+        try:
+            if timeout != self._timeout:
+                _set_deadline(self._socket, timeout)
+                self._timeout = timeout
+            yield
+        except BlockingIOError:
+            raise NetworkError(f"{self.peer}: the peer {verb} nothing for {timeout:g} s") from None
+        except ConnectionError:
+            raise NetworkError(f"{self.peer}: the peer closed the connection") from None
+        except OSError as error:
+            reason = "this link is closed" if self._socket.fileno() < 0 else error.strerror
+            raise NetworkError(f"{self.peer}: {reason}") from None
+
+
+def bind(address: Address) -> socket.socket:
+    """Return a socket that listens on exactly this host and port, or raise `NetworkError`."""
+    try:
+        family, _, _, _, where = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise NetworkError(f"cannot listen on {address}: {error.strerror}") from None
+    try:
+        # A restarted server gets its port back at once; two servers still cannot share it.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(where)
+        bound.listen()
+    except OSError as error:
+        bound.close()
+        raise NetworkError(
+            f"cannot listen on {address}: {error.strerror}; "
+            "choose another port, or port 0 for any free one"
+        ) from None
+    return bound
+
+
+def dial(address: Address, timeout: float) -> socket.socket:
+    """Return a connection; while nobody listens, try again until the deadline."""
+    deadline = time.monotonic() + timeout
+    while (remaining := deadline - time.monotonic()) > 0:
+        try:
+            connection = socket.create_connection((address.host, address.port), remaining)
+        except (ConnectionRefusedError, TimeoutError):
+            time.sleep(min(_RETRY_SECONDS, remaining))
+            continue
+        except OSError as error:
+            raise NetworkError(f"cannot reach {address}: {error.strerror}") from None
+        # On loopback, a port that is free may be lent to the very socket that looks for it.
+        if connection.getsockname() != connection.getpeername():
+            return connection
+        connection.close()
+    raise NetworkError(
+        f"no server at {address} after {timeout:g} s; "
+        f"start one with `splitlab serve --address {address}`"
+    )
+
+
+def _set_deadline(connection: socket.socket, timeout: float) -> None:
+    microseconds = max(1, round(timeout * 1e6))  # zero would mean forever
+    value = struct.pack("@ll", *divmod(microseconds, 1_000_000))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+
+
+def _rest(buffers: list[memoryview], sent: int) -> list[memoryview]:
+    for index, buffer in enumerate(buffers):
+        if sent < len(buffer):
+            return [buffer[sent:], *buffers[index + 1 :]]
+        sent -= len(buffer)
+    return []
