@@ -78,6 +78,9 @@ class Split:
 
     Decoded images are kept as uint8 where they fit in `DECODED_LIMIT` and are the same in every
     epoch; otherwise each batch is decoded when its turn comes, `workers` threads working ahead.
+
+    Attributes:
+        classes: their names, by class id.
     """
 
     def __init__(
@@ -158,20 +161,21 @@ class Split:
         """Yield (B, C, S, S) uint8 for each part; threads end with the iterator."""
         source = self._source
         assert source is not None
+
+        def encoded(part: torch.Tensor) -> Iterator[tuple[int, _Encoded]]:
+            rows = part.tolist()
+            return zip(rows, source.read(rows), strict=True)
+
         if not self._workers:
             for part in parts:
-                rows = part.tolist()
-                images = zip(rows, source.read(rows), strict=True)
-                yield torch.stack([self._decode_one(row, image, epoch) for row, image in images])
+                yield torch.stack([self._decode_one(*image, epoch) for image in encoded(part)])
             return
         pool = ThreadPoolExecutor(self._workers)
+        ahead: deque[list[Future[torch.Tensor]]] = deque()
         try:
-            ahead: deque[list[Future[torch.Tensor]]] = deque()
             for part in parts:
-                rows = part.tolist()
-                images = zip(rows, source.read(rows), strict=True)
                 ahead.append(
-                    [pool.submit(self._decode_one, row, image, epoch) for row, image in images]
+                    [pool.submit(self._decode_one, *image, epoch) for image in encoded(part)]
                 )
                 if len(ahead) > BATCHES_AHEAD:
                     yield torch.stack([image.result() for image in ahead.popleft()])
@@ -441,7 +445,7 @@ def _read_parquet(files: Sequence[Path], origin: str, entry: DatasetEntry | None
 def _find_images(folder: Path, names: Sequence[str]) -> list[Path]:
     for name in names:
         part = folder / name
-        if part.is_dir() and any(path.is_dir() for path in part.iterdir()):
+        if any(path.is_dir() for path in part.glob("*")):
             return [part]
     return []
 
@@ -471,7 +475,7 @@ def _load_local(
             )
     # Builders pass on whatever pyarrow, fsspec or the file system raise.
     except Exception as error:  # noqa: BLE001
-        cause = error.__cause__ or error  # "An error occurred while generating the dataset" is none
+        cause = error.__cause__ or error  # datasets wraps it in words that do not tell
         raise ConfigError(
             f"{origin} cannot be read ({_brief(cause)}); are its files complete?"
         ) from None
@@ -536,7 +540,8 @@ def _read_table(table: Any, origin: str, entry: DatasetEntry | None) -> _Source:
         classes = tuple(feature.names)
     elif "string" in feature.dtype:
         classes = tuple(sorted(set(values)))
-        values = [classes.index(value) for value in values]
+        ids = {name: number for number, name in enumerate(classes)}
+        values = [ids[value] for value in values]
     images = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
 
     def read(rows: list[int]) -> list[_Encoded]:

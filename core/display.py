@@ -44,7 +44,12 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str
         table.add_column(name, overflow="fold", no_wrap=i == 0)
     for row in rows:
         table.add_row(*map(Text, row))
-    Console(soft_wrap=False).print(table)
+    _console().print(table)
+
+
+def _console() -> Console:
+    # Where there is no terminal there is no width to fit into; rich would assume 80 columns.
+    return Console() if sys.stdout.isatty() else Console(width=140)
 
 
 class _State:
@@ -230,7 +235,7 @@ def reporter(quiet: bool) -> Any:
 def show_result(result: Result) -> None:
     """Print the table that ends a run."""
     summary, ledger = result.summary, result.ledger
-    console = Console(soft_wrap=True)
+    console = _console()
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", justify="right")
     facts.add_column(no_wrap=True)
@@ -253,7 +258,7 @@ def show_result(result: Result) -> None:
     kinds = ("activation", "gradient", "targets", "side", "prediction", "header")
     shown = [k for k in kinds if any(k in d for phase in ledger.values() for d in phase.values())]
     table = Table(title="bytes that crossed the link", title_justify="left", box=None)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in (*shown, "sum"):
         table.add_column(name, justify="right")
     for phase, directions in ledger.items():

@@ -189,7 +189,7 @@ class _Run:
         self._agreement = built.agreement
         self._batch_bytes = built.batch_bytes
         self._steps_per_epoch = spe
-        self._stack = built.agreement["stack"] if config.plugins else "none"
+        self._stack = " + ".join(config.plugins) or "none"
         self._budget = Budget.parse(config.budget)
         self._nominal = built.worker.stack.nominal_ratio()
         self._checkpoints = Checkpoints(folder.path, "client")
@@ -206,7 +206,7 @@ class _Run:
         result = None
         try:
             self._restore()
-            self._reporter.begin(self.config, self.folder.path, str(self._stack), self.budget_used)
+            self._reporter.begin(self.config, self.folder.path, self._stack, self.budget_used)
             record = self._train()
             self._session.finish(self.progress.step)
             result = self._finish(record)

@@ -52,9 +52,10 @@ sent is a `PluginError`: a message is built by the engine and by plugins.
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -130,49 +131,51 @@ class Slot(NamedTuple):
 
     role: Role
     name: str
-    code: str
+    dtype: torch.dtype
     shape: tuple[int, ...]
     begin: int
     end: int
 
 
-def _layout(
-    tensors: Iterable[tuple[Role, str, str, tuple[int, ...]]], limits: Limits
-) -> list[Slot]:
-    """Give every (role, name, dtype code, shape) its place, or raise `ValueError`."""
-    largest = limits.frame_bytes
-    sized = []
-    for role, name, code, shape in tensors:
-        _check_name("tensor", name, limits)
-        if len(shape) > limits.dimensions:
-            raise ValueError(
-                f"tensor {name!r} has {len(shape)} dimensions; allowed: {limits.dimensions}"
-            )
-        itemsize = _DTYPES[code].itemsize
-        nbytes = extent = itemsize
-        for size in shape:
-            if not 0 <= size <= largest:
-                raise ValueError(
-                    f"tensor {name!r} has a dimension outside 0 to {largest} (frame_bytes)"
-                )
-            nbytes *= size
-            extent *= size or 1
-        if extent > largest:
-            raise ValueError(
-                f"tensor {name!r} of shape {[*shape]} exceeds {largest} bytes (frame_bytes)"
-            )
-        sized.append((role, name, code, shape, itemsize, nbytes))
-    if len(sized) > limits.tensors:
-        raise ValueError(f"{len(sized)} tensors; allowed: {limits.tensors}")
-    begins = [0] * len(sized)
-    offset = 0
-    for index in sorted(range(len(sized)), key=lambda index: -sized[index][4]):
-        begins[index] = offset
-        offset += sized[index][5]
-    return [
-        Slot(role, name, code, shape, begin, begin + nbytes)
-        for (role, name, code, shape, _, nbytes), begin in zip(sized, begins, strict=True)
+_Description = tuple[Role, str, torch.dtype, tuple[int, ...]]
+
+
+def _layout(tensors: Sequence[_Description], limits: Limits) -> tuple[list[Slot], int]:
+    """Return the places of the tensors and the bytes they take, or raise `ValueError`."""
+    if len(tensors) > limits.tensors:
+        raise ValueError(f"{len(tensors)} tensors; allowed: {limits.tensors}")
+    sizes = [_size(*tensor, limits) for tensor in tensors]
+    begins = [0] * len(tensors)
+    total = 0
+    for index in sorted(range(len(tensors)), key=lambda index: -tensors[index][2].itemsize):
+        begins[index] = total
+        total += sizes[index]
+    slots = [
+        Slot(*tensor, begin, begin + size)
+        for tensor, begin, size in zip(tensors, begins, sizes, strict=True)
     ]
+    return slots, total
+
+
+def _size(role: Role, name: str, dtype: torch.dtype, shape: tuple[int, ...], limits: Limits) -> int:
+    _check_name("tensor", name, limits)
+    if len(shape) > limits.dimensions:
+        raise ValueError(
+            f"tensor {name!r} has {len(shape)} dimensions; allowed: {limits.dimensions}"
+        )
+    size = extent = dtype.itemsize
+    for length in shape:
+        if not 0 <= length <= limits.frame_bytes:
+            raise ValueError(
+                f"tensor {name!r} has a dimension outside 0 to {limits.frame_bytes} (frame_bytes)"
+            )
+        size *= length
+        extent *= length or 1
+    if extent > limits.frame_bytes:
+        raise ValueError(
+            f"tensor {name!r} of shape {[*shape]} exceeds {limits.frame_bytes} bytes (frame_bytes)"
+        )
+    return size
 
 
 def _check_name(what: str, name: str, limits: Limits) -> None:
@@ -189,8 +192,7 @@ def _check_name(what: str, name: str, limits: Limits) -> None:
 _write_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """An encoded message, in pieces that lie where they lay.
 
     Attributes:
@@ -217,10 +219,9 @@ def encode(message: Message, limits: Limits = DEFAULT_LIMITS) -> Frame:
         PluginError: the format cannot carry it (dtype, name, metadata, size).
     """
     try:
-        slots = _layout(_describe(message), limits)
-        header = _write_header(message, slots, limits)
-        data_bytes = sum(slot.end - slot.begin for slot in slots)
-        nbytes = OPENING_BYTES + len(header) + data_bytes
+        plan = _plan(tuple([_describe(message, name) for name in message]), limits)
+        header = _write_header(message.meta, plan.members, limits)
+        nbytes = OPENING_BYTES + len(header) + plan.data_bytes
         if nbytes > limits.frame_bytes:
             raise ValueError(f"a frame of {nbytes} bytes; allowed: {limits.frame_bytes}")
         opening = _OPENING.pack(
@@ -235,45 +236,67 @@ def encode(message: Message, limits: Limits = DEFAULT_LIMITS) -> Frame:
         )
     except (ValueError, struct.error) as error:
         raise PluginError(f"cannot send this {message.kind.name} message: {error}") from None
-    slots.sort(key=lambda slot: slot.begin)
-    tensors = [_flat(message[slot.name]) for slot in slots if slot.end > slot.begin]
+    tensors = [_flat(message[name]) for name in plan.order]
     message.freeze()
     message.frame_bytes = nbytes
     return Frame(opening + header, tensors, nbytes)
 
 
-def _describe(message: Message) -> Iterator[tuple[Role, str, str, tuple[int, ...]]]:
-    for name in message:
-        tensor = message[name]
-        code = _CODES.get(tensor.dtype)
-        if code is None:
-            raise ValueError(f"tensor {name!r} is {tensor.dtype}; allowed: {', '.join(_DTYPES)}")
-        if tensor.layout is not torch.strided or tensor.is_meta:
-            raise ValueError(f"tensor {name!r} is not dense ({tensor.layout}, {tensor.device})")
-        yield message.role(name), name, code, tuple(tensor.shape)
+def _describe(message: Message, name: str) -> _Description:
+    tensor = message[name]
+    if tensor.dtype not in _CODES:
+        raise ValueError(f"tensor {name!r} is {tensor.dtype}; allowed: {', '.join(_DTYPES)}")
+    if tensor.layout is not torch.strided or tensor.is_meta:
+        raise ValueError(f"tensor {name!r} is not dense ({tensor.layout}, {tensor.device})")
+    return message.role(name), name, tensor.dtype, tuple(tensor.shape)
 
 
-def _write_header(message: Message, slots: list[Slot], limits: Limits) -> bytes:
-    header: dict[str, Any] = {}
-    if message.meta:
-        header["__metadata__"] = metadata = {}
-        for name, value in message.meta.items():
+class _Plan(NamedTuple):
+    """What encoding computes from roles, names, dtypes and shapes alone.
+
+    Attributes:
+        members: the tensors' members of the header's JSON object.
+        order: names in the order of the layout, tensors without bytes left out.
+        data_bytes: length of all tensors together.
+    """
+
+    members: str
+    order: tuple[str, ...]
+    data_bytes: int
+
+
+@functools.lru_cache(maxsize=64)  # step after step looks the same
+def _plan(tensors: tuple[_Description, ...], limits: Limits) -> _Plan:
+    slots, data_bytes = _layout(tensors, limits)
+    members = {
+        f"{slot.role}/{slot.name}": {
+            "dtype": _CODES[slot.dtype],
+            "shape": slot.shape,
+            "data_offsets": (slot.begin, slot.end),
+        }
+        for slot in slots
+    }
+    full = sorted((slot.begin, slot.name) for slot in slots if slot.end > slot.begin)
+    return _Plan(_write_json(members)[1:-1], tuple(name for _, name in full), data_bytes)
+
+
+def _write_header(meta: dict[str, Any], members: str, limits: Limits) -> bytes:
+    text = members
+    if meta:
+        metadata = {}
+        for name, value in meta.items():
             _check_name("metadata", name, limits)
             try:
                 metadata[name] = _write_json(value)
             except (TypeError, ValueError, RecursionError) as error:
                 raise ValueError(f"metadata {name!r} is not a JSON value: {error}") from None
-    for role, name, code, shape, begin, end in slots:
-        header[f"{role.value}/{name}"] = {
-            "dtype": code,
-            "shape": shape,
-            "data_offsets": (begin, end),
-        }
-    raw = _write_json(header).encode()
-    raw += b" " * (-len(raw) % 8)
-    if len(raw) > limits.header_bytes:
-        raise ValueError(f"a header of {len(raw)} bytes; allowed: {limits.header_bytes}")
-    return raw
+        text = f'"__metadata__":{_write_json(metadata)}{"," if members else ""}{members}'
+    raw = f"{{{text}}}".encode()
+    if len(raw) > limits.header_bytes - 7:
+        raise ValueError(
+            f"a header of {len(raw)} bytes; allowed: {limits.header_bytes} with padding"
+        )
+    return raw + b" " * (-len(raw) % 8)
 
 
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
@@ -299,9 +322,9 @@ class Opening(NamedTuple):
 
 
 class Header(NamedTuple):
-    """The metadata and the places of the tensors, in the order of the message."""
+    """The metadata, still as text, and the places of the tensors, in the order of the message."""
 
-    meta: dict[str, Any]
+    meta: dict[str, str]
     slots: list[Slot]
 
 
@@ -350,8 +373,9 @@ def parse_opening(raw: bytes | bytearray | memoryview, limits: Limits) -> Openin
 
 def parse_header(raw: bytes | bytearray | memoryview, opening: Opening, limits: Limits) -> Header:
     """Read the header of the frame, or raise `ProtocolError`."""
+    read = _read_small_header if len(raw) <= _SMALL_BYTES else _read_header
     try:
-        return _read_header(str(raw, "utf-8"), opening.data_bytes, limits)
+        return read(bytes(raw), opening.data_bytes, limits)
     except ValueError as error:
         raise ProtocolError(f"malformed frame: {error}") from None
     except RecursionError:
@@ -371,17 +395,21 @@ def allocate(opening: Opening, device: torch.device | str = "cpu") -> torch.Tens
 
 def assemble(opening: Opening, header: Header, data: torch.Tensor) -> Message:
     """Return the message; its tensors are views of the data (uint8, ``opening.data_bytes``)."""
+    try:
+        meta = {name: _read_value(text) for name, text in header.meta.items()}
+    except ValueError as error:
+        raise ProtocolError(f"malformed frame: metadata: {error}") from None
+    except RecursionError:
+        raise ProtocolError("malformed frame: its metadata are nested too deeply") from None
     message = Message(
-        opening.kind,
-        opening.step,
-        training=opening.training,
-        stacked=opening.stacked,
-        meta=header.meta,
+        opening.kind, opening.step, training=opening.training, stacked=opening.stacked, meta=meta
     )
     message.elapsed_ns = opening.elapsed_ns
     message.frame_bytes = OPENING_BYTES + opening.header_bytes + opening.data_bytes
-    for role, name, code, shape, begin, end in header.slots:
-        message.put(name, data[begin:end].view(_DTYPES[code]).view(shape), role)
+    for role, name, dtype, shape, begin, end in header.slots:
+        whole = end - begin == opening.data_bytes
+        flat = data if whole else data[begin:end]
+        message.put(name, flat.view(dtype).view(shape), role)
     return message
 
 
@@ -407,37 +435,42 @@ _read_json = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_
 _read_value = json.JSONDecoder(object_pairs_hook=_unique).decode
 
 
-def _read_header(text: str, data_bytes: int, limits: Limits) -> Header:
+def _read_header(raw: bytes, data_bytes: int, limits: Limits) -> Header:
+    text = raw.decode()
     if not text.startswith("{"):  # safetensors allows no white space here
         raise ValueError("its header is not a JSON object")
     document: dict[str, Any] = _read_json(text)
-    meta = _read_meta(document.pop("__metadata__", {}), limits)
-    if len(document) > limits.tensors:
-        raise ValueError(f"{len(document)} tensors; allowed: {limits.tensors}")
-    slots = _layout((_read_entry(key, entry) for key, entry in document.items()), limits)
-    if len({slot.name for slot in slots}) != len(slots):
-        raise ValueError("two tensors have the same name")
+    meta = _check_meta(document.pop("__metadata__", {}), limits)
+    tensors = [_read_entry(key, entry) for key, entry in document.items()]
+    slots, total = _layout(tensors, limits)
     for slot, entry in zip(slots, document.values(), strict=True):
         if entry["data_offsets"] != [slot.begin, slot.end]:
             raise ValueError(
                 f"tensor {slot.name!r} does not lie at its place, [{slot.begin}, {slot.end}]"
             )
-    if (total := sum(slot.end - slot.begin for slot in slots)) != data_bytes:
+    if total != data_bytes:
         raise ValueError(f"its tensors take {total} bytes, the frame holds {data_bytes}")
+    if len({slot.name for slot in slots}) != len(slots):
+        raise ValueError("two tensors have the same name")
     return Header(meta, slots)
 
 
-def _read_meta(entries: Any, limits: Limits) -> dict[str, Any]:
+# Step after step looks the same; small, so that a peer cannot make this side hoard its headers.
+_read_small_header = functools.lru_cache(maxsize=64)(_read_header)
+_SMALL_BYTES: Final = 4096
+
+
+def _check_meta(entries: Any, limits: Limits) -> dict[str, str]:
     if not isinstance(entries, dict):
         raise ValueError("__metadata__ is not a JSON object")
     for name, text in entries.items():
         _check_name("metadata", name, limits)
         if not isinstance(text, str):
             raise ValueError(f"metadata {name!r} is not a string")
-    return {name: _read_value(text) for name, text in entries.items()}
+    return entries
 
 
-def _read_entry(key: str, entry: Any) -> tuple[Role, str, str, tuple[int, ...]]:
+def _read_entry(key: str, entry: Any) -> _Description:
     prefix, _, name = key.partition("/")
     role = _ROLES.get(prefix)
     if role is None:
@@ -452,7 +485,7 @@ def _read_entry(key: str, entry: Any) -> tuple[Role, str, str, tuple[int, ...]]:
     for number in shape + offsets:
         if type(number) is not int:  # a bool is an int, and 2.0 equals 2
             raise ValueError("a tensor's shape or offsets hold something other than integers")
-    return role, name, code, tuple(shape)
+    return role, name, _DTYPES[code], tuple(shape)
 
 
 class Reader:
@@ -467,13 +500,14 @@ class Reader:
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
         self.limits = limits
+        self._first = memoryview(bytearray(OPENING_BYTES))
         self._start()
 
     def _start(self) -> None:
         self._opening: Opening | None = None
         self._header: Header | None = None
         self._data: torch.Tensor | None = None
-        self._receive_into(memoryview(bytearray(OPENING_BYTES)))
+        self._receive_into(self._first)
 
     def _receive_into(self, view: memoryview) -> None:
         self._view = view
@@ -509,8 +543,3 @@ class Reader:
         message = assemble(self._opening, self._header, self._data)
         self._start()
         return message
-
-    @property
-    def idle(self) -> bool:
-        """Whether the stream stands between two frames."""
-        return self._opening is None and self._filled == 0

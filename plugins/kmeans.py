@@ -68,30 +68,33 @@ def kmeans(
     if clusters == B:
         return torch.arange(B, device=points_BF.device), points_BF
 
-    # Near the origin and of size one, ‖x‖² - 2⟨x, c⟩ + ‖c‖² neither cancels nor overflows.
-    scale = points_BF.abs().amax().clamp(min=torch.finfo(points_BF.dtype).tiny)
-    unit_BF = points_BF / scale
-    unit_BF -= unit_BF.mean(dim=0)
+    # Near the origin and of size one, ‖x‖² - 2⟨x, c⟩ + ‖c‖² neither cancels nor overflows. A power
+    # of two scales without rounding.
+    _, exponent = math.frexp(points_BF.abs().max().item())
+    scale = max(math.ldexp(0.5, exponent), torch.finfo(points_BF.dtype).tiny)
+    points_BF = points_BF / scale
+    centred_BF = points_BF - points_BF.mean(dim=0)
 
     if relative:
-        limit = math.sqrt(tol * unit_BF.var(dim=0, correction=0).mean().item())
+        limit = math.sqrt(tol * centred_BF.square().mean().item())
     else:
-        limit = math.sqrt(tol) / scale.item()
+        limit = math.sqrt(tol) / scale
 
     if init is None:
         init = torch.randperm(B, generator=generator)[:clusters]
-    centroids_TF = unit_BF[init.to(points_BF.device)]
+    centroids_TF = centred_BF[init.to(points_BF.device)]
     for _ in range(iterations):
         # ‖x‖² is the same for all clusters: the nearest centroid does not depend on it.
-        offset_BT = torch.addmm(centroids_TF.square().sum(dim=1), unit_BF, centroids_TF.T, alpha=-2)
-        assignment_B = _fill_empty(offset_BT.argmin(dim=1), offset_BT, unit_BF)
-        moved_TF = -centroids_TF
-        centroids_TF = cluster_means(unit_BF, assignment_B, clusters)
-        moved_TF += centroids_TF
+        offset_BT = torch.addmm(
+            centroids_TF.square().sum(dim=1), centred_BF, centroids_TF.T, alpha=-2
+        )
+        assignment_B = _fill_empty(offset_BT.argmin(dim=1), offset_BT, centred_BF)
+        previous_TF, centroids_TF = centroids_TF, cluster_means(centred_BF, assignment_B, clusters)
+        moved_TF = centroids_TF - previous_TF
         shift = (moved_TF.norm() if relative else moved_TF.norm(dim=1).sum()).item()
         if shift < limit or shift == 0:
             break
-    return assignment_B, cluster_means(points_BF, assignment_B, clusters)
+    return assignment_B, cluster_means(points_BF, assignment_B, clusters) * scale
 
 
 def random_partition(B: int, T: int, generator: torch.Generator) -> torch.Tensor:
@@ -142,7 +145,7 @@ def cluster_means(points_BF: torch.Tensor, assignment_B: torch.Tensor, T: int) -
     """
     points_BF = points_BF.to(_statistics_dtype(points_BF))
     member_TB = membership(assignment_B, T).to(points_BF.dtype)
-    return (member_TB / member_TB.sum(dim=1, keepdim=True)) @ points_BF
+    return (member_TB @ points_BF) / member_TB.sum(dim=1, keepdim=True)
 
 
 def membership(ids_B: torch.Tensor, T: int) -> torch.Tensor:

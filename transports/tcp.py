@@ -13,8 +13,6 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
@@ -36,6 +34,10 @@ class Tcp:
 
     def unavailable(self) -> str | None:
         """Return None: it works everywhere."""
+        return None
+
+    def launched(self) -> None:
+        """Return None: no launcher starts TCP peers."""
         return None
 
     def listen(self, address: str, *, device: torch.device) -> TcpListener:
@@ -101,41 +103,48 @@ class TcpLink:
         """Send the message from where its tensors lie; those of a GPU are copied to the CPU."""
         frame = encode(message)
         buffers = frame.buffers()
-        with self._blame("took", timeout):
+        try:
+            self._set_deadline(timeout)
             while buffers:
-                sent = self._socket.sendmsg(buffers[:_MAX_BUFFERS])
-                buffers = _rest(buffers, sent)
+                buffers = _rest(buffers, self._socket.sendmsg(buffers[:_MAX_BUFFERS]))
+        except OSError as error:
+            raise self._blame(error, f"took nothing for {timeout:g} s") from None
         return frame.nbytes
 
     def receive(self, timeout: float) -> Message:
         """Return the next message; its tensors were received straight into their memory."""
-        message = None
-        with self._blame("sent", timeout):
-            while message is None:
+        try:
+            self._set_deadline(timeout)
+            while True:
                 count = self._socket.recv_into(self._reader.buffer())
                 if count == 0:
                     raise ConnectionResetError
                 message = self._reader.advance(count)
-        return message
+                if message is not None:
+                    return message
+        except OSError as error:
+            raise self._blame(error, f"sent nothing for {timeout:g} s") from None
 
     def close(self) -> None:
         """Close the connection; what was sent is still delivered."""
         self._socket.close()
 
-    @contextmanager
-    def _blame(self, verb: str, timeout: float) -> Iterator[None]:
-        try:
-            if timeout != self._timeout:
-                _set_deadline(self._socket, timeout)
-                self._timeout = timeout
-            yield
-        except BlockingIOError:
-            raise NetworkError(f"{self.peer}: the peer {verb} nothing for {timeout:g} s") from None
-        except ConnectionError:
-            raise NetworkError(f"{self.peer}: the peer closed the connection") from None
-        except OSError as error:
-            reason = "this link is closed" if self._socket.fileno() < 0 else error.strerror
-            raise NetworkError(f"{self.peer}: {reason}") from None
+    def _set_deadline(self, timeout: float) -> None:
+        if timeout == self._timeout:
+            return
+        microseconds = max(1, round(timeout * 1e6))  # zero would mean forever
+        value = struct.pack("@ll", *divmod(microseconds, 1_000_000))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+        self._timeout = timeout
+
+    def _blame(self, error: OSError, silence: str) -> NetworkError:
+        if isinstance(error, BlockingIOError):
+            return NetworkError(f"{self.peer}: the peer {silence}")
+        if isinstance(error, ConnectionError):
+            return NetworkError(f"{self.peer}: the peer closed the connection")
+        reason = "this link is closed" if self._socket.fileno() < 0 else error.strerror
+        return NetworkError(f"{self.peer}: {reason}")
 
 
 def bind(address: Address) -> socket.socket:
@@ -180,13 +189,6 @@ def dial(address: Address, timeout: float) -> socket.socket:
         f"no server at {address} after {timeout:g} s; "
         f"start one with `splitlab serve --address {address}`"
     )
-
-
-def _set_deadline(connection: socket.socket, timeout: float) -> None:
-    microseconds = max(1, round(timeout * 1e6))  # zero would mean forever
-    value = struct.pack("@ll", *divmod(microseconds, 1_000_000))
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
 
 def _rest(buffers: list[memoryview], sent: int) -> list[memoryview]:
