@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from splitlab.core.hooks import hookimpl
     from splitlab.core.message import Kind, Message, Role
     from splitlab.core.peer import Peer
-    from splitlab.core.run import Result, run
+    from splitlab.core.runner import Result, run
 
 __all__ = [
     "Config",
@@ -50,8 +50,8 @@ _HOMES = {
     "Message": "message",
     "Role": "message",
     "Peer": "peer",
-    "Result": "run",
-    "run": "run",
+    "Result": "runner",
+    "run": "runner",
     "hookimpl": "hooks",
 }
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar
 
@@ -24,7 +25,7 @@ from splitlab.core.registry import bind_plugin
 from splitlab.core.session import Agreement
 from splitlab.core.stack import Stack
 
-__all__ = ["Built", "build_client", "build_server", "choose_device", "resolve"]
+__all__ = ["Built", "build_client", "build_server", "choose_device", "limited_threads", "resolve"]
 
 W = TypeVar("W", Client, Server)
 
@@ -80,6 +81,17 @@ def choose_device(name: str, role: Literal["client", "server"], *, peers_here: i
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(f"--device {name} cannot be used here: {reason}") from error
     return device
+
+
+@contextmanager
+def limited_threads(count: int) -> Iterator[None]:
+    """Let torch compute with so many CPU threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def build_client(

@@ -167,7 +167,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _run(arguments: argparse.Namespace, connect: str | None = None) -> int:
     from splitlab.core.display import reporter
-    from splitlab.core.run import run
+    from splitlab.core.runner import run
     from splitlab.core.transport import PairTransport, load_transport
 
     given = _given(arguments)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import tomllib
 import typing
@@ -169,9 +170,10 @@ class Config:
         for spec in dataclasses.fields(self):
             value = getattr(self, spec.name)
             if value is not None:
-                # JSON's strings, numbers, booleans and flat lists are TOML's too.
                 value = list(value) if isinstance(value, tuple) else value
-                lines.append(f"{spec.name} = {json.dumps(value, ensure_ascii=False)}\n")
+                # JSON's strings, numbers, booleans and flat lists are TOML's too, but for DEL.
+                text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+                lines.append(f"{spec.name} = {text}\n")
         return "".join(lines)
 
 
@@ -228,12 +230,10 @@ class Budget:
             raise unknown_name("budget", unit, units, f"; as in {_EXAMPLES}")
         size = _SIZES.get(match[2]) if match and (unit == "bytes" or not match[2]) else None
         value = float(match[1]) * size if match and size else 0.0
-        if value <= 0 or (unit in ("steps", "bytes") and value != int(value)):
+        whole = unit in ("steps", "bytes")
+        if not 0 < value < math.inf or (whole and not value.is_integer()):
             raise ConfigError(f"budget {text!r} is not an amount of {unit}; write {_EXAMPLES}")
         return cls(unit, value)
-
-    def __str__(self) -> str:
-        return f"{self.unit}={self.amount:g}"
 
 
 _EXAMPLES = "steps=500, epochs=10, bytes=50MB or nominal=1.0"

@@ -21,7 +21,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from splitlab.core.config import Config
     from splitlab.core.ledger import Ledger
-    from splitlab.core.run import Progress, Result
+    from splitlab.core.runner import Progress, Result
 
 __all__ = ["LiveReporter", "PlainReporter", "human_bytes", "print_table", "show_result"]
 
@@ -225,7 +225,7 @@ class LiveReporter(_State):
 
 def reporter(quiet: bool) -> Any:
     """Return the reporter that suits the output."""
-    from splitlab.core.run import Reporter
+    from splitlab.core.runner import Reporter
 
     if quiet:
         return Reporter()

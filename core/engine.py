@@ -116,6 +116,7 @@ class Client(_Worker):
         if peer.attention:
             half.measure_attention(peer.attention)
         self._pending: Cut | None = None
+        self._asked = 0
 
     def forward(self, batch: Batch, step: int) -> Message:
         """Run one training batch up to the cut; returns the ACTIVATION message to send."""
@@ -136,9 +137,9 @@ class Client(_Worker):
         message.to(self.peer.device)
         self.stack.after_receive(message)
         cut.gradient = message[_GRADIENT]
-        self._check_gradient(cut, "came back from the server")
+        self._check_gradient(cut, "after_receive")
         self.stack.gradient_return(cut)
-        self._check_gradient(cut, "left gradient_return")
+        self._check_gradient(cut, "gradient_return")
         if cut.activations.requires_grad:
             cut.activations.backward(cut.gradient)
         self._step(cut.step)
@@ -160,6 +161,7 @@ class Client(_Worker):
             cut = self._cut(batch, number, training=False)
             if stacked:
                 self.stack.after_client_forward(cut)
+        self._asked = len(batch.targets)
         return self._message(cut, stacked=stacked)
 
     def answer(self, message: Message) -> tuple[torch.Tensor, float]:
@@ -171,7 +173,13 @@ class Client(_Worker):
         loss = message.meta.get("loss_sum")
         if not isinstance(loss, float):
             raise ProtocolError("the server's PREDICTION holds no summed loss")
-        return message[_PREDICTIONS].cpu().long(), loss
+        ids = message[_PREDICTIONS].cpu().long()
+        if ids.shape != (self._asked,):
+            raise PluginError(
+                f"{[*ids.shape]} predictions came back for {self._asked} samples; the stack must "
+                "keep samples apart in evaluation"
+            )
+        return ids, loss
 
     def _cut(self, batch: Batch, step: int, *, training: bool) -> Cut:
         self._half.train(training)
@@ -181,24 +189,30 @@ class Client(_Worker):
 
     def _message(self, cut: Cut, *, stacked: bool) -> Message:
         message = Message(Kind.ACTIVATION, cut.step, training=cut.training, stacked=stacked)
+        for name in (_ACTIVATIONS, _TARGETS):
+            _check_tensor(cut, f"cut.{name}", getattr(cut, name), "after_client_forward")
         message.put(_ACTIVATIONS, cut.activations.detach(), Role.PAYLOAD)
         ids = cut.targets
         if not ids.is_floating_point():
             ids = ids.to(torch.uint8 if self.peer.classes <= 256 else torch.int32)
         message.put(_TARGETS, ids, Role.TARGETS)
         for name, tensor in cut.side.items():
+            _check_tensor(cut, f"cut.side[{name!r}]", tensor, "after_client_forward")
             message.put(name, tensor.detach(), Role.SIDE)
         if stacked:
             self.stack.before_send(message)
         return message
 
-    def _check_gradient(self, cut: Cut, how: str) -> None:
+    def _check_gradient(self, cut: Cut, hook: str) -> None:
+        _check_tensor(cut, "cut.gradient", cut.gradient, hook)
         assert cut.gradient is not None
-        if cut.gradient.shape != cut.activations.shape:
+        # autograd would cast the codes of a quantizer without a word
+        if cut.gradient.shape != cut.activations.shape or not cut.gradient.is_floating_point():
             raise PluginError(
-                f"step {cut.step}: the gradient that {how} has shape {[*cut.gradient.shape]}, the "
-                f"activations that were sent {[*cut.activations.shape]}; a plugin of the stack "
-                "does not undo in one direction what it does in the other"
+                f"step {cut.step}: after {hook} the gradient is {cut.gradient.dtype} "
+                f"{[*cut.gradient.shape]}, the activations that were sent {cut.activations.dtype} "
+                f"{[*cut.activations.shape]}; a plugin of the stack does not undo in one direction "
+                "what it does in the other"
             )
 
 
@@ -219,6 +233,8 @@ class Server(_Worker):
             loss (evaluation).
         """
         message.to(self.peer.device)
+        if message.stacked:
+            self.stack.after_receive(message)
         targets = message[_TARGETS]
         if not targets.is_floating_point():
             targets = targets.long()
@@ -229,8 +245,6 @@ class Server(_Worker):
                 raise ProtocolError(
                     f"step {message.step}: a class id is outside 0 to {self.peer.classes - 1}"
                 )
-        if message.stacked:
-            self.stack.after_receive(message)
         side = {name: message[name] for name in message.names(Role.SIDE)}
         leaf = message[_ACTIVATIONS]
         if leaf.ndim < 2 or not leaf.is_floating_point():
@@ -249,11 +263,21 @@ class Server(_Worker):
         if cut.weights is None:
             loss = F.cross_entropy(logits, cut.targets)
         else:
+            _check_tensor(cut, "cut.weights", cut.weights, "before_server_forward")
+            if cut.weights.shape != logits.shape[:1]:
+                raise PluginError(
+                    f"step {cut.step}: cut.weights have shape {[*cut.weights.shape]}, one weight "
+                    f"is needed for each of {len(logits)} rows"
+                )
             per_row = F.cross_entropy(logits, cut.targets, reduction="none")
             loss = (per_row * cut.weights).sum() / cut.weights.sum()
         loss.backward()
+        if leaf.grad is None:
+            raise PluginError(
+                f"step {cut.step}: after before_server_forward cut.activations no longer depend on "
+                "what the client sent, so there is no gradient to return"
+            )
         self._step(cut.step)
-        assert leaf.grad is not None
         answer = Message(Kind.GRADIENT, cut.step, meta={"loss": loss.item()})
         answer.put(_GRADIENT, leaf.grad, Role.PAYLOAD)
         self.stack.before_send(answer)
@@ -278,14 +302,30 @@ class Server(_Worker):
         return answer
 
     def _logits(self, cut: Cut) -> torch.Tensor:
-        shape = [*cut.activations.shape]
-        if len(shape) != 3 or shape[2] != self.peer.width or shape[0] != len(cut.targets):
+        for name in (_ACTIVATIONS, _TARGETS):
+            _check_tensor(cut, f"cut.{name}", getattr(cut, name), "before_server_forward")
+        shape, targets, D, C = (
+            [*cut.activations.shape],
+            [*cut.targets.shape],
+            self.peer.width,
+            self.peer.classes,
+        )
+        wanted = [*shape[:1], C] if cut.targets.is_floating_point() else shape[:1]
+        if len(shape) != 3 or shape[2] != D or targets != wanted:
             raise PluginError(
                 f"step {cut.step}: the stack gives the server activations {shape} and "
-                f"{len(cut.targets)} targets; it takes (rows, tokens, {self.peer.width}) and a "
-                "target for every row"
+                f"{cut.targets.dtype} targets {targets}; it takes (rows, tokens, {D}) and for "
+                f"every row a class id (rows) or probabilities (rows, {C})"
             )
         return self._server_half.forward(cut.activations)
+
+
+def _check_tensor(cut: Cut, what: str, value: object, hook: str) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise PluginError(
+            f"step {cut.step}: after {hook} {what} is {type(value).__name__}, not a tensor; "
+            "a plugin of the stack left it so"
+        )
 
 
 # Checkpoint trees: nested dicts become flat names, since safetensors holds tensors by name only.
@@ -299,11 +339,18 @@ def _flatten(
 ) -> None:
     for key, value in node.items():
         where = (*path, str(key))
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             _flatten(value, where, tensors, values)
         elif isinstance(value, torch.Tensor):
             tensors[json.dumps(where)] = value
-        elif value is not None:
+        else:
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError) as error:
+                raise PluginError(
+                    f"the state {' / '.join(where)} cannot be saved: {error}; a checkpoint holds "
+                    "tensors and JSON values, in dictionaries"
+                ) from error
             values[json.dumps(where)] = value
 
 

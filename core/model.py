@@ -91,7 +91,8 @@ def build_model(
             cannot be had.
     """
     own = catalogue()["models"].get(name)
-    size = {} if image_size is None else {"img_size": image_size}
+    given = image_size is not None and image_size != input_shape(name)[1]
+    size = {"img_size": image_size} if given else {}
     with isolated_rng(seed, "model", device=torch.device("cpu")):
         if own is not None:
             if pretrained:
@@ -245,11 +246,13 @@ class _Half:
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Load what `state_dict` returned; `ConfigError` if it is of another model or cut."""
-        own = self.state_dict()
-        if own.keys() != state.keys():
-            odd = sorted(own.keys() ^ state.keys())[0]
+        own = {name: tensor.shape for name, tensor in self.state_dict().items()}
+        given = {name: tensor.shape for name, tensor in state.items()}
+        odd = sorted(n for n in own.keys() | given.keys() if own.get(n) != given.get(n))
+        if odd:
             raise ConfigError(
-                f"the checkpoint is of another model or cut: {odd!r} in only one of both"
+                f"the checkpoint is of another model or cut: {len(odd)} tensors are missing, "
+                f"unexpected or of another shape, first {odd[0]!r}"
             )
         self.vit.load_state_dict(state, strict=False)
 

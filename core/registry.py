@@ -219,8 +219,18 @@ class Parameter:
 
 
 def parameters(factory: Any) -> dict[str, Parameter]:
-    """Return the constructor's parameters by name, with types and defaults."""
-    hints = typing.get_type_hints(factory.__init__)
+    """Return the constructor's parameters by name, with types and defaults.
+
+    Raises:
+        PluginError: an annotation names what its module does not define.
+    """
+    try:
+        hints = typing.get_type_hints(factory.__init__)
+    except Exception as error:
+        raise PluginError(
+            f"the types of the parameters of {factory.__name__} cannot be read: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     found = {}
     for name, parameter in inspect.signature(factory).parameters.items():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
@@ -236,7 +246,9 @@ def _parse(annotation: Any, text: str) -> Any:
             if str(choice) == text:
                 return choice
     elif origin in (typing.Union, types.UnionType):
-        for member in typing.get_args(annotation):
+        # "none" is the value none, also where any text is allowed.
+        members = typing.get_args(annotation)
+        for member in sorted(members, key=lambda member: member is not type(None)):
             try:
                 return _parse(member, text)
             except ValueError:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import torch
-from splitlab.core.build import Built, build_server, choose_device, resolve
+from splitlab.core.build import Built, build_server, choose_device, limited_threads, resolve
 from splitlab.core.checkpoint import Checkpoints
 from splitlab.core.config import Config
 from splitlab.core.engine import Server
@@ -48,24 +48,24 @@ def serve(
     if isinstance(transport, PairTransport):
         raise ConfigError(f"transport {config.transport!r} has both peers in one process; use tcp")
     device = choose_device(config.device, "server", peers_here=peers_here)
-    torch.set_num_threads(config.threads or 1)
-    built = build_server(config, classes, device)
-    listener = transport.listen(address or transport.default_address, device=device)
-    try:
-        print(f"serving {built.agreement['stack']} on {listener.address}", flush=True)
-        if announce is not None:
-            with os.fdopen(announce, "w") as pipe:
-                pipe.write(listener.address + "\n")
-        link = listener.accept(wait)
-    finally:
-        listener.close()
-    session = open_session(link, built, config, output)
-    try:
-        while session.turn():
-            pass
-    finally:
-        link.close()
-        built.worker.stack.run_end()
+    with limited_threads(config.threads or 1):
+        built = build_server(config, classes, device)
+        listener = transport.listen(address or transport.default_address, device=device)
+        try:
+            print(f"serving {' + '.join(config.plugins) or 'none'} on {listener.address}", flush=True)
+            if announce is not None:
+                with os.fdopen(announce, "w") as pipe:
+                    pipe.write(listener.address + "\n")
+            link = listener.accept(wait)
+        finally:
+            listener.close()
+        session = open_session(link, built, config, output)
+        try:
+            while session.turn():
+                pass
+        finally:
+            link.close()
+            built.worker.stack.run_end()
     print(f"served {session.steps} steps to the end of the client's run", flush=True)
     return session.steps
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from splitlab.core.engine import Server
-from splitlab.core.errors import LinkError, ProtocolError, SplitlabError
+from splitlab.core.errors import LinkError, NetworkError, ProtocolError, SplitlabError
 from splitlab.core.ledger import Ledger
 from splitlab.core.message import Kind, Message
 from splitlab.core.transport import Link
@@ -93,7 +93,7 @@ class ClientSession:
         self.server_seconds += server
         self.link_seconds += max(0.0, time.perf_counter() - started - server)
         if answer.kind is Kind.ERROR:
-            raise ProtocolError(f"the server ended the run: {_line(answer.meta.get('error'))}")
+            raise ProtocolError(f"the server ended the run: {_reason(answer)}")
         return answer
 
     def save(self, step: int) -> None:
@@ -154,20 +154,22 @@ class ServerSession:
         Raises:
             SplitlabError: something is wrong; the client has been told.
         """
-        message = self._link.receive(self._timeout)
-        started = time.perf_counter_ns()
         try:
+            message = self._link.receive(self._timeout)
+            started = time.perf_counter_ns()
             answer = self._answer(message)
+            answer.elapsed_ns = time.perf_counter_ns() - started
+            self._link.send(answer, self._timeout)
+        except NetworkError:
+            raise  # nobody can be told
         except Exception as error:
             _tell(self._link, error, min(self._timeout, 5.0))
             raise
-        answer.elapsed_ns = time.perf_counter_ns() - started
-        self._link.send(answer, self._timeout)
         return answer.meta.get("did") != "finished"
 
     def _answer(self, message: Message) -> Message:
         if message.kind is Kind.ERROR:
-            raise LinkError(f"the client ended the run: {_line(message.meta.get('error'))}")
+            raise LinkError(f"the client ended the run: {_reason(message)}")
         if not self._open:
             return self._hello(message)
         if message.kind is Kind.ACTIVATION:
@@ -187,9 +189,18 @@ class ServerSession:
         meta = message.meta
         if message.kind is not Kind.HELLO:
             raise ProtocolError(f"{self._link.peer} began with {message.kind.name}, not with HELLO")
-        _compare({"protocol": str(meta.get("protocol"))}, {"protocol": str(PROTOCOL)})
+        protocol = meta.get("protocol")
+        if type(protocol) is int:  # a bool is an int, and True equals 1
+            _compare({"protocol": str(protocol)}, {"protocol": str(PROTOCOL)})
         theirs, run, step = meta.get("agreement"), meta.get("run"), meta.get("step")
-        if not isinstance(theirs, dict) or not isinstance(run, str) or not isinstance(step, int):
+        if (
+            type(protocol) is not int
+            or not isinstance(theirs, dict)
+            or not all(isinstance(value, str) for value in theirs.values())
+            or not isinstance(run, str)
+            or type(step) is not int
+            or step < 0
+        ):
             raise ProtocolError(f"{self._link.peer} sent a malformed HELLO")
         _compare(theirs, self._agreement)
         self._resume(run, step)
@@ -200,11 +211,11 @@ class ServerSession:
         return Message(Kind.HELLO, meta={"protocol": PROTOCOL})
 
 
-def _compare(client: dict[str, Any], server: dict[str, Any]) -> None:
+def _compare(client: Agreement, server: Agreement) -> None:
     for key in [*server, *client]:
         if client.get(key) != server.get(key):
             raise ProtocolError(
-                f"the peers differ in {key}: client {_line(client.get(key))}, "
+                f"the peers differ in {_line(key)}: client {_line(client.get(key))}, "
                 f"server {_line(server.get(key))}; give both the same options"
             )
 
@@ -214,6 +225,11 @@ def _tell(link: Link, error: BaseException, timeout: float) -> None:
     # If the link is what failed, or the peer is gone, nobody is left to be told.
     with contextlib.suppress(LinkError):
         link.send(Message(Kind.ERROR, meta={"error": _line(f"{kind}{error}")}), timeout)
+
+
+def _reason(message: Message) -> str:
+    text = message.meta.get("error")
+    return _line(text) if isinstance(text, str) else "it gives no reason"
 
 
 def _line(text: object) -> str:

@@ -35,9 +35,9 @@ class Stack:
         for bound in plugins:
             twins = sum(label.partition("#")[0] == bound.label for label, _ in named)
             named.append((f"{bound.label}#{twins + 1}" if twins else bound.label, bound.build()))
-        named += [(f"observer {type(o).__name__}@{i}", o) for i, o in enumerate(observers)]
-        self._encoding = _manager(reversed(named))
-        self._decoding = _manager(named)
+        watching = [(f"observer {type(o).__name__}@{i}", o) for i, o in enumerate(observers)]
+        self._encoding = _manager([*reversed(named), *watching])
+        self._decoding = _manager([*named, *watching])
 
     # Data hooks.
 
@@ -89,7 +89,12 @@ class Stack:
     def nominal_ratio(self) -> tuple[float, float]:
         """Return the product of the plugins' nominal ratios (up, down)."""
         ratios = _call(self._encoding, "nominal_ratio")
-        return math.prod(up for up, _ in ratios), math.prod(down for _, down in ratios)
+        try:
+            return math.prod(up for up, _ in ratios), math.prod(down for _, down in ratios)
+        except (TypeError, ValueError):
+            raise PluginError(
+                f"nominal_ratio must return two numbers, (up, down); the plugins return {ratios}"
+            ) from None
 
     def acts_in_evaluation(self) -> bool:
         """Return whether any plugin compresses evaluation batches."""
@@ -138,13 +143,14 @@ def _call(
 
 
 def _guilty(caller: pluggy.HookCaller, error: Exception) -> str:
-    """Return the label of the plugin whose implementation stands in the traceback."""
-    codes = set()
+    """Return the label of the plugin that stands as ``self`` in the traceback, innermost first.
+
+    Not by the code of its method: two plugins of a stack may be of one class.
+    """
+    names = {id(impl.plugin): impl.plugin_name for impl in caller.get_hookimpls()}
+    found = "?"
     trace = error.__traceback__
     while trace:
-        codes.add(trace.tb_frame.f_code)
+        found = names.get(id(trace.tb_frame.f_locals.get("self")), found)
         trace = trace.tb_next
-    for impl in caller.get_hookimpls():
-        if getattr(impl.function, "__code__", None) in codes:
-            return impl.plugin_name
-    return "?"
+    return found

@@ -24,6 +24,8 @@ __all__ = ["Link", "Listener", "PairTransport", "Transport", "load_transport", "
 class Link(Protocol):
     """One end of a connection between exactly two peers. Not thread-safe.
 
+    After a `LinkError` a link is good for nothing but closing.
+
     Attributes:
         limits: what an incoming frame may declare; the session narrows it after the handshake.
         peer: who is at the other end, for error messages, such as ``"tcp://10.0.0.2:4711"``.
@@ -34,6 +36,8 @@ class Link(Protocol):
 
     def send(self, message: Message, timeout: float) -> int:
         """Freeze the message, send it and return the bytes of its frame (``message.frame_bytes``).
+
+        May wait until the other end receives.
 
         Args:
             message: tensors on any device; sent from the memory where they lie if they can be.
@@ -64,13 +68,16 @@ class Listener(Protocol):
         ...
 
     def close(self) -> None:
-        """Stop listening and free the port; links made before stay open."""
+        """Take no more peers. Links made before stay open, and may hold the port until closed."""
         ...
 
 
 @runtime_checkable
 class Transport(Protocol):
     """Makes links between two processes. The server listens, the client connects.
+
+    The device is where the peer computes. Tensors arrive there if the transport reaches it by
+    itself (NCCL), and in CPU memory otherwise.
 
     Attributes:
         default_address: where `listen` listens if no address is given; loopback, a free port.
@@ -103,12 +110,13 @@ class PairTransport(Protocol):
         """Return why this transport cannot work on this machine, or None if it can."""
         ...
 
-    def pair(self, serve: Callable[[], None]) -> tuple[Link, Link]:
+    def pair(self, serve: Callable[[], object] | None = None) -> tuple[Link, Link]:
         """Return (client end, server end).
 
         Args:
             serve: lets the server take one turn (receive one message, send the answer); called by
-                the client end's `receive` when nothing has arrived.
+                the client end's `receive` when nothing has arrived. Without it each end belongs to
+                a thread of its own.
         """
         ...
 

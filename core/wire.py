@@ -60,7 +60,6 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import torch
-
 from splitlab.core.errors import PluginError, ProtocolError
 from splitlab.core.message import Kind, Message, Role
 
@@ -303,7 +302,8 @@ def _flat(tensor: torch.Tensor) -> torch.Tensor:
     # The imaginary part of a conjugated tensor is a view whose memory holds the opposite sign.
     if tensor.is_neg():
         tensor = tensor.resolve_neg()
-    return tensor.contiguous().view(-1).view(torch.uint8)
+    # Not view(-1): that keeps the odd stride of a single element, which no other dtype may view.
+    return tensor.contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
 # Receiving: three pure functions, for transports that know where each part ends.

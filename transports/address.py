@@ -22,20 +22,15 @@ class Address(NamedTuple):
         """Read an address of this scheme, or raise `ConfigError`."""
         try:
             parts = urlsplit(text)
-            host, port = parts.hostname, parts.port
+            found = (parts.scheme, parts.hostname, parts.port)
         except ValueError:
-            parts = host = port = None
-        if parts is None or host is None or port is None or parts.scheme != scheme:
+            found = ("", None, None)
+        if found[0] != scheme or found[1] is None or found[2] is None:
             raise ConfigError(
                 f"{text!r} is not an address of this transport; "
                 f"write {scheme}://HOST:PORT, for example {scheme}://127.0.0.1:4711"
             )
-        return cls(scheme, host, port)
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether the host names this machine's loopback interface."""
-        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+        return cls(scheme, found[1], found[2])
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable
 
 import torch
-
 from splitlab.core.errors import NetworkError
 from splitlab.core.message import Message
 from splitlab.core.wire import DEFAULT_LIMITS, Frame, Limits, decode, encode
@@ -27,7 +26,9 @@ class InProcess:
         """Return None: it works everywhere."""
         return None
 
-    def pair(self, serve: Callable[[], None] | None = None) -> tuple[InProcessLink, InProcessLink]:
+    def pair(
+        self, serve: Callable[[], object] | None = None
+    ) -> tuple[PairLink, PairLink]:
         """Return (client end, server end).
 
         Args:
@@ -36,12 +37,12 @@ class InProcess:
         """
         up, down = _Pipe(), _Pipe()
         return (
-            InProcessLink("the server in this process", inbox=down, outbox=up, serve=serve),
-            InProcessLink("the client in this process", inbox=up, outbox=down),
+            PairLink("the server in this process", inbox=down, outbox=up, serve=serve),
+            PairLink("the client in this process", inbox=up, outbox=down),
         )
 
 
-class InProcessLink:
+class PairLink:
     """One end of the link (a `splitlab.core.transport.Link`)."""
 
     def __init__(
@@ -50,7 +51,7 @@ class InProcessLink:
         *,
         inbox: _Pipe,
         outbox: _Pipe,
-        serve: Callable[[], None] | None = None,
+        serve: Callable[[], object] | None = None,
     ) -> None:
         self.limits: Limits = DEFAULT_LIMITS
         self.peer = peer

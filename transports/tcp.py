@@ -15,7 +15,6 @@ import struct
 import time
 
 import torch
-
 from splitlab.core.errors import NetworkError
 from splitlab.core.message import Message
 from splitlab.core.wire import Limits, Reader, encode

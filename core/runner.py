@@ -20,7 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from splitlab.core.build import build_client, build_server, choose_device, resolve
+from splitlab.core.build import (
+    build_client,
+    build_server,
+    choose_device,
+    limited_threads,
+    resolve,
+)
 from splitlab.core.checkpoint import Checkpoints
 from splitlab.core.config import Budget, Config, flag
 from splitlab.core.data import Data, Split, load_data
@@ -145,7 +151,7 @@ def run(
     known = dataclasses.asdict(config) if config else {}
     config = resolve(Config.from_mapping(known | options))
     with ExitStack() as cleanup:
-        cleanup.enter_context(_threads(config.threads or 1))
+        cleanup.enter_context(limited_threads(config.threads or 1))
         run = _Run(config, folder, connect, observers, reporter, should_stop, cleanup)
         return run.go()
 
@@ -519,16 +525,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             return
         except subprocess.TimeoutExpired:
             continue
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _remove_if_unused(folder: RunFolder) -> Callable[..., None]:

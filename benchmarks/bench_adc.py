@@ -1,0 +1,140 @@
+"""What ADC costs, against a loop over clusters and against the client it runs on.
+
+Run with ``pytest -o addopts= --benchmark-only -s benchmarks/bench_adc.py``. Both sides of a ratio
+are timed in turn, in one process and on one thread, and their medians are divided: a busy machine
+slows both.
+
+Shapes: B samples, N tokens, D width; T clusters, K tokens sent.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from splitlab.core import Cut, Peer
+from splitlab.core.model import ClientHalf, build_model, class_attention
+from splitlab.plugins.adc import ADC
+
+N, D = 197, 192
+RATIO = 0.1
+LEAST_SPEEDUP = 10
+LARGEST_SHARE = 0.02
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make_adc(B: int) -> ADC:
+    plugin = ADC(ratio=RATIO)
+    device = torch.device("cpu")
+    plugin.setup(Peer("client", 0, 100, N, D, 1, True, 3, 12, B, device))
+    return plugin
+
+
+def compress(plugin: ADC, activations: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+    """Run partition, merge and selection; returns what is sent, on the graph."""
+    targets = torch.zeros(activations.shape[0], dtype=torch.int64)
+    cut = Cut(activations, targets, step=0, training=True, attention=attention)
+    plugin.after_client_forward(cut)
+    return cut.activations
+
+
+def compress_in_loops(activations: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """The same as one writes it down first: cluster by cluster, with autograd for the gradient."""
+    B = activations.shape[0]
+    T, K = int(RATIO**0.5 * B), int(RATIO**0.5 * N)
+    centroids = scores[torch.randperm(B, generator=torch.Generator().manual_seed(0))[:T]]
+    for _ in range(50):
+        assignment = torch.cdist(scores, centroids).argmin(dim=1)
+        before, centroids = centroids, centroids.clone()
+        for i in range(T):
+            members = assignment == i
+            if members.any():
+                centroids[i] = scores[members].mean(dim=0)
+        if (centroids - before).norm(dim=1).sum() ** 2 < 1e-4:
+            break
+    rows = []
+    for i in range(T):
+        members = assignment == i
+        if members.any():
+            kept = 1 + centroids[i, 1:].topk(K - 1).indices
+            kept = torch.cat([torch.zeros(1, dtype=torch.int64), kept])
+            rows.append(activations[members].mean(dim=0)[kept])
+    return torch.stack(rows)
+
+
+def with_backward(function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], B: int) -> Any:
+    draw = torch.Generator().manual_seed(0)
+    activations = torch.randn(B, N, D, generator=draw).requires_grad_()
+    attention = torch.randn(B, N, generator=draw).softmax(dim=1)
+
+    def step() -> None:
+        sent = function(activations, attention)
+        torch.autograd.grad(sent, activations, torch.ones_like(sent))
+
+    return step
+
+
+def race(benchmark: Any, ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int) -> float:
+    """Time both in turn; returns median(theirs) / median(ours)."""
+    theirs()
+    seconds: list[float] = []
+
+    def run_theirs() -> None:
+        start = time.perf_counter()
+        theirs()
+        seconds.append(time.perf_counter() - start)
+
+    benchmark.pedantic(ours, setup=run_theirs, rounds=rounds, warmup_rounds=2)
+    median = float(statistics.median(seconds))
+    own = float(benchmark.stats.stats.median)
+    benchmark.extra_info |= {"theirs_ms": median * 1e3, "ratio": median / own}
+    print(f"\nours {own * 1e3:.2f} ms, theirs {median * 1e3:.2f} ms, ratio {median / own:.1f}")
+    return median / own
+
+
+def test_compression_against_a_loop_over_clusters(benchmark: Any) -> None:
+    B = 128
+    plugin = make_adc(B)
+    ours = with_backward(lambda x, scores: compress(plugin, x, scores), B)
+    theirs = with_backward(compress_in_loops, B)
+    assert race(benchmark, ours, theirs, rounds=15) >= LEAST_SPEEDUP
+
+
+def test_whole_cost_against_the_client_half(benchmark: Any) -> None:
+    B = 64
+    plugin = make_adc(B)
+    model = build_model("deit_tiny_patch16_224", classes=100, seed=0)
+    client = ClientHalf(model, 3, torch.device("cpu"))
+    client.train(True)
+    parameters = [parameter for _, parameter in client.named_parameters()]
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randn(B, 3, 224, 224, generator=draw)
+    queries_keys_values = []
+    attention_module: Any = client.vit.get_submodule("blocks.2.attn")
+    probe = attention_module.qkv.register_forward_hook(
+        lambda module, args, output: queries_keys_values.append(output.detach())
+    )
+    activations = client.forward(images)[0].detach().requires_grad_()
+    probe.remove()
+    gradient = torch.randn(activations.shape, generator=draw)
+
+    def client_step() -> None:
+        torch.autograd.grad(client.forward(images)[0], parameters, gradient)
+
+    def adc_step() -> None:
+        attention = class_attention(attention_module, queries_keys_values[0])
+        sent = compress(plugin, activations, attention)
+        torch.autograd.grad(sent, activations, torch.ones_like(sent))
+
+    assert 1 / race(benchmark, adc_step, client_step, rounds=9) <= LARGEST_SHARE
