@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from splitlab.core import Cut, Peer
 from splitlab.core.model import ClientHalf, build_model, class_attention
 from splitlab.plugins.adc import ADC

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Generic, Literal, TypeVar
 
 import torch
+
 from splitlab.core.config import DEFAULT_DATASET, Config
 from splitlab.core.engine import Client, Optimization, Server
 from splitlab.core.errors import ConfigError

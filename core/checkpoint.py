@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
 from splitlab.core.errors import ConfigError
 
 __all__ = ["Checkpoints"]

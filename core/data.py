@@ -26,11 +26,12 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageOps
+from torch.overrides import TorchFunctionMode
+
 from splitlab.core.dataset_entry import DatasetEntry, class_count, dataset_entry
 from splitlab.core.errors import ConfigError, unknown_name
 from splitlab.core.registry import ROOT
 from splitlab.core.seeding import generator
-from torch.overrides import TorchFunctionMode
 
 __all__ = ["AUGMENTATIONS", "Batch", "Data", "Split", "class_count", "load_data", "read_idx"]
 

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional as F
+
 from splitlab.core.cut import Cut
 from splitlab.core.data import Batch
 from splitlab.core.errors import PluginError, ProtocolError
@@ -23,8 +26,6 @@ from splitlab.core.model import ClientHalf, ServerHalf
 from splitlab.core.peer import Peer
 from splitlab.core.seeding import isolated_rng
 from splitlab.core.stack import Stack
-from torch import nn
-from torch.nn import functional as F
 
 __all__ = ["Client", "Optimization", "Server"]
 
@@ -198,6 +199,8 @@ class Client(_Worker):
         message.put(_TARGETS, ids, Role.TARGETS)
         for name, tensor in cut.side.items():
             _check_tensor(cut, f"cut.side[{name!r}]", tensor, "after_client_forward")
+            if name in message:
+                raise PluginError(f"cut.side has a tensor {name!r}, a name that the engine uses")
             message.put(name, tensor.detach(), Role.SIDE)
         if stacked:
             self.stack.before_send(message)
@@ -304,12 +307,8 @@ class Server(_Worker):
     def _logits(self, cut: Cut) -> torch.Tensor:
         for name in (_ACTIVATIONS, _TARGETS):
             _check_tensor(cut, f"cut.{name}", getattr(cut, name), "before_server_forward")
-        shape, targets, D, C = (
-            [*cut.activations.shape],
-            [*cut.targets.shape],
-            self.peer.width,
-            self.peer.classes,
-        )
+        shape, targets = [*cut.activations.shape], [*cut.targets.shape]
+        D, C = self.peer.width, self.peer.classes
         wanted = [*shape[:1], C] if cut.targets.is_floating_point() else shape[:1]
         if len(shape) != 3 or shape[2] != D or targets != wanted:
             raise PluginError(

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from splitlab.core.config import Config
 from splitlab.core.errors import ConfigError
 from splitlab.core.ledger import Ledger

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+
 from splitlab.core.errors import PluginError
 
 __all__ = ["Kind", "Message", "Role"]

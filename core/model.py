@@ -16,12 +16,13 @@ from typing import Any
 
 import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import nn
+
 from splitlab.core.errors import ConfigError, unknown_name
 from splitlab.core.peer import AttentionRequest
 from splitlab.core.registry import ROOT, catalogue
 from splitlab.core.seeding import isolated_rng
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-from torch import nn
 
 __all__ = [
     "ClientHalf",

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from torch import nn
+
 from splitlab.core.errors import ConfigError
 from splitlab.core.seeding import generator
-from torch import nn
 
 __all__ = ["AttentionRequest", "Peer"]
 

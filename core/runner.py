@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from splitlab.core.build import (
     build_client,
     build_server,

@@ -6,7 +6,6 @@ import os
 import re
 from pathlib import Path
 
-import torch
 from splitlab.core.build import Built, build_server, choose_device, limited_threads, resolve
 from splitlab.core.checkpoint import Checkpoints
 from splitlab.core.config import Config
@@ -52,7 +51,8 @@ def serve(
         built = build_server(config, classes, device)
         listener = transport.listen(address or transport.default_address, device=device)
         try:
-            print(f"serving {' + '.join(config.plugins) or 'none'} on {listener.address}", flush=True)
+            stack = " + ".join(config.plugins) or "none"
+            print(f"serving {stack} on {listener.address}", flush=True)
             if announce is not None:
                 with os.fdopen(announce, "w") as pipe:
                     pipe.write(listener.address + "\n")

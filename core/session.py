@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
 
 from splitlab.core.engine import Server
 from splitlab.core.errors import LinkError, NetworkError, ProtocolError, SplitlabError

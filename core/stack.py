@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pluggy
+
 from splitlab.core.cut import Cut
 from splitlab.core.errors import PluginError, SplitlabError
 from splitlab.core.hooks import HookSpecs

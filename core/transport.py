@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
+
 from splitlab.core.errors import ConfigError, SplitlabError
 from splitlab.core.message import Message
 from splitlab.core.registry import entries, load

@@ -60,6 +60,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import torch
+
 from splitlab.core.errors import PluginError, ProtocolError
 from splitlab.core.message import Kind, Message, Role
 

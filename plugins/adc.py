@@ -60,6 +60,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import torch
+from torch.autograd.function import once_differentiable
+
 from splitlab.core import ConfigError, Cut, Peer, PluginError, ProtocolError, hookimpl
 from splitlab.plugins.kmeans import (
     cluster_means,
@@ -68,7 +70,6 @@ from splitlab.plugins.kmeans import (
     membership,
     random_partition,
 )
-from torch.autograd.function import once_differentiable
 
 __all__ = ["ADC", "ADCBatchMerge", "ADCTokenSelect", "merge_select"]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 
 import torch
+
 from splitlab.core import ConfigError
 
 __all__ = ["cluster_means", "kmeans", "label_partition", "membership", "random_partition"]

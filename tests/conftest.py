@@ -16,7 +16,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tqdm import tqdm
 
+_NOT_OURS = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR")  # set by pytest, by torch
+# Set by pytest, and by torch when timm is imported.
+_OTHERS_VARIABLES = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR")
 _PATIENCE = 3.0  # seconds that a thread, a child or a socket may take to go
 
 
@@ -26,6 +30,7 @@ def one_thread() -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)
+    tqdm.monitor_interval = 0  # its thread would outlive the first test that loads data
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +45,10 @@ def leaves_nothing_behind() -> Iterator[None]:
     deadline = time.monotonic() + _PATIENCE
     while (left := _possessions() - before) and time.monotonic() < deadline:
         time.sleep(0.02)
-    changed = [what for what, value in _state().items() if state.get(what, value) != value]
+    after = _state()
+    # A test may be the first to import torch.
+    keys = {key for key in state.keys() | after.keys() if key in state or key.startswith("$")}
+    changed = sorted(key for key in keys if state.get(key) != after.get(key))
     assert not left, f"this test leaves behind: {', '.join(sorted(map(str, left)))}"
     assert not changed, f"this test leaves changed: {', '.join(changed)}"
 
@@ -74,8 +82,8 @@ def _children() -> set[str]:
 
 
 def _state() -> dict[str, object]:
-    environment = {key: v for key, v in os.environ.items() if key != "PYTEST_CURRENT_TEST"}
-    state: dict[str, object] = {"os.environ": environment, "the working directory": os.getcwd()}
+    state: dict[str, object] = {"the working directory": os.getcwd()}
+    state |= {f"${key}": value for key, value in os.environ.items() if key not in _NOT_OURS}
     torch = sys.modules.get("torch")
     if torch is not None:
         state["torch's random state"] = bytes(torch.get_rng_state().numpy())
@@ -97,8 +105,9 @@ class Tiny:
     def vit(self, seed: int = 0, **arguments: Any) -> Any:
         """Build timm's VisionTransformer, equal for equal seeds."""
         import torch
-        from splitlab.core.seeding import isolated_rng
         from timm.models.vision_transformer import VisionTransformer
+
+        from splitlab.core.seeding import isolated_rng
 
         defaults = {
             "img_size": self.SIZE,
@@ -110,11 +119,15 @@ class Tiny:
             "num_classes": self.CLASSES,
         }
         with isolated_rng(seed, "tiny", device=torch.device("cpu")):
-            return VisionTransformer(**defaults | arguments)
+            vit = VisionTransformer(**defaults | arguments)
+            for parameter in vit.parameters():  # as they are, all samples look the same to it
+                parameter.data += 0.3 * torch.randn_like(parameter)
+            return vit
 
     def batch(self, number: int = 0, size: int = BATCH, classes: int = CLASSES) -> Any:
         """Make a `Batch` of noise, the same for the same number."""
         import torch
+
         from splitlab.core.data import Batch
 
         generator = torch.Generator().manual_seed(1000 + number)
@@ -152,6 +165,7 @@ class Tiny:
     def peer(self, role: str = "client", **facts: Any) -> Any:
         """Make the `Peer` of a tiny model."""
         import torch
+
         from splitlab.core.peer import Peer
 
         defaults: dict[str, Any] = {
@@ -204,6 +218,7 @@ class Tiny:
         **arguments: Any,
     ) -> Any:
         import torch
+
         from splitlab.core.engine import Optimization
         from splitlab.core.stack import Stack
 

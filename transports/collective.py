@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed
+
 from splitlab.core.errors import ConfigError, NetworkError
 from splitlab.core.message import Message
 from splitlab.core.wire import (
@@ -116,13 +117,19 @@ class CollectiveLink:
         if self._group is None:
             raise NetworkError(f"{self.peer}: this link is closed")
         try:
-            start = getattr(self._group, operation)
-            works = [start([part], self._other, 0) for part in parts]
-            for work in works:
-                self._wait(work, timeout)
+            self._try(operation, parts, timeout)
+            return
         except RuntimeError as error:
-            self.close()
-            raise _translate(self.peer, error, silence) from None
+            failure = _translate(self.peer, error, silence)
+        # Outside of the handler: the traceback of the library's error holds the connections open.
+        self.close()
+        raise failure
+
+    def _try(self, operation: str, parts: Sequence[torch.Tensor], timeout: float) -> None:
+        start = getattr(self._group, operation)
+        works = [start([part], self._other, 0) for part in parts]
+        for work in works:
+            self._wait(work, timeout)
 
     def _open(
         self,

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 
 import torch
+
 from splitlab.core.errors import NetworkError
 from splitlab.core.message import Message
 from splitlab.core.wire import DEFAULT_LIMITS, Frame, Limits, decode, encode
@@ -26,9 +27,7 @@ class InProcess:
         """Return None: it works everywhere."""
         return None
 
-    def pair(
-        self, serve: Callable[[], object] | None = None
-    ) -> tuple[PairLink, PairLink]:
+    def pair(self, serve: Callable[[], object] | None = None) -> tuple[PairLink, PairLink]:
         """Return (client end, server end).
 
         Args:

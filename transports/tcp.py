@@ -1,8 +1,8 @@
 """Two processes or two machines over TCP. The only module that imports ``socket``.
 
-Deadlines are the kernel's (``SO_RCVTIMEO``, ``SO_SNDTIMEO``), which costs nothing per call, where a
-poll before every call would. A sender counts the time of one call and goes on after a partial one,
-so it notices a stalled peer within twice the time.
+Receiving waits in the kernel with its deadline (``SO_RCVTIMEO``): a poll before every call would cost
+more than the call. Sending polls, and only when the peer is behind: the kernel's deadline of a send
+counts all waits of one call, so that a slow peer could not be told from a silent one.
 
 Nothing here authenticates the peer or hides the data: listen on loopback or in a network you trust.
 """
@@ -10,11 +10,13 @@ Nothing here authenticates the peer or hides the data: listen on loopback or in 
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 import time
 
 import torch
+
 from splitlab.core.errors import NetworkError
 from splitlab.core.message import Message
 from splitlab.core.wire import Limits, Reader, encode
@@ -60,8 +62,8 @@ class TcpListener:
 
     def accept(self, timeout: float) -> TcpLink:
         """Return the link to the peer that connects first."""
-        self._socket.settimeout(timeout)
         try:
+            self._socket.settimeout(timeout)
             connection, where = self._socket.accept()
         except TimeoutError:
             raise NetworkError(
@@ -69,7 +71,8 @@ class TcpListener:
                 f"start one with `splitlab join {self.address}`"
             ) from None
         except OSError as error:
-            raise NetworkError(f"{self.address}: {error.strerror or error}") from None
+            reason = "this listener is closed" if self._socket.fileno() < 0 else error.strerror
+            raise NetworkError(f"{self.address}: {reason}") from None
         return TcpLink(connection, str(Address("tcp", where[0], where[1])))
 
     def close(self) -> None:
@@ -87,6 +90,8 @@ class TcpLink:
         self.peer = peer
         self._socket = connection
         self._reader = Reader()
+        self._writable = select.poll()
+        self._writable.register(connection, select.POLLOUT)
         self._timeout = 0.0
 
     @property
@@ -103,9 +108,9 @@ class TcpLink:
         frame = encode(message)
         buffers = frame.buffers()
         try:
-            self._set_deadline(timeout)
-            while buffers:
-                buffers = _rest(buffers, self._socket.sendmsg(buffers[:_MAX_BUFFERS]))
+            while buffers := self._send_some(buffers):
+                if not self._writable.poll(timeout * 1000):
+                    raise BlockingIOError
         except OSError as error:
             raise self._blame(error, f"took nothing for {timeout:g} s") from None
         return frame.nbytes
@@ -128,13 +133,24 @@ class TcpLink:
         """Close the connection; what was sent is still delivered."""
         self._socket.close()
 
+    def _send_some(self, buffers: list[memoryview]) -> list[memoryview]:
+        """Send what the kernel takes at once; return the rest."""
+        try:
+            sent = self._socket.sendmsg(buffers[:_MAX_BUFFERS], [], socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return buffers
+        for index, buffer in enumerate(buffers):
+            if sent < len(buffer):
+                return [buffer[sent:], *buffers[index + 1 :]]
+            sent -= len(buffer)
+        return []
+
     def _set_deadline(self, timeout: float) -> None:
         if timeout == self._timeout:
             return
         microseconds = max(1, round(timeout * 1e6))  # zero would mean forever
         value = struct.pack("@ll", *divmod(microseconds, 1_000_000))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
         self._timeout = timeout
 
     def _blame(self, error: OSError, silence: str) -> NetworkError:
@@ -188,11 +204,3 @@ def dial(address: Address, timeout: float) -> socket.socket:
         f"no server at {address} after {timeout:g} s; "
         f"start one with `splitlab serve --address {address}`"
     )
-
-
-def _rest(buffers: list[memoryview], sent: int) -> list[memoryview]:
-    for index, buffer in enumerate(buffers):
-        if sent < len(buffer):
-            return [buffer[sent:], *buffers[index + 1 :]]
-        sent -= len(buffer)
-    return []

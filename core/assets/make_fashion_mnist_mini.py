@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+
 from splitlab.core.data import read_idx
 
 ASSETS = Path(__file__).parent

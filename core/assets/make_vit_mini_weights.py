@@ -18,9 +18,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
-from splitlab.core.data import read_idx
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+
+from splitlab.core.data import read_idx
 
 ASSETS = Path(__file__).parent
 SEED = 0

@@ -119,7 +119,10 @@ class TestBadInput:
             (["--plugin", "adc:ratio=x"], r"ratio=x is not allowed; ratio takes float"),
             (["--plugin", "adc:ratio"], r"'ratio' is not a setting"),
             (["--plugin", "adc:ratio=0"], r"ratio=0.0 is refused; allowed: more than 0, at most 1"),
-            (["--plugin", "adc:ratio=1.5"], r"ratio=1.5 is refused; allowed: more than 0, at most 1"),
+            (
+                ["--plugin", "adc:ratio=1.5"],
+                r"ratio=1.5 is refused; allowed: more than 0, at most 1",
+            ),
             (["--plugin", "adc:alloc=cubic"], r"alloc=cubic is not allowed; alloc takes sqrt"),
             (["--plugin", "nowhere.py:X"], r"plugin file 'nowhere.py' does not exist"),
             (["--plugin", "adc", "--batch-size", "1"], r"batch.*1.*2"),
@@ -191,7 +194,14 @@ class TestBadInput:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         line = fails(
-            capsys, "join", f"tcp://127.0.0.1:{port}", "--timeout", "0.5", *FAST, "--weights", "none"
+            capsys,
+            "join",
+            f"tcp://127.0.0.1:{port}",
+            "--timeout",
+            "0.5",
+            *FAST,
+            "--weights",
+            "none",
         )
         assert f"127.0.0.1:{port}" in line
         assert "splitlab serve" in line
@@ -233,9 +243,7 @@ class TestBadInput:
             assert server.stdout is not None
             address = re.search(r"tcp://\S+", server.stdout.readline())
             assert address is not None
-            line = fails(
-                capsys, "join", address[0], *base, *own, "--output", str(tmp_path / "r")
-            )
+            line = fails(capsys, "join", address[0], *base, *own, "--output", str(tmp_path / "r"))
             _, stderr = server.communicate(timeout=20)
         assert re.search(rf"the peers differ in {named}: client .+, server .+; give both", line)
         assert server.returncode == 1

@@ -21,6 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
 from splitlab.core import data as data_module
 from splitlab.core.data import Data, Split, class_count, load_data, read_idx
 from splitlab.core.dataset_entry import dataset_entry

@@ -26,7 +26,7 @@ SMALL = {"weights": "none", "batch_size": 32, "threads": 1, "model": "vit-mini",
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder of IDX files: 112 training and 40 test images of 4 classes that can be told apart."""
+    """A folder of IDX files: 112 training, 40 test images of 4 classes that are easily told."""
     folder = tmp_path_factory.mktemp("idx")
     draws = np.random.default_rng(0)
     for prefix, count in (("train", 112), ("t10k", 40)):
@@ -104,7 +104,11 @@ class TestResult:
     def test_budget(self, budget: str, steps: int, small_data: str, tmp_path: Path) -> None:
         options: dict[str, Any] = {"eval_every": 100, **SMALL}
         result = run(
-            plugins=["adc"], data_dir=small_data, output=str(tmp_path / "r"), budget=budget, **options
+            plugins=["adc"],
+            data_dir=small_data,
+            output=str(tmp_path / "r"),
+            budget=budget,
+            **options,
         )
         assert result.summary["steps"] == steps
 
@@ -166,7 +170,9 @@ class TestLinks:
                 **SMALL,
             )
         assert losses(tmp_path / transport) == losses(tmp_path / "inprocess")
-        ledgers = [(tmp_path / name / "ledger.json").read_text() for name in ("inprocess", transport)]
+        ledgers = [
+            (tmp_path / name / "ledger.json").read_text() for name in ("inprocess", transport)
+        ]
         assert ledgers[0] == ledgers[1]
 
     @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's TCP_INFO")
@@ -210,7 +216,12 @@ class TestResume:
     def test_interrupted_and_resumed_equals_uninterrupted(
         self, small_data: str, tmp_path: Path
     ) -> None:
-        options: dict[str, Any] = {"plugins": ["adc"], "budget": "steps=9", "eval_every": 4, **SMALL}
+        options: dict[str, Any] = {
+            "plugins": ["adc"],
+            "budget": "steps=9",
+            "eval_every": 4,
+            **SMALL,
+        }
         whole = run(data_dir=small_data, output=str(tmp_path / "whole"), **options)
         asked = iter([False] * 4 + [True])
         with pytest.raises(Interrupted, match=r"step 5.*--resume"):
@@ -279,9 +290,7 @@ class TestFailure:
             run(data_dir=small_data, output=str(tmp_path / "mine"), **SMALL)
         assert (tmp_path / "mine" / "notes").read_text() == "precious"
 
-    def test_a_run_that_never_began_leaves_no_folder(
-        self, small_data: str, tmp_path: Path
-    ) -> None:
+    def test_a_run_that_never_began_leaves_no_folder(self, small_data: str, tmp_path: Path) -> None:
         for options in ({"plugins": ["adc:ratio=2"]}, {"cut": 99}, {"transport": "tpc"}):
             with pytest.raises(SplitlabError):
                 run(data_dir=small_data, output=str(tmp_path / "r"), **{**SMALL, **options})

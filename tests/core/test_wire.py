@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from splitlab.core.errors import PluginError, ProtocolError
 from splitlab.core.message import Kind, Message, Role
 from splitlab.core.wire import OPENING_BYTES, Limits, Reader, decode, encode

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from splitlab.core import ConfigError, Cut, Peer, PluginError, ProtocolError
 from splitlab.core.registry import bind_plugin
 from splitlab.plugins.adc import ADC, ADCBatchMerge, ADCTokenSelect, merge_select

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from splitlab.core import ConfigError
 from splitlab.plugins.kmeans import cluster_means, kmeans, label_partition, random_partition
 

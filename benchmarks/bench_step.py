@@ -1,0 +1,95 @@
+"""What the laboratory itself costs: a split training step beside an unsplit one of the same model.
+
+Both sides are timed alternately in one process, and the ratio of their medians counts; an empty
+stack in process, with real frames, may cost at most 3%.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from splitlab.core.build import build_client, build_server, resolve
+from splitlab.core.config import Config
+from splitlab.core.data import Batch
+from splitlab.core.ledger import Ledger
+from splitlab.core.model import build_model, input_shape
+from splitlab.core.registry import load
+from splitlab.core.session import ClientSession, ServerSession
+
+CPU = torch.device("cpu")
+CASES = [("vit-mini", 128, 15), ("deit_tiny_patch16_224", 64, 4)]
+
+
+def split_step(config: Config, batch: Batch) -> Callable[[], None]:
+    """Return a function that makes one training step over the in-process link."""
+    client = build_client(config, 10, CPU)
+    server = build_server(config, 10, CPU)
+    client_end, server_end = load("transports", "inprocess")().pair(lambda: server_session.turn())
+    server_session = ServerSession(
+        server_end,
+        server.worker,
+        server.agreement,
+        batch_bytes=server.batch_bytes,
+        timeout=60,
+        resume=lambda run, step: None,
+        save=lambda step: None,
+    )
+    session = ClientSession(client_end, Ledger(), 60)
+    session.open(client.agreement, run="bench", step=0, batch_bytes=client.batch_bytes)
+
+    def step() -> None:
+        client.worker.backward(session.exchange(client.worker.forward(batch, 0)))
+
+    return step
+
+
+def unsplit_step(config: Config, batch: Batch) -> Callable[[], None]:
+    """Return a function that makes one training step of timm's own model."""
+    model = build_model(config.model, classes=10, seed=0, weights="none")
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+
+    def step() -> None:
+        loss = F.cross_entropy(model(batch.images), batch.targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+
+    return step
+
+
+@pytest.mark.parametrize(("model", "size", "rounds"), CASES)
+def test_an_empty_stack_costs_three_percent_at_most(
+    model: str, size: int, rounds: int, benchmark: Any
+) -> None:
+    config = resolve(Config(model=model, batch_size=size, weights="none"))
+    channels, pixels = input_shape(model)
+    draws = torch.Generator().manual_seed(0)
+    images = torch.randn(size, channels, pixels, pixels, generator=draws)
+    batch = Batch(images, torch.arange(size) % 10, torch.arange(size))
+    split, unsplit = split_step(config, batch), unsplit_step(config, batch)
+    split(), unsplit()
+    seconds: dict[str, list[float]] = {"split": [], "unsplit": []}
+
+    def pair() -> None:
+        for name, step in (("unsplit", unsplit), ("split", split)):
+            started = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - started)
+
+    benchmark.pedantic(pair, rounds=rounds)
+    split_ms, unsplit_ms = (1e3 * statistics.median(seconds[key]) for key in ("split", "unsplit"))
+    ratio = split_ms / unsplit_ms
+    print(
+        f"\n{model}, batch {size}: split {split_ms:.1f} ms, unsplit {unsplit_ms:.1f} ms, "
+        f"ratio {ratio:.3f} (at most 1.03)"
+    )
+    assert ratio <= 1.03

@@ -1,0 +1,106 @@
+"""The examples run as their first lines say, and README's commands and code are true."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from splitlab.core.build import resolve
+from splitlab.core.cli import _given, _parser, main
+from splitlab.core.config import Config
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    " ".join(line.split("#")[0].split())
+    for line in re.findall(
+        r"^    (?:torchrun .* --no-python )?(splitlab .*)$",
+        README.replace("\\\n", " "),
+        re.MULTILINE,
+    )
+]
+
+
+def environment() -> dict[str, str]:
+    """Return an environment in which `splitlab` is the one under test."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.mark.slow
+def test_quickstart() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples/quickstart.py"), "steps=2"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    lines = done.stdout.strip().splitlines()
+    assert re.fullmatch(
+        r"none  accuracy 0\.\d+ after 2 steps, 6\.6 MB, measured ratio 1\.0\d+", lines[0]
+    )
+    assert re.fullmatch(
+        r"adc   accuracy 0\.\d+ after 2 steps, 0\.6 MB, measured ratio 0\.09\d", lines[1]
+    )
+
+
+def test_plugin_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plugin = f"{ROOT / 'examples/half_precision.py'}:HalfPrecision"
+    arguments = ["--plugin", "adc", "--plugin", f"{plugin}:dtype=bfloat16", "--threads", "1"]
+    output = ["--output", str(tmp_path / "r"), "--budget", "steps=2"]
+    assert main(["run", *arguments, *output]) == 0
+    assert "measured 0.047" in capsys.readouterr().out
+    assert main(["plugins", plugin]) == 0
+    text = capsys.readouterr().out
+    assert "float16 | bfloat16" in text
+    assert "before_send, after_receive" in text
+
+
+@pytest.mark.slow
+def test_two_processes() -> None:
+    done = subprocess.run(
+        [str(ROOT / "examples/two_processes.sh"), "steps=2"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env=environment(),
+    )
+    assert "served 2 steps" in done.stdout
+    assert re.search(r"accuracy\s+0\.\d{4}", done.stdout)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_readme_are_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    arguments = _parser().parse_args(shlex.split(command)[1:])
+    if hasattr(arguments, "config"):
+        resolve(Config.from_mapping(_given(arguments)))
+
+
+def test_the_readme_has_commands() -> None:
+    assert len(COMMANDS) >= 8
+
+
+@pytest.mark.slow
+def test_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    scope: dict[str, object] = {}
+    exec(code.replace("nominal=0.2", "steps=1"), scope)
+    assert scope["result"].summary["steps"] == 1  # type: ignore[attr-defined]
+
+
+def test_paths_that_the_documents_name_exist() -> None:
+    for document in (README, (ROOT / "CONTRIBUTING.md").read_text()):
+        named = re.findall(r"`((?:core|plugins|transports|docs|examples|tests)/[\w./]*)`", document)
+        named += re.findall(r"\]\(((?!http)[^)]+)\)", document)
+        assert named
+        missing = [path for path in named if not (ROOT / path).exists()]
+        assert not missing
