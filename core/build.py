@@ -77,7 +77,7 @@ def choose_device(name: str, role: Literal["client", "server"], *, peers_here: i
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", int(second))) % gpus)
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # also refuses meta, which computes nothing
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(f"--device {name} cannot be used here: {reason}") from error

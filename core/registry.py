@@ -174,6 +174,8 @@ def bind_plugin(text: str) -> BoundPlugin:
         if key not in known:
             error = unknown_name("parameter", key, known)
             raise ConfigError(f"plugin {label!r}: {error}")
+        if key in given:
+            raise ConfigError(f"plugin {label!r}: {key} is given twice; give it once")
         given[key] = known[key].parse(label, value.strip())
     missing = [key for key, p in known.items() if p.required and key not in given]
     if missing:

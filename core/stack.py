@@ -91,11 +91,12 @@ class Stack:
         """Return the product of the plugins' nominal ratios (up, down)."""
         ratios = _call(self._encoding, "nominal_ratio")
         try:
-            return math.prod(up for up, _ in ratios), math.prod(down for _, down in ratios)
+            pairs = [(float(up), float(down)) for up, down in ratios]
         except (TypeError, ValueError):
             raise PluginError(
                 f"nominal_ratio must return two numbers, (up, down); the plugins return {ratios}"
             ) from None
+        return math.prod(up for up, _ in pairs), math.prod(down for _, down in pairs)
 
     def acts_in_evaluation(self) -> bool:
         """Return whether any plugin compresses evaluation batches."""

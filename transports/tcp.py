@@ -1,8 +1,8 @@
 """Two processes or two machines over TCP. The only module that imports ``socket``.
 
-Receiving waits in the kernel with its deadline (``SO_RCVTIMEO``): a poll before every call would cost
-more than the call. Sending polls, and only when the peer is behind: the kernel's deadline of a send
-counts all waits of one call, so that a slow peer could not be told from a silent one.
+Receiving waits in the kernel with its deadline (``SO_RCVTIMEO``): a poll before every call would
+cost more than the call. Sending polls, but only when the peer is behind: the kernel's deadline of a
+send counts all waits of one call, so a slow peer could not be told from a silent one.
 
 Nothing here authenticates the peer or hides the data: listen on loopback or in a network you trust.
 """

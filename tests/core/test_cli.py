@@ -222,9 +222,6 @@ class TestBadInput:
         [
             (["--plugin", "adc:ratio=0.2"], "stack"),
             (["--cut", "2"], "cut"),
-            (["--seed", "5"], "weights"),
-            (["--batch-size", "64"], "batch size"),
-            (["--lr", "0.1"], "optimizer"),
             (["--model", "vit_tiny_patch16_224", "--image-size", "32"], "model"),
         ],
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from splitlab.core import Kind, Message, Role
 from splitlab.core.ledger import Ledger
 from splitlab.core.wire import encode

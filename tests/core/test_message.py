@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from splitlab.core import Kind, Message, PluginError, Role
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from splitlab.core import ConfigError, Cut, PluginError, hookimpl
 from splitlab.core.hooks import HookSpecs
 from splitlab.core.stack import Stack
@@ -148,7 +149,7 @@ def test_errors_that_blame_already_keep_their_kind(tiny: Any) -> None:
         def setup(self, peer: Any) -> None:
             raise ConfigError("ratio=9 is refused")
 
-    with pytest.raises(ConfigError, match="^ratio=9 is refused$"):
+    with pytest.raises(ConfigError, match=r"^ratio=9 is refused$"):
         Stack([tiny.bound(Refuses)]).setup(tiny.peer())
 
 
@@ -173,7 +174,9 @@ def test_blame_finds_the_plugin_behind_decorators_helpers_and_observers(tiny: An
         raise KeyError("x")
 
     stack = Stack([tiny.bound(Innocent), tiny.bound(Guilty), tiny.bound(Innocent)], [Watches()])
-    with pytest.raises(PluginError, match="^plugin 'guilty' failed in before_send: KeyError: 'x'$"):
+    with pytest.raises(
+        PluginError, match=r"^plugin 'guilty' failed in before_send: KeyError: 'x'$"
+    ):
         stack.before_send(None)  # type: ignore[arg-type]
 
 

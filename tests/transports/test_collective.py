@@ -47,7 +47,7 @@ def test_without_a_launcher_the_missing_variables_are_named(
 ) -> None:
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(
-        ConfigError, match=r"missing: MASTER_ADDR, MASTER_PORT, WORLD_SIZE; .*torch"
+        ConfigError, match=r"missing: MASTER_ADDR, MASTER_PORT, WORLD_SIZE;"
     ):
         Gloo().connect("env://", device=CPU, timeout=1)
     with pytest.raises(ConfigError, match=r"missing: MASTER_ADDR"):
@@ -62,10 +62,10 @@ def test_a_link_joins_two_peers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_ranks_have_their_roles(monkeypatch: pytest.MonkeyPatch) -> None:
     launch(monkeypatch, RANK="0")
-    with pytest.raises(ConfigError, match="RANK is 0 .* the client is rank 0, the server rank 1"):
+    with pytest.raises(ConfigError, match=r"RANK is 0 .* the client is rank 0, the server rank 1"):
         Gloo().listen("env://", device=CPU)
     launch(monkeypatch, RANK="1")
-    with pytest.raises(ConfigError, match="RANK is 1 .* the client is rank 0"):
+    with pytest.raises(ConfigError, match=r"RANK is 1 .* the client is rank 0"):
         Gloo().connect("env://", device=CPU, timeout=1)
 
 

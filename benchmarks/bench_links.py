@@ -1,0 +1,256 @@
+"""What a TCP link costs beyond the bytes themselves.
+
+The other peer echoes from a process of its own. The contestants take turns, a few round trips each,
+so that the machine's moods hit them alike, and medians are compared:
+
+- ``bare``: blocking sockets that move as many bytes as the frame has, in memory they already have;
+- ``gloo``: torch.distributed's send and recv of one tensor, with no message around it;
+- ``tcp``: messages by `splitlab.transports.tcp`, built, encoded, sent, received and decoded.
+"""
+
+from __future__ import annotations
+
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed
+
+from splitlab.core.message import Kind, Message, Role
+from splitlab.core.wire import Reader, encode
+from splitlab.transports.tcp import Tcp
+
+dist: Any = torch.distributed
+CPU = torch.device("cpu")
+WAIT = 60.0
+# 19.4 MB are the activations of a batch of 128 at the width of DeiT-Tiny.
+SIZES = {64: (60, 50), 1_000_000: (300, 1), 19_400_000: (40, 1)}
+"""Turns, and round trips in each, by bytes of payload."""
+
+
+def wrap(tensor: torch.Tensor, kind: Kind = Kind.ACTIVATION) -> Message:
+    message = Message(kind)
+    message.put("activations", tensor, Role.PAYLOAD)
+    return message
+
+
+# The other process.
+
+
+def echo_tcp(port: int, size: int) -> None:
+    link = Tcp().connect(f"tcp://127.0.0.1:{port}", device=CPU, timeout=WAIT)
+    while (message := link.receive(WAIT)).kind is Kind.ACTIVATION:
+        link.send(wrap(message["activations"]), WAIT)
+        del message
+    link.close()
+
+
+def echo_bare(port: int, size: int) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        memory = memoryview(bytearray(size))
+        while fill(connection, memory):
+            connection.sendall(memory)
+
+
+def echo_gloo(port: int, size: int) -> None:
+    group = gloo_group(dist.TCPStore("127.0.0.1", port), 0)
+    tensor = torch.empty(size, dtype=torch.uint8)
+    while True:
+        group.recv([tensor], 1, 0).wait()
+        group.send([tensor], 1, 0).wait()
+        if tensor[0]:
+            return
+
+
+def memory_tcp(port: int, size: int) -> None:
+    """Take one message and send it back; then tell by how much each raised the peak of memory."""
+    link = Tcp().connect(f"tcp://127.0.0.1:{port}", device=CPU, timeout=WAIT)
+    link.receive(WAIT)  # a small one, for what is only paid once
+    base = reset_peak()
+    message = link.receive(WAIT)
+    receiving = peak() - base
+    base = reset_peak()
+    link.send(wrap(message["activations"]), WAIT)
+    report = Message(Kind.CONTROL, meta={"receiving": receiving, "sending": peak() - base})
+    link.send(report, WAIT)
+    link.close()
+
+
+def fill(connection: socket.socket, memory: memoryview) -> bool:
+    while memory:
+        count = connection.recv_into(memory)
+        if count == 0:
+            return False
+        memory = memory[count:]
+    return True
+
+
+def gloo_group(store: Any, rank: int) -> Any:
+    options = dist.ProcessGroupGloo._Options()
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+    options._timeout = timedelta(seconds=WAIT)
+    return dist.ProcessGroupGloo(store, rank, 2, options)
+
+
+def reset_peak() -> int:
+    """Let the peak of resident memory start at what is resident now (Linux), and return that."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return peak()
+
+
+def peak() -> int:
+    [line] = [x for x in Path("/proc/self/status").read_text().splitlines() if x[:6] == "VmHWM:"]
+    return int(line.split()[1]) * 1024
+
+
+# This process.
+
+
+@contextmanager
+def other_process(role: str, port: int, size: int) -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, __file__, role, str(port), str(size)])
+    try:
+        yield
+        assert process.wait(WAIT) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def tcp_link(role: str, size: int = 0) -> Iterator[Any]:
+    listener = Tcp().listen("tcp://127.0.0.1:0", device=CPU)
+    with other_process(role, int(listener.address.rpartition(":")[2]), size):
+        link = listener.accept(WAIT)
+        listener.close()
+        yield link
+        link.close()
+
+
+@contextmanager
+def tcp_round_trip(size: int) -> Iterator[Callable[[], object]]:
+    tensor = torch.zeros(size // 4)
+
+    def round_trip() -> object:
+        link.send(wrap(tensor), WAIT)
+        return link.receive(WAIT)
+
+    with tcp_link("echo_tcp") as link:
+        yield round_trip
+        link.send(Message(Kind.CONTROL), WAIT)
+
+
+@contextmanager
+def bare_round_trip(size: int) -> Iterator[Callable[[], object]]:
+    frame = memoryview(bytearray(encode(wrap(torch.zeros(size // 4))).nbytes))
+    memory = memoryview(bytearray(len(frame)))
+
+    def round_trip() -> None:
+        connection.sendall(frame)
+        fill(connection, memory)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with other_process("echo_bare", server.getsockname()[1], len(frame)):
+            connection, _ = server.accept()
+            with connection:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                yield round_trip
+
+
+@contextmanager
+def gloo_round_trip(size: int) -> Iterator[Callable[[], object]]:
+    tensor = torch.zeros(size, dtype=torch.uint8)
+    memory = torch.empty(size, dtype=torch.uint8)
+
+    def round_trip() -> None:
+        group.send([tensor], 0, 0).wait()
+        group.recv([memory], 0, 0).wait()
+
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with other_process("echo_gloo", store.port, size):
+        group = gloo_group(store, 1)
+        yield round_trip
+        tensor[0] = 1  # goodbye
+        round_trip()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("size", SIZES, ids="{:,} bytes".format)
+def test_round_trip(benchmark: Any, size: int, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.set_num_threads(1)
+    turns, trips = SIZES[size]
+    times: dict[str, list[float]] = {}
+
+    def take_turn(name: str, round_trip: Callable[[], object]) -> None:
+        for _ in range(trips):
+            start = time.perf_counter()
+            round_trip()
+            times.setdefault(name, []).append(time.perf_counter() - start)
+
+    def rivals() -> None:
+        take_turn("bare", bare)
+        take_turn("gloo", gloo)
+
+    with tcp_round_trip(size) as tcp, bare_round_trip(size) as bare, gloo_round_trip(size) as gloo:
+        benchmark.pedantic(take_turn, args=("tcp", tcp), setup=rivals, rounds=turns)
+    took = {name: statistics.median(every) for name, every in times.items()}
+    benchmark.extra_info |= {name: f"{seconds * 1e6:.1f} µs" for name, seconds in took.items()}
+    with capsys.disabled():
+        print(
+            f"\n{size:,} bytes there and back: tcp {took['tcp'] * 1e6:,.0f} µs, "
+            f"{took['tcp'] / took['bare']:.2f} of bare, {took['tcp'] / took['gloo']:.2f} of gloo"
+        )
+    assert took["tcp"] <= took["gloo"]
+    if size > 64:
+        assert took["tcp"] <= 1.25 * took["bare"]
+    else:
+        assert took["tcp"] <= 150e-6
+
+
+def test_encode_and_decode_a_small_message(benchmark: Any) -> None:
+    tensor = torch.zeros(16)
+    reader = Reader()
+
+    def there_and_back() -> None:
+        stream = memoryview(b"".join(encode(wrap(tensor)).buffers()))
+        message = None
+        while message is None:
+            buffer = reader.buffer()
+            buffer[:], stream = stream[: len(buffer)], stream[len(buffer) :]
+            message = reader.advance(len(buffer))
+
+    benchmark(there_and_back)
+    assert benchmark.stats.stats.median < 50e-6
+
+
+def test_memory_grows_by_one_message(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    tensor = torch.ones(2**24)
+    with tcp_link("memory_tcp") as link:
+        link.send(wrap(tensor[:16]), WAIT)
+        benchmark.pedantic(link.send, args=(wrap(tensor), WAIT))
+        assert torch.equal(link.receive(WAIT)["activations"], tensor)
+        report = link.receive(WAIT).meta
+    growth = {what: count / tensor.nbytes for what, count in report.items()}
+    benchmark.extra_info |= growth
+    with capsys.disabled():
+        print(
+            f"\npeak memory in messages of {tensor.nbytes:,} bytes: "
+            f"receiving {growth['receiving']:.2f}, sending {growth['sending']:.2f}"
+        )
+    assert growth["receiving"] < 1.1
+    assert growth["sending"] < 0.1
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    globals()[sys.argv[1]](int(sys.argv[2]), int(sys.argv[3]))

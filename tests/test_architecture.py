@@ -1,0 +1,294 @@
+"""Who may import whom, read from the source: the shape that the design promises."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitlab.core import __all__ as PUBLIC
+from splitlab.core.registry import ROOT, catalogue
+
+FOLDERS = ("core", "plugins", "transports")
+MODULES = {
+    f"{folder}/{path.name}": path
+    for folder in FOLDERS
+    for path in sorted((ROOT / folder).glob("*.py"))
+}
+CORE = [name for name in MODULES if name.startswith("core/")]
+PLUGINS = [name for name in MODULES if name.startswith("plugins/")]
+TRANSPORTS = [name for name in MODULES if name.startswith("transports/")]
+
+# What a transport builds on: the contract, what it moves, and how it fails.
+FOR_TRANSPORTS = {"errors", "message", "transport", "wire"}
+
+
+@cache
+def tree(name: str) -> ast.Module:
+    return ast.parse(MODULES[name].read_text(encoding="utf-8"))
+
+
+def imports(name: str) -> Iterator[str]:
+    """Yield what the module imports, dotted, with the names that it takes from there."""
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} imports relatively; write the full name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Attribute):  # `import torch`, then `torch.distributed.…`
+            dotted = ast.unparse(node)
+            if re.fullmatch(r"[\w.]+", dotted):
+                yield dotted
+
+
+def within(dotted: str, package: str) -> bool:
+    return dotted == package or dotted.startswith(package + ".")
+
+
+def test_there_is_something_to_read() -> None:
+    assert len(CORE) > 20
+    assert {"plugins/adc.py", "transports/inprocess.py", "core/engine.py"} <= MODULES.keys()
+
+
+# Who may import whom.
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_a_plugin_sees_the_public_names_of_core_and_other_plugins(name: str) -> None:
+    ours = [dotted for dotted in imports(name) if within(dotted, "splitlab")]
+    allowed = {f"splitlab.core.{public}" for public in PUBLIC}
+    assert [d for d in ours if d not in allowed and not within(d, "splitlab.plugins")] == []
+
+
+@pytest.mark.parametrize("name", TRANSPORTS)
+def test_a_transport_sees_the_link_and_nothing_behind_it(name: str) -> None:
+    ours = [dotted for dotted in imports(name) if within(dotted, "splitlab")]
+    allowed = ("splitlab.transports", *(f"splitlab.core.{module}" for module in FOR_TRANSPORTS))
+    assert [d for d in ours if not any(within(d, package) for package in allowed)] == []
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_core_sees_neither_plugins_nor_transports(name: str) -> None:
+    found = list(imports(name))
+    assert [d for d in found if within(d, "splitlab.plugins")] == []
+    assert [d for d in found if within(d, "splitlab.transports")] == []
+    texts = [n.value for n in ast.walk(tree(name)) if isinstance(n, ast.Constant)]
+    assert [t for t in texts if isinstance(t, str) and "splitlab.plugins." in t] == []
+    assert [t for t in texts if isinstance(t, str) and "splitlab.transports." in t] == []
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nobody_imports_the_bare_folders(name: str) -> None:
+    found = [
+        node.module if isinstance(node, ast.ImportFrom) else alias.name
+        for node in ast.walk(tree(name))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for alias in node.names
+    ]
+    assert [d for d in found if d and any(within(d, folder) for folder in FOLDERS)] == []
+
+
+@pytest.mark.parametrize(
+    ("package", "home"),
+    [
+        ("timm", "core/model.py"),
+        ("rich", "core/display.py"),
+        ("datasets", "core/data.py"),
+        ("torchvision", "core/data.py"),
+        ("pluggy", None),
+        ("socket", "transports/tcp.py"),
+        ("torch.distributed", "transports/collective.py"),
+    ],
+)
+def test_what_may_change_under_us_is_known_in_one_place(package: str, home: str | None) -> None:
+    users = [name for name in MODULES if any(within(d, package) for d in imports(name))]
+    assert users == ([home] if home else ["core/hooks.py", "core/stack.py"])
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_unpickles(name: str) -> None:
+    forbidden = ("pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib")
+    calls = ("torch.load", "torch.save", "numpy.load", "np.load", "pandas.read_pickle")
+    found = list(imports(name))
+    assert [d for d in found if any(within(d, package) for package in forbidden)] == []
+    assert [d for d in found if d in calls] == []
+    keywords = [n.arg for n in ast.walk(tree(name)) if isinstance(n, ast.keyword)]
+    assert "allow_pickle" not in keywords
+    # torch.distributed's object collectives pickle too.
+    assert [d for d in found if d.endswith(("_object", "_object_list"))] == []
+
+
+# No method's name and no transport's name stands in core.
+
+# What may: (module, name) and why. Documentation is not looked at; the rest of these are words
+# that a user reads or types, and none of them is compared with anything (see the test after).
+WORDS_FOR_USERS = {
+    ("core/config.py", "inprocess"): "the default of --transport",
+    ("core/cli.py", "adc"): "the examples in --help",
+    ("core/cli.py", "adc-batch-merge"): "the examples in --help",
+    ("core/cli.py", "adc-token-select"): "the examples in --help",
+    ("core/cli.py", "tcp"): "the examples in --help, the default of `splitlab serve`",
+    ("core/serve.py", "tcp"): "the way out in an error",
+}
+
+
+def names_that_ship() -> list[str]:
+    return [*catalogue()["plugins"], *catalogue()["transports"]]
+
+
+def mentions(text: str, name: str) -> bool:
+    """Whether the name is a word of the text; `adc` is none of `adc-batch-merge`."""
+    return bool(re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text, re.IGNORECASE))
+
+
+def words(name: str) -> Iterator[tuple[ast.AST, str]]:
+    """Yield every string, and every identifier as its words, outside of docstrings."""
+    documentation = {
+        id(node.value)
+        for node in ast.walk(tree(name))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree(name)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if id(node) not in documentation:
+                yield node, node.value
+            continue
+        fields = ("id", "attr", "arg", "name", "asname", "module")
+        for text in (getattr(node, field, None) for field in fields):
+            if isinstance(text, str):
+                # TcpLink and tcp_link both hold the word tcp.
+                yield node, re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[_.]", " ", text)
+
+
+def variants(name: str) -> set[str]:
+    return {name, name.replace("-", " ")}
+
+
+def test_no_name_of_a_plugin_or_transport_stands_in_core() -> None:
+    found = {
+        (module, name)
+        for module in CORE
+        for _, text in words(module)
+        for name in names_that_ship()
+        if any(mentions(text, variant) for variant in variants(name))
+    }
+    assert found - WORDS_FOR_USERS.keys() == set(), "core must not know who it works with"
+    assert WORDS_FOR_USERS.keys() - found == set(), "this exception is needed no more"
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_core_decides_nothing_by_such_a_name(module: str) -> None:
+    deciding: list[ast.AST] = []
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Compare):
+            deciding += [node.left, *node.comparators]
+        elif isinstance(node, ast.MatchValue):
+            deciding.append(node.value)
+        elif isinstance(node, ast.Dict):
+            deciding += [key for key in node.keys if key is not None]
+        elif isinstance(node, ast.Subscript):
+            deciding.append(node.slice)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            looks = node.func.attr in ("startswith", "endswith", "get", "pop", "index", "count")
+            deciding += node.args if looks else []
+    texts = [
+        constant.value
+        for node in deciding
+        for constant in ast.walk(node)
+        if isinstance(constant, ast.Constant) and isinstance(constant.value, str)
+    ]
+    assert [t for t in texts for name in names_that_ship() if mentions(t, name)] == []
+
+
+# Nothing heavy before it is needed.
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import splitlab.core",
+        "from splitlab.core import hookimpl, ConfigError, PluginError, Config",
+        "from splitlab.core.cli import main; main(['plugins'])",
+        "from splitlab.core.cli import main; main(['plugins', '--json'])",
+        "from splitlab.core.cli import main; main(['datasets'])",
+        "from splitlab.core.cli import main; main(['--help'])",
+        "from splitlab.core.cli import main; main(['run', '--help'])",
+    ],
+)
+def test_help_and_listings_do_not_wait_for_torch(code: str, tmp_path: Path) -> None:
+    program = f"""
+import sys
+try:
+    {code}
+except SystemExit as end:
+    assert end.code == 0
+heavy = {{"torch", "timm", "datasets", "torchvision", "numpy", "splitlab.plugins"}}
+sys.exit(f"imported {{heavy & sys.modules.keys()}}" if heavy & sys.modules.keys() else 0)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, timeout=60, check=False
+    )
+    assert ended.returncode == 0, ended.stderr.decode()
+
+
+# What ships can be used.
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_exists(name: str) -> None:
+    core = importlib.import_module("splitlab.core")
+    assert getattr(getattr(core, name), "__name__", name) == name
+    assert name in dir(core)
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+    core = importlib.import_module("splitlab.core")
+    with pytest.raises(AttributeError, match="has no attribute 'Stack'"):
+        _ = core.Stack
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [(group, name) for group in ("plugins", "transports") for name in catalogue()[group]],
+)
+def test_every_target_of_the_catalogue_is_a_documented_class(group: Any, name: str) -> None:
+    from splitlab.core.registry import load, parameters
+
+    factory = load(group, name)
+    assert isinstance(factory, type)
+    assert factory.__module__.startswith(f"splitlab.{group}.")
+    assert factory.__doc__
+    assert len(factory.__doc__) > 30
+    assert importlib.import_module(factory.__module__).__doc__
+    if group == "plugins":
+        for parameter in parameters(factory).values():
+            assert f"{parameter.name}:" in factory.__doc__, (
+                f"{name} does not explain {parameter.name}"
+            )
+    else:
+        factory()
+
+
+@pytest.mark.parametrize("name", catalogue()["plugins"])
+def test_the_catalogue_names_the_hooks_that_a_plugin_has(name: str) -> None:
+    from splitlab.core.hooks import HookSpecs
+    from splitlab.core.registry import load
+
+    listed = set(catalogue()["plugins"][name]["hooks"])
+    data = list(vars(HookSpecs))
+    data = data[data.index("after_client_forward") : data.index("gradient_return") + 1]
+    assert listed == {hook for hook in data if hasattr(load("plugins", name), hook)}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_says_what_lives_there(name: str) -> None:
+    assert ast.get_docstring(tree(name))
