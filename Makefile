@@ -16,6 +16,8 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 
 types: .venv/installed-dev
+	mkdir -p build/types
+	ln -sfn ../.. build/types/splitlab
 	$(BIN)/mypy
 
 # The wheel, installed into an empty environment elsewhere, must do what the checkout does.
@@ -33,15 +35,14 @@ clean:
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip setuptools
 
-# Strict editable mode, so that type checkers find the package too.
 .venv/installed-run: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --config-settings editable_mode=strict --editable .
+	$(BIN)/pip install --editable .
 	touch $@
 
 .venv/installed-test: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --config-settings editable_mode=strict --editable '.[test]'
+	$(BIN)/pip install --editable '.[test]'
 	touch $@ .venv/installed-run
 
 .venv/installed-dev: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --config-settings editable_mode=strict --editable '.[dev]'
+	$(BIN)/pip install --editable '.[dev]'
 	touch $@ .venv/installed-run .venv/installed-test

@@ -59,8 +59,14 @@ def resolve(config: Config) -> Config:
         dataset=config.dataset or (None if config.data_dir else DEFAULT_DATASET),
         cut=default_cut(config.model) if config.cut is None else config.cut,
         image_size=input_shape(config.model, config.image_size)[1],
-        threads=config.threads or len(os.sched_getaffinity(0)),
+        threads=config.threads or _cores(),
     )
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux only
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def choose_device(name: str, role: Literal["client", "server"], *, peers_here: int) -> torch.device:

@@ -149,12 +149,8 @@ def _add_config(parser: argparse.ArgumentParser, exclude: Sequence[str]) -> None
         metavar = spec.metadata.get("metavar")
         if spec.metadata.get("choices"):
             metavar = "|".join(spec.metadata["choices"])
-        if hint is not bool and metavar:
-            options["metavar"] = metavar
-        elif hint is not bool:
-            options["metavar"] = {int: "N", float: "X", str: "TEXT"}.get(
-                options.get("type"), "TEXT"
-            )
+        if hint is not bool:
+            options["metavar"] = metavar or {int: "N", float: "X"}.get(options["type"], "TEXT")
         group.add_argument(flag(spec.name), **options)
 
 
@@ -287,7 +283,7 @@ def _explain(name: str, as_json: bool) -> int:
         hook for hook in vars(HookSpecs) if not hook.startswith("_") and hasattr(factory, hook)
     ]
     known = parameters(factory)
-    facts = {
+    facts: dict[str, Any] = {
         "name": name,
         "summary": entry.summary if entry else "",
         "paper": entry.facts.get("paper", "") if entry else "",

@@ -142,7 +142,7 @@ class Client(_Worker):
         self.stack.gradient_return(cut)
         self._check_gradient(cut, "gradient_return")
         if cut.activations.requires_grad:
-            cut.activations.backward(cut.gradient)
+            torch.autograd.backward(cut.activations, cut.gradient)
         self._step(cut.step)
         loss = message.meta.get("loss")
         if not isinstance(loss, float):
@@ -274,7 +274,7 @@ class Server(_Worker):
                 )
             per_row = F.cross_entropy(logits, cut.targets, reduction="none")
             loss = (per_row * cut.weights).sum() / cut.weights.sum()
-        loss.backward()
+        torch.autograd.backward(loss)
         if leaf.grad is None:
             raise PluginError(
                 f"step {cut.step}: after before_server_forward cut.activations no longer depend on "

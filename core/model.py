@@ -328,7 +328,7 @@ class _AttentionProbe:
         self._seen: list[tuple[Any, torch.Tensor]] = []
         watched = blocks if request.layer == "rollout" else blocks[-1:]
         for block in watched:
-            attention = getattr(block, "attn", None)
+            attention: Any = getattr(block, "attn", None)
             if not hasattr(attention, "qkv") or not hasattr(attention, "num_heads"):
                 raise ConfigError(
                     f"cannot read attention from a {type(block).__name__}: it has no attn.qkv; "
@@ -383,4 +383,5 @@ def _attention_rows(attention: Any, qkv: torch.Tensor, rows: slice) -> torch.Ten
     query, key, _ = qkv.view(B, N, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
     query, key = attention.q_norm(query[:, :, rows]), attention.k_norm(key)
     scores = (query * attention.scale) @ key.transpose(-2, -1)
-    return scores.float().softmax(-1)
+    rows_BHN: torch.Tensor = scores.float().softmax(-1)
+    return rows_BHN

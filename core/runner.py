@@ -7,23 +7,15 @@ run folder, evaluations, checkpoints, resume.
 from __future__ import annotations
 
 import dataclasses
-import os
-import select
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from splitlab.core.build import (
     build_client,
-    build_server,
     choose_device,
     limited_threads,
     resolve,
@@ -31,18 +23,15 @@ from splitlab.core.build import (
 from splitlab.core.checkpoint import Checkpoints
 from splitlab.core.config import Budget, Config, flag
 from splitlab.core.data import Data, Split, load_data
-from splitlab.core.errors import ConfigError, LinkError, NetworkError, SplitlabError
+from splitlab.core.errors import ConfigError, LinkError, SplitlabError
 from splitlab.core.folder import RunFolder
+from splitlab.core.launch import Launch
 from splitlab.core.ledger import Ledger
 from splitlab.core.model import input_shape
-from splitlab.core.serve import open_session
 from splitlab.core.session import ClientSession
-from splitlab.core.transport import Link, PairTransport, Transport, load_transport
+from splitlab.core.transport import PairTransport, load_transport
 
 __all__ = ["Interrupted", "Progress", "Reporter", "Result", "run"]
-
-# A second process imports torch and builds the model before it listens.
-_STARTUP_SECONDS = 180.0
 
 
 class Interrupted(SplitlabError):
@@ -151,10 +140,15 @@ def run(
         config = folder.read_config()
     known = dataclasses.asdict(config) if config else {}
     config = resolve(Config.from_mapping(known | options))
-    with ExitStack() as cleanup:
-        cleanup.enter_context(limited_threads(config.threads or 1))
-        run = _Run(config, folder, connect, observers, reporter, should_stop, cleanup)
-        return run.go()
+    result = None
+    try:
+        with ExitStack() as cleanup:
+            cleanup.enter_context(limited_threads(config.threads or 1))
+            parts = _Run(config, folder, connect, observers, reporter, should_stop, cleanup)
+            result = parts.go()
+        return result
+    finally:
+        reporter.end(result)
 
 
 class _Run:
@@ -175,8 +169,8 @@ class _Run:
         device = choose_device(config.device, "client", peers_here=1 if paired or connect else 2)
         data = _load(config, reporter)
         built = build_client(config, len(data.train.classes), device, observers)
-        spe = -(-len(data.train) // config.batch_size)
-        eval_every = config.eval_every or spe
+        steps_per_epoch = -(-len(data.train) // config.batch_size)
+        eval_every = config.eval_every or steps_per_epoch
         config = replace(
             config,
             eval_every=eval_every,
@@ -195,39 +189,32 @@ class _Run:
         self.ledger = Ledger()
         self._agreement = built.agreement
         self._batch_bytes = built.batch_bytes
-        self._steps_per_epoch = spe
+        self._steps_per_epoch = steps_per_epoch
         self._stack = " + ".join(config.plugins) or "none"
         self._budget = Budget.parse(config.budget)
         self._nominal = built.worker.stack.nominal_ratio()
         self._checkpoints = Checkpoints(folder.path, "client")
         self._reporter = reporter
         self._should_stop = should_stop
-        self._server_process: subprocess.Popen[bytes] | None = None
-        self._observers = observers
         cleanup.callback(built.worker.stack.run_end)
-        self._link = cleanup.enter_context(self._linked(transport, connect, device))
-        self._session = ClientSession(self._link, self.ledger, config.timeout)
+        launch = Launch(config, len(data.train.classes), folder, device, observers)
+        link = cleanup.enter_context(launch.link(transport, connect))
+        self._last_words = launch.last_words
+        self._session = ClientSession(link, self.ledger, config.timeout)
 
     def go(self) -> Result:
         """Shake hands, train to the budget, and write the result."""
-        result = None
         try:
             self._restore()
             self._reporter.begin(self.config, self.folder.path, self._stack, self.budget_used)
-            record = self._train()
+            evaluation = self._train()
             self._session.finish(self.progress.step)
-            result = self._finish(record)
-            return result
         except LinkError as error:
-            raise type(error)(f"{error}{self._server_words()}{self._way_back()}") from error
-        except SplitlabError as error:
-            self._session.fail(error)
-            raise
+            raise type(error)(f"{error}{self._last_words()}{self._way_back()}") from error
         except BaseException as error:
             self._session.fail(error)
             raise
-        finally:
-            self._reporter.end(result)
+        return self._finish(evaluation)
 
     def budget_used(self) -> float:
         """Return the share of the budget that is used; the run ends at 1."""
@@ -409,99 +396,6 @@ class _Run:
             return ""
         return f"; go on from {start} with: splitlab run --resume {self.folder.path}"
 
-    # The link, and the server behind it.
-
-    @contextmanager
-    def _linked(
-        self, transport: Transport | PairTransport, connect: str | None, device: torch.device
-    ) -> Iterator[Link]:
-        """Yield the client's end of a link; whatever was started ends with the block."""
-        if isinstance(transport, PairTransport):
-            if connect:
-                raise ConfigError(f"transport {self.config.transport!r} cannot join a server")
-            with self._server_inside(transport, device) as link:
-                yield link
-            return
-        launched = transport.launched()
-        if connect or launched:
-            address = connect or (launched[1] if launched else "")
-            link = transport.connect(address, device=device, timeout=self.config.timeout)
-            try:
-                yield link
-            finally:
-                link.close()
-            return
-        with self._server_process_running() as address:
-            link = transport.connect(address, device=device, timeout=_STARTUP_SECONDS)
-            try:
-                yield link
-            finally:
-                link.close()
-
-    @contextmanager
-    def _server_inside(self, transport: PairTransport, device: torch.device) -> Iterator[Link]:
-        server = build_server(self.config, len(self.data.train.classes), device, self._observers)
-        client_end, server_end = transport.pair(lambda: session.turn() and None)
-        session = open_session(server_end, server, self.config, self.folder.path)
-        try:
-            yield client_end
-        finally:
-            client_end.close()
-            server_end.close()
-            server.worker.stack.run_end()
-
-    @contextmanager
-    def _server_process_running(self) -> Iterator[str]:
-        """Start a server on this machine and yield its address; it ends with the block."""
-        reading, writing = os.pipe()
-        command = [sys.executable, "-m", "splitlab.core.cli", "serve"]
-        command += ["--config", str(self.folder.path / "config.toml")]
-        command += ["--output", str(self.folder.path)]
-        command += [
-            "--output",
-            str(self.folder.path),
-            "--classes",
-            str(len(self.data.train.classes)),
-        ]
-        command += ["--announce", str(writing), "--wait", str(_STARTUP_SECONDS)]
-        command += ["--timeout", str(self.config.timeout)]
-        with self.folder.server_log().open("wb") as log:
-            # A session of its own: Ctrl-C reaches the client only, which ends both in good order.
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=(writing,),
-                start_new_session=True,
-            )
-        os.close(writing)
-        self._server_process = process
-        try:
-            with os.fdopen(reading) as pipe:
-                ready, _, _ = select.select([pipe], [], [], _STARTUP_SECONDS)
-                address = pipe.readline().strip() if ready else ""
-            if not address:
-                raise NetworkError(f"the server process did not start{self._server_words()}")
-            yield address
-        finally:
-            _end(process)
-
-    def _server_words(self) -> str:
-        """Return why the server process ended, if it did, from its log."""
-        process = self._server_process
-        if process is None:
-            return ""
-        try:
-            process.wait(2.0)
-        except subprocess.TimeoutExpired:
-            return ""
-        if process.returncode == -signal.SIGKILL:
-            return "; the server process was killed"
-        lines = self.folder.server_log().read_text(errors="replace").strip().splitlines()
-        last = lines[-1].removeprefix("splitlab: error: ") if lines else "it printed nothing"
-        return f"; the server process ended with status {process.returncode}: {last}"
-
 
 def _load(config: Config, reporter: Reporter) -> Data:
     channels, image_size = input_shape(config.model, config.image_size)
@@ -515,17 +409,6 @@ def _load(config: Config, reporter: Reporter) -> Data:
         workers=config.workers,
         progress=reporter.loading,
     )
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Wait for the server process, which ends by itself when the link does; then make it end."""
-    for ask in (lambda: None, process.terminate, process.kill):
-        ask()
-        try:
-            process.wait(5.0)
-            return
-        except subprocess.TimeoutExpired:
-            continue
 
 
 def _remove_if_unused(folder: RunFolder) -> Callable[..., None]:

@@ -730,6 +730,9 @@ def test_training_goes_on_from_a_saved_state_bit_for_bit(
     assert_same(both(*whole), both(*second))
     for one, two in zip(whole, second, strict=True):
         assert one.state()[1] == two.state()[1]
+        kept = [[s["history"] for s in w.stack.state_dict().values()] for w in (one, two)]
+        assert kept[0] == kept[1]
+        assert kept[0][0] == {"losses": [0, 1, 2, 3], "nothing": None, "empty": {}}
 
 
 def test_registered_modules_are_trained_at_both_peers(tiny: Any) -> None:

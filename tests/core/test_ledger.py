@@ -73,6 +73,13 @@ def test_counts_add_up_over_messages() -> None:
     assert ledger.total("up", "training") == total
 
 
+def test_a_ledger_does_not_share_the_counts_that_it_goes_on_from() -> None:
+    old = Ledger()
+    old.add(sent(Kind.ACTIVATION, a=PAYLOAD), "up")
+    Ledger(old.counts).add(sent(Kind.ACTIVATION, a=PAYLOAD), "up")
+    assert old.counts["training"]["up"]["activation"] == 24
+
+
 def test_counts_go_through_json_and_on() -> None:
     old = Ledger()
     old.add(sent(Kind.ACTIVATION, a=PAYLOAD), "up")
@@ -81,4 +88,3 @@ def test_counts_go_through_json_and_on() -> None:
     assert new.counts == old.counts
     new.add(sent(Kind.ACTIVATION, a=PAYLOAD), "up")
     assert new.counts["training"]["up"]["activation"] == 48
-    assert old.counts["training"]["up"]["activation"] == 24

@@ -61,6 +61,9 @@ def test_tensors_may_be_replaced_while_iterating() -> None:
     for name in made:
         made.put(f"{name}.packed", made.take(name), Role.SIDE)
     assert list(made) == ["x.packed", "ids.packed", "y.packed"]
+    for name in made:
+        made.take(name)
+    assert len(made) == 0
 
 
 @pytest.mark.parametrize("use", [lambda m: m["z"], lambda m: m.take("z"), lambda m: m.role("z")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import struct
@@ -263,6 +264,31 @@ class TestResume:
             command("run", "--quiet", "--resume", str(tmp_path / "parts")), check=True, timeout=90
         )
         assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+    @pytest.mark.parametrize("transport", ["inprocess", "tcp"])
+    def test_ctrl_c_ends_both_peers_with_a_checkpoint(
+        self, transport: str, small_data: str, tmp_path: Path
+    ) -> None:
+        options = {"transport": transport, "budget": "steps=100000", "eval_every": 100000}
+        process = subprocess.Popen(
+            command("run", *flags(small_data, tmp_path / "r", **options)),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_for_steps(tmp_path / "r", 5, process)
+        servers = children(process.pid)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+        assert process.returncode == 130
+        told = re.fullmatch(
+            r"splitlab: error: interrupted after step (\d+); go on from the checkpoint of step \1 "
+            rf"with: splitlab run --resume {tmp_path / 'r'}\n",
+            stderr,
+        )
+        assert told
+        assert len(losses(tmp_path / "r")) == int(told[1])
+        assert not any(alive(pid) for pid in servers)
 
     def test_a_finished_run_can_be_extended(self, small_data: str, tmp_path: Path) -> None:
         options: dict[str, Any] = {"eval_every": 3, **SMALL}
