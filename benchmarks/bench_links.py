@@ -1,7 +1,7 @@
 """What a TCP link costs beyond the bytes themselves.
 
-The other peer echoes from a process of its own. The contestants take turns, a few round trips each,
-so that the machine's moods hit them alike, and medians are compared:
+The other peer echoes from a process of its own. The contestants take turns, so that the machine's
+moods hit them alike, and medians are compared:
 
 - ``bare``: blocking sockets that move as many bytes as the frame has, in memory they already have;
 - ``gloo``: torch.distributed's send and recv of one tensor, with no message around it;
@@ -33,7 +33,7 @@ dist: Any = torch.distributed
 CPU = torch.device("cpu")
 WAIT = 60.0
 # 19.4 MB are the activations of a batch of 128 at the width of DeiT-Tiny.
-SIZES = {64: (60, 50), 1_000_000: (300, 1), 19_400_000: (40, 1)}
+SIZES = {64: (60, 50), 2**20: (200, 1), 19_400_000: (40, 1)}
 """Turns, and round trips in each, by bytes of payload."""
 
 
@@ -159,12 +159,14 @@ def bare_round_trip(size: int) -> Iterator[Callable[[], object]]:
         connection.sendall(frame)
         fill(connection, memory)
 
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        with other_process("echo_bare", server.getsockname()[1], len(frame)):
-            connection, _ = server.accept()
-            with connection:
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                yield round_trip
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        other_process("echo_bare", server.getsockname()[1], len(frame)),
+    ):
+        connection, _ = server.accept()
+        with connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            yield round_trip
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The Vision Transformer, cut in two: the only module that knows timm.
 
 Nothing of timm is re-typed. Both halves run timm's own submodules in timm's order; what belongs to
-the other half is moved to the meta device, where it takes no memory and any use of it is an error.
+the other half is moved to the meta device, where it has no numbers and takes no memory.
 
 Shapes: B samples, N tokens (P special ones first), D width, H heads, C classes.
 """

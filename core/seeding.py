@@ -32,7 +32,12 @@ def isolated_rng(seed: int, *purpose: str | int, device: torch.device) -> Iterat
 
     For code that draws from global state by itself: timm's weight initialization and its dropout.
     """
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(derive_seed(seed, *purpose))
+    on_gpu = device.type == "cuda"
+    derived = derive_seed(seed, *purpose)
+    with torch.random.fork_rng([device] if on_gpu else []):
+        # Not torch.manual_seed: that reseeds every GPU, also those whose state is not put back.
+        torch.default_generator.manual_seed(derived)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(derived)
         yield
