@@ -55,10 +55,11 @@ from __future__ import annotations
 import functools
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
 
 from splitlab.core.errors import PluginError, ProtocolError
@@ -72,10 +73,10 @@ __all__ = [
     "Limits",
     "Opening",
     "Reader",
-    "allocate",
     "assemble",
     "decode",
     "encode",
+    "flat",
     "parse_header",
     "parse_opening",
 ]
@@ -107,6 +108,13 @@ _DTYPES: Final = {
     "U16": torch.uint16,
     "U8": torch.uint8,
 }
+_UNKNOWN_TO_NUMPY: Final = {
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
+}
 _CODES: Final = {dtype: code for code, dtype in _DTYPES.items()}
 _KINDS: Final = {kind.value: kind for kind in Kind}
 _ROLES: Final = {role.value: role for role in Role}
@@ -125,6 +133,8 @@ class Limits:
 
 DEFAULT_LIMITS: Final = Limits()
 
+_Raw = bytes | bytearray | memoryview
+
 
 class Slot(NamedTuple):
     """One tensor's place in the data of a frame."""
@@ -135,6 +145,19 @@ class Slot(NamedTuple):
     shape: tuple[int, ...]
     begin: int
     end: int
+
+    def in_memory(self, memory: bytearray | memoryview) -> torch.Tensor:
+        """Return the tensor of this place as a view of the data in CPU memory."""
+        if self.begin == self.end:
+            return torch.empty(self.shape, dtype=self.dtype)
+        count = (self.end - self.begin) // self.dtype.itemsize
+        vector = torch.frombuffer(memory, dtype=self.dtype, count=count, offset=self.begin)
+        # view(shape) tries more signatures than view(*shape), and takes twice as long.
+        return vector.view(*self.shape) if self.shape else vector[0]
+
+    def in_tensor(self, data: torch.Tensor) -> torch.Tensor:
+        """Return the tensor of this place as a view of the data (flat, uint8, on any device)."""
+        return data[self.begin : self.end].view(self.dtype).view(self.shape)
 
 
 _Description = tuple[Role, str, torch.dtype, tuple[int, ...]]
@@ -197,8 +220,8 @@ class Frame(NamedTuple):
 
     Attributes:
         head: opening and header.
-        tensors: the bytes of the tensors in the order of the layout, those without bytes left out:
-            flat, contiguous, uint8, on the devices where they are.
+        tensors: contiguous, on the devices where they are, in the order of the layout; those
+            without bytes are left out.
         nbytes: length of the whole frame.
     """
 
@@ -208,8 +231,21 @@ class Frame(NamedTuple):
 
     def buffers(self) -> list[memoryview]:
         """Return head and tensors in CPU memory; tensors that are there already are not copied."""
-        views = (tensor if tensor.is_cpu else tensor.cpu() for tensor in self.tensors)
-        return [memoryview(self.head), *(view.numpy().data for view in views)]
+        return [memoryview(self.head), *map(_view, self.tensors)]
+
+
+def _view(tensor: torch.Tensor) -> memoryview:
+    if not tensor.is_cpu:
+        tensor = tensor.cpu()
+    if tensor.dtype in _UNKNOWN_TO_NUMPY:
+        tensor = flat(tensor)
+    return tensor.numpy().data.cast("B")
+
+
+def flat(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the bytes of a contiguous tensor as a flat tensor of uint8 that shares its memory."""
+    # Not view(-1): that keeps the odd stride of a single element, which no other dtype may view.
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
 def encode(message: Message, limits: Limits = DEFAULT_LIMITS) -> Frame:
@@ -236,7 +272,7 @@ def encode(message: Message, limits: Limits = DEFAULT_LIMITS) -> Frame:
         )
     except (ValueError, struct.error) as error:
         raise PluginError(f"cannot send this {message.kind.name} message: {error}") from None
-    tensors = [_flat(message[name]) for name in plan.order]
+    tensors = [_contiguous(message[name]) for name in plan.order]
     message.freeze()
     message.frame_bytes = nbytes
     return Frame(opening + header, tensors, nbytes)
@@ -299,12 +335,9 @@ def _write_header(meta: dict[str, Any], members: str, limits: Limits) -> bytes:
     return raw + b" " * (-len(raw) % 8)
 
 
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
+def _contiguous(tensor: torch.Tensor) -> torch.Tensor:
     # The imaginary part of a conjugated tensor is a view whose memory holds the opposite sign.
-    if tensor.is_neg():
-        tensor = tensor.resolve_neg()
-    # Not view(-1): that keeps the odd stride of a single element, which no other dtype may view.
-    return tensor.contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+    return (tensor.resolve_neg() if tensor.is_neg() else tensor).contiguous()
 
 
 # Receiving: three pure functions, for transports that know where each part ends.
@@ -326,10 +359,10 @@ class Header(NamedTuple):
     """The metadata, still as text, and the places of the tensors, in the order of the message."""
 
     meta: dict[str, str]
-    slots: list[Slot]
+    slots: tuple[Slot, ...]
 
 
-def parse_opening(raw: bytes | bytearray | memoryview, limits: Limits) -> Opening:
+def parse_opening(raw: _Raw, limits: Limits) -> Opening:
     """Read the first `OPENING_BYTES` of a frame, or raise `ProtocolError`."""
     magic, version, kind, flags, step, elapsed_ns, body_bytes, header_bytes = _OPENING.unpack(raw)
     if magic != MAGIC:
@@ -372,7 +405,7 @@ def parse_opening(raw: bytes | bytearray | memoryview, limits: Limits) -> Openin
     )
 
 
-def parse_header(raw: bytes | bytearray | memoryview, opening: Opening, limits: Limits) -> Header:
+def parse_header(raw: _Raw, opening: Opening, limits: Limits) -> Header:
     """Read the header of the frame, or raise `ProtocolError`."""
     read = _read_small_header if len(raw) <= _SMALL_BYTES else _read_header
     try:
@@ -383,19 +416,8 @@ def parse_header(raw: bytes | bytearray | memoryview, opening: Opening, limits: 
         raise ProtocolError("malformed frame: its JSON is nested too deeply") from None
 
 
-def allocate(opening: Opening, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Take the one allocation (uint8) for the tensors; memory pages are touched as they fill."""
-    try:
-        return torch.empty(opening.data_bytes, dtype=torch.uint8, device=device)
-    except RuntimeError:
-        raise ProtocolError(
-            f"the peer's frame declares {opening.data_bytes} bytes of tensors, "
-            f"more than can be allocated on {device}"
-        ) from None
-
-
-def assemble(opening: Opening, header: Header, data: torch.Tensor) -> Message:
-    """Return the message; its tensors are views of the data (uint8, ``opening.data_bytes``)."""
+def assemble(opening: Opening, header: Header, tensors: Iterable[torch.Tensor]) -> Message:
+    """Return the message; its tensors are given in the order of the header's slots."""
     try:
         meta = {name: _read_value(text) for name, text in header.meta.items()}
     except ValueError as error:
@@ -407,19 +429,16 @@ def assemble(opening: Opening, header: Header, data: torch.Tensor) -> Message:
     )
     message.elapsed_ns = opening.elapsed_ns
     message.frame_bytes = OPENING_BYTES + opening.header_bytes + opening.data_bytes
-    for role, name, dtype, shape, begin, end in header.slots:
-        whole = end - begin == opening.data_bytes
-        flat = (data if whole else data[begin:end]).view(dtype)
-        # view(shape) tries more signatures than view(*shape), and takes twice as long.
-        message.put(name, flat.view(*shape) if shape else flat[0], role)
+    for slot, tensor in zip(header.slots, tensors, strict=True):
+        message.put(slot.name, tensor, slot.role)
     return message
 
 
-def decode(head: bytes, data: torch.Tensor, limits: Limits = DEFAULT_LIMITS) -> Message:
-    """Return the message of a frame whose head and data are at hand."""
+def decode(head: bytes, data: bytearray, limits: Limits = DEFAULT_LIMITS) -> Message:
+    """Return the message of a frame whose head and data are at hand; its tensors view the data."""
     opening = parse_opening(head[:OPENING_BYTES], limits)
     header = parse_header(head[OPENING_BYTES:], opening, limits)
-    return assemble(opening, header, data)
+    return assemble(opening, header, [slot.in_memory(data) for slot in header.slots])
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -454,7 +473,7 @@ def _read_header(raw: bytes, data_bytes: int, limits: Limits) -> Header:
         raise ValueError(f"its tensors take {total} bytes, the frame holds {data_bytes}")
     if len({slot.name for slot in slots}) != len(slots):
         raise ValueError("two tensors have the same name")
-    return Header(meta, slots)
+    return Header(meta, tuple(slots))
 
 
 # Step after step looks the same; small, so that a peer cannot make this side hoard its headers.
@@ -508,7 +527,7 @@ class Reader:
     def _start(self) -> None:
         self._opening: Opening | None = None
         self._header: Header | None = None
-        self._data: torch.Tensor | None = None
+        self._data = memoryview(b"")
         self._receive_into(self._first)
 
     def _receive_into(self, view: memoryview) -> None:
@@ -537,18 +556,21 @@ class Reader:
             return None
         if self._header is None:
             self._header = parse_header(self._view, self._opening, self.limits)
-            size = self._opening.data_bytes
-            if 0 < size <= _SMALL_BYTES:
-                # Several times faster than to let torch allocate.
-                memory = memoryview(bytearray(size))
-                self._data = torch.frombuffer(memory, dtype=torch.uint8)
-            else:
-                self._data = allocate(self._opening)
-                memory = self._data.numpy().data
-            if size:
-                self._receive_into(memory)
+            self._data = _memory(self._opening.data_bytes)
+            if self._opening.data_bytes:
+                self._receive_into(self._data)
                 return None
-        assert self._data is not None
-        message = assemble(self._opening, self._header, self._data)
+        tensors = [slot.in_memory(self._data) for slot in self._header.slots]
+        message = assemble(self._opening, self._header, tensors)
         self._start()
         return message
+
+
+def _memory(size: int) -> memoryview:
+    # Unlike a bytearray it is not filled with zeros: memory pages are taken as the data come.
+    try:
+        return np.empty(size, np.uint8).data
+    except MemoryError:
+        raise ProtocolError(
+            f"the peer's frame declares {size} bytes of tensors, more than can be allocated here"
+        ) from None

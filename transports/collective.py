@@ -24,15 +24,15 @@ from typing import Any, Literal
 import torch
 import torch.distributed
 
-from splitlab.core.errors import ConfigError, NetworkError
+from splitlab.core.errors import ConfigError, NetworkError, ProtocolError
 from splitlab.core.message import Message
 from splitlab.core.wire import (
     DEFAULT_LIMITS,
     OPENING_BYTES,
     Limits,
-    allocate,
     assemble,
     encode,
+    flat,
     parse_header,
     parse_opening,
 )
@@ -84,7 +84,7 @@ class CollectiveLink:
         """Send the message; tensors on other devices than the link's are copied there."""
         frame = encode(message)
         head = torch.frombuffer(bytearray(frame.head), dtype=torch.uint8)
-        parts = [head[:OPENING_BYTES], head[OPENING_BYTES:], *frame.tensors]
+        parts = [head[:OPENING_BYTES], head[OPENING_BYTES:], *map(flat, frame.tensors)]
         parts = [part.to(self.device) for part in parts]
         self._move("send", parts, timeout, f"the peer took nothing for {timeout:g} s")
         return frame.nbytes
@@ -94,14 +94,23 @@ class CollectiveLink:
         opening = parse_opening(self._receive_bytes(OPENING_BYTES, timeout), self.limits)
         raw = self._receive_bytes(opening.header_bytes, timeout)
         header = parse_header(raw, opening, self.limits)
-        data = allocate(opening, self.device)
+        data = self._allocate(opening.data_bytes)
         places = sorted((slot.begin, slot.end) for slot in header.slots if slot.end > slot.begin)
         self._receive_into([data[begin:end] for begin, end in places], timeout)
-        return assemble(opening, header, data)
+        return assemble(opening, header, [slot.in_tensor(data) for slot in header.slots])
 
     def close(self) -> None:
         """Leave the group: its connections and threads end with it."""
         self._group = None
+
+    def _allocate(self, size: int) -> torch.Tensor:
+        try:
+            return torch.empty(size, dtype=torch.uint8, device=self.device)
+        except RuntimeError:
+            raise ProtocolError(
+                f"the peer's frame declares {size} bytes of tensors, "
+                f"more than can be allocated on {self.device}"
+            ) from None
 
     def _receive_bytes(self, count: int, timeout: float) -> bytes:
         part = torch.empty(count, dtype=torch.uint8, device=self.device)

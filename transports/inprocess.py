@@ -11,8 +11,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-import torch
-
 from splitlab.core.errors import NetworkError
 from splitlab.core.message import Message
 from splitlab.core.wire import DEFAULT_LIMITS, Frame, Limits, decode, encode
@@ -89,7 +87,7 @@ class _Pipe:
 
     def __init__(self) -> None:
         self.closed = False
-        self._frames: deque[tuple[bytes, torch.Tensor]] = deque()
+        self._frames: deque[tuple[bytes, bytearray]] = deque()
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
@@ -97,15 +95,14 @@ class _Pipe:
 
     def put(self, frame: Frame) -> bool:
         """Append a copy of the frame; return whether the pipe is open."""
-        tensors = [tensor.cpu() for tensor in frame.tensors]
-        data = torch.cat(tensors) if tensors else torch.empty(0, dtype=torch.uint8)
+        data = bytearray().join(frame.buffers()[1:])
         with self._changed:
             if not self.closed:
                 self._frames.append((frame.head, data))
                 self._changed.notify()
             return not self.closed
 
-    def get(self, timeout: float) -> tuple[bytes, torch.Tensor] | None:
+    def get(self, timeout: float) -> tuple[bytes, bytearray] | None:
         """Return the oldest frame, or None if none came in time or can come any more."""
         with self._changed:
             self._changed.wait_for(lambda: self._frames or self.closed, timeout)

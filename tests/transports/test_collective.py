@@ -46,9 +46,7 @@ def test_without_a_launcher_the_missing_variables_are_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("RANK", "0")
-    with pytest.raises(
-        ConfigError, match=r"missing: MASTER_ADDR, MASTER_PORT, WORLD_SIZE;"
-    ):
+    with pytest.raises(ConfigError, match=r"missing: MASTER_ADDR, MASTER_PORT, WORLD_SIZE;"):
         Gloo().connect("env://", device=CPU, timeout=1)
     with pytest.raises(ConfigError, match=r"missing: MASTER_ADDR"):
         Gloo().listen("env://", device=CPU)
