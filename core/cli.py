@@ -35,6 +35,9 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status. Errors of splitlab are one line on stderr."""
+    # libgomp's threads wait for each other by spinning, for milliseconds; on a core that another
+    # process wants too, that makes a step several times slower. A short spin serves as well.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         arguments = _parser().parse_args(argv)
         command: Callable[[argparse.Namespace], int] = arguments.command
@@ -65,6 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(run, exclude=())
     run.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
     run.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    run.add_argument(
+        "--classes",
+        type=int,
+        help="classes of --data-dir, for the server that torchrun started where it is not",
+    )
 
     serve = _command(
         commands, "serve", _serve, "wait for one client on this machine and serve its run"
@@ -207,12 +215,16 @@ def _serve_config(config: Config, arguments: argparse.Namespace, address: str | 
 
     config = resolve(config)
     classes = getattr(arguments, "classes", None)
-    if classes is None:
-        if config.dataset is None:
+    if classes is None and config.dataset:
+        classes = class_count(config.dataset)
+    elif classes is None:
+        if not os.path.isdir(config.data_dir or ""):
             raise ConfigError(
                 "the server must know how many classes the client's data have; give --classes N"
             )
-        classes = class_count(config.dataset)
+        from splitlab.core.runner import load_configured_data
+
+        classes = len(load_configured_data(config).train.classes)
     announce = getattr(arguments, "announce", None)
     serve(
         config,
@@ -234,19 +246,21 @@ def _scheme(address: str) -> str:
 
 
 class _StopAsked:
-    """Ctrl-C or SIGTERM asks the run to stop after its step; a second Ctrl-C stops at once."""
+    """Ctrl-C or SIGTERM asks a run to stop after its step; before the first, or twice, at once."""
 
     def __init__(self) -> None:
+        self._running = False
         self._asked = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: object) -> None:
-        if self._asked:
+        if self._asked or not self._running:
             raise KeyboardInterrupt
         self._asked = True
 
     def __call__(self) -> bool:
+        self._running = True
         return self._asked
 
 

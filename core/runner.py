@@ -31,7 +31,7 @@ from splitlab.core.model import input_shape
 from splitlab.core.session import ClientSession
 from splitlab.core.transport import PairTransport, load_transport
 
-__all__ = ["Interrupted", "Progress", "Reporter", "Result", "run"]
+__all__ = ["Interrupted", "Progress", "Reporter", "Result", "load_configured_data", "run"]
 
 
 class Interrupted(SplitlabError):
@@ -167,7 +167,7 @@ class _Run:
         transport = load_transport(config.transport)
         paired = isinstance(transport, PairTransport)
         device = choose_device(config.device, "client", peers_here=1 if paired or connect else 2)
-        data = _load(config, reporter)
+        data = load_configured_data(config, reporter)
         built = build_client(config, len(data.train.classes), device, observers)
         steps_per_epoch = -(-len(data.train) // config.batch_size)
         eval_every = config.eval_every or steps_per_epoch
@@ -397,7 +397,8 @@ class _Run:
         return f"; go on from {start} with: splitlab run --resume {self.folder.path}"
 
 
-def _load(config: Config, reporter: Reporter) -> Data:
+def load_configured_data(config: Config, reporter: Reporter | None = None) -> Data:
+    """Load the data of a configuration, in the form that its model takes."""
     channels, image_size = input_shape(config.model, config.image_size)
     return load_data(
         config.dataset,
@@ -407,7 +408,7 @@ def _load(config: Config, reporter: Reporter) -> Data:
         seed=config.seed,
         augment=config.augment,
         workers=config.workers,
-        progress=reporter.loading,
+        progress=reporter.loading if reporter else None,
     )
 
 

@@ -2,8 +2,7 @@
 
 Both ways wait in the kernel, with its deadlines (``SO_RCVTIMEO``, ``SO_SNDTIMEO``): a poll before
 every call would cost more than the call. The kernel counts all waits of one call, whether something
-moved or not, so a peer that falls silent in the middle of a frame is found out after one deadline at
-least and two at most.
+moved or not: a peer that falls silent amid a frame is found out after one deadline, two at most.
 
 Nothing here authenticates the peer or hides the data: listen on loopback or in a network you trust.
 """

@@ -176,6 +176,27 @@ class TestLinks:
         ]
         assert ledgers[0] == ledgers[1]
 
+    def test_torchrun_starts_both_peers(self, small_data: str, tmp_path: Path) -> None:
+        options = {"transport": "gloo", "budget": "steps=3", "plugin": "adc"}
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        torchrun += ["--nproc-per-node", "2", "--no-python"]
+        done = subprocess.run(
+            [*torchrun, *command("run", *flags(small_data, tmp_path / "launched", **options))],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "served 3 steps" in done.stdout
+        run(
+            plugins=["adc"],
+            data_dir=small_data,
+            output=str(tmp_path / "inprocess"),
+            budget="steps=3",
+            **SMALL,
+        )
+        assert losses(tmp_path / "launched") == losses(tmp_path / "inprocess")
+
     @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's TCP_INFO")
     def test_ledger_equals_the_kernels_counters(
         self, small_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
