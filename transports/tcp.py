@@ -121,9 +121,9 @@ class TcpLink:
         """Return the next message; its tensors were received straight into their memory."""
         try:
             self._set_deadline(timeout)
-            self._spin()
             while True:
-                count = self._socket.recv_into(self._reader.buffer(), 0, socket.MSG_WAITALL)
+                self._spin()
+                count = self._socket.recv_into(self._reader.buffer())
                 if count == 0:
                     raise ConnectionResetError
                 message = self._reader.advance(count)
