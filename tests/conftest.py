@@ -18,9 +18,8 @@ from typing import Any
 import pytest
 from tqdm import tqdm
 
-_NOT_OURS = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR")  # set by pytest, by torch
-# Set by pytest, by torch when timm is imported, and by the command line.
-_OTHERS_VARIABLES = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "GOMP_SPINCOUNT")
+# Set by pytest, by torch when timm is imported, and by the command line for its process.
+_NOT_OURS = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "GOMP_SPINCOUNT")
 _PATIENCE = 3.0  # seconds that a thread, a child or a socket may take to go
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import re
 import socket
+import struct
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,30 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert captured.err.startswith("splitlab: error: ")
     assert captured.err.count("\n") == 1
     return captured.err
+
+
+def opening(body: int = 64, header: int = 16, version: int = 1) -> bytes:
+    """Return the first bytes of a HELLO frame that declares these lengths."""
+    return struct.pack("<4sHBBQQQQ", b"SPLT", version, 1, 3, 0, 0, body, header)
+
+
+@contextmanager
+def started_server(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start `splitlab serve`; yield the process and its address."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "splitlab.core.cli", "serve", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+    ) as server:
+        try:
+            assert server.stdout is not None
+            address = re.search(r"tcp://\S+", server.stdout.readline())
+            assert address is not None
+            yield server, address[0]
+        finally:
+            server.kill()
 
 
 class TestListings:
@@ -218,6 +245,30 @@ class TestBadInput:
         assert "unknown data set" in fails(capsys, "serve", "--dataset", "mine")
 
     @pytest.mark.parametrize(
+        ("sent", "told"),
+        [
+            (b"GET / HTTP/1.1\r\nHost: splitlab.example\r\n\r\n", "does not speak splitlab's wire"),
+            (opening(body=2**63), r"frame has \d+ bytes; allowed on this link: 65536"),
+            (opening(body=2**12, header=2**62), r"header of \d+ bytes; allowed"),
+            (opening(version=9), "speaks version 9 of the wire format, this side version 1"),
+            (opening(body=64, header=48)[:20], "the peer closed the connection"),
+            (b"", "the peer closed the connection"),
+        ],
+    )
+    def test_a_server_that_meets_nonsense(self, sent: bytes, told: str, tmp_path: Path) -> None:
+        with started_server(tmp_path, "--weights", "none", "--threads", "1") as (server, address):
+            host, port = address.removeprefix("tcp://").split(":")
+            with socket.create_connection((host, int(port))) as connection:
+                connection.sendall(sent)
+                with suppress(OSError):  # the server may have hung up already
+                    connection.shutdown(socket.SHUT_WR)
+                _, stderr = server.communicate(timeout=20)
+        assert server.returncode == 1
+        assert re.fullmatch(rf"splitlab: error: .*{told}.*\n", stderr)
+        with socket.create_server((host, int(port))):
+            pass  # the port is free again
+
+    @pytest.mark.parametrize(
         ("theirs", "named"),
         [
             (["--plugin", "adc:ratio=0.2"], "stack"),
@@ -230,17 +281,8 @@ class TestBadInput:
     ) -> None:
         base = ["--weights", "none", "--threads", "1"]
         own = ["--plugin", "adc"] if named == "stack" else []
-        with subprocess.Popen(
-            [sys.executable, "-m", "splitlab.core.cli", "serve", *base, *theirs],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=tmp_path,
-        ) as server:
-            assert server.stdout is not None
-            address = re.search(r"tcp://\S+", server.stdout.readline())
-            assert address is not None
-            line = fails(capsys, "join", address[0], *base, *own, "--output", str(tmp_path / "r"))
+        with started_server(tmp_path, *base, *theirs) as (server, address):
+            line = fails(capsys, "join", address, *base, *own, "--output", str(tmp_path / "r"))
             _, stderr = server.communicate(timeout=20)
         assert re.search(rf"the peers differ in {named}: client .+, server .+; give both", line)
         assert server.returncode == 1
