@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import json
 import os
 import signal
@@ -311,7 +312,7 @@ def _explain(name: str, as_json: bool) -> int:
             }
             for p in known.values()
         ],
-        "description": (factory.__doc__ or "").strip(),
+        "description": inspect.getdoc(factory) or "",
     }
     if as_json:
         print(json.dumps(facts, indent=2, default=str))
@@ -325,10 +326,10 @@ def _explain(name: str, as_json: bool) -> int:
     print(facts["description"] + "\n")
     print_table(
         ("parameter", "type", "default"),
-        [(p.name, p.kind, "(needed)" if p.required else str(p.default)) for p in known.values()],
+        [(p.name, p.kind, p.default_text) for p in known.values()],
     )
     first = next((p for p in known.values() if not p.required), None)
-    setting = f":{first.name}={first.default}" if first else ""
+    setting = f":{first.name}={first.default_text}" if first else ""
     print(f"\nexample: splitlab run --plugin {name}{setting}")
     return 0
 

@@ -208,12 +208,17 @@ class Parameter:
         """The type as users read it: ``float``, ``sqrt | fifth``, ``int | none``."""
         return _describe(self.annotation)
 
+    @property
+    def default_text(self) -> str:
+        """The default as users would type it."""
+        return "(needed)" if self.required else _show(self.default)
+
     def parse(self, plugin: str, text: str) -> Any:
         """Turn the text into a value of the annotated type, or raise `ConfigError`."""
         try:
             return _parse(self.annotation, text)
         except ValueError:
-            default = "" if self.required else f" (default {_show(self.default)})"
+            default = "" if self.required else f" (default {self.default_text})"
             raise ConfigError(
                 f"plugin {plugin!r}: {self.name}={text} is not allowed; "
                 f"{self.name} takes {self.kind}{default}"
