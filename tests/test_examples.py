@@ -81,7 +81,9 @@ def test_commands_of_the_readme_are_accepted(command: str, monkeypatch: pytest.M
     monkeypatch.chdir(ROOT)
     arguments = _parser().parse_args(shlex.split(command)[1:])
     if hasattr(arguments, "config"):
-        resolve(Config.from_mapping(_given(arguments)))
+        resolved = resolve(Config.from_mapping(_given(arguments)))
+        assert all(f"--plugin {plugin}" in command for plugin in resolved.plugins)
+    assert callable(arguments.command)
 
 
 def test_the_readme_has_commands() -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Literal
@@ -50,7 +51,7 @@ _CLIENT, _SERVER = 0, 1
 _OPENING_SECONDS = 60.0
 
 
-class CollectiveLink:
+class CollectiveLink(ABC):
     """One end of a group of two (a `splitlab.core.transport.Link`).
 
     Args:
@@ -140,6 +141,7 @@ class CollectiveLink:
         for work in works:
             self._wait(work, timeout)
 
+    @abstractmethod
     def _open(
         self,
         store: Any,
@@ -149,11 +151,10 @@ class CollectiveLink:
         timeout: float,
     ) -> Any:
         """Set `device` and return the group."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _wait(self, work: Any, timeout: float) -> None:
         """Return when the work is done; `RuntimeError` if it failed, or was not done in time."""
-        raise NotImplementedError
 
 
 class GlooLink(CollectiveLink):

@@ -272,7 +272,9 @@ def test_a_client_may_come_before_the_server(
     listener = networked.listen(address, device=device)
     server = listener.accept(SOON)
     listener.close()
-    connecting.result().close()
+    client = connecting.result()
+    assert client.peer == address
+    client.close()
     server.close()
 
 
