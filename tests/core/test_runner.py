@@ -165,15 +165,14 @@ class TestLinks:
             run(
                 plugins=["adc"],
                 data_dir=small_data,
-                output=str(tmp_path / name),
+                output=str(tmp_path / name / "r"),  # its name travels too
                 transport=name,
                 budget="steps=6",
                 **SMALL,
             )
-        assert losses(tmp_path / transport) == losses(tmp_path / "inprocess")
-        ledgers = [
-            (tmp_path / name / "ledger.json").read_text() for name in ("inprocess", transport)
-        ]
+        folders = [tmp_path / name / "r" for name in ("inprocess", transport)]
+        assert losses(folders[0]) == losses(folders[1])
+        ledgers = [(folder / "ledger.json").read_text() for folder in folders]
         assert ledgers[0] == ledgers[1]
 
     def test_torchrun_starts_both_peers(self, small_data: str, tmp_path: Path) -> None:
