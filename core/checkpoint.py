@@ -52,9 +52,16 @@ class Checkpoints:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         for old in self.steps()[:-_KEPT]:
-            self._path(old).unlink(missing_ok=True)
-            if not any(self._path(old).parent.glob("*.safetensors")):
-                shutil.rmtree(self._path(old).parent, ignore_errors=True)
+            self._delete(old)
+
+    def forget_after(self, step: int) -> None:
+        """Delete what is newer: the other peer goes on from ``step``, so it will never be used.
+
+        Left in place it would count among the newest two and push out what the other peer has.
+        """
+        for newer in self.steps():
+            if newer > step:
+                self._delete(newer)
 
     def load(self, step: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return what was saved; `ConfigError` if there is none or the file is damaged."""
@@ -73,6 +80,12 @@ class Checkpoints:
             raise ConfigError(
                 f"checkpoint {path} is damaged ({error}); delete it to go back further"
             ) from error
+
+    def _delete(self, step: int) -> None:
+        path = self._path(step)
+        path.unlink(missing_ok=True)
+        if not any(path.parent.glob("*.safetensors")):
+            shutil.rmtree(path.parent, ignore_errors=True)
 
     def _path(self, step: int) -> Path:
         return self._folder / f"step-{step:08d}" / f"{self._role}.safetensors"

@@ -22,7 +22,7 @@ from splitlab.core.build import (
 )
 from splitlab.core.checkpoint import Checkpoints
 from splitlab.core.config import Budget, Config, flag
-from splitlab.core.data import Data, Split, load_data
+from splitlab.core.data import Batch, Data, Split, load_data
 from splitlab.core.errors import ConfigError, LinkError, SplitlabError
 from splitlab.core.folder import RunFolder
 from splitlab.core.launch import Launch
@@ -196,6 +196,7 @@ class _Run:
         self._checkpoints = Checkpoints(folder.path, "client")
         self._reporter = reporter
         self._should_stop = should_stop
+        self._connect = connect
         cleanup.callback(built.worker.stack.run_end)
         launch = Launch(config, len(data.train.classes), folder, device, observers)
         link = cleanup.enter_context(launch.link(transport, connect))
@@ -237,7 +238,7 @@ class _Run:
         evaluation = self.folder.last_evaluation()
         batches = self._batches()
         while self.budget_used() < 1:
-            self._step(next(batches))
+            self._step(batches)
             if progress.step % config.eval_every == 0:
                 evaluation = self._evaluate()
             stop = self._should_stop()
@@ -251,7 +252,7 @@ class _Run:
             self._save()
         return evaluation
 
-    def _batches(self) -> Iterator[Any]:
+    def _batches(self) -> Iterator[Batch]:
         epoch, skip = divmod(self.progress.step, self._steps_per_epoch)
         while True:
             yield from self.data.train.batches(
@@ -259,9 +260,10 @@ class _Run:
             )
             epoch, skip = epoch + 1, 0
 
-    def _step(self, batch: Any) -> None:
+    def _step(self, batches: Iterator[Batch]) -> None:
         progress, session, ledger = self.progress, self._session, self.ledger
         started = time.perf_counter()
+        batch = next(batches)
         server, link = session.server_seconds, session.link_seconds
         up, down = ledger.total("up", "training"), ledger.total("down", "training")
         loss = self.client.backward(session.exchange(self.client.forward(batch, progress.step)))
@@ -394,7 +396,8 @@ class _Run:
         start = f"the checkpoint of step {step}" if step else "the beginning"
         if not self.progress.step:
             return ""
-        return f"; go on from {start} with: splitlab run --resume {self.folder.path}"
+        again = f"join {self._connect}" if self._connect else "run"
+        return f"; go on from {start} with: splitlab {again} --resume {self.folder.path}"
 
 
 def load_configured_data(config: Config, reporter: Reporter | None = None) -> Data:

@@ -83,6 +83,7 @@ def open_session(
         checkpoints.append(Checkpoints(folder, "server"))
         if step:
             built.worker.load_state(*checkpoints[0].load(step))
+        checkpoints[0].forget_after(step)
 
     def save(step: int) -> None:
         checkpoints[0].save(step, *built.worker.state())

@@ -205,3 +205,16 @@ def test_there_is_no_pickle_in_a_checkpoint(tiny: Any, tmp_path: Path) -> None:
     assert header.keys() == tensors.keys()
     assert len(content) == 8 + length + sum(tensor.nbytes for tensor in tensors.values())
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["server.safetensors"]
+
+
+def test_what_is_newer_than_the_step_gone_on_from_is_forgotten(tmp_path: Path) -> None:
+    server, client = Checkpoints(tmp_path, "server"), Checkpoints(tmp_path, "client")
+    for step in (7, 14):
+        server.save(step, {}, {})
+    client.save(7, {}, {})
+    server.forget_after(7)
+    assert server.steps() == [7]
+    for step in (8, 9):
+        server.save(step, {}, {})
+    assert server.steps() == [8, 9]  # 14 would have pushed 8 out
+    assert client.steps() == [7]

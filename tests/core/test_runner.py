@@ -257,6 +257,23 @@ class TestResume:
         for key in ("accuracy", "loss", "steps", "bytes_up", "bytes_down", "ratio_measured"):
             assert resumed.summary[key] == whole.summary[key]
 
+    def test_a_server_ahead_of_its_client_goes_back(self, small_data: str, tmp_path: Path) -> None:
+        options: dict[str, Any] = {"budget": "steps=4", "eval_every": 2, **SMALL}
+        run(data_dir=small_data, output=str(tmp_path / "r"), **options)
+        checkpoints = tmp_path / "r" / "checkpoints"
+        before = losses(tmp_path / "r")
+        # As if the peers had been killed after the server wrote step 4, before the client did.
+        (checkpoints / "step-00000004" / "client.safetensors").unlink()
+        resumed = run(resume=tmp_path / "r")
+        assert resumed.summary["steps"] == 4
+        assert losses(tmp_path / "r") == before
+        left = sorted(str(path.relative_to(checkpoints)) for path in checkpoints.glob("*/*"))
+        assert left == [
+            f"step-0000000{step}/{role}.safetensors"
+            for step in (2, 4)
+            for role in ("client", "server")
+        ]
+
     @pytest.mark.parametrize("transport", ["inprocess", "tcp"])
     def test_killed_and_resumed_equals_not_killed(
         self, transport: str, small_data: str, tmp_path: Path
@@ -324,6 +341,46 @@ class TestResume:
             run(resume=tmp_path / "a", lr=0.1)
         with pytest.raises(ConfigError, match=r"no run folder"):
             run(resume=tmp_path)
+
+
+class TestTwoMachines:
+    def test_serve_and_join_go_on_where_they_were(self, small_data: str, tmp_path: Path) -> None:
+        options = {"plugin": "adc", "checkpoint_every": 3, "eval_every": 100}
+        client = flags(small_data, tmp_path / "client" / "r", **options, budget="steps=9")
+        own = {key: SMALL[key] for key in ("weights", "batch_size", "threads", "lr")}
+        server = ["--plugin", "adc", "--classes", "4"]
+        server += [t for k, v in own.items() for t in (f"--{k.replace('_', '-')}", str(v))]
+
+        def go(join: list[str], steps: int) -> subprocess.CompletedProcess[str]:
+            """Serve in one folder, join from another; the client is stopped after some steps."""
+            with subprocess.Popen(
+                command("serve", *server), stdout=subprocess.PIPE, text=True, cwd=tmp_path
+            ) as serving:
+                assert serving.stdout is not None
+                address = serving.stdout.readline().split()[-1]
+                process = subprocess.Popen(command("join", address, "--quiet", *join))
+                if steps:
+                    wait_for_steps(tmp_path / "client" / "r", steps, process)
+                    process.kill()
+                status = process.wait(60)
+                told, _ = serving.communicate(timeout=60)
+            return subprocess.CompletedProcess([], status, told)
+
+        go([*client[:-1], "steps=100000"], steps=7)
+        done = go(["--resume", str(tmp_path / "client" / "r"), "--budget", "steps=30"], steps=0)
+        assert done.returncode == 0
+        assert "to the end of the client's run" in done.stdout
+        run(
+            plugins=["adc"],
+            data_dir=small_data,
+            output=str(tmp_path / "whole"),
+            budget="steps=30",
+            checkpoint_every=3,
+            eval_every=100,
+            **SMALL,
+        )
+        assert losses(tmp_path / "client" / "r") == losses(tmp_path / "whole")
+        assert (tmp_path / "runs" / "r" / "checkpoints" / "step-00000030").is_dir()
 
 
 class TestFailure:
