@@ -43,14 +43,18 @@ class Checkpoints:
     ) -> None:
         """Write the state after ``step`` training steps, then forget all but the newest two."""
         path = self._path(step)
-        path.parent.mkdir(parents=True, exist_ok=True)
         # Clones: tensors that share memory are refused by safetensors.
         own = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file(own, temporary, metadata={"values": json.dumps(dict(values))})
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(own, temporary, metadata={"values": json.dumps(dict(values))})
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except (OSError, SafetensorError) as error:
+            temporary.unlink(missing_ok=True)
+            raise ConfigError(f"cannot write the checkpoint {path}: {error}") from error
         for old in self.steps()[:-_KEPT]:
             self._delete(old)
 

@@ -11,7 +11,8 @@ import signal
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from splitlab.core.config import Config, flag, read_toml
@@ -78,7 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     serve = _command(
         commands, "serve", _serve, "wait for one client on this machine and serve its run"
     )
-    _add_config(serve, exclude=_CLIENT_ONLY)
+    texts = {
+        "transport": "the link to the client, as in the address (default: tcp)",
+        "output": "folder for the checkpoints; runs/NAME with the client's name by default",
+    }
+    _add_config(serve, exclude=_CLIENT_ONLY, texts=texts)
     serve.add_argument(
         "--address",
         metavar="tcp://HOST:PORT",
@@ -133,8 +138,16 @@ _CLIENT_ONLY = (
 )
 
 
-def _add_config(parser: argparse.ArgumentParser, exclude: Sequence[str]) -> None:
-    """Add an option for every field of `Config`; what is not given is not in the namespace."""
+def _add_config(
+    parser: argparse.ArgumentParser, exclude: Sequence[str], texts: Mapping[str, str] | None = None
+) -> None:
+    """Add an option for every field of `Config`; what is not given is not in the namespace.
+
+    Args:
+        parser: of the command.
+        exclude: fields that the command does not take.
+        texts: other help texts than the fields' own.
+    """
     group = parser.add_argument_group("configuration")
     group.add_argument(
         "--config", metavar="FILE.toml", help="read options from a file; flags override it"
@@ -146,6 +159,7 @@ def _add_config(parser: argparse.ArgumentParser, exclude: Sequence[str]) -> None
         help = spec.metadata["help"].replace("%", "%%")
         if spec.default not in (None, (), False):
             help += f" (default: {spec.default})"
+        help = (texts or {}).get(spec.name, help)
         options: dict[str, Any] = {"dest": spec.name, "default": argparse.SUPPRESS, "help": help}
         hint = hints[spec.name]
         if typing.get_origin(hint) is tuple:
@@ -172,20 +186,21 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _run(arguments: argparse.Namespace, connect: str | None = None) -> int:
     from splitlab.core.display import reporter
+    from splitlab.core.folder import RunFolder
     from splitlab.core.runner import run
     from splitlab.core.transport import PairTransport, load_transport
 
     given = _given(arguments)
     if connect:
         given["transport"] = _scheme(connect)
-    if arguments.resume is None:
-        config = Config.from_mapping(given)
-        transport = load_transport(config.transport)
-        launched = None if isinstance(transport, PairTransport) else transport.launched()
-        if launched and launched[0] == "server":
-            return _serve_config(config, arguments, address=launched[1])
-    elif connect:
-        del given["transport"]
+    config = Config.from_mapping(given)
+    if arguments.resume is not None:
+        given.pop("transport" if connect else "", None)
+        config = replace(RunFolder.open(arguments.resume).read_config(), output=arguments.resume)
+    transport = load_transport(config.transport)
+    launched = None if isinstance(transport, PairTransport) else transport.launched()
+    if launched and launched[0] == "server":
+        return _serve_config(config, arguments, address=launched[1])
     stop = _StopAsked()
     run(
         resume=arguments.resume,
@@ -226,6 +241,11 @@ def _serve_config(config: Config, arguments: argparse.Namespace, address: str | 
         from splitlab.core.runner import load_configured_data
 
         classes = len(load_configured_data(config).train.classes)
+    if classes < 1:
+        raise ConfigError(f"--classes {classes} is not allowed; 1 or more")
+    wait = getattr(arguments, "wait", 86400.0)
+    if not 0 < wait <= 1e6:
+        raise ConfigError(f"--wait {wait} is not allowed; more than 0, at most 1000000 seconds")
     announce = getattr(arguments, "announce", None)
     serve(
         config,
@@ -233,7 +253,7 @@ def _serve_config(config: Config, arguments: argparse.Namespace, address: str | 
         address=address,
         output=config.output,
         announce=announce,
-        wait=getattr(arguments, "wait", 86400.0),
+        wait=wait,
         peers_here=1 if announce is None else 2,
     )
     return 0

@@ -67,10 +67,11 @@ class _State:
 
     def _speed(self, progress: Progress) -> float:
         """Return training samples per second of this session."""
+        spent = progress.client_seconds + progress.server_seconds + progress.link_seconds
         if self._first is None:
-            self._first = (progress.seconds, progress.samples)
+            self._first = (spent, progress.samples)
         seconds, samples = self._first
-        elapsed = progress.seconds - seconds
+        elapsed = spent - seconds
         return (progress.samples - samples) / elapsed if elapsed > 0 else 0.0
 
 

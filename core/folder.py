@@ -19,6 +19,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,8 @@ class RunFolder:
         return Config.from_toml(self.path / "config.toml")
 
     def write_config(self, config: Config) -> None:
-        """Write the configuration of the run."""
-        _write(self.path / "config.toml", config.to_toml())
+        """Write the configuration of the run, but for ``output``: the folder may be moved."""
+        _write(self.path / "config.toml", replace(config, output=None).to_toml())
 
     def write_environment(self, **facts: Any) -> None:
         """Write versions and hardware, and the facts given."""
@@ -127,6 +128,10 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the result."""
         _write(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def remove_summary(self) -> None:
+        """Take the result away: the run goes on."""
+        (self.path / "summary.json").unlink(missing_ok=True)
 
     def server_log(self) -> Path:
         """Return where the server of a two-process run prints."""

@@ -128,6 +128,23 @@ def run(
         SplitlabError: everything that is wrong with configuration, plugins, data or link.
     """
     reporter = reporter or Reporter()
+    result = None
+    try:
+        config, folder = _settle(config, resume, options)
+        with ExitStack() as cleanup:
+            cleanup.enter_context(limited_threads(config.threads or 1))
+            parts = _Run(config, folder, connect, observers, reporter, should_stop, cleanup)
+            result = parts.go()
+        return result
+    finally:
+        reporter.end(result)
+
+
+def _settle(
+    config: Config | None, resume: str | Path | None, options: dict[str, Any]
+) -> tuple[Config, RunFolder | None]:
+    """Return the configuration of a new run, or that of the run to go on with and its folder."""
+    Config.from_mapping(options)  # a key that does not exist is the first thing to say
     folder = RunFolder.open(resume) if resume is not None else None
     if folder is not None:
         fixed = sorted(options.keys() - {"budget", "timeout"})
@@ -139,16 +156,7 @@ def run(
             )
         config = folder.read_config()
     known = dataclasses.asdict(config) if config else {}
-    config = resolve(Config.from_mapping(known | options))
-    result = None
-    try:
-        with ExitStack() as cleanup:
-            cleanup.enter_context(limited_threads(config.threads or 1))
-            parts = _Run(config, folder, connect, observers, reporter, should_stop, cleanup)
-            result = parts.go()
-        return result
-    finally:
-        reporter.end(result)
+    return resolve(Config.from_mapping(known | options)), folder
 
 
 class _Run:
@@ -169,6 +177,7 @@ class _Run:
         device = choose_device(config.device, "client", peers_here=1 if paired or connect else 2)
         data = load_configured_data(config, reporter)
         built = build_client(config, len(data.train.classes), device, observers)
+        cleanup.callback(built.worker.stack.run_end)
         steps_per_epoch = -(-len(data.train) // config.batch_size)
         eval_every = config.eval_every or steps_per_epoch
         config = replace(
@@ -178,7 +187,7 @@ class _Run:
         )
         if folder is None:
             folder = RunFolder.create(config.output, config.plugins)
-            folder.write_config(replace(config, output=str(folder.path)))
+            folder.write_config(config)
             folder.write_environment(device=str(device), threads=config.threads)
             cleanup.push(_remove_if_unused(folder))
         self.config = config
@@ -197,7 +206,6 @@ class _Run:
         self._reporter = reporter
         self._should_stop = should_stop
         self._connect = connect
-        cleanup.callback(built.worker.stack.run_end)
         launch = Launch(config, len(data.train.classes), folder, device, observers)
         link = cleanup.enter_context(launch.link(transport, connect))
         self._last_words = launch.last_words
@@ -360,8 +368,13 @@ class _Run:
             metrics_bytes = state["metrics_bytes"]
         self.folder.cut_metrics(metrics_bytes)
         self._session.open(
-            self._agreement, run=self.folder.path.name, step=step, batch_bytes=self._batch_bytes
+            self._agreement,
+            run=self.folder.path.resolve().name,
+            step=step,
+            batch_bytes=self._batch_bytes,
         )
+        self.folder.write_config(self.config)  # a resumed run may have got another budget
+        self.folder.remove_summary()
 
     def _finish(self, evaluation: dict[str, Any]) -> Result:
         progress, ledger = self.progress, self.ledger

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from splitlab.core.build import Built, build_server, choose_device, limited_threads, resolve
@@ -47,25 +48,20 @@ def serve(
     if isinstance(transport, PairTransport):
         raise ConfigError(f"transport {config.transport!r} has both peers in one process; use tcp")
     device = choose_device(config.device, "server", peers_here=peers_here)
-    with limited_threads(config.threads or 1):
+    with limited_threads(config.threads or 1), ExitStack() as cleanup:
         built = build_server(config, classes, device)
+        cleanup.callback(built.worker.stack.run_end)
         listener = transport.listen(address or transport.default_address, device=device)
-        try:
+        with closing(listener):
             stack = " + ".join(config.plugins) or "none"
             print(f"serving {stack} on {listener.address}", flush=True)
             if announce is not None:
                 with os.fdopen(announce, "w") as pipe:
                     pipe.write(listener.address + "\n")
-            link = listener.accept(wait)
-        finally:
-            listener.close()
+            link = cleanup.enter_context(closing(listener.accept(wait)))
         session = open_session(link, built, config, output)
-        try:
-            while session.turn():
-                pass
-        finally:
-            link.close()
-            built.worker.stack.run_end()
+        while session.turn():
+            pass
     print(f"served {session.steps} steps to the end of the client's run", flush=True)
     return session.steps
 
@@ -78,8 +74,15 @@ def open_session(
 
     def resume(run: str, step: int) -> None:
         if output is None and not re.fullmatch(r"\w[\w.+-]{0,199}", run):
-            raise ProtocolError(f"the client's name for the run, {run!r}, cannot name a folder")
+            raise ProtocolError(
+                f"the client's name for the run, {run!r}, cannot name a folder; "
+                "name the server's own with --output DIR"
+            )
         folder = Path(output) if output is not None else Path("runs") / run
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--output {folder} cannot be made: {error.strerror}") from None
         checkpoints.append(Checkpoints(folder, "server"))
         if step:
             built.worker.load_state(*checkpoints[0].load(step))
