@@ -145,7 +145,7 @@ def test_a_save_that_fails_leaves_the_older_checkpoint_whole(
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint_module.os, "replace", power_cut)
         for step in (1, 2):
-            with pytest.raises(ConfigError, match="cannot write the checkpoint .*power cut"):
+            with pytest.raises(ConfigError, match=r"cannot write the checkpoint .*power cut"):
                 checkpoints.save(step, {"x": torch.zeros(1)}, {})
     assert checkpoints.steps() == [1]
     assert checkpoints.load(1)[0]["x"] == 1

@@ -131,6 +131,7 @@ class TestRun:
         assert 'plugins = ["adc:ratio=0.2"]' in resolved
         assert "seed = 3" in resolved
         assert 'budget = "steps=1"' in resolved
+        assert "output" not in resolved  # or the file could not be used again
         again = ["run", "--quiet", "--config", str(output / "config.toml")]
         assert main([*again, "--output", str(tmp_path / "s")]) == 0
         logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in "rs"]
@@ -240,6 +241,14 @@ class TestBadInput:
             line = fails(capsys, "serve", "--address", address, "--weights", "none")
         assert address.removeprefix("tcp://") in line
         assert "in use" in line
+
+    @pytest.mark.parametrize(
+        ("option", "value"), [("--classes", "0"), ("--wait", "-1"), ("--wait", "inf")]
+    )
+    def test_serve_refuses_numbers_that_cannot_be(
+        self, option: str, value: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert f"{option} {value}" in fails(capsys, "serve", f"{option}={value}")
 
     def test_serve_needs_the_number_of_classes(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert "unknown data set" in fails(capsys, "serve", "--dataset", "mine")

@@ -333,6 +333,7 @@ class TestResume:
         run(data_dir=small_data, output=str(tmp_path / "b"), budget="steps=3", **options)
         longer = run(resume=tmp_path / "b", budget="steps=6")
         assert longer.summary["steps"] == 6
+        assert run(resume=tmp_path / "b").summary["steps"] == 6  # the new budget is kept
         assert losses(tmp_path / "a") == losses(tmp_path / "b")
 
     def test_other_options_are_refused(self, small_data: str, tmp_path: Path) -> None:
