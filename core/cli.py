@@ -195,7 +195,8 @@ def _run(arguments: argparse.Namespace, connect: str | None = None) -> int:
         given["transport"] = _scheme(connect)
     config = Config.from_mapping(given)
     if arguments.resume is not None:
-        given.pop("transport" if connect else "", None)
+        if connect:
+            del given["transport"]  # the run has one already
         config = replace(RunFolder.open(arguments.resume).read_config(), output=arguments.resume)
     transport = load_transport(config.transport)
     launched = None if isinstance(transport, PairTransport) else transport.launched()

@@ -288,12 +288,7 @@ class TestResume:
         victim = subprocess.Popen(
             command("run", "--quiet", *flags(small_data, tmp_path / "parts", **options))
         )
-        metrics = tmp_path / "parts" / "metrics.jsonl"
-        deadline = time.monotonic() + 60
-        while not metrics.exists() or metrics.read_text().count("\n") < 8:
-            assert victim.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for_steps(tmp_path / "parts", 8, victim)
         victim.send_signal(signal.SIGKILL)
         victim.wait(10)
         assert not (tmp_path / "parts" / "summary.json").exists()
