@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from splitlab.core.message import Kind, Message, Role
     from splitlab.core.peer import Peer
     from splitlab.core.runner import Result, run
+    from splitlab.core.traits import Traits
 
 __all__ = [
     "Config",
@@ -39,6 +40,7 @@ __all__ = [
     "Result",
     "Role",
     "SplitlabError",
+    "Traits",
     "hookimpl",
     "run",
 ]
@@ -52,6 +54,7 @@ _HOMES = {
     "Peer": "peer",
     "Result": "runner",
     "run": "runner",
+    "Traits": "traits",
     "hookimpl": "hooks",
 }
 

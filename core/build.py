@@ -50,10 +50,10 @@ def resolve(config: Config) -> Config:
     """Fill in what can be decided without data: data set, image size, cut, threads.
 
     Raises:
-        ConfigError: an unknown model, or a plugin whose name or settings are wrong.
+        ConfigError: an unknown model, a plugin whose name or settings are wrong, or plugins that
+            cannot work together.
     """
-    for text in config.plugins:
-        bind_plugin(text)
+    Stack(map(bind_plugin, config.plugins))
     return replace(
         config,
         dataset=config.dataset or (None if config.data_dir else DEFAULT_DATASET),
@@ -141,12 +141,14 @@ def _build(
         classes=classes,
         tokens=half.tokens,
         width=half.width,
+        grid=half.grid,
         prefix_tokens=half.prefix_tokens,
         class_token=half.class_token,
         cut=config.cut,
         depth=half.depth,
         batch_size=config.batch_size,
         device=device,
+        augmented=config.augment != "none",
     )
     optimization = Optimization(config.optimizer, config.lr, config.weight_decay)
     worker = worker_type(half, Stack(bound, observers), peer, optimization)  # type: ignore[arg-type]

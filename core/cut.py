@@ -24,10 +24,15 @@ class Cut:
         training: False in evaluation.
         attention: (B, N) float32, detached: how much the class token attends to every token in the
             last client block. Client only, and only if a plugin asked for it in ``setup``.
+        keys: (B, N, K) float32, detached: the attention keys of the last client block, mean over
+            heads, K features each. Client only, and only if a plugin asked for them in ``setup``.
         sample_ids: (B,) int64, stable over epochs. Client only.
         side: extra tensors for the server: sent, counted, never differentiated. The server finds
             the same names here. Prefix a name with the plugin's own: ``"adc.clusters"``.
         weights: (T,) float32 weight of every row in the loss, or None for the plain mean. Server
+            only; set it in ``before_server_forward``.
+        token_sizes: (rows, tokens) float32, how many tokens each one stands for, or None: the
+            server's attention then counts a token so many times (proportional attention). Server
             only; set it in ``before_server_forward``.
         gradient: what came back for ``activations``. Client only, in ``gradient_return``.
     """
@@ -38,6 +43,8 @@ class Cut:
     training: bool
     attention: torch.Tensor | None = None
     sample_ids: torch.Tensor | None = None
+    keys: torch.Tensor | None = None
     side: dict[str, torch.Tensor] = field(default_factory=dict)
     weights: torch.Tensor | None = None
+    token_sizes: torch.Tensor | None = None
     gradient: torch.Tensor | None = None

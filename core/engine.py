@@ -79,6 +79,10 @@ class _Worker:
             self._optimizer.zero_grad(set_to_none=True)
         self.stack.step_end(step)
 
+    def _suspects(self) -> str:
+        one_sided = self.stack.one_sided()
+        return f"; no hook decodes for: {', '.join(one_sided)}" if one_sided else ""
+
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return all that a resumed run needs of this peer: tensors, and JSON values."""
         tree: dict[str, Any] = {
@@ -116,6 +120,8 @@ class Client(_Worker):
         self._client_half = half
         if peer.attention:
             half.measure_attention(peer.attention)
+        if peer.keys:
+            half.measure_keys()
         self._pending: Cut | None = None
         self._asked = 0
 
@@ -138,9 +144,8 @@ class Client(_Worker):
         message.to(self.peer.device)
         self.stack.after_receive(message)
         cut.gradient = message[_GRADIENT]
-        self._check_gradient(cut, "after_receive")
+        self._check_gradient(cut)
         self.stack.gradient_return(cut)
-        self._check_gradient(cut, "gradient_return")
         if cut.activations.requires_grad:
             torch.autograd.backward(cut.activations, cut.gradient)
         self._step(cut.step)
@@ -184,9 +189,11 @@ class Client(_Worker):
 
     def _cut(self, batch: Batch, step: int, *, training: bool) -> Cut:
         self._half.train(training)
-        activations, attention = self._client_half.forward(batch.images.to(self.peer.device))
+        images = batch.images.to(self.peer.device)
+        activations, attention = self._client_half.forward(images)
+        keys = self._client_half.keys()
         targets = batch.targets.to(self.peer.device)
-        return Cut(activations, targets, step, training, attention, batch.sample_ids)
+        return Cut(activations, targets, step, training, attention, batch.sample_ids, keys)
 
     def _message(self, cut: Cut, *, stacked: bool) -> Message:
         message = Message(Kind.ACTIVATION, cut.step, training=cut.training, stacked=stacked)
@@ -206,16 +213,16 @@ class Client(_Worker):
             self.stack.before_send(message)
         return message
 
-    def _check_gradient(self, cut: Cut, hook: str) -> None:
-        _check_tensor(cut, "cut.gradient", cut.gradient, hook)
+    def _check_gradient(self, cut: Cut) -> None:
+        _check_tensor(cut, "cut.gradient", cut.gradient, "after_receive")
         assert cut.gradient is not None
         # autograd would cast the codes of a quantizer without a word
         if cut.gradient.shape != cut.activations.shape or not cut.gradient.is_floating_point():
             raise PluginError(
-                f"step {cut.step}: after {hook} the gradient is {cut.gradient.dtype} "
+                f"step {cut.step}: after after_receive the gradient is {cut.gradient.dtype} "
                 f"{[*cut.gradient.shape]}, the activations that were sent {cut.activations.dtype} "
                 f"{[*cut.activations.shape]}; a plugin of the stack does not undo in one direction "
-                "what it does in the other"
+                f"what it does in the other{self._suspects()}"
             )
 
 
@@ -252,7 +259,8 @@ class Server(_Worker):
         leaf = message[_ACTIVATIONS]
         if leaf.ndim < 2 or not leaf.is_floating_point():
             raise ProtocolError(
-                f"step {message.step}: activations arrived as {leaf.dtype} {[*leaf.shape]}"
+                f"step {message.step}: activations arrived as {leaf.dtype} {[*leaf.shape]}, and no "
+                f"plugin made floating-point rows of them{self._suspects()}"
             )
         cut = Cut(leaf, targets, message.step, message.training, side=side)
         return self._train(cut) if message.training else self._evaluate(cut, message.stacked)
@@ -314,9 +322,9 @@ class Server(_Worker):
             raise PluginError(
                 f"step {cut.step}: the stack gives the server activations {shape} and "
                 f"{cut.targets.dtype} targets {targets}; it takes (rows, tokens, {D}) and for "
-                f"every row a class id (rows) or probabilities (rows, {C})"
+                f"every row a class id (rows) or probabilities (rows, {C}){self._suspects()}"
             )
-        return self._server_half.forward(cut.activations)
+        return self._server_half.forward(cut.activations, cut.token_sizes)
 
 
 def _check_tensor(cut: Cut, what: str, value: object, hook: str) -> None:

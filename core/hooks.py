@@ -28,6 +28,10 @@ A method whose decoder is differentiable encodes in ``after_client_forward`` and
 ``before_server_forward``: autograd then yields a gradient of the size that was sent. Any other
 method encodes in ``before_send`` and decodes in ``after_receive``, in both directions.
 
+torch's global random generator is seeded for every plugin in ``setup`` and in the three hooks that
+take a cut, so that modules and dropout repeat themselves; anywhere else, and for draws that both
+peers must share, take ``peer.generator``.
+
 An observer measures without changing: ``@hookimpl(wrapper=True)``, one ``yield``, outermost always.
 """
 
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
     from splitlab.core.cut import Cut
     from splitlab.core.message import Message
     from splitlab.core.peer import Peer
+    from splitlab.core.traits import Traits
 
 __all__ = ["HookSpecs", "hookimpl"]
 
@@ -132,8 +137,15 @@ class HookSpecs:
         """
 
     @hookspec
-    def acts_in_evaluation(self) -> bool:  # type: ignore[empty-body]
-        """Return whether evaluation batches are compressed too. Without it: no.
+    def traits(self) -> Traits:  # type: ignore[empty-body]
+        """Return what the plugin needs and changes; asked before ``setup``, must not need it.
 
-        If a plugin of the stack says yes, a run reports both evaluations: with the stack, without.
+        A stack whose plugins cannot work together is refused by it. Without it: needs and changes
+        nothing, keeps no state, leaves evaluation alone.
         """
+
+    # What only an observer implements.
+
+    @hookspec
+    def plugin_ran(self, label: str, hook: str, subject: Cut | Message, nanoseconds: int) -> None:
+        """Observers only: a plugin's data hook has just run, on this cut or message."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from splitlab.core.errors import PluginError
+from splitlab.core.errors import PluginError, ProtocolError
 
 __all__ = ["Kind", "Message", "Role"]
 
@@ -112,6 +112,28 @@ class Message:
         tensor = self[name]
         del self._tensors[name], self._roles[name]
         return tensor
+
+    def push(self, plugin: str, note: Any) -> None:
+        """Leave a note for the same plugin at the receiver: a JSON value, sent with the header.
+
+        What was put in there by ``before_send`` is read back by `pop` in ``after_receive``, last
+        note first, so that a stack may hold a plugin twice.
+        """
+        self._check_open(f"leave a note of {plugin!r}")
+        self.meta.setdefault(plugin, []).append(note)
+
+    def pop(self, plugin: str) -> Any:
+        """Take the last note of the plugin; None if it left none: it did not act."""
+        self._check_open(f"take a note of {plugin!r}")
+        notes = self.meta.get(plugin)
+        if notes is None:
+            return None
+        if not isinstance(notes, list) or not notes:
+            raise ProtocolError(f"a {self.kind.name} message holds no notes of plugin {plugin!r}")
+        note = notes.pop()
+        if not notes:
+            del self.meta[plugin]
+        return note
 
     def __getitem__(self, name: str) -> torch.Tensor:
         try:

@@ -9,6 +9,7 @@ Shapes: B samples, N tokens (P special ones first), D width, H heads, C classes.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -218,6 +219,14 @@ class _Half:
         return int(self.vit.patch_embed.num_patches) + self.prefix_tokens
 
     @property
+    def grid(self) -> tuple[int, int] | None:
+        """Patches (down, across); None if the patches are no such grid."""
+        grid = getattr(self.vit.patch_embed, "grid_size", None)
+        if not grid or grid[0] * grid[1] + self.prefix_tokens != self.tokens:
+            return None
+        return int(grid[0]), int(grid[1])
+
+    @property
     def prefix_tokens(self) -> int:
         """P: class, distillation and register tokens, which stand in front."""
         return int(self.vit.num_prefix_tokens)
@@ -271,10 +280,15 @@ class ClientHalf(_Half):
         super().__init__(vit, cut, device)
         self._blocks = vit.blocks[:cut]
         self._attention: _AttentionProbe | None = None
+        self._keys: _AttentionProbe | None = None
 
     def measure_attention(self, request: AttentionRequest) -> None:
         """Make every `forward` return attention too."""
         self._attention = _AttentionProbe(self._blocks, request)
+
+    def measure_keys(self) -> None:
+        """Make every `forward` keep attention keys for `keys`."""
+        self._keys = _AttentionProbe(self._blocks, AttentionRequest())
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Run images (B, channels, height, width).
@@ -291,6 +305,13 @@ class ClientHalf(_Half):
         x = self._blocks(x)
         return x, self._attention.read() if self._attention else None
 
+    def keys(self) -> torch.Tensor | None:
+        """Return the last block's keys in the `forward` that just ran; None without `measure_keys`.
+
+        (B, N, D/H) float32, detached, mean over the H heads.
+        """
+        return self._keys.read_keys() if self._keys else None
+
 
 class ServerHalf(_Half):
     """Activations to logits: the other blocks, norm and head."""
@@ -301,9 +322,32 @@ class ServerHalf(_Half):
         super().__init__(vit, cut, device)
         self._blocks = vit.blocks[cut:]
 
-    def forward(self, activations: torch.Tensor) -> torch.Tensor:
-        """Run activations (any rows, any tokens, D); returns logits (rows, C)."""
-        x = self._blocks(activations)
+    def forward(
+        self, activations: torch.Tensor, token_sizes: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Run activations (any rows, any tokens, D); returns logits (rows, C).
+
+        Args:
+            activations: what arrived, decoded.
+            token_sizes: (rows, tokens), more than 0: every block attends to a token as to so many
+                equal ones (log sizes are added to the attention logits).
+
+        Raises:
+            ConfigError: sizes are given and the model's blocks take no attention mask.
+        """
+        x = activations
+        if token_sizes is None:
+            x = self._blocks(x)
+        else:
+            bias = token_sizes.to(x.dtype).log()[:, None, None, :]
+            for block in self._blocks:
+                if "attn_mask" not in inspect.signature(block.forward).parameters:
+                    raise ConfigError(
+                        f"a {type(block).__name__} of this model takes no attention mask, which "
+                        "weighing tokens by their size needs; choose another model, or a method "
+                        "that sends no token sizes"
+                    )
+                x = block(x, attn_mask=bias)
         x = self.vit.norm(x)
         logits: torch.Tensor = self.vit.forward_head(x)
         return logits
@@ -359,6 +403,15 @@ class _AttentionProbe:
             row = 0.5 * row + 0.5 * row @ (whole_BNN / whole_BNN.sum(-1, keepdim=True))
         assert row is not None
         return row[:, 0]
+
+    @torch.no_grad()
+    def read_keys(self) -> torch.Tensor:
+        """Return the keys (B, N, D/H) float32 of the forward pass that just ran."""
+        [(attention, qkv)], self._seen = self._seen, []
+        B, N, _ = qkv.shape
+        key_BNHK = qkv.view(B, N, 3, attention.num_heads, -1)[:, :, 1]
+        keys_BNK: torch.Tensor = attention.k_norm(key_BNHK).float().mean(2)
+        return keys_BNK
 
 
 def class_attention(attention: Any, qkv: torch.Tensor, *, heads: str = "mean") -> torch.Tensor:

@@ -38,7 +38,10 @@ class Peer:
         depth: blocks of the whole model.
         batch_size: B of a full batch; the last batch of an epoch may be smaller.
         device: where this peer computes.
+        grid: patches (down, across); None where the model has no such grid.
+        augmented: whether the images of a sample differ from epoch to epoch. Client only.
         attention: what the plugins asked for with `require_attention`, or None.
+        keys: whether a plugin asked for them with `require_keys`.
         modules: what the plugins registered with `add_module`.
     """
 
@@ -53,7 +56,10 @@ class Peer:
     depth: int
     batch_size: int
     device: torch.device
+    grid: tuple[int, int] | None = None
+    augmented: bool = False
     attention: AttentionRequest | None = None
+    keys: bool = False
     modules: list[nn.Module] = field(default_factory=list)
 
     def require_attention(
@@ -94,8 +100,27 @@ class Peer:
             )
         self.attention = request
 
+    def require_keys(self, plugin: str) -> None:
+        """Ask the client to fill ``cut.keys``; call it in ``setup``, at either peer.
+
+        Args:
+            plugin: who asks, for the error message.
+
+        Raises:
+            ConfigError: the client runs no block.
+        """
+        if self.cut == 0:
+            raise ConfigError(
+                f"plugin {plugin!r} needs the attention keys of a client block, but --cut 0 leaves "
+                f"the client none; allowed here: --cut 1 to {self.depth}"
+            )
+        self.keys = True
+
     def add_module(self, module: nn.Module) -> None:
-        """Register a module: moved to the device, trained by the peer's optimizer, checkpointed."""
+        """Register a module: moved to the device, trained by the peer's optimizer, checkpointed.
+
+        Only in ``setup``; there its weights are drawn from the run's seed.
+        """
         self.modules.append(module.to(self.device))
 
     def generator(self, *purpose: str | int) -> torch.Generator:

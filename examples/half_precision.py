@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from splitlab.core import Message, Role, hookimpl
+from splitlab.core import Message, Role, Traits, hookimpl
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -36,12 +36,12 @@ class HalfPrecision:
         for name in floats:
             message.put(name, message[name].to(self._dtype), Role.PAYLOAD)
         if floats:
-            message.meta["half_precision"] = floats
+            message.push("half_precision", floats)
 
     @hookimpl
     def after_receive(self, message: Message) -> None:
         """Cast back what the sender cast."""
-        for name in message.meta.pop("half_precision", []):
+        for name in message.pop("half_precision") or []:
             message.put(name, message[name].float(), Role.PAYLOAD)
 
     @hookimpl
@@ -50,6 +50,6 @@ class HalfPrecision:
         return 0.5, 0.5
 
     @hookimpl
-    def acts_in_evaluation(self) -> bool:
-        """``before_send`` casts evaluation batches as well."""
-        return True
+    def traits(self) -> Traits:
+        """Any floating-point payload will do; ``before_send`` casts evaluation batches as well."""
+        return Traits(needs={"numbers"}, evaluation=True, gradient="straight-through")

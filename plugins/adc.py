@@ -55,14 +55,13 @@ clustered.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from splitlab.core import ConfigError, Cut, Peer, PluginError, ProtocolError, hookimpl
+from splitlab.core import ConfigError, Cut, Peer, PluginError, ProtocolError, Traits, hookimpl
 from splitlab.plugins.kmeans import (
     cluster_means,
     kmeans,
@@ -70,6 +69,7 @@ from splitlab.plugins.kmeans import (
     membership,
     random_partition,
 )
+from splitlab.plugins.settings import DEFAULT_RATIO, check_choice, check_share, refusal
 
 __all__ = ["ADC", "ADCBatchMerge", "ADCTokenSelect", "merge_select"]
 
@@ -84,8 +84,6 @@ TolMode = Literal["absolute", "relative"]
 
 CLUSTERS = "adc.clusters"
 """Name of the side information: the cluster id of every sample, uint8 or uint16."""
-
-DEFAULT_RATIO = 0.1
 
 
 class ADC:
@@ -131,7 +129,7 @@ class ADC:
         repo_token_bug: bool = False,
     ) -> None:
         tau, kappa, ratio = _allocate(ratio, alloc, tau, kappa)
-        _check_choice("evaluation", evaluation, get_args(Evaluation))
+        check_choice("evaluation", evaluation, get_args(Evaluation))
         self._ratio = ratio
         self._evaluation = evaluation
         self._merging = _Merging(
@@ -140,7 +138,7 @@ class ADC:
         self._selection = _Selection("adc", kappa, rounding, heads, score_layer)
         self._repo_token_bug = repo_token_bug
         if repo_token_bug and criterion not in ("cls_token", "avg_token"):
-            raise _refusal(
+            raise refusal(
                 "repo_token_bug",
                 True,
                 "criterion=cls_token and criterion=avg_token, the two that the bug concerns",
@@ -181,9 +179,13 @@ class ADC:
         return self._ratio, self._ratio
 
     @hookimpl
-    def acts_in_evaluation(self) -> bool:
-        """Return whether tokens are selected in evaluation, too."""
-        return self._evaluation == "token_select"
+    def traits(self) -> Traits:
+        """Needs attention and samples at their places; leaves merged rows of chosen tokens."""
+        return Traits(
+            needs={"targets", "places", "attention"},
+            changes={"batch", "tokens", "places"},
+            evaluation=self._evaluation == "token_select",
+        )
 
     def _check_reference_indices(self, peer: Peer) -> None:
         """Refuse a model on which the reference would index beyond its tokens or features."""
@@ -232,9 +234,9 @@ class ADCBatchMerge:
         heads: Heads = "mean",
         score_layer: ScoreLayer = "last",
     ) -> None:
-        _check_share("ratio", ratio)
-        _check_choice("heads", heads, get_args(Heads))
-        _check_choice("score_layer", score_layer, get_args(ScoreLayer))
+        check_share("ratio", ratio)
+        check_choice("heads", heads, get_args(Heads))
+        check_choice("score_layer", score_layer, get_args(ScoreLayer))
         self._merging = _Merging(
             "adc-batch-merge",
             ratio,
@@ -273,6 +275,12 @@ class ADCBatchMerge:
         """Return τ for both directions."""
         return self._merging.tau, self._merging.tau
 
+    @hookimpl
+    def traits(self) -> Traits:
+        """Needs samples at their places, and attention if it is clustered; leaves merged rows."""
+        clustered = {"attention"} if self._merging.criterion == "cls_score" else set()
+        return Traits(needs={"targets", "places", *clustered}, changes={"batch"})
+
 
 class ADCTokenSelect:
     """ADC's token selection alone: the k tokens of every row that the class token attends to most.
@@ -294,8 +302,8 @@ class ADCTokenSelect:
         score_layer: ScoreLayer = "last",
         evaluation: Evaluation = "identity",
     ) -> None:
-        _check_share("ratio", ratio)
-        _check_choice("evaluation", evaluation, get_args(Evaluation))
+        check_share("ratio", ratio)
+        check_choice("evaluation", evaluation, get_args(Evaluation))
         self._selection = _Selection("adc-token-select", ratio, rounding, heads, score_layer)
         self._evaluation = evaluation
 
@@ -319,9 +327,13 @@ class ADCTokenSelect:
         return self._selection.kappa, self._selection.kappa
 
     @hookimpl
-    def acts_in_evaluation(self) -> bool:
-        """Return whether tokens are selected in evaluation, too."""
-        return self._evaluation == "token_select"
+    def traits(self) -> Traits:
+        """Needs attention; leaves every row with tokens of its own."""
+        return Traits(
+            needs={"attention"},
+            changes={"tokens", "places"},
+            evaluation=self._evaluation == "token_select",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,14 +350,14 @@ class _Merging:
     loss_weight: LossWeight
 
     def __post_init__(self) -> None:
-        _check_choice("criterion", self.criterion, get_args(Criterion))
-        _check_choice("tol_mode", self.tol_mode, get_args(TolMode))
-        _check_choice("rounding", self.rounding, get_args(Rounding))
-        _check_choice("loss_weight", self.loss_weight, get_args(LossWeight))
+        check_choice("criterion", self.criterion, get_args(Criterion))
+        check_choice("tol_mode", self.tol_mode, get_args(TolMode))
+        check_choice("rounding", self.rounding, get_args(Rounding))
+        check_choice("loss_weight", self.loss_weight, get_args(LossWeight))
         if self.iterations < 1:
-            raise _refusal("iterations", self.iterations, "1 or more", "for example iterations=50")
+            raise refusal("iterations", self.iterations, "1 or more", "for example iterations=50")
         if not 0 <= self.tol < math.inf:
-            raise _refusal("tol", self.tol, "0 or more, finite", "for example tol=1e-4")
+            raise refusal("tol", self.tol, "0 or more, finite", "for example tol=1e-4")
 
     def count(self, B: int) -> int:
         """Return T for B samples; T ≥ B means: do not merge."""
@@ -440,9 +452,9 @@ class _Selection:
     score_layer: ScoreLayer
 
     def __post_init__(self) -> None:
-        _check_choice("rounding", self.rounding, get_args(Rounding))
-        _check_choice("heads", self.heads, get_args(Heads))
-        _check_choice("score_layer", self.score_layer, get_args(ScoreLayer))
+        check_choice("rounding", self.rounding, get_args(Rounding))
+        check_choice("heads", self.heads, get_args(Heads))
+        check_choice("score_layer", self.score_layer, get_args(ScoreLayer))
 
     def count(self, N: int) -> int:
         """Return k for N tokens, special tokens counted."""
@@ -552,11 +564,6 @@ def _announce(cut: Cut, assignment_B: torch.Tensor | None) -> None:
     """Put beside the activations what a merge leaves: cluster ids and mean attention."""
     if assignment_B is None:
         return
-    if CLUSTERS in cut.side:
-        raise ConfigError(
-            "two plugins of the stack merge the batch; allowed: one of adc and adc-batch-merge; "
-            "leave the other out"
-        )
     T = _clusters(assignment_B)
     cut.side[CLUSTERS] = assignment_B.to(torch.uint8 if T <= 2**8 else torch.uint16)
     cut.sample_ids = None  # a merged row is no sample
@@ -594,14 +601,14 @@ def _allocate(
     ratio: float, alloc: Alloc, tau: float | None, kappa: float | None
 ) -> tuple[float, float, float]:
     """Return τ, κ and the ξ that is charged for them."""
-    _check_choice("alloc", alloc, get_args(Alloc))
-    _check_share("ratio", ratio)
+    check_choice("alloc", alloc, get_args(Alloc))
+    check_share("ratio", ratio)
     given = {key: value for key, value in (("tau", tau), ("kappa", kappa)) if value is not None}
     for key, value in given.items():
-        _check_share(key, value)
+        check_share(key, value)
     if alloc != "explicit":
         if given:
-            raise _refusal(
+            raise refusal(
                 *next(iter(given.items())),
                 f"tau and kappa with alloc=explicit only, not with alloc={alloc}",
                 "for example alloc=explicit,tau=0.3,kappa=0.3",
@@ -613,11 +620,11 @@ def _allocate(
         }[alloc]
         return ratio**power_tau, ratio**power_kappa, ratio
     if tau is None or kappa is None:
-        raise _refusal(
+        raise refusal(
             "alloc", alloc, "both tau and kappa", "for example alloc=explicit,tau=0.3,kappa=0.3"
         )
     if ratio != DEFAULT_RATIO and not math.isclose(ratio, tau * kappa):
-        raise _refusal(
+        raise refusal(
             "ratio",
             ratio,
             f"{tau * kappa:g}, the product of tau={tau} and kappa={kappa}",
@@ -629,17 +636,3 @@ def _allocate(
 def _round(value: float, rounding: Rounding) -> int:
     """Round down or to the nearest, forgiving a product that lacks 1e-9 to the next integer."""
     return math.floor(value + (0.5 if rounding == "nearest" else 0.0) + 1e-9)
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 < value <= 1:
-        raise _refusal(name, value, "more than 0, at most 1", f"for example {name}={DEFAULT_RATIO}")
-
-
-def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise _refusal(name, value, ", ".join(allowed), f"for example {name}={allowed[0]}")
-
-
-def _refusal(name: str, value: object, allowed: str, remedy: str) -> ConfigError:
-    return ConfigError(f"{name}={value} is refused; allowed: {allowed}; {remedy}")

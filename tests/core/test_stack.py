@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from splitlab.core import ConfigError, Cut, PluginError, hookimpl
+from splitlab.core import ConfigError, Cut, PluginError, Traits, hookimpl
 from splitlab.core.hooks import HookSpecs
 from splitlab.core.stack import Stack
 
@@ -36,8 +36,8 @@ class Scales:
         return 1 / self.by, 0.5
 
     @hookimpl
-    def acts_in_evaluation(self) -> bool:
-        return self.by > 3
+    def traits(self) -> Traits:
+        return Traits(evaluation=self.by > 3)
 
     @hookimpl
     def state_dict(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def test_equal_labels_are_numbered(tiny: Any) -> None:
         pass
 
     stack = Stack([tiny.bound(Twin, "a"), tiny.bound(Twin, "b")] + [tiny.bound(Twin, "a")] * 2)
-    assert sorted(stack._labels) == ["a", "a#2", "a#3", "b"]
+    assert list(stack.traits()) == ["a", "b", "a#2", "a#3"]
 
 
 @pytest.mark.parametrize("hook", ["after_client_forwrd", "send", "before_send_"])
@@ -187,7 +187,7 @@ def test_an_observer_that_raises_is_blamed_itself(tiny: Any) -> None:
             yield
             raise OSError("disk full")
 
-    with pytest.raises(PluginError, match="'observer Broken@0' failed in before_send: OSError"):
+    with pytest.raises(PluginError, match="observer Broken@0 failed in before_send: OSError"):
         Stack([tiny.bound(Scales)], [Broken()]).before_send(None)  # type: ignore[arg-type]
 
 
@@ -195,4 +195,7 @@ def test_every_hook_of_the_menu_says_where_it_runs() -> None:
     for name in HOOKS:
         text = getattr(HookSpecs, name).__doc__
         assert text, name
-        assert any(w in text for w in ("Client", "Server", "Sender", "Receiver", "Both", "Return"))
+        assert any(
+            w in text
+            for w in ("Client", "Server", "Sender", "Receiver", "Both", "Return", "Observers")
+        )

@@ -553,7 +553,7 @@ def test_evaluation_is_not_compressed() -> None:
         assert cut.activations is out.leaf
         assert not cut.side
         assert torch.equal(out.server.targets, cut.targets)
-        assert not getattr(plugin, "acts_in_evaluation", bool)()
+        assert not plugin.traits().evaluation
 
 
 @pytest.mark.parametrize(
@@ -573,7 +573,7 @@ def test_evaluation_may_select_tokens(plugin: Plugin) -> None:
     assert torch.equal(out.wire["activations"], composed(out.leaf, torch.arange(8), tokens))
     assert out.wire.keys() == {"activations", "targets"}
     assert not isinstance(plugin, ADCBatchMerge)
-    assert plugin.acts_in_evaluation()
+    assert plugin.traits().evaluation
 
 
 def test_nominal_ratios() -> None:
