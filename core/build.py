@@ -22,7 +22,7 @@ from splitlab.core.model import (
     input_shape,
 )
 from splitlab.core.peer import Peer
-from splitlab.core.registry import bind_plugin
+from splitlab.core.registry import bind_stack
 from splitlab.core.session import Agreement
 from splitlab.core.stack import Stack
 
@@ -53,7 +53,7 @@ def resolve(config: Config) -> Config:
         ConfigError: an unknown model, a plugin whose name or settings are wrong, or plugins that
             cannot work together.
     """
-    Stack(map(bind_plugin, config.plugins))
+    Stack(bind_stack(config.plugins))
     return replace(
         config,
         dataset=config.dataset or (None if config.data_dir else DEFAULT_DATASET),
@@ -124,7 +124,7 @@ def _build(
     worker_type: type[W],
 ) -> Built[W]:
     assert config.cut is not None
-    bound = [bind_plugin(text) for text in config.plugins]
+    bound = bind_stack(config.plugins)
     vit = build_model(
         config.model,
         classes=classes,

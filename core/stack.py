@@ -260,14 +260,16 @@ class _Member:
         else:
             answer = self.ask(hook, message=subject)
         if answer is not None:
-            raise self._error(
+            raise self._broken(
                 hook,
+                subject.step,
                 f"it returned a {type(answer).__name__}; a data hook changes the object that it is "
                 "given, as in cut.activations = …, and returns nothing",
             )
         if watched and before != _global_draws():
-            raise self._error(
+            raise self._broken(
                 hook,
+                subject.step,
                 "it drew from global random state, so that no run can be repeated; draw from "
                 "peer.generator(purpose, step), with the peer that setup was given",
             )
@@ -295,22 +297,27 @@ class _Member:
         what = "gradient" if hook == "gradient_return" else "activations"
         value = getattr(cut, what)
         if not isinstance(value, torch.Tensor):
-            raise self._error(hook, f"it leaves cut.{what} as {type(value).__name__}, not a tensor")
+            raise self._broken(
+                hook, cut.step, f"it leaves cut.{what} as {type(value).__name__}, not a tensor"
+            )
         if not value.is_floating_point():
-            raise self._error(
+            raise self._broken(
                 hook,
+                cut.step,
                 f"it leaves cut.{what} as {value.dtype}, which has no gradient; a method that "
                 "sends codes encodes in before_send and decodes in after_receive",
             )
         if hook == "gradient_return" and value.shape != gradient_shape:
-            raise self._error(
+            raise self._broken(
                 hook,
+                cut.step,
                 f"it changes the gradient's shape from {[*(gradient_shape or ())]} to "
                 f"{[*value.shape]}; it must stay that of the activations that were sent",
             )
         if graph and hook != "gradient_return" and not value.requires_grad:
-            raise self._error(
+            raise self._broken(
                 hook,
+                cut.step,
                 "it cuts cut.activations off the autograd graph; replace them by a differentiable "
                 "function of what they were, or work in before_send and after_receive",
             )
@@ -321,6 +328,9 @@ class _Member:
             return nullcontext()
         purpose = ("plugin", self.label, hook, step)
         return isolated_rng(self._peer.seed, *purpose, device=self._peer.device)
+
+    def _broken(self, hook: str, step: int, text: str) -> PluginError:
+        return self._error(f"{hook} (step {step})", text)
 
     def _error(self, hook: str, text: str) -> PluginError:
         return PluginError(f"plugin {self.label!r} failed in {hook}: {text}")

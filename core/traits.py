@@ -110,6 +110,11 @@ class Declared:
     on_graph: bool
     on_message: bool
 
+    @property
+    def acts(self) -> bool:
+        """Whether it declares to do anything; a plugin that watches fits anywhere."""
+        return bool(self.traits.needs or self.traits.changes)
+
 
 def check_order(stack: Sequence[Declared]) -> None:
     """Refuse a stack that cannot work.
@@ -126,7 +131,7 @@ def _problem(stack: Iterable[Declared]) -> str | None:
     gone: dict[str, str] = {}
     off_graph = ""
     for plugin in stack:
-        if plugin.on_graph and off_graph:
+        if plugin.on_graph and plugin.acts and off_graph:
             return (
                 f"{plugin.label!r} works on the autograd graph, before a message is made, and "
                 f"{off_graph!r} in front of it on the message: they would act in the other order"
@@ -137,7 +142,7 @@ def _problem(stack: Iterable[Declared]) -> str | None:
                     f"{plugin.label!r} needs {aspect} ({ASPECTS[aspect]}), which {gone[aspect]!r} "
                     "in front of it takes away"
                 )
-        if plugin.on_message:
+        if plugin.on_message and plugin.acts:
             off_graph = plugin.label
         for aspect in plugin.traits.takes_away:
             gone.setdefault(aspect, plugin.label)
@@ -145,9 +150,7 @@ def _problem(stack: Iterable[Declared]) -> str | None:
 
 
 def _remedy(stack: Sequence[Declared]) -> str:
-    works = next((order for order in _others(stack) if _problem(order) is None), None)
-    if works is None:
-        return "use one of them alone"
+    works = next(order for order in _others(stack) if _problem(order) is None)
     left_out = [plugin.label for plugin in stack if plugin not in works]
     without = f" (without {', '.join(left_out)})" if left_out else ""
     return f"a stack that works: {_written(works)}{without}"
@@ -157,7 +160,7 @@ def _others(stack: Sequence[Declared]) -> Iterator[Sequence[Declared]]:
     """Yield the same plugins in other orders, then fewer of them in the order given."""
     if len(stack) <= _MOST_TRIED:
         yield from itertools.permutations(stack)
-    for count in range(len(stack) - 1, 1 if len(stack) > 2 else 0, -1):
+    for count in range(len(stack) - 1, 0, -1):  # one alone always works
         yield from itertools.combinations(stack, count)
 
 

@@ -16,6 +16,8 @@ from splitlab.core.registry import (
     ROOT,
     Parameter,
     bind_plugin,
+    bind_stack,
+    broken,
     catalogue,
     entries,
     load,
@@ -354,10 +356,30 @@ def test_a_broken_entry_point_disturbs_no_other(monkeypatch: pytest.MonkeyPatch)
     assert load_transport("inprocess").unavailable() is None
 
 
-def test_a_name_that_ships_cannot_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, "splitlab.plugins", adc="thief:ADC")
-    assert entries("plugins")["adc"].target == catalogue()["plugins"]["adc"]["target"]
-    assert entries("plugins")["adc"].source == "splitlab"
+def test_a_name_that_two_take_is_refused_and_the_rest_works(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install(monkeypatch, "splitlab.plugins", adc="thief:ADC", alien=f"{__name__}:Method")
+    assert entries("plugins")["adc"].problem is not None
+    with pytest.raises(ConfigError, match=r"two plugins are called 'adc': .*\(from splitlab\) and"):
+        bind_plugin("adc")
+    assert "thief:ADC" in (broken("plugins", entries("plugins")["adc"]) or "")
+    assert bind_plugin("alien").build() is not None
+    assert bind_plugin("adc-batch-merge").build() is not None
+
+
+def test_what_is_broken_is_found_by_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(
+        monkeypatch,
+        "splitlab.plugins",
+        absent="a_package_that_is_not_there:Alien",
+        function=f"{__name__}:install",
+        well=f"{__name__}:Method",
+    )
+    found = {name: broken("plugins", entry) for name, entry in entries("plugins").items()}
+    assert "ModuleNotFoundError" in (found.pop("absent") or "")
+    assert "is a function; it must be a class" in (found.pop("function") or "")
+    assert set(found.values()) == {None}
 
 
 def test_an_error_of_ours_during_import_keeps_its_kind(
@@ -370,6 +392,110 @@ def test_an_error_of_ours_during_import_keeps_its_kind(
     install(monkeypatch, "splitlab.plugins", alien="needs_gpu_xyz:X")
     with pytest.raises(ConfigError, match=r"^no GPU$"):
         load("plugins", "alien")
+
+
+# The user's own registry.
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: Path) -> Path:
+    """Start in a folder with a registry of the user's own, which names the plugin file."""
+    path = tmp_path / "registry.toml"
+    path.write_text(
+        """
+        [plugins.mine]
+        target = "mine.py:Mine"
+        summary = "a method of my own"
+        [stacks.mine-twice]
+        plugins = ["mine:ratio=0.25", "mine"]
+        """
+    )
+    monkeypatch.chdir(tmp_path)
+    return path
+
+
+def test_a_registry_in_the_folder_adds_names(own: Path, tmp_path: Path) -> None:
+    plugin = bind_plugin("mine:mode=b")
+    assert (plugin.label, plugin.build().mode) == ("mine", "b")
+    assert plugin.identity.startswith("mine=Mine@")
+    assert entries("plugins")["mine"].source == str(own)
+    assert entries("plugins")["mine"].summary == "a method of my own"
+    assert [b.build().ratio for b in bind_stack(["mine-twice"])] == [0.25, 0.5]
+    assert set(catalogue()["plugins"]) < set(entries("plugins"))
+
+
+def test_a_registry_is_found_by_its_variable_from_anywhere(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert "mine" not in entries("plugins")
+    monkeypatch.setenv("SPLITLAB_REGISTRY", str(own))
+    assert bind_plugin("mine").build().ratio == 0.5
+    monkeypatch.setenv("SPLITLAB_REGISTRY", str(tmp_path / "absent.toml"))
+    with pytest.raises(ConfigError, match=r"\$SPLITLAB_REGISTRY: cannot read .*absent.toml"):
+        entries("plugins")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[plugin.x]\ntarget = 'a:B'", r"unknown table 'plugin' \(did you mean 'plugins'\?\)"),
+        ("[plugins.x]\nsummary = 'no target'", r"\[plugins.x\] needs the key 'target'"),
+        ("[stacks.x]\ntarget = 'a:B'", r"\[stacks.x\] needs the key 'plugins'"),
+        ("plugins = 3", r"\[plugins.NAME\] needs"),
+        ("[plugins", "is not TOML"),
+    ],
+)
+def test_a_registry_that_is_none_says_why(own: Path, text: str, reason: str) -> None:
+    own.write_text(text)
+    with pytest.raises(ConfigError, match=reason):
+        entries("plugins")
+
+
+def test_a_name_of_ones_own_may_not_be_one_that_ships(own: Path) -> None:
+    own.write_text(
+        "[plugins.adc]\ntarget = 'mine.py:Mine'\n[stacks.adc-token-select]\nplugins = ['adc']"
+    )
+    with pytest.raises(ConfigError, match="two plugins are called 'adc'"):
+        bind_plugin("adc")
+    with pytest.raises(ConfigError, match="two stacks are called 'adc-token-select'"):
+        bind_stack(["adc-token-select"])
+
+
+# Stacks by name.
+
+
+def test_a_stack_stands_for_its_plugins_and_passes_settings_on(own: Path) -> None:
+    own.write_text(
+        "[plugins.mine]\ntarget = 'mine.py:Mine'\n"
+        "[stacks.both]\nplugins = ['mine:ratio=0.4', 'adc:ratio=0.3']"
+    )
+    assert [str(b) for b in bind_stack(["both"])] == ["mine:ratio=0.4", "adc:ratio=0.3"]
+    changed = bind_stack(["both:ratio=0.2,alloc=fifth", "mine"])
+    assert [str(b) for b in changed] == ["mine:ratio=0.2", "adc:ratio=0.3,alloc=fifth", "mine"]
+    with pytest.raises(ConfigError, match=r"stack 'both' \(.* \+ .*\): unknown parameter 'bits'"):
+        bind_stack(["both:bits=3"])
+    with pytest.raises(ConfigError, match=r"unknown plugin 'bot' .did you mean 'both'"):
+        bind_stack(["bot"])
+
+
+@pytest.mark.parametrize("name", catalogue().get("stacks", {}))
+def test_every_stack_that_ships_can_work(name: str) -> None:
+    from splitlab.core.stack import Stack
+
+    assert len(Stack(bind_stack([name])).traits()) > 1
+
+
+# Reconstructions.
+
+
+def test_a_reconstruction_says_so_in_its_title(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = {"plugins": {"m": {"target": f"{__name__}:Method", "reconstruction": True}}}
+    monkeypatch.setattr(registry_module, "catalogue", lambda: tables)
+    assert bind_plugin("m").title == "m-recon"
+    tables["plugins"]["m"]["reconstruction"] = False
+    assert bind_plugin("m").title == "m"
 
 
 # What ships.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from splitlab.core import ConfigError, Cut, PluginError, Traits, hookimpl
+from splitlab.core import ConfigError, Cut, Kind, Message, PluginError, Traits, hookimpl
 from splitlab.core.hooks import HookSpecs
 from splitlab.core.stack import Stack
 
@@ -96,7 +98,9 @@ def test_a_nominal_ratio_is_two_numbers(tiny: Any, answer: Any) -> None:
     if answer is None:  # pluggy leaves it out, as if the plugin had none
         assert stack.nominal_ratio() == (1, 1)
         return
-    with pytest.raises(PluginError, match="nominal_ratio must return two numbers"):
+    with pytest.raises(
+        PluginError, match="'odd' failed in nominal_ratio: it must return two numbers"
+    ):
         stack.nominal_ratio()
 
 
@@ -199,3 +203,154 @@ def test_every_hook_of_the_menu_says_where_it_runs() -> None:
             w in text
             for w in ("Client", "Server", "Sender", "Receiver", "Both", "Return", "Observers")
         )
+
+
+# What a plugin's author gets wrong.
+
+
+def lone(tiny: Any, hook: str, function: Any) -> Stack:
+    plugin = type("Mine", (), {hook: hookimpl(function)})
+    stack = Stack([tiny.bound(Scales), tiny.bound(plugin)])
+    stack.setup(tiny.peer())
+    return stack
+
+
+def returns(self: Any, cut: Cut) -> torch.Tensor:
+    return cut.activations / 2
+
+
+def detaches(self: Any, cut: Cut) -> None:
+    cut.activations = cut.activations.detach()
+
+
+def rounds(self: Any, cut: Cut) -> None:
+    cut.activations = cut.activations.detach().to(torch.int8)
+
+
+def shortens(self: Any, cut: Cut) -> None:
+    cut.gradient = torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("hook", "function", "words"),
+    [
+        ("after_client_forward", returns, r"it returned a Tensor; .* cut.activations = …"),
+        ("after_client_forward", detaches, "cuts cut.activations off the autograd graph"),
+        ("after_client_forward", rounds, "torch.int8, which has no gradient; .* in before_send"),
+        ("gradient_return", shortens, r"shape from \[2, 3, 4\] to \[2, 3\]; it must stay"),
+    ],
+)
+def test_a_cut_hook_that_does_wrong_is_named(
+    tiny: Any, hook: str, function: Any, words: str
+) -> None:
+    stack = lone(tiny, hook, function)
+    batch = cut()
+    batch.activations.requires_grad_()
+    batch.gradient = torch.ones(2, 3, 4)
+    with pytest.raises(
+        PluginError, match=rf"^plugin 'mine' failed in {hook} \(step 0\): .*{words}"
+    ):
+        getattr(stack, hook)(batch)
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: torch.rand(1)])
+def test_draws_from_global_random_state_are_refused_in_message_hooks(tiny: Any, draw: Any) -> None:
+    def before_send(self: Any, message: Message) -> None:
+        draw()
+
+    state = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    stack = lone(tiny, "before_send", before_send)
+    with pytest.raises(PluginError, match=r"'mine' failed in before_send .*peer.generator"):
+        stack.before_send(Message(Kind.ACTIVATION))
+    torch.set_rng_state(state[0])
+    random.setstate(state[1])
+    np.random.set_state(state[2])
+
+
+def test_torch_is_seeded_for_every_plugin_alone_in_hooks_that_take_a_cut(tiny: Any) -> None:
+    drawn: list[float] = []
+
+    def draws(self: Any, cut: Cut) -> None:
+        drawn.append(torch.rand(1).item())
+
+    before = torch.get_rng_state()
+    for _ in range(2):
+        lone(tiny, "after_client_forward", draws).after_client_forward(cut())
+    assert torch.equal(before, torch.get_rng_state())
+    twins = [tiny.bound(type("A", (), {"after_client_forward": hookimpl(draws)}), n) for n in "ab"]
+    stack = Stack(twins)
+    stack.setup(tiny.peer())
+    stack.after_client_forward(cut())
+    same, again, a, b = drawn
+    assert same == again
+    assert len({same, a, b}) == 3
+
+
+def test_a_hook_without_its_mark_is_refused(tiny: Any) -> None:
+    class Mine:
+        def before_send(self, message: Any) -> None: ...
+
+    with pytest.raises(PluginError, match=r"plugin 'mine': its method 'before_send' .*@hookimpl"):
+        Stack([tiny.bound(Mine)])
+
+
+def test_a_hook_argument_with_a_default_is_refused(tiny: Any) -> None:
+    class Mine:
+        @hookimpl
+        def before_send(self, message: Any = None) -> None: ...
+
+    with pytest.raises(
+        PluginError, match=r"'mine': argument 'message' of hook 'before_send' has a"
+    ):
+        Stack([tiny.bound(Mine)])
+
+
+@pytest.mark.parametrize("answer", [1, {"needs": []}])
+def test_traits_are_traits(tiny: Any, answer: Any) -> None:
+    class Mine:
+        @hookimpl
+        def traits(self) -> Any:
+            return answer
+
+    with pytest.raises(PluginError, match="'mine' failed in traits: it must return Traits"):
+        Stack([tiny.bound(Mine)])
+
+
+def test_a_stack_that_cannot_work_is_refused_when_it_is_made(tiny: Any) -> None:
+    class Codes:
+        @hookimpl
+        def traits(self) -> Traits:
+            return Traits(needs={"numbers"}, changes={"numbers"})
+
+    with pytest.raises(ConfigError, match=r"the stack codes \+ codes#2 cannot work"):
+        Stack([tiny.bound(Codes)] * 2)
+
+
+def test_observers_hear_of_every_plugin(tiny: Any) -> None:
+    heard: list[tuple[str, str, float]] = []
+
+    class Listens:
+        @hookimpl
+        def plugin_ran(self, label: str, hook: str, subject: Any, nanoseconds: int) -> None:
+            assert nanoseconds > 0
+            heard.append((label, hook, subject.activations.mean().item()))
+
+    stack = Stack([tiny.bound(Scales, by=2.0), tiny.bound(Scales, by=3.0)], [Listens()])
+    batch = cut()
+    stack.after_client_forward(batch)
+    stack.before_server_forward(batch)
+    there, back = "after_client_forward", "before_server_forward"
+    assert heard == [
+        ("scales", there, 3.0),
+        ("scales#2", there, 6.0),
+        ("scales#2", back, 18.0),
+        ("scales", back, 36.0),
+    ]
+
+
+def test_who_encodes_and_never_decodes_is_suspect(tiny: Any) -> None:
+    class Half:
+        @hookimpl
+        def before_send(self, message: Any) -> None: ...
+
+    assert Stack([tiny.bound(Scales), tiny.bound(Half)]).one_sided() == ["half"]
