@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import inspect
 import json
 import os
 import signal
@@ -13,11 +12,12 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from splitlab.core.config import Config, flag, read_toml
 from splitlab.core.errors import ConfigError, SplitlabError
-from splitlab.core.registry import catalogue, entries
+from splitlab.core.registry import entries
 
 __all__ = ["main"]
 
@@ -115,6 +115,11 @@ def _parser() -> argparse.ArgumentParser:
     datasets = _command(commands, "datasets", _datasets, "list the data sets known by name")
     models = _command(commands, "models", _models, "list the models that can be cut")
     models.add_argument("filter", nargs="?", default="", help="only names that contain this")
+    new = _command(
+        commands, "new-plugin", _new_plugin, "write a small package with a method to start from"
+    )
+    new.add_argument("name", metavar="NAME", help="as users will type it, such as my-method")
+    new.add_argument("--directory", metavar="DIR", help="where to write it; ./NAME by default")
     for listing in (plugins, transports, datasets, models):
         listing.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -286,89 +291,52 @@ class _StopAsked:
         return self._asked
 
 
+def _new_plugin(arguments: argparse.Namespace) -> int:
+    from splitlab.core.scaffold import new_plugin
+
+    name, directory = arguments.name, arguments.directory
+    folder = new_plugin(name, Path(directory) if directory else None)
+    for path in sorted(folder.iterdir()):
+        print(f"wrote {path}")
+    print(
+        f"\nIt works as it is; make it yours in {folder / name.replace('-', '_')}.py. Then:\n\n"
+        f"    pip install -e {folder}\n"
+        f"    splitlab check {name}\n"
+        f"    splitlab run --plugin {name}"
+    )
+    return 0
+
+
 # Listings.
 
 
 def _plugins(arguments: argparse.Namespace) -> int:
-    if arguments.name:
-        return _explain(arguments.name, arguments.json)
-    rows = [
-        {"name": e.name, "summary": e.summary, "source": e.source, **e.facts}
-        for e in entries("plugins").values()
-    ]
+    from splitlab.core.listing import plugin_facts, plugin_rows, stack_facts
+
+    name = arguments.name
+    if name is None:
+        rows = plugin_rows()
+        if arguments.json:
+            return _as_json(rows)
+        from splitlab.core.display import show_plugins
+
+        show_plugins(rows)
+        return 0
+    facts = stack_facts(name) if name in entries("stacks") else plugin_facts(name)
     if arguments.json:
-        print(json.dumps(rows, indent=2))
-        return 0
-    from splitlab.core.display import print_table
+        return _as_json(facts)
+    from splitlab.core.display import show_plugin
 
-    print_table(
-        ("plugin", "paper", "summary"),
-        [(r["name"], r.get("paper", ""), r["summary"] or f"(from {r['source']})") for r in rows],
-    )
-    print("\nsplitlab plugins NAME explains one; --plugin FILE.py:Class takes one from a file.")
-    return 0
-
-
-def _explain(name: str, as_json: bool) -> int:
-    from splitlab.core.hooks import HookSpecs
-    from splitlab.core.registry import bind_plugin, load, parameters
-
-    entry = entries("plugins").get(name)
-    factory = load("plugins", name) if entry else bind_plugin(name).factory
-    own_hooks = [
-        hook for hook in vars(HookSpecs) if not hook.startswith("_") and hasattr(factory, hook)
-    ]
-    known = parameters(factory)
-    facts: dict[str, Any] = {
-        "name": name,
-        "summary": entry.summary if entry else "",
-        "paper": entry.facts.get("paper", "") if entry else "",
-        "hooks": own_hooks,
-        "parameters": [
-            {
-                "name": p.name,
-                "type": p.kind,
-                "default": None if p.required else p.default,
-                "required": p.required,
-            }
-            for p in known.values()
-        ],
-        "description": inspect.getdoc(factory) or "",
-    }
-    if as_json:
-        print(json.dumps(facts, indent=2, default=str))
-        return 0
-    from splitlab.core.display import print_table
-
-    print(f"{name}: {facts['summary']}" if facts["summary"] else name)
-    if facts["paper"]:
-        print(f"paper: {facts['paper']}")
-    print(f"hooks: {', '.join(own_hooks)}\n")
-    print(facts["description"] + "\n")
-    print_table(
-        ("parameter", "type", "default"),
-        [(p.name, p.kind, p.default_text) for p in known.values()],
-    )
-    first = next((p for p in known.values() if not p.required), None)
-    setting = f":{first.name}={first.default_text}" if first else ""
-    print(f"\nexample: splitlab run --plugin {name}{setting}")
+    show_plugin(facts)
     return 0
 
 
 def _transports(arguments: argparse.Namespace) -> int:
-    from splitlab.core.registry import load
+    from splitlab.core.listing import transport_rows
 
-    rows = []
-    for entry in entries("transports").values():
-        try:
-            missing = load("transports", entry.name)().unavailable()
-        except SplitlabError as error:
-            missing = str(error)
-        facts = {"name": entry.name, "summary": entry.summary, "source": entry.source}
-        rows.append({**facts, "works_here": missing is None, "missing": missing})
+    rows = transport_rows()
     if arguments.json:
-        print(json.dumps(rows, indent=2))
-        return 0
+        return _as_json(rows)
     from splitlab.core.display import print_table
 
     print_table(
@@ -382,10 +350,11 @@ def _transports(arguments: argparse.Namespace) -> int:
 
 
 def _datasets(arguments: argparse.Namespace) -> int:
-    rows = [{"name": name, **table} for name, table in catalogue()["datasets"].items()]
+    from splitlab.core.listing import dataset_rows
+
+    rows = dataset_rows()
     if arguments.json:
-        print(json.dumps(rows, indent=2))
-        return 0
+        return _as_json(rows)
     from splitlab.core.display import print_table
 
     print_table(
@@ -400,23 +369,19 @@ def _datasets(arguments: argparse.Namespace) -> int:
 
 
 def _models(arguments: argparse.Namespace) -> int:
-    from splitlab.core.model import list_models
+    from splitlab.core.listing import model_rows
 
-    rows = [
-        {"name": name, "summary": table["summary"]} for name, table in catalogue()["models"].items()
-    ]
-    rows += [{"name": name, "summary": "timm"} for name in list_models()]
-    rows = [row for row in rows if arguments.filter in row["name"]]
-    if not rows:
-        raise ConfigError(
-            f"no model has {arguments.filter!r} in its name; `splitlab models` lists all"
-        )
+    rows = model_rows(arguments.filter)
     if arguments.json:
-        print(json.dumps(rows, indent=2))
-        return 0
+        return _as_json(rows)
     from splitlab.core.display import print_table
 
     print_table(("model", "summary"), [(r["name"], r["summary"]) for r in rows])
+    return 0
+
+
+def _as_json(value: Any) -> int:
+    print(json.dumps(value, indent=2, default=str))
     return 0
 
 

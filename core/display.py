@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from splitlab.core.ledger import Ledger
     from splitlab.core.runner import Progress, Result
 
-__all__ = ["LiveReporter", "PlainReporter", "human_bytes", "print_table", "show_result"]
+__all__ = [
+    "LiveReporter",
+    "PlainReporter",
+    "human_bytes",
+    "print_table",
+    "show_plugin",
+    "show_plugins",
+    "show_result",
+]
 
 _PLAIN_SECONDS = 5.0
 
@@ -45,6 +53,78 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str
     for row in rows:
         table.add_row(*map(Text, row))
     _console().print(table)
+
+
+def show_plugins(rows: Sequence[dict[str, Any]]) -> None:
+    """Print all plugins, all stacks, and below them what is broken and why."""
+    well = [row for row in rows if not row["problem"]]
+    print_table(
+        ("plugin", "paper", "summary"),
+        [(r["title"], r.get("paper", ""), _brought(r)) for r in well if r["kind"] == "plugin"],
+    )
+    print()
+    print_table(
+        ("stack", "plugins", "summary"),
+        [(r["name"], " + ".join(r["plugins"]), _brought(r)) for r in well if r["kind"] == "stack"],
+    )
+    broken = [(row["name"], row["problem"]) for row in rows if row["problem"]]
+    if broken:
+        print()
+        print_table(("broken", "why"), broken)
+    print(
+        "\nsplitlab plugins NAME explains one; --plugin FILE.py:Class takes one from a file. "
+        "A method called …-recon was\nrebuilt from what its abstract says; type its name without "
+        "the suffix."
+    )
+
+
+def _brought(row: dict[str, Any]) -> str:
+    return f"{row['summary']}" + ("" if row["source"] == "splitlab" else f" (from {row['source']})")
+
+
+def show_plugin(facts: dict[str, Any]) -> None:
+    """Print all that is known of one plugin, or of one named stack."""
+    console = _console()
+    console.print(
+        Text.assemble((facts.get("title", facts["name"]), "bold"), f": {facts['summary']}")
+    )
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", justify="right")
+    table.add_column(overflow="fold")
+    for name, text in _plugin_lines(facts):
+        table.add_row(name, Text(text))
+    console.print(table)
+    rest = facts.get("description", "").partition("\n\n")[2]
+    if rest:
+        console.print("\n" + rest, highlight=False, markup=False)
+    if facts.get("parameters"):
+        print()
+        print_table(
+            ("parameter", "type", "default", "meaning"),
+            [(p["name"], p["type"], p["default_text"], p["meaning"]) for p in facts["parameters"]],
+        )
+    print(f"\nexample: {facts['example']}")
+
+
+def _plugin_lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    lines = [("paper", facts["paper"])]
+    if facts.get("reconstruction"):
+        lines.append(
+            ("reconstruction", "rebuilt from the abstract; its full text was not available")
+        )
+    lines.append(("plugins", " + ".join(facts.get("plugins", ()))))
+    lines.append(("sends", facts.get("sends", "")))
+    lines.append(("hooks", ", ".join(facts.get("hooks", ()))))
+    traits = facts.get("traits")
+    if traits:
+        lines += [
+            ("needs", ", ".join(traits["needs"])),
+            ("changes", ", ".join(traits["changes"])),
+            ("gradient", traits["gradient"]),
+            ("evaluation", "acts on it, too" if traits["evaluation"] else "leaves it alone"),
+            ("state", "kept over steps" if traits["stateful"] else ""),
+        ]
+    return [(name, text) for name, text in lines if text]
 
 
 def _console() -> Console:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from splitlab.core.peer import Peer
     from splitlab.core.traits import Traits
 
-__all__ = ["HookSpecs", "hookimpl"]
+__all__ = ["DATA_HOOKS", "HookSpecs", "hookimpl"]
 
 hookspec = pluggy.HookspecMarker("splitlab")
 hookimpl = pluggy.HookimplMarker("splitlab")
@@ -149,3 +149,13 @@ class HookSpecs:
     @hookspec
     def plugin_ran(self, label: str, hook: str, subject: Cut | Message, nanoseconds: int) -> None:
         """Observers only: a plugin's data hook has just run, on this cut or message."""
+
+
+DATA_HOOKS = (
+    "after_client_forward",
+    "before_send",
+    "after_receive",
+    "before_server_forward",
+    "gradient_return",
+)
+"""The hooks that change what crosses the link, in the order of one step."""
