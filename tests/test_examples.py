@@ -8,12 +8,16 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from splitlab.core import ProtocolError, Role
 from splitlab.core.build import resolve
 from splitlab.core.cli import _given, _parser, main
 from splitlab.core.config import Config
+from splitlab.core.registry import bind_plugin
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -106,3 +110,30 @@ def test_paths_that_the_documents_name_exist() -> None:
         assert named
         missing = [path for path in named if not (ROOT / path).exists()]
         assert not missing
+
+
+def feature_energy(tiny: Any, **settings: Any) -> Any:
+    plugin = bind_plugin(f"{ROOT / 'examples/feature_energy.py'}:FeatureEnergy")
+    return tiny.bound(plugin.factory, "feature-energy", **settings)
+
+
+def test_feature_energy_sends_the_features_with_most_energy(tiny: Any) -> None:
+    client, server = tiny.pair([feature_energy(tiny, ratio=0.25)])
+    message = client.forward(tiny.batch(), 0)
+    chosen = message["feature-energy.chosen"].long()
+    whole = tiny.client().forward(tiny.batch(), 0)["activations"]
+    energy = whole.square().mean(dim=(0, 1))
+    assert sorted(energy.argsort(descending=True)[:4].tolist()) == chosen.tolist()
+    torch.testing.assert_close(message["activations"], whole[..., chosen])
+    answer = server.handle(tiny.travel(message))
+    assert answer["gradient"].shape == (6, 5, 4)
+    client.backward(tiny.travel(answer))
+
+
+def test_feature_energy_refuses_numbers_that_do_not_fit(tiny: Any) -> None:
+    for wrong in ([0, 1, 2], [0, 1, 2, 99], [0, 1, 2, -1]):
+        client, server = tiny.pair([feature_energy(tiny, ratio=0.25)])
+        message = client.forward(tiny.batch(), 0)
+        message.put("feature-energy.chosen", torch.tensor(wrong), Role.SIDE)
+        with pytest.raises(ProtocolError, match="features' numbers do not fit"):
+            server.handle(tiny.travel(message))

@@ -1,0 +1,130 @@
+"""The documentation is what the code says: generated pages are current, quoted code is real."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from splitlab.core import Cut, Kind, Message, SplitlabError, Traits, hookimpl
+from splitlab.core.registry import bind_plugin
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+TUTORIAL = (DOCS / "write-a-plugin.md").read_text()
+
+
+def generate() -> Any:
+    spec = importlib.util.spec_from_file_location("generate_docs", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["hooks.md", "plugins.md"])
+def test_generated_pages_are_current(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no registry of the user's own
+    page = generate().PAGES[name]()
+    assert (DOCS / name).read_text() == page, "run: python docs/generate.py"
+
+
+def test_the_tutorials_code_is_the_examples() -> None:
+    example = (ROOT / "examples" / "feature_energy.py").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", TUTORIAL, re.DOTALL)
+    whole = example[example.index("class FeatureEnergy") :]
+    quoted = [block for block in blocks if block.strip() in whole]
+    assert "\n".join(block.rstrip("\n") + "\n" for block in quoted) == whole
+
+
+def test_the_tutorial_quotes_the_template_whole() -> None:
+    match = re.search(r"<!-- begin plugins/none.py -->\n(.*?)<!-- end", TUTORIAL, re.DOTALL)
+    assert match is not None
+    template = (ROOT / "plugins" / "none.py").read_text()
+    assert match[1].strip() == f"```python\n{template.strip()}\n```"
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.name)
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_tutorials_method_is_dedented_python() -> None:
+    for block in re.findall(r"```python\n(.*?)```", TUTORIAL, re.DOTALL):
+        compile(textwrap.dedent(block), "tutorial", "exec")
+
+
+# The table of mistakes: each is made here, and must be answered as the tutorial says.
+
+
+def misspells(self: Any, message: Message) -> None: ...
+
+
+def unmarked(self: Any, message: Message) -> None: ...
+
+
+def has_a_default(self: Any, cut: Any = None) -> None: ...
+
+
+def returns(self: Any, cut: Cut) -> torch.Tensor:
+    return cut.activations
+
+
+def detaches(self: Any, cut: Cut) -> None:
+    cut.activations = cut.activations.detach()
+
+
+def halves(self: Any, message: Message) -> None:
+    name = "gradient" if message.kind is Kind.GRADIENT else "activations"
+    message.put(name, message[name][:, :2], message.role(name))
+
+
+def reshapes(self: Any, cut: Cut) -> None:
+    assert cut.gradient is not None
+    cut.gradient = cut.gradient[:1]
+
+
+def draws(self: Any, message: Message) -> None:
+    random.random()
+
+
+def needs_ids(self: Any) -> Traits:
+    return Traits(needs={"sample ids"})
+
+
+MISTAKES = {
+    "a misspelt hook": {"before_sned": hookimpl(misspells)},
+    "a hook without `@hookimpl`": {"before_send": unmarked},
+    "a hook argument with a default": {"after_client_forward": hookimpl(has_a_default)},
+    "returning instead of changing": {"after_client_forward": hookimpl(returns)},
+    "detaching in `after_client_forward`": {"after_client_forward": hookimpl(detaches)},
+    "encoding without decoding": {"before_send": hookimpl(halves)},
+    "a gradient of another shape": {"gradient_return": hookimpl(reshapes)},
+    "drawing from global random state": {"before_send": hookimpl(draws)},
+    "a stack that cannot work": {"traits": hookimpl(needs_ids)},
+}
+ROWS = dict(re.findall(r"^\| ([^|]+) \| `(.+)` \|$", TUTORIAL, re.MULTILINE))
+
+
+def test_every_mistake_of_the_table_is_made_here() -> None:
+    assert ROWS.keys() == MISTAKES.keys()
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_answered_as_the_tutorial_says(tiny: Any, mistake: str) -> None:
+    plugin = tiny.bound(type("Mine", (), MISTAKES[mistake]))
+    stack = [bind_plugin("adc:ratio=0.5"), plugin] if "stack" in mistake else [plugin]
+    said = ".*".join(map(re.escape, ROWS[mistake].split("…")))
+    with pytest.raises(SplitlabError, match=said):
+        tiny.train(*tiny.pair(stack), [0])
