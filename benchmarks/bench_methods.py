@@ -1,0 +1,176 @@
+"""What every method costs: encoding and decoding in both directions, beside the client half's step.
+
+DeiT-T at 224 px, cut after block 3, batches of 128: activations (128, 197, 192) float32. Both
+sides are timed in turn, in one process and on one thread, and the ratio of their medians counts.
+The table of all methods is printed at the end, and written to the file $SPLITLAB_SPEED_TABLE.
+
+The wire is not part of it: what frames cost is in bench_links.py.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from splitlab.core import Config, Cut, Kind, Message, Peer, Role
+from splitlab.core.build import resolve
+from splitlab.core.model import ClientHalf, build_model
+from splitlab.core.peer import AttentionRequest
+from splitlab.core.registry import bind_plugin, catalogue
+from splitlab.core.stack import Stack
+
+B, C = 128, 100
+MODEL = "deit_tiny_patch16_224"
+CPU = torch.device("cpu")
+LARGEST_SHARE = 0.05
+HELD_TO_IT = {
+    "adc",
+    "c3sl",
+    "cast",
+    "evit",
+    "grid-pool",
+    "quantize",
+    "random-tokens",
+    "topk",
+}
+ROUNDS = 3
+
+
+class Client:
+    """DeiT-T's client half, one batch of noise, and what a plugin sees of it."""
+
+    def __init__(self) -> None:
+        config = resolve(Config(model=MODEL))
+        assert config.cut is not None
+        self.half = ClientHalf(build_model(MODEL, classes=C, seed=0), config.cut, CPU)
+        self.half.train(True)
+        self.half.measure_attention(AttentionRequest())
+        self.half.measure_keys()
+        draw = torch.Generator().manual_seed(0)
+        self.images = torch.randn(B, 3, 224, 224, generator=draw)
+        self.targets = torch.randint(C, (B,), generator=draw)
+        activations, self.attention = self.half.forward(self.images)
+        self.keys = self.half.keys()
+        self.activations = activations.detach()
+        self.gradient = 1e-5 * torch.randn(activations.shape, generator=draw)
+        self.parameters = [parameter for _, parameter in self.half.named_parameters()]
+
+    def step(self) -> None:
+        """Run the half forward and backward, as a client does without compression."""
+        torch.autograd.grad(self.half.forward(self.images)[0], self.parameters, self.gradient)
+
+    def peer(self, role: Any) -> Peer:
+        half, depth = self.half, self.half.depth
+        facts: Any = (0, C, half.tokens, half.width, half.prefix_tokens, True, half.cut, depth, B)
+        return Peer(role, *facts, CPU, grid=half.grid)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield Client()
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[list[tuple[str, float, float, float]]]:
+    rows: list[tuple[str, float, float, float]] = []
+    yield rows
+    lines = ["| plugin | encode + decode, ms | share of the client's step | ratio sent |"]
+    lines.append("|---|--:|--:|--:|")
+    for name, own, share, sent in sorted(rows, key=lambda row: row[2]):
+        lines.append(f"| `{name}` | {own * 1e3:.1f} | {share:.1%} | {sent:.3f} |")
+    text = "\n".join(lines)
+    print(f"\n{text}\n")
+    path = os.environ.get("SPLITLAB_SPEED_TABLE")
+    if path:
+        Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def compression(name: str, client: Client) -> Callable[[], float]:
+    """Return a function that takes one batch through all hooks of one plugin, both ways.
+
+    It returns the bytes of all tensors sent, over those of the uncompressed activations twice.
+    """
+    stacks = [Stack([bind_plugin(name)]) for _ in range(2)]
+    near, far = stacks
+    near.setup(client.peer("client"))
+    far.setup(client.peer("server"))
+    steps = iter(range(10**6))
+
+    def travel(message: Message) -> tuple[Message, int]:
+        arrived = Message(message.kind, message.step, meta=dict(message.meta))
+        for tensor in message:
+            arrived.put(tensor, message[tensor], message.role(tensor))
+        return arrived, sum(message[tensor].nbytes for tensor in message)
+
+    def work() -> float:
+        step = next(steps)
+        x = client.activations.clone().requires_grad_()
+        ids = torch.arange(B) + B * (step % 2)  # every sample comes back
+        cut = Cut(x, client.targets, step, True, client.attention, ids, client.keys)
+        near.after_client_forward(cut)
+        up = Message(Kind.ACTIVATION, step)
+        up.put("activations", cut.activations.detach(), Role.PAYLOAD)
+        up.put("targets", cut.targets.to(torch.uint8), Role.TARGETS)
+        for side, tensor in cut.side.items():
+            up.put(side, tensor.detach(), Role.SIDE)
+        near.before_send(up)
+        up, sent_up = travel(up)
+        far.after_receive(up)
+        leaf = up["activations"].requires_grad_()
+        side = {key: up[key] for key in up.names(Role.SIDE)}
+        arrived = Cut(leaf, client.targets, step, True, side=side)
+        far.before_server_forward(arrived)
+        rows, tokens, _ = arrived.activations.shape
+        if arrived.activations is leaf:
+            gradient = client.gradient[:rows, :tokens]
+        else:
+            torch.autograd.backward(arrived.activations, client.gradient[:rows, :tokens])
+            assert leaf.grad is not None
+            gradient = leaf.grad
+        down = Message(Kind.GRADIENT, step, meta={"loss": 1.0})
+        down.put("gradient", gradient, Role.PAYLOAD)
+        far.before_send(down)
+        down, sent_down = travel(down)
+        near.after_receive(down)
+        cut.gradient = down["gradient"]
+        near.gradient_return(cut)
+        if cut.activations is not x:
+            torch.autograd.backward(cut.activations, cut.gradient)
+        near.step_end(step)
+        far.step_end(step)
+        return (sent_up + sent_down) / (2 * client.activations.nbytes)
+
+    return work
+
+
+@pytest.mark.parametrize("name", sorted(catalogue()["plugins"]))
+def test_encoding_and_decoding_beside_the_client_half(
+    name: str, client: Client, table: Any, benchmark: Any
+) -> None:
+    work = compression(name, client)
+    for _ in range(3):  # warm: bases, histories, caches; every sample was seen
+        sent = work()
+    theirs: list[float] = []
+
+    def run_theirs() -> None:
+        start = time.perf_counter()
+        client.step()
+        theirs.append(time.perf_counter() - start)
+
+    benchmark.pedantic(work, setup=run_theirs, rounds=ROUNDS)
+    own, step = float(benchmark.stats.stats.median), statistics.median(theirs)
+    benchmark.extra_info |= {"client_ms": step * 1e3, "share": own / step, "sent": sent}
+    table.append((name, own, own / step, sent))
+    print(f"\n{name}: {own * 1e3:.1f} ms of the client's {step * 1e3:.0f} ms, {own / step:.1%}")
+    if name in HELD_TO_IT:
+        assert own / step <= LARGEST_SHARE
