@@ -230,7 +230,7 @@ class BoundPlugin:
 
     def __str__(self) -> str:
         given = ",".join(f"{key}={_show(value)}" for key, value in self.given.items())
-        return f"{self.label}:{given}" if given else self.label
+        return f"{self.title}:{given}" if given else self.title
 
     def agreement(self) -> str:
         """Return what both peers must have in common, in one line."""

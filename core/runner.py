@@ -28,6 +28,7 @@ from splitlab.core.folder import RunFolder
 from splitlab.core.launch import Launch
 from splitlab.core.ledger import Ledger
 from splitlab.core.model import input_shape
+from splitlab.core.registry import bind_stack
 from splitlab.core.session import ClientSession
 from splitlab.core.transport import PairTransport, load_transport
 
@@ -185,8 +186,9 @@ class _Run:
             eval_every=eval_every,
             checkpoint_every=config.checkpoint_every or eval_every,
         )
+        titles = [str(plugin) for plugin in bind_stack(config.plugins)]
         if folder is None:
-            folder = RunFolder.create(config.output, config.plugins)
+            folder = RunFolder.create(config.output, titles)
             folder.write_config(config)
             folder.write_environment(device=str(device), threads=config.threads)
             cleanup.push(_remove_if_unused(folder))
@@ -199,7 +201,7 @@ class _Run:
         self._agreement = built.agreement
         self._batch_bytes = built.batch_bytes
         self._steps_per_epoch = steps_per_epoch
-        self._stack = " + ".join(config.plugins) or "none"
+        self._titles = titles
         self._budget = Budget.parse(config.budget)
         self._nominal = built.worker.stack.nominal_ratio()
         self._checkpoints = Checkpoints(folder.path, "client")
@@ -215,7 +217,9 @@ class _Run:
         """Shake hands, train to the budget, and write the result."""
         try:
             self._restore()
-            self._reporter.begin(self.config, self.folder.path, self._stack, self.budget_used)
+            self._reporter.begin(
+                self.config, self.folder.path, " + ".join(self._titles) or "none", self.budget_used
+            )
             evaluation = self._train()
             self._session.finish(self.progress.step)
         except LinkError as error:
@@ -393,7 +397,7 @@ class _Run:
             "ratio_measured": (up + down) / progress.base_bytes,
             "bytes_up": up,
             "bytes_down": down,
-            "stack": list(self.config.plugins),
+            "stack": self._titles,
             "transport": self.config.transport,
             "dataset": self.data.name,
             "model": self.config.model,

@@ -12,6 +12,7 @@ from splitlab.core.checkpoint import Checkpoints
 from splitlab.core.config import Config
 from splitlab.core.engine import Server
 from splitlab.core.errors import ConfigError, ProtocolError
+from splitlab.core.registry import bind_stack
 from splitlab.core.session import ServerSession
 from splitlab.core.transport import Link, PairTransport, load_transport
 
@@ -53,7 +54,7 @@ def serve(
         cleanup.callback(built.worker.stack.run_end)
         listener = transport.listen(address or transport.default_address, device=device)
         with closing(listener):
-            stack = " + ".join(config.plugins) or "none"
+            stack = " + ".join(map(str, bind_stack(config.plugins))) or "none"
             print(f"serving {stack} on {listener.address}", flush=True)
             if announce is not None:
                 with os.fdopen(announce, "w") as pipe:
