@@ -1,4 +1,4 @@
-"""Write docs/hooks.md and docs/plugins.md from the docstrings and the registry.
+"""Write docs/hooks.md and docs/plugins.md, and put the template into docs/write-a-plugin.md.
 
     python docs/generate.py
 
@@ -103,7 +103,18 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
-PAGES = {"hooks.md": hooks_page, "plugins.md": plugins_page}
+def tutorial_page() -> str:
+    """Return docs/write-a-plugin.md with the files that it quotes whole."""
+    text = (HERE / "write-a-plugin.md").read_text(encoding="utf-8")
+
+    def quoted(match: re.Match[str]) -> str:
+        source = (HERE.parent / match[1]).read_text(encoding="utf-8").strip()
+        return f"<!-- begin {match[1]} -->\n```python\n{source}\n```\n<!-- end {match[1]} -->"
+
+    return re.sub(r"<!-- begin (\S+) -->.*?<!-- end \S+ -->", quoted, text, flags=re.DOTALL)
+
+
+PAGES = {"hooks.md": hooks_page, "plugins.md": plugins_page, "write-a-plugin.md": tutorial_page}
 
 
 def main() -> int:
