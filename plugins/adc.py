@@ -69,6 +69,7 @@ from splitlab.plugins.kmeans import (
     membership,
     random_partition,
 )
+from splitlab.plugins.pooling import select_in_cut
 from splitlab.plugins.settings import DEFAULT_RATIO, check_choice, check_share, refusal
 
 __all__ = ["ADC", "ADCBatchMerge", "ADCTokenSelect", "merge_select"]
@@ -546,17 +547,15 @@ class _MergeSelect(torch.autograd.Function):
 
 def _replace(cut: Cut, assignment_B: torch.Tensor | None, tokens_TK: torch.Tensor | None) -> None:
     """Replace the activations by what is kept of them, and the attention after a selection."""
-    if assignment_B is None and tokens_TK is None:
-        return
-    B, N, _ = cut.activations.shape
-    device = cut.activations.device
-    if tokens_TK is not None and cut.attention is not None:
-        cut.attention = cut.attention.gather(1, tokens_TK)
     if assignment_B is None:
-        assignment_B = torch.arange(B, device=device)
+        if tokens_TK is not None:
+            select_in_cut(cut, tokens_TK)
+        return
     if tokens_TK is None:
-        T = _clusters(assignment_B)
-        tokens_TK = torch.arange(N, device=device).expand(T, N)
+        T, N = _clusters(assignment_B), cut.activations.shape[1]
+        tokens_TK = torch.arange(N, device=assignment_B.device).expand(T, N)
+    elif cut.attention is not None:
+        cut.attention = cut.attention.gather(1, tokens_TK)
     cut.activations = merge_select(cut.activations, assignment_B, tokens_TK)
 
 
