@@ -708,7 +708,7 @@ def test_halves_that_disagree_about_attention() -> None:
         ADCTokenSelect(heads="mean").setup(peer)
 
 
-@pytest.mark.parametrize("stack", itertools.product(("adc", "adc-batch-merge"), repeat=2))
+@pytest.mark.parametrize("stack", [*itertools.product(("adc", "adc-batch-merge"), repeat=2)])
 def test_merging_twice_is_refused(stack: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match=r"needs targets .* takes away; a stack that works"):
         Stack([bind_plugin(name) for name in stack])
