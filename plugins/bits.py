@@ -91,7 +91,7 @@ def _pieces(count: int, bits: int, device: torch.device) -> Iterator[tuple[slice
 
 
 def _words(codes: torch.Tensor, group: int) -> torch.Tensor:
-    """Return uint8 codes side by side in integers of ``group`` bytes, the last filled with zeros."""
+    """Return uint8 codes side by side in integers of ``group`` bytes, filled up with zeros."""
     words = codes.new_empty(-(-codes.numel() // group), dtype=_WORDS[group])
     octets = words.view(torch.uint8)
     octets[: codes.numel()] = codes
@@ -121,6 +121,11 @@ def _part_bytes(packed: torch.Tensor, bits: int, codes: torch.Tensor) -> None:
     """Undo `_join_in_bytes`: halves of what a lane holds move apart, then their halves."""
     group = 8 // bits
     words = packed.to(_WORDS[group])
+    if bits == 1:
+        words *= 0x0101010101010101
+        words &= 0x8040201008040201 - 2**64  # bit i of the i-th of eight copies, signed
+        torch.clamp(words.view(torch.uint8)[: codes.numel()], max=1, out=codes)
+        return
     copy = torch.empty_like(words)
     lane = 4 * group
     while lane >= 8:
@@ -178,15 +183,17 @@ def _to_bytes(codes: torch.Tensor, bits: int, packed: torch.Tensor) -> None:
     if bits == 16:
         packed.copy_(codes.to(torch.int16).view(torch.uint8))
         return
-    column_8n = torch.nn.functional.pad(codes, (0, -codes.numel() % 8)).view(-1, 8).T.contiguous()
-    byte_bn = packed.new_empty(bits, column_8n.shape[1])
+    narrow = codes.to(torch.int16 if bits < 16 else torch.int32)
+    code_n8 = torch.nn.functional.pad(narrow, (0, -codes.numel() % 8)).view(-1, 8)
+    code_8n = [column.contiguous() for column in code_n8.unbind(1)]
+    columns = []
     for j in range(bits):
         i, skipped = divmod(8 * j, bits)
-        byte_n = column_8n[i] >> skipped
+        column = code_8n[i] >> skipped
         if bits - skipped < 8:
-            byte_n |= column_8n[i + 1] << (bits - skipped)
-        byte_bn[j].copy_(byte_n)
-    packed.copy_(byte_bn.T.reshape(-1)[: packed.numel()])
+            column |= code_8n[i + 1] << (bits - skipped)
+        columns.append(column)
+    _put_columns(columns, packed)
 
 
 def _from_bytes(packed: torch.Tensor, bits: int, codes: torch.Tensor) -> None:
@@ -196,39 +203,96 @@ def _from_bytes(packed: torch.Tensor, bits: int, codes: torch.Tensor) -> None:
         codes.copy_(packed.clone().view(torch.int16))
         codes &= 0xFFFF
         return
-    byte_bn = torch.nn.functional.pad(packed, (0, -packed.numel() % bits)).view(-1, bits).T
-    byte_bn = byte_bn.to(torch.int32, memory_format=torch.contiguous_format)
-    column_8n = codes.new_empty(8, byte_bn.shape[1])
+    octets = torch.nn.functional.pad(packed, (0, -packed.numel() % bits)).view(-1, bits)
+    byte_bn = [column.to(torch.int16 if bits < 16 else torch.int32) for column in octets.unbind(1)]
+    columns = []
     for i in range(8):
         j, skipped = divmod(i * bits, 8)
-        torch.bitwise_right_shift(byte_bn[j], skipped, out=column_8n[i])
+        column = byte_bn[j] >> skipped
         for shift in range(8 - skipped, bits, 8):
             j += 1
-            column_8n[i] |= byte_bn[j] << shift
-        column_8n[i] &= (1 << bits) - 1
-    codes.copy_(column_8n.T.reshape(-1)[: codes.numel()])
+            column |= byte_bn[j] << shift
+        columns.append(column.bitwise_and_((1 << bits) - 1))
+    _put_columns(columns, codes)
+
+
+def _put_columns(columns: list[torch.Tensor], target: torch.Tensor) -> None:
+    """Write the columns side by side, row by row, as far as the target reaches."""
+    size = (len(columns[0]), len(columns))
+    whole = target.numel() == size[0] * size[1]
+    rows = target.view(size) if whole else target.new_empty(size)
+    for j, column in enumerate(columns):
+        rows[:, j] = column
+    if not whole:
+        target.copy_(rows.view(-1)[: target.numel()])
 
 
 def uniform_codes(
-    values: torch.Tensor, low: torch.Tensor, high: torch.Tensor, levels: int
+    values: torch.Tensor,
+    low: torch.Tensor,
+    high: torch.Tensor,
+    levels: int | torch.Tensor,
+    generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Return the nearest of ``levels`` equally spaced levels from low to high (both are levels).
+    """Return the code of a level for every value: ``levels`` equally spaced ones from low to high.
+
+    Computed in float32, float64 for float64 values. The code of a NaN is 0, as is that of any value
+    whose ``low`` or ``high`` is not finite.
 
     Args:
-        values: floating point, any shape; computed in float32.
-        low: broadcasts to the values.
+        values: floating point, any shape.
+        low: floating point, broadcasts to the values.
         high: broadcasts to the values; where it equals low the code is 0.
-        levels: 2 to 65536; codes are uint8 up to 256 levels, int32 beyond.
+        levels: 2 to 65536, for all values or as a tensor that broadcasts to them. Codes are uint8
+            if no value has more than 256 levels, else int32.
+        generator: on the values' device; with it a value goes to one of its two neighbours at
+            random, so that the mean is the value, without it to the nearest.
     """
-    span = high.float() - low.float()
-    scale = torch.where(span > 0, (levels - 1) / span, 0.0)
-    codes = ((values.float() - low.float()) * scale).round_().clamp_(0, levels - 1)
-    return codes.to(torch.uint8 if levels <= 256 else torch.int32)
+    work = _working(values)
+    if isinstance(levels, int):
+        top, narrow = torch.full((), levels - 1, dtype=work, device=values.device), levels <= 256
+    else:
+        top, narrow = levels.to(work) - 1, int(levels.max()) <= 256
+    low, high = low.to(work), high.to(work)
+    step = torch.where(high > low, (high - low) / top, torch.inf)
+    codes = torch.empty_like(values, dtype=torch.uint8 if narrow else torch.int32)
+    for rows in _row_pieces(values):
+        steps = torch.sub(values[rows].to(work), _at(low, rows, values))
+        steps /= _at(step, rows, values)
+        if generator is None:
+            steps.round_()
+        else:
+            steps += torch.rand(steps.shape, dtype=work, device=steps.device, generator=generator)
+            steps.floor_()
+        steps.nan_to_num_(nan=0.0).clamp_(min=0)
+        # Not straight to uint8: that conversion takes longer than all the rest.
+        codes[rows] = torch.minimum(steps, _at(top, rows, values), out=steps).to(torch.int32)
+    return codes
 
 
 def uniform_values(
-    codes: torch.Tensor, low: torch.Tensor, high: torch.Tensor, levels: int
+    codes: torch.Tensor, low: torch.Tensor, high: torch.Tensor, levels: int | torch.Tensor
 ) -> torch.Tensor:
-    """Return the levels that the codes of `uniform_codes` name, float32."""
-    step = (high.float() - low.float()) / (levels - 1)
-    return codes.float() * step + low.float()
+    """Return the levels that the codes of `uniform_codes` name, float32, float64 if low is."""
+    work = _working(low)
+    low, high = low.to(work), high.to(work)
+    return codes.to(work).mul_((high - low) / (levels - 1)).add_(low)
+
+
+def _working(values: torch.Tensor) -> torch.dtype:
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
+
+
+def _row_pieces(values: torch.Tensor) -> Iterator[slice]:
+    """Yield slices of the first dimension, on a CPU as many rows at a time as its cache holds."""
+    rows = len(values)
+    if values.device.type == "cpu" and rows:
+        rows = max(1, _PIECE * torch.get_num_threads() // 2 // max(1, values[0].numel()))
+    for start in range(0, len(values), max(1, rows)):
+        yield slice(start, start + rows)
+
+
+def _at(limits: torch.Tensor, rows: slice, values: torch.Tensor) -> torch.Tensor:
+    """Return what belongs to these rows of the values; limits broadcast to the values."""
+    own = limits.ndim == values.ndim and limits.shape[0] == values.shape[0] > 1
+    return limits[rows] if own else limits
