@@ -34,6 +34,28 @@ examples:
   splitlab join tcp://HOST:4711 --plugin adc
 """
 
+_COMPARE_EPILOG = """\
+Every run is an ordinary run folder, DIR/STACK/seed-S. Started again with the same options and
+--output DIR, a comparison skips what is finished and goes on with what was interrupted; with more
+stacks or seeds it grows. DIR/table.md, table.csv, results.json and accuracy.png, .pdf hold what
+came of it.
+
+examples:
+  splitlab compare --plugin none --plugin adc --plugin topk --plugin adc+quantize:bits=8 \\
+                   --ratio 0.1 --seeds 3 --output comparisons/mine
+  splitlab compare --plugin adc:ratio=0.05 --plugin adc:ratio=0.2 --budget bytes=50MB --seeds 0,1,5
+  splitlab compare --output comparisons/mine --x-scale log        table and figure anew
+"""
+
+_TRACE_EPILOG = """\
+Both peers are in this process and exchange real frames. A line is a tensor that the stage made or
+changed, with its bytes in memory; a frame's lines are its bytes by what they are.
+
+examples:
+  splitlab trace --plugin adc --plugin quantize
+  splitlab trace --plugin adc --batch-size 32 --step 10 --json
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status. Errors of splitlab are one line on stderr."""
@@ -105,6 +127,78 @@ def _parser() -> argparse.ArgumentParser:
     join.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
     join.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
+    compare = _command(
+        commands, "compare", _compare, "run several stacks alike: one table, one figure"
+    )
+    compare.epilog = _COMPARE_EPILOG
+    compare.formatter_class = argparse.RawDescriptionHelpFormatter
+    compare.add_argument(
+        "--plugin",
+        dest="plugins",
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="STACK",
+        help="a whole stack, NAME[:key=value,…]+NAME…; repeat it for every stack to compare",
+    )
+    compare.add_argument(
+        "--ratio",
+        type=float,
+        metavar="R",
+        help="given to the first plugin of every stack that takes a ratio, unless you set anything "
+        "of that plugin; other stacks stay as they are, which the table says",
+    )
+    compare.add_argument(
+        "--seeds",
+        default="3",
+        metavar="N|LIST",
+        help="how many runs of each, with seeds from --seed on, or which seeds, as in 0,1,5 "
+        "(default: 3)",
+    )
+    compare.add_argument(
+        "--output",
+        metavar="DIR",
+        help="the comparison's folder; comparisons/TIME by default. One that exists goes on with "
+        "what is missing; without --plugin its table and figure are made anew",
+    )
+    compare.add_argument(
+        "--x-scale",
+        default="linear",
+        choices=("linear", "log"),
+        help="of the figure's bytes (default: linear)",
+    )
+    compare.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    _add_config(compare, exclude=("plugins", "output"))
+
+    trace = _command(
+        commands, "trace", _trace, "show one training step: every tensor, frame and millisecond"
+    )
+    trace.epilog = _TRACE_EPILOG
+    trace.formatter_class = argparse.RawDescriptionHelpFormatter
+    trace.add_argument(
+        "--step",
+        type=int,
+        default=1,
+        metavar="N",
+        help="which training step; those before it are trained first (default: 1)",
+    )
+    trace.add_argument(
+        "--repeats",
+        type=int,
+        default=5,
+        metavar="N",
+        help="further steps that are timed; milliseconds are their medians (default: 5)",
+    )
+    trace.add_argument("--json", action="store_true", help="print JSON")
+    _add_config(trace, exclude=_NOT_TRACED)
+
+    check = _command(
+        commands, "check", _check, "check what a method or a link must hold, or check all of them"
+    )
+    check.add_argument(
+        "name", nargs="?", metavar="NAME", help="a plugin and its settings, a stack, FILE.py:Class"
+    )
+    check.add_argument("--transport", metavar="NAME", help="check this link instead")
+
     plugins = _command(
         commands, "plugins", _plugins, "list the compression methods, or explain one"
     )
@@ -120,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     new.add_argument("name", metavar="NAME", help="as users will type it, such as my-method")
     new.add_argument("--directory", metavar="DIR", help="where to write it; ./NAME by default")
-    for listing in (plugins, transports, datasets, models):
+    for listing in (check, plugins, transports, datasets, models):
         listing.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -140,6 +234,18 @@ _CLIENT_ONLY = (
     "eval_every",
     "checkpoint_every",
     "workers",
+)
+
+
+# Options that say nothing of a single step between peers in this process.
+_NOT_TRACED = (
+    "transport",
+    "budget",
+    "evaluate",
+    "eval_every",
+    "checkpoint_every",
+    "timeout",
+    "output",
 )
 
 
@@ -291,6 +397,57 @@ class _StopAsked:
         return self._asked
 
 
+def _compare(arguments: argparse.Namespace) -> int:
+    given = _given(arguments)
+    stacks = given.pop("plugins", None)
+    output = given.pop("output", None)
+    if stacks is None:
+        if output is None:
+            raise ConfigError(
+                "nothing to compare; name every stack with --plugin, or with --output DIR a "
+                "comparison whose table and figure to make anew"
+            )
+        unused = [flag(name) for name in given] + ["--ratio"] * (arguments.ratio is not None)
+        if unused:
+            raise ConfigError(f"{unused[0]} without --plugin: nothing is run; drop it")
+    from splitlab.core.compare import compare, redraw
+    from splitlab.core.display import comparison_reporter, show_comparison
+
+    scale = arguments.x_scale
+    if stacks is None:
+        comparison = redraw(output, scale)
+    else:
+        Config.from_mapping({"plugins": stacks})  # a file may hold something else than a list
+        comparison = compare(
+            stacks,
+            ratio=arguments.ratio,
+            seeds=arguments.seeds,
+            output=output,
+            x_scale=scale,
+            reporter=comparison_reporter(arguments.quiet),
+            should_stop=_StopAsked(),
+            **given,
+        )
+    if not arguments.quiet:
+        show_comparison(comparison)
+    failures = comparison.failures() if stacks else []
+    if failures:
+        more = f" (and {len(failures) - 1} more runs)" if len(failures) > 1 else ""
+        raise SplitlabError(f"a run failed{more}: {failures[0]}")
+    return 0
+
+
+def _trace(arguments: argparse.Namespace) -> int:
+    from splitlab.core.display import show_trace
+    from splitlab.core.trace import trace
+
+    traced = trace(step=arguments.step, repeats=arguments.repeats, **_given(arguments))
+    if arguments.json:
+        return _as_json(traced.as_json())
+    show_trace(traced)
+    return 0
+
+
 def _new_plugin(arguments: argparse.Namespace) -> int:
     from splitlab.core.scaffold import new_plugin
 
@@ -305,6 +462,31 @@ def _new_plugin(arguments: argparse.Namespace) -> int:
         f"    splitlab run --plugin {name}"
     )
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from splitlab.core.display import show_report, show_verdict
+    from splitlab.core.testing import check_listed, check_plugin, check_transport, listed
+
+    name, transport = arguments.name, arguments.transport
+    if name and transport:
+        raise ConfigError(f"check {name} and --transport {transport} exclude each other; give one")
+    if name or transport:
+        report = check_plugin(name) if name else check_transport(transport)
+        if arguments.json:
+            _as_json(report.as_dict())
+        else:
+            show_report(report)
+        return 0 if report.ok else 1
+    reports = []
+    total = len(listed())
+    for report, seconds in check_listed():
+        reports.append(report)
+        if not arguments.json:
+            show_verdict(report, len(reports), total, seconds)
+    if arguments.json:
+        _as_json([report.as_dict() for report in reports])
+    return 0 if all(report.ok for report in reports) else 1
 
 
 # Listings.

@@ -21,16 +21,23 @@ from rich.text import Text
 if TYPE_CHECKING:
     from splitlab.core.config import Config
     from splitlab.core.ledger import Ledger
+    from splitlab.core.results import Comparison, Contender, Outcome
     from splitlab.core.runner import Progress, Result
+    from splitlab.core.testing_report import Report
+    from splitlab.core.trace import Trace
 
 __all__ = [
+    "LiveComparison",
     "LiveReporter",
+    "PlainComparison",
     "PlainReporter",
     "human_bytes",
     "print_table",
+    "show_comparison",
     "show_plugin",
     "show_plugins",
     "show_result",
+    "show_trace",
 ]
 
 _PLAIN_SECONDS = 5.0
@@ -161,15 +168,22 @@ def _measured(progress: Progress, ledger: Ledger) -> float:
 
 
 class PlainReporter(_State):
-    """Lines of text, for output that is no terminal."""
+    """Lines of text, for output that is no terminal.
 
-    def __init__(self) -> None:
+    Args:
+        alone: False in a comparison, which says itself what runs and what came of it.
+    """
+
+    def __init__(self, alone: bool = True) -> None:
         super().__init__()
+        self._alone = alone
         self._last = 0.0
 
     def begin(self, config: Config, folder: Path, stack: str, total: Callable[[], float]) -> None:
         """Print what runs and where it is written."""
         self._total = total
+        if not self._alone:
+            return
         print(
             f"run    {stack} on {config.dataset or config.data_dir}, {config.model}, "
             f"cut {config.cut}"
@@ -206,7 +220,7 @@ class PlainReporter(_State):
 
     def end(self, result: Result | None) -> None:
         """Print the result."""
-        if result is not None:
+        if result is not None and self._alone:
             show_result(result)
 
     def _now_and_then(self, line: str) -> None:
@@ -218,11 +232,16 @@ class PlainReporter(_State):
 
 
 class LiveReporter(_State):
-    """A display that is drawn anew a few times a second."""
+    """A display that is drawn anew a few times a second.
 
-    def __init__(self) -> None:
+    Args:
+        comparison: in whose display this run is shown; by itself by default.
+    """
+
+    def __init__(self, comparison: LiveComparison | None = None) -> None:
         super().__init__()
-        self._live = Live(console=Console(), refresh_per_second=6, transient=True)
+        self._comparison = comparison
+        self._live = comparison.live if comparison else _live()
         self._title = Text()
         self._note = "starting"
         self._numbers: list[tuple[str, str]] = []
@@ -279,15 +298,18 @@ class LiveReporter(_State):
         """Keep the accuracy, and leave a line above the display."""
         self._evaluation = record
         self._note = ""
-        self._live.console.print(
-            f"step {record['step']:>6,}   accuracy {record['accuracy']:.4f}   "
-            f"loss {record['loss']:.4f}   {human_bytes(record['training_bytes'])}",
-            highlight=False,
-        )
+        if self._comparison is None:
+            self._live.console.print(
+                f"step {record['step']:>6,}   accuracy {record['accuracy']:.4f}   "
+                f"loss {record['loss']:.4f}   {human_bytes(record['training_bytes'])}",
+                highlight=False,
+            )
         self._draw()
 
     def end(self, result: Result | None) -> None:
         """Take the display away and print the result."""
+        if self._comparison is not None:
+            return
         self._live.stop()
         if result is not None:
             show_result(result)
@@ -299,9 +321,97 @@ class LiveReporter(_State):
         for name, value in self._numbers:
             table.add_row(name, value)
         done = min(1.0, self._total())
-        bar = Table.grid(padding=(0, 2))
-        bar.add_row(ProgressBar(total=1.0, completed=done, width=40), f"{done:.0%}", self._note)
-        self._live.update(Group(self._title, bar, table))
+        above = [self._comparison.bar(done)] if self._comparison else []
+        self._live.update(Group(*above, self._title, _bar(done, self._note), table))
+
+
+def _live() -> Live:
+    return Live(console=Console(), refresh_per_second=6, transient=True)
+
+
+def _bar(done: float, note: str) -> Table:
+    bar = Table.grid(padding=(0, 2))
+    bar.add_row(ProgressBar(total=1.0, completed=done, width=40), f"{done:.0%}", note)
+    return bar
+
+
+class _Runs:
+    """What both displays of a comparison keep."""
+
+    def __init__(self) -> None:
+        self._folder = Path()
+        self._runs = 0
+
+    def begin(self, folder: Path, runs: int, finished: int) -> None:
+        """Keep where it is and how many runs there are."""
+        self._folder = folder
+        self._runs = runs
+
+    def _what(self, number: int, contender: Contender, seed: int) -> str:
+        return f"run {number} of {self._runs}: {contender.title}, seed {seed}"
+
+
+class PlainComparison(_Runs):
+    """A comparison in lines of text, for output that is no terminal."""
+
+    def begin(self, folder: Path, runs: int, finished: int) -> None:
+        """Print what there is to do."""
+        super().begin(folder, runs, finished)
+        before = f", {finished} of them finished before" if finished else ""
+        print(f"compare {runs} runs in {folder}{before}", flush=True)
+
+    def run(self, number: int, contender: Contender, seed: int) -> PlainReporter:
+        """Print which run begins."""
+        print(self._what(number, contender, seed), flush=True)
+        return PlainReporter(alone=False)
+
+    def ended(self, contender: Contender, outcome: Outcome) -> None:
+        """Print how a run ended."""
+        print(_ended(outcome), flush=True)
+
+    def end(self) -> None:
+        """Do nothing: every line is printed."""
+
+
+class LiveComparison(_Runs):
+    """A comparison as a display that is drawn anew a few times a second.
+
+    Attributes:
+        live: the display; its runs draw into it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = _live()
+        self._number = 0
+        self._now = ""
+
+    def run(self, number: int, contender: Contender, seed: int) -> LiveReporter:
+        """Show which run begins."""
+        self._number, self._now = number, self._what(number, contender, seed)
+        return LiveReporter(self)
+
+    def bar(self, share: float) -> Table:
+        """Return the bar of the whole comparison, of whose present run this share is done."""
+        return _bar((self._number - 1 + share) / max(self._runs, 1), f"{self._now}, {self._folder}")
+
+    def ended(self, contender: Contender, outcome: Outcome) -> None:
+        """Leave a line above the display."""
+        self.live.console.print(f"{self._now}: {_ended(outcome)}", highlight=False, markup=False)
+
+    def end(self) -> None:
+        """Take the display away."""
+        self.live.stop()
+
+
+def _ended(outcome: Outcome) -> str:
+    summary = outcome.summary
+    if summary is None:
+        return f"failed {outcome.error}"
+    return (
+        f"done   accuracy {summary['accuracy']:.4f}, {summary['steps']:,} steps, "
+        f"up {human_bytes(summary['bytes_up'])}, down {human_bytes(summary['bytes_down'])}"
+    )
 
 
 def reporter(quiet: bool) -> Any:
@@ -311,6 +421,92 @@ def reporter(quiet: bool) -> Any:
     if quiet:
         return Reporter()
     return LiveReporter() if sys.stdout.isatty() else PlainReporter()
+
+
+def comparison_reporter(quiet: bool) -> Any:
+    """Return the reporter of a comparison that suits the output."""
+    from splitlab.core.compare import ComparisonReporter
+
+    if quiet:
+        return ComparisonReporter()
+    return LiveComparison() if sys.stdout.isatty() else PlainComparison()
+
+
+def show_comparison(comparison: Comparison) -> None:
+    """Print the table of a comparison, and where it is written."""
+    from splitlab.core.results import Table as Cells
+
+    cells = Cells.of(comparison)
+    console = _console()
+    print()
+    print(comparison.description())
+    # Numbers are never folded: where they do not all fit beside each other, two tables do.
+    numbers = [i for i, name in enumerate(cells.header) if name not in ("stack", "note")]
+    width = 24 + sum(2 + max(len(row[i]) for row in (cells.header, *cells.rows)) for i in numbers)
+    half = len(numbers) // 2
+    parts = [numbers] if width <= console.width else [numbers[:half], numbers[half:]]
+    for part in parts:
+        table = Table(box=None, header_style="bold")
+        table.add_column("stack", overflow="fold")
+        for i in part:
+            table.add_column(cells.header[i], justify="right", no_wrap=True)
+        for texts in cells.rows:
+            table.add_row(Text(texts[0]), *(texts[i] for i in part))
+        console.print()
+        console.print(table)
+    print()
+    for row in comparison.rows():
+        if row.note:
+            console.print(f"{row.title}: {row.note}", highlight=False, markup=False)
+    print(f"written: {', '.join(map(str, comparison.files()))}")
+
+
+def show_trace(trace: Trace) -> None:
+    """Print the stages of a step, one line a tensor."""
+    console = _console()
+    for line in trace.heading():
+        console.print(line, highlight=False, markup=False)
+    table = Table(box=None, header_style="bold")
+    for name in ("peer", "what happens", "tensor", "shape", "dtype"):
+        table.add_column(name, overflow="fold")
+    for name in ("bytes", "ms"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage in trace.stages:
+        took = "" if stage.milliseconds is None else f"{stage.milliseconds:.2f}"
+        for i, cells in enumerate(stage.lines()):
+            first, last = ((stage.peer, stage.what), took) if i == 0 else (("", ""), "")
+            table.add_row(*map(Text, (*first, *cells, last)))
+    console.print()
+    console.print(table)
+    console.print()
+    for line in trace.totals():
+        console.print(line, highlight=False, markup=False)
+
+
+_STYLES = {"failed": "bold red", "warning": "yellow", "passed": "green", "skipped": "dim"}
+
+
+def show_report(report: Report) -> None:
+    """Print what every check found, one line a check."""
+    table = Table(box=None, header_style="bold")
+    for name in ("", "check", "what is checked", ""):
+        table.add_column(name, overflow="fold", no_wrap=name == "check")
+    for row in report.rows:
+        outcome = Text(row.outcome, _STYLES[row.outcome])
+        table.add_row(outcome, row.check, row.title, Text(row.reason))
+    print(f"{report.subject}: {report.counts()}\n")
+    _console().print(table)
+
+
+def show_verdict(report: Report, done: int, total: int, seconds: float) -> None:
+    """Print one line for a report of many, and one more for every check that failed."""
+    console = _console()
+    style = _STYLES["passed" if report.ok else "failed"]
+    line = f"{report.subject:<24} {report.counts():<34} {seconds:5.1f} s"
+    console.print(Text.assemble((f"{done:>3}/{total}  ", "dim"), (line, style)))
+    for row in report.rows:
+        if row.outcome == "failed":
+            console.print(Text(f"         {row.check}  {row.reason}"))
 
 
 def show_result(result: Result) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from typing import Any
 
 from splitlab.core.errors import ConfigError, SplitlabError
@@ -78,7 +79,7 @@ def plugin_facts(name: str) -> Row:
         "summary": entry.summary if entry and entry.summary else description.partition("\n")[0],
         "paper": listed.get("paper", ""),
         "reconstruction": bool(listed.get("reconstruction")),
-        "sends": listed.get("sends", ""),
+        "sends": _sends(inspect.getdoc(sys.modules[factory.__module__]) or ""),
         "hooks": [
             hook for hook in vars(HookSpecs) if not hook.startswith("_") and hasattr(factory, hook)
         ],
@@ -121,6 +122,13 @@ def _traits(factory: Any) -> Row | None:
         "evaluation": declared.evaluation,
         "stateful": declared.stateful,
     }
+
+
+def _sends(doc: str) -> str:
+    """Return the paragraphs of a module's docstring that say what is on the wire."""
+    paragraphs = [" ".join(text.split()) for text in doc.split("\n\n")]
+    begins = re.compile(r"(Up|Down|On the wire)\b[^:.]*[:,]")
+    return " ".join(t for t in paragraphs if begins.match(t) and not t.endswith(":"))
 
 
 def _parsed(doc: str) -> tuple[str, dict[str, str]]:
