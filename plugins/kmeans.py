@@ -1,10 +1,12 @@
 """Partitions of a batch into clusters that are never empty: by K-means, by chance, by label.
 
+And codebooks, for which many points share few centroids and an unused one does no harm.
+
 Batched tensor operations: no Python loop over samples or clusters, no global random state. Nothing
 here knows of cuts, hooks or messages.
 
 Shapes: B points, F features, T clusters, E empty clusters; P classes present, M samples of the most
-frequent one.
+frequent one. Of codebooks: G groups of M points of F features, L centroids each.
 """
 
 from __future__ import annotations
@@ -15,7 +17,20 @@ import torch
 
 from splitlab.core import ConfigError
 
-__all__ = ["cluster_means", "kmeans", "label_partition", "membership", "random_partition"]
+__all__ = [
+    "cluster_means",
+    "codebooks",
+    "kmeans",
+    "label_partition",
+    "membership",
+    "random_partition",
+]
+
+_PIECE = {"cpu": 2**18, "cuda": 2**24}
+"""Distances computed at a time: on a CPU as many as stay in a core's cache."""
+
+_FIRST_DRAW = 2**16
+"""Points among which the first centroids are looked for."""
 
 
 def kmeans(
@@ -97,6 +112,69 @@ def kmeans(
     return assignment_B, cluster_means(points_BF, assignment_B, clusters) * scale
 
 
+def codebooks(
+    points_GMF: torch.Tensor,
+    size: int,
+    *,
+    generator: torch.Generator,
+    iterations: int = 10,
+    sample: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantize the points of every group to a codebook of its own, by K-means.
+
+    Lloyd's algorithm for millions of points: distances are computed in pieces. It starts from L
+    different points of a random draw, if that has so many (with up to 65536 points all are drawn:
+    L or fewer different points then come back as they were). A centroid that nobody uses moves to
+    one of the points that are worst off, different points to different centroids.
+
+    Args:
+        points_GMF: (G, M, F) floating point. Half precision computes in float32. NaN counts as 0,
+            and what is beyond 1e28 (1e231 in float64) as that.
+        size: most centroids, at least 1; of M points, min(size, M) are made.
+        generator: CPU generator of all draws.
+        iterations: most iterations, at least 1. The objective, the summed squared distance, never
+            grows from one to the next.
+        sample: how many points of a group, drawn at random and at least L, all iterations but the
+            last work on; None: all of them.
+
+    Returns:
+        The codebooks (G, L, F) in float32 (float64 for float64 points), and the codes (G, M) int64.
+        A centroid is the mean of the points with its code; what no point uses is finite.
+    """
+    points_GMF = points_GMF.detach()
+    dtype, M = _statistics_dtype(points_GMF), points_GMF.shape[1]
+    L = min(size, M)
+    most = _largest(points_GMF)
+    room = torch.finfo(dtype).max ** 0.75  # sums of so large numbers are finite
+    if not most <= room:
+        points_GMF = points_GMF.to(dtype).nan_to_num(nan=0.0).clamp(-room, room)
+        most = _largest(points_GMF)
+
+    # As in `kmeans`: near the origin and of size one. Piece by piece, as the points are many.
+    _, exponent = math.frexp(most)
+    scale = max(math.ldexp(0.5, exponent), torch.finfo(dtype).tiny)
+    origin_G1F = points_GMF.mean(dim=1, keepdim=True, dtype=dtype)
+
+    def drawn(count: int) -> torch.Tensor:
+        return points_GMF[:, _some(M, count, generator).to(points_GMF.device)]
+
+    centroids_GLF = _different(drawn(max(_FIRST_DRAW, 16 * L)).to(dtype), L)
+    centroids_GLF = (centroids_GLF - origin_G1F) / scale
+    known = points_GMF if sample is None or sample >= M else drawn(max(sample, L))
+    for _ in range(iterations - 1):
+        before = centroids_GLF
+        codes_GM, centroids_GLF, count_GL = _lloyd(known, before, origin_G1F, scale)
+        if bool((count_GL == 0).any()):
+            rebuilt = centroids_GLF * scale + origin_G1F
+            far_GLF = _farthest(known.to(dtype), codes_GM, rebuilt)
+            far_GLF = (far_GLF - origin_G1F) / scale
+            centroids_GLF = _fill_idle(centroids_GLF, count_GL, far_GLF)
+        if torch.equal(before, centroids_GLF):
+            break
+    codes_GM, centroids_GLF, _ = _lloyd(points_GMF, centroids_GLF, origin_G1F, scale)
+    return centroids_GLF * scale + origin_G1F, codes_GM
+
+
 def random_partition(B: int, T: int, generator: torch.Generator) -> torch.Tensor:
     """Return a random partition of B samples into T ≤ B clusters, their sizes equal or one apart.
 
@@ -176,6 +254,119 @@ def _fill_empty(
 
     farthest_E = distance_B.argsort(descending=True, stable=True)[: empty_E.numel()]
     return assignment_B.index_copy(0, farthest_E, empty_E)
+
+
+def _largest(points: torch.Tensor) -> float:
+    """Return the largest magnitude; NaN if there is a NaN."""
+    low, high = (bound.item() for bound in points.aminmax())
+    return math.nan if math.isnan(low) else max(-low, high)
+
+
+def _some(M: int, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Return the numbers of so many random points, in random order; of all if there are no more.
+
+    Of few among many some come twice: drawing without that would shuffle all.
+    """
+    if count >= M:
+        return torch.randperm(M, generator=generator)
+    return torch.randint(M, (count,), generator=generator)
+
+
+def _different(candidates_GCF: torch.Tensor, L: int) -> torch.Tensor:
+    """Return the first L different candidates of every group; repeats if there are no more."""
+    G, _, F = candidates_GCF.shape
+    # Equal points have equal sums of scrambled bits, exactly: integers wrap around.
+    bits = (candidates_GCF + 0.0).view(
+        torch.int64 if candidates_GCF.dtype == torch.float64 else torch.int32
+    )
+    odd_F = torch.randint(2**62, (F,), generator=torch.Generator().manual_seed(0)) * 2 + 1
+    key_GC = (bits.long() * odd_F.to(bits.device)).sum(dim=-1)
+    sorted_GC, order_GC = key_GC.sort(dim=1, stable=True)
+    repeat_GC = torch.zeros_like(sorted_GC, dtype=torch.bool)
+    repeat_GC[:, 1:] = sorted_GC[:, 1:] == sorted_GC[:, :-1]
+    repeat_GC = torch.empty_like(repeat_GC).scatter_(1, order_GC, repeat_GC)
+    chosen_GL = repeat_GC.long().argsort(dim=1, stable=True)[:, :L]
+    return candidates_GCF.gather(1, chosen_GL[..., None].expand(G, L, F))
+
+
+def _pieces(M: int, distances: int, device: torch.device) -> list[slice]:
+    """Return runs of points, so many distances each, that are looked at together."""
+    piece = max(1, _PIECE.get(device.type, _PIECE["cpu"]) // distances)
+    return [slice(start, start + piece) for start in range(0, M, piece)]
+
+
+def _lloyd(
+    points_GMF: torch.Tensor, centroids_GLF: torch.Tensor, origin_G1F: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Run one iteration of Lloyd's algorithm.
+
+    Returns:
+        Codes (G, M) int64, the nearest centroids; the means (G, L, F) of the points of every code,
+        and their counts (G, L). A code without points keeps its centroid. Centroids are of
+        (points - origin) / scale.
+    """
+    G, M, F = points_GMF.shape
+    L = centroids_GLF.shape[1]
+    device = points_GMF.device
+    first_of_book_G1 = torch.arange(G, device=device)[:, None] * L
+    codes_GM = torch.empty(G, M, dtype=torch.int64, device=device)
+    sums_GLF = torch.zeros_like(centroids_GLF, dtype=torch.float64)
+    on_cpu = device.type == "cpu"
+    for here in _pieces(M, G if F == 1 and on_cpu else G * L, device):
+        piece = (points_GMF[:, here].to(origin_G1F) - origin_G1F) / scale
+        code = _nearest(piece, centroids_GLF)
+        codes_GM[:, here] = code
+        if on_cpu:
+            row = (code + first_of_book_G1).flatten()
+            sums = piece.new_zeros(G * L, F).index_add_(0, row, piece.reshape(-1, F))
+            sums_GLF += sums.view(G, L, F)
+        else:  # there index_add_ adds in any order
+            member = torch.arange(L, device=device)[:, None] == code[:, None]
+            sums_GLF += member.to(piece) @ piece
+    count_GL = torch.bincount((codes_GM + first_of_book_G1).flatten(), minlength=G * L).view(G, L)
+    means_GLF = (sums_GLF / count_GL.clamp(min=1)[..., None]).to(centroids_GLF)
+    return codes_GM, means_GLF.where(count_GL[..., None] > 0, centroids_GLF), count_GL
+
+
+def _nearest(points_GMF: torch.Tensor, centroids_GLF: torch.Tensor) -> torch.Tensor:
+    """Return the nearest centroid of every point, (G, M) int64; of equally near ones one."""
+    L, F = centroids_GLF.shape[1:]
+    if F == 1:  # numbers: between which midpoints they lie
+        sorted_GL, order_GL = centroids_GLF.squeeze(-1).sort(dim=1, stable=True)
+        middle_GL = ((sorted_GL[:, 1:] + sorted_GL[:, :-1]) / 2).contiguous()
+        return order_GL.gather(
+            1, torch.searchsorted(middle_GL, points_GMF.squeeze(-1).contiguous())
+        )
+    # ‖x‖² - 2⟨x, c⟩ + ‖c‖² is least where ⟨x, c⟩ - ‖c‖²/2 is largest. Not argmax: on a CPU and with
+    # many centroids this, with the first of equals, is much quicker.
+    half_G1L = centroids_GLF.square().sum(dim=-1)[:, None] / 2
+    score = torch.baddbmm(half_G1L, points_GMF, centroids_GLF.mT, beta=-1)
+    best = score.amax(dim=-1, keepdim=True)
+    last_to_first_L = torch.arange(L, 0, -1, device=score.device).to(score)
+    torch.eq(score, best, out=score).mul_(last_to_first_L)
+    return L - score.amax(dim=-1).long()
+
+
+def _farthest(
+    points_GMF: torch.Tensor, codes_GM: torch.Tensor, centroids_GLF: torch.Tensor
+) -> torch.Tensor:
+    """Return L points of every group (G, L, F), different as far as that goes, far from theirs."""
+    G, M, F = points_GMF.shape
+    L = centroids_GLF.shape[1]
+    own_GMF = centroids_GLF.gather(1, codes_GM[..., None].expand(G, M, F))
+    distance_GM = torch.linalg.vector_norm(points_GMF - own_GMF, dim=-1)
+    far_GC = distance_GM.argsort(dim=1, descending=True, stable=True)[:, : 16 * L]
+    return _different(points_GMF.gather(1, far_GC[..., None].expand(*far_GC.shape, F)), L)
+
+
+def _fill_idle(
+    centroids_GLF: torch.Tensor, count_GL: torch.Tensor, far_GLF: torch.Tensor
+) -> torch.Tensor:
+    """Return the centroids; those that no point uses, one after the other, are far points."""
+    idle_GL = count_GL == 0
+    rank_GL = (idle_GL.long().cumsum(dim=1) - 1).clamp(min=0)
+    far_GLF = far_GLF.gather(1, rank_GL[..., None].expand_as(centroids_GLF))
+    return far_GLF.where(idle_GL[..., None], centroids_GLF)
 
 
 def _finite(points: torch.Tensor) -> torch.Tensor:
