@@ -1,0 +1,80 @@
+"""What a message-level method notes of its payload, and what a receiver refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from splitlab.core import Kind, Message, PluginError, ProtocolError, Role
+from splitlab.plugins.exchange import coded_name, describe, described, payload_name, take_checked
+
+
+def message_of(**payloads: torch.Tensor) -> Message:
+    message = Message(Kind.ACTIVATION)
+    for name, tensor in payloads.items():
+        message.put(name, tensor, Role.PAYLOAD)
+    return message
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_note_says_shape_and_dtype(dtype: torch.dtype) -> None:
+    note = describe(torch.empty(2, 3, 4, dtype=dtype))
+    assert described("x", note) == ((2, 3, 4), dtype)
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        None,
+        [2, 3, 4],
+        {"shape": [2, 3], "dtype": "float32"},
+        {"shape": [2, 3, 0], "dtype": "float32"},
+        {"shape": [2, 3, True], "dtype": "float32"},
+        {"shape": [2, 3, 4.0], "dtype": "float32"},
+        {"shape": [2**20, 2**20, 1], "dtype": "float32"},
+        {"shape": [2, 3, 4], "dtype": "int64"},
+        {"shape": [2, 3, 4], "dtype": ["float32"]},
+        {"shape": [2, 3, 4]},
+    ],
+)
+def test_notes_that_are_refused(note: Any) -> None:
+    with pytest.raises(ProtocolError, match=r"plugin 'x': the note .* says"):
+        described("x", note)
+
+
+@pytest.mark.parametrize(
+    "payloads",
+    [
+        {},
+        {"a": torch.ones(2, 3)},
+        {"a": torch.ones(2, 3, 4, dtype=torch.uint8)},
+        {"a": torch.ones(0, 3, 4)},
+        {"a": torch.ones(2, 3, 4), "b": torch.ones(2, 3, 4)},
+    ],
+)
+def test_payloads_that_are_no_tokens(payloads: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(PluginError, match="plugin 'x' compresses one floating-point tensor"):
+        payload_name(message_of(**payloads), "x")
+
+
+def test_the_payload_is_found() -> None:
+    message = message_of(gradient=torch.ones(2, 3, 4))
+    message.put("note", torch.ones(2), Role.SIDE)
+    assert payload_name(message, "x") == coded_name(message, "x") == "gradient"
+    with pytest.raises(ProtocolError, match="plugin 'x': 0 payloads"):
+        coded_name(message_of(), "x")
+
+
+def test_taking_checks() -> None:
+    message = message_of(a=torch.ones(2, 3))
+    with pytest.raises(ProtocolError, match="plugin 'x': tensor 'b' is missing"):
+        take_checked(message, "x", "b", torch.float32, [2, 3])
+    for dtype, shape in ((torch.float16, [2, 3]), (torch.float32, [3, 2])):
+        message = message_of(a=torch.ones(2, 3))
+        with pytest.raises(ProtocolError, match=r"a arrived as torch.float32 \[2, 3\], expected"):
+            take_checked(message, "x", "a", dtype, shape)
+    message = message_of(a=torch.ones(2, 3))
+    assert take_checked(message, "x", "a", torch.float32, [2, 3]).shape == (2, 3)
+    assert "a" not in message
