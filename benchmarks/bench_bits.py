@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from splitlab.plugins.bits import pack, uniform_codes, uniform_values, unpack
+from splitlab.plugins.common.bits import pack, uniform_codes, uniform_values, unpack
 
 COUNT = 128 * 197 * 192
 LEAST_SPEED = 1e9  # codes of one byte per second

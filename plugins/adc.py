@@ -37,8 +37,8 @@ What this file does otherwise than the paper or its two public code bases, and w
   authors charge, the ledger what was sent.
 - The floors forgive a product that float arithmetic puts just below an integer: 0.29 · 100 is 29.
 - The reference re-seeds an empty cluster, but may return it empty: a mean of nothing, NaN. Here an
-  empty cluster takes the farthest point of another (`splitlab.plugins.kmeans`). Its draw came from
-  a generator that was never seeded; ours from the run's seed and the step.
+  empty cluster takes the farthest point of another (`splitlab.plugins.common.kmeans`). Its draw
+  came from a generator that was never seeded; ours from the run's seed and the step.
 - The reference drops a last, smaller batch. Here it is merged into T(B') rows, and not at all when
   T(B') ≥ B'.
 - With ``cls_token`` and ``avg_token`` the reference takes the centroid, a vector of D features, for
@@ -62,15 +62,15 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from splitlab.core import ConfigError, Cut, Peer, PluginError, ProtocolError, Traits, hookimpl
-from splitlab.plugins.kmeans import (
+from splitlab.plugins.common.kmeans import (
     cluster_means,
     kmeans,
     label_partition,
     membership,
     random_partition,
 )
-from splitlab.plugins.pooling import select_in_cut
-from splitlab.plugins.settings import DEFAULT_RATIO, check_choice, check_share, refusal
+from splitlab.plugins.common.pooling import select_in_cut
+from splitlab.plugins.common.settings import DEFAULT_RATIO, check_choice, check_share, refusal
 
 __all__ = ["ADC", "ADCBatchMerge", "ADCTokenSelect", "merge_select"]
 
@@ -99,7 +99,7 @@ class ADC:
         criterion: what is clustered: class-token attention, class token, mean token; or no K-means
             but a random partition, or one by class label (as pure as T allows: an oracle).
         iterations: most iterations of K-means.
-        tol: when K-means stops, see `splitlab.plugins.kmeans`.
+        tol: when K-means stops, see `splitlab.plugins.common.kmeans`.
         tol_mode: absolute (the reference's rule) or relative to the variance of the points.
         rounding: how τB and κN become T and k.
         loss_weight: uniform over merged rows (the paper), or by cluster size, so that the loss is

@@ -63,9 +63,15 @@ from splitlab.core import (
     Traits,
     hookimpl,
 )
-from splitlab.plugins.bits import pack, packed_bytes, unpack
-from splitlab.plugins.exchange import coded_name, describe, described, payload_name, take_checked
-from splitlab.plugins.settings import check_choice, check_share, either, refusal
+from splitlab.plugins.common.bits import pack, packed_bytes, unpack
+from splitlab.plugins.common.exchange import (
+    coded_name,
+    describe,
+    described,
+    payload_name,
+    take_checked,
+)
+from splitlab.plugins.common.settings import check_choice, check_share, either, refusal
 
 __all__ = ["AQSGD", "dequantize", "quantize"]
 

@@ -46,8 +46,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from splitlab.core import ConfigError, Cut, Peer, ProtocolError, Traits, hookimpl
-from splitlab.plugins.pooling import floor
-from splitlab.plugins.settings import DEFAULT_RATIO, check_choice, check_share, either, refusal
+from splitlab.plugins.common.pooling import floor
+from splitlab.plugins.common.settings import (
+    DEFAULT_RATIO,
+    check_choice,
+    check_share,
+    either,
+    refusal,
+)
 
 __all__ = ["BottleNet"]
 

@@ -55,7 +55,13 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from splitlab.core import ConfigError, Cut, Peer, PluginError, ProtocolError, Traits, hookimpl
-from splitlab.plugins.settings import DEFAULT_RATIO, check_choice, check_share, either, refusal
+from splitlab.plugins.common.settings import (
+    DEFAULT_RATIO,
+    check_choice,
+    check_share,
+    either,
+    refusal,
+)
 
 __all__ = ["C3SL", "Keys", "draw_keys"]
 

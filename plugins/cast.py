@@ -25,7 +25,7 @@ from typing import Literal, get_args
 import torch
 
 from splitlab.core import Kind, Message, ProtocolError, Role, Traits, hookimpl
-from splitlab.plugins.settings import check_choice, either, refusal
+from splitlab.plugins.common.settings import check_choice, either, refusal
 
 __all__ = ["Cast"]
 

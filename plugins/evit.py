@@ -43,8 +43,8 @@ from typing import Literal, get_args
 import torch
 
 from splitlab.core import Cut, Peer, PluginError, Traits, hookimpl
-from splitlab.plugins.pooling import Share, merge_in_cut, select_in_cut
-from splitlab.plugins.settings import check_choice
+from splitlab.plugins.common.pooling import Share, merge_in_cut, select_in_cut
+from splitlab.plugins.common.settings import check_choice
 
 __all__ = ["EViT"]
 

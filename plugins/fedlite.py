@@ -7,7 +7,7 @@ The client, in training:
 
 1. z_b, the activations of sample b as one vector, is cut into q subvectors of s numbers.
 2. The q places are parted into R runs of q / R. The B · q / R subvectors of a run are one group.
-3. K-means with L centroids, in every group (`splitlab.plugins.kmeans.codebooks`).
+3. K-means with L centroids, in every group (`splitlab.plugins.common.kmeans.codebooks`).
 4. z̃: every subvector replaced by its centroid.
 
 Up: the codebooks (R, L, s), floating point, and B · q codes of ⌈log2 L⌉ bits, dense. The server
@@ -67,9 +67,9 @@ from splitlab.core import (
     Traits,
     hookimpl,
 )
-from splitlab.plugins.bits import pack, packed_bytes, unpack
-from splitlab.plugins.kmeans import codebooks
-from splitlab.plugins.settings import check_share, either, refusal
+from splitlab.plugins.common.bits import pack, packed_bytes, unpack
+from splitlab.plugins.common.kmeans import codebooks
+from splitlab.plugins.common.settings import check_share, either, refusal
 
 __all__ = ["FedLite"]
 

@@ -42,7 +42,7 @@ import math
 import torch
 
 from splitlab.core import Cut, PluginError, ProtocolError, Traits, hookimpl
-from splitlab.plugins.settings import DEFAULT_RATIO, check_share, either
+from splitlab.plugins.common.settings import DEFAULT_RATIO, check_share, either
 
 __all__ = ["FFTLowpass", "fourier_basis"]
 

@@ -52,7 +52,7 @@ from typing import Literal, get_args
 import torch
 
 from splitlab.core import ConfigError, Peer, Traits, hookimpl
-from splitlab.plugins.low_rank import (
+from splitlab.plugins.common.low_rank import (
     LowRank,
     Mat,
     Track,
@@ -62,7 +62,13 @@ from splitlab.plugins.low_rank import (
     spectrum,
     worth,
 )
-from splitlab.plugins.settings import DEFAULT_RATIO, check_choice, check_share, either, refusal
+from splitlab.plugins.common.settings import (
+    DEFAULT_RATIO,
+    check_choice,
+    check_share,
+    either,
+    refusal,
+)
 
 __all__ = ["NSCSL"]
 

@@ -39,7 +39,7 @@ What differs from the paper and its code:
   here it is of other samples: what telescopes is the sum over steps at a place of the batch, and
   each sample gets a part of the gradient of another one. Training is the worse for it.
 - ``svd`` replaces steps 2 and 3 by the exact best approximation of rank r: the bound of what any
-  search can reach, at several times the time (see `splitlab.plugins.low_rank.principal`).
+  search can reach, at several times the time (see `splitlab.plugins.common.low_rank.principal`).
 - The rank is fixed by the shape. If rank r would send more numbers than the tensor has, the largest
   rank that does not is taken (a small last batch; a stack that sends few tokens).
 - If a quantizer stands behind, E does not contain its error.
@@ -55,7 +55,7 @@ from typing import Literal, get_args
 import torch
 
 from splitlab.core import ConfigError, Peer, Traits, hookimpl
-from splitlab.plugins.low_rank import (
+from splitlab.plugins.common.low_rank import (
     LowRank,
     Track,
     orthonormal,
@@ -64,7 +64,13 @@ from splitlab.plugins.low_rank import (
     shares,
     worth,
 )
-from splitlab.plugins.settings import DEFAULT_RATIO, check_choice, check_share, either, refusal
+from splitlab.plugins.common.settings import (
+    DEFAULT_RATIO,
+    check_choice,
+    check_share,
+    either,
+    refusal,
+)
 
 __all__ = ["PowerSGD"]
 

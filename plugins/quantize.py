@@ -15,7 +15,7 @@ The sender, for every floating-point payload tensor (…, D) by itself:
    are rare.
 3. Code q = round((x - a) / s), clamped to [0, 2^b - 1]; to the nearest level, or stochastically to
    one of its two neighbours, so that the mean is x.
-4. The codes are packed without gaps (`splitlab.plugins.bits`).
+4. The codes are packed without gaps (`splitlab.plugins.common.bits`).
 
 The receiver returns q · s + a.
 
@@ -48,8 +48,14 @@ from typing import Any, Literal, get_args
 import torch
 
 from splitlab.core import Kind, Message, Peer, ProtocolError, Role, Traits, hookimpl
-from splitlab.plugins.bits import pack, packed_bytes, uniform_codes, uniform_values, unpack
-from splitlab.plugins.settings import DEFAULT_RATIO, check_choice, check_share, either, refusal
+from splitlab.plugins.common.bits import pack, packed_bytes, uniform_codes, uniform_values, unpack
+from splitlab.plugins.common.settings import (
+    DEFAULT_RATIO,
+    check_choice,
+    check_share,
+    either,
+    refusal,
+)
 
 __all__ = ["Quantize"]
 

@@ -50,10 +50,22 @@ from typing import Any, Literal, get_args
 import torch
 
 from splitlab.core import ConfigError, Kind, Message, Peer, ProtocolError, Role, Traits, hookimpl
-from splitlab.plugins.bits import pack, packed_bytes, unpack
-from splitlab.plugins.columns import WIDEST, coded_bytes, decode_columns, encode_columns
-from splitlab.plugins.exchange import coded_name, describe, described, payload_name, take_checked
-from splitlab.plugins.settings import DEFAULT_RATIO, check_choice, check_share, either, refusal
+from splitlab.plugins.common.bits import pack, packed_bytes, unpack
+from splitlab.plugins.common.columns import WIDEST, coded_bytes, decode_columns, encode_columns
+from splitlab.plugins.common.exchange import (
+    coded_name,
+    describe,
+    described,
+    payload_name,
+    take_checked,
+)
+from splitlab.plugins.common.settings import (
+    DEFAULT_RATIO,
+    check_choice,
+    check_share,
+    either,
+    refusal,
+)
 
 __all__ = ["SLACC", "channel_entropy", "importance_groups", "widths_of", "widths_within"]
 

@@ -67,10 +67,10 @@ from splitlab.core import (
     Traits,
     hookimpl,
 )
-from splitlab.plugins.bits import pack, packed_bytes, unpack
-from splitlab.plugins.columns import WIDEST, coded_bytes, decode_columns, encode_columns
-from splitlab.plugins.exchange import describe, described, payload_name, take_checked
-from splitlab.plugins.settings import DEFAULT_RATIO, check_share, either, refusal
+from splitlab.plugins.common.bits import pack, packed_bytes, unpack
+from splitlab.plugins.common.columns import WIDEST, coded_bytes, decode_columns, encode_columns
+from splitlab.plugins.common.exchange import describe, described, payload_name, take_checked
+from splitlab.plugins.common.settings import DEFAULT_RATIO, check_share, either, refusal
 
 __all__ = ["SLFAC", "dct_basis", "much_energy", "widths_of", "widths_within"]
 

@@ -72,10 +72,16 @@ from splitlab.core import (
     Traits,
     hookimpl,
 )
-from splitlab.plugins.bits import pack, packed_bytes, unpack
-from splitlab.plugins.columns import coded_bytes, decode_columns, encode_columns
-from splitlab.plugins.exchange import coded_name, describe, described, payload_name, take_checked
-from splitlab.plugins.settings import DEFAULT_RATIO, check_choice, check_share, refusal
+from splitlab.plugins.common.bits import pack, packed_bytes, unpack
+from splitlab.plugins.common.columns import coded_bytes, decode_columns, encode_columns
+from splitlab.plugins.common.exchange import (
+    coded_name,
+    describe,
+    described,
+    payload_name,
+    take_checked,
+)
+from splitlab.plugins.common.settings import DEFAULT_RATIO, check_choice, check_share, refusal
 
 __all__ = ["SplitFC", "allocate_bits", "keep_probabilities"]
 

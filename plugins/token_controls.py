@@ -29,8 +29,8 @@ import math
 import torch
 
 from splitlab.core import ConfigError, Cut, Peer, PluginError, Traits, hookimpl
-from splitlab.plugins.pooling import Share, floor, merge_in_cut, select_in_cut
-from splitlab.plugins.settings import DEFAULT_RATIO, check_share, either, refusal
+from splitlab.plugins.common.pooling import Share, floor, merge_in_cut, select_in_cut
+from splitlab.plugins.common.settings import DEFAULT_RATIO, check_share, either, refusal
 
 __all__ = ["GridPool", "RandomTokens"]
 

@@ -47,8 +47,14 @@ from typing import Literal, get_args
 import torch
 
 from splitlab.core import ConfigError, Cut, Peer, PluginError, ProtocolError, Traits, hookimpl
-from splitlab.plugins.pooling import SIZES, floor, merge_in_cut, merge_tokens, unreachable
-from splitlab.plugins.settings import DEFAULT_RATIO, check_choice, check_share, either, refusal
+from splitlab.plugins.common.pooling import SIZES, floor, merge_in_cut, merge_tokens, unreachable
+from splitlab.plugins.common.settings import (
+    DEFAULT_RATIO,
+    check_choice,
+    check_share,
+    either,
+    refusal,
+)
 
 __all__ = ["ToMe", "match"]
 

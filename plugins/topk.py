@@ -51,8 +51,14 @@ from typing import Literal, get_args
 import torch
 
 from splitlab.core import ConfigError, Cut, Peer, PluginError, ProtocolError, Traits, hookimpl
-from splitlab.plugins.bits import MOST_BITS, pack, packed_bytes, unpack
-from splitlab.plugins.settings import DEFAULT_RATIO, check_choice, check_share, either, refusal
+from splitlab.plugins.common.bits import MOST_BITS, pack, packed_bytes, unpack
+from splitlab.plugins.common.settings import (
+    DEFAULT_RATIO,
+    check_choice,
+    check_share,
+    either,
+    refusal,
+)
 
 __all__ = ["RandTopK", "TopK"]
 

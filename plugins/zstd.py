@@ -29,7 +29,7 @@ import torch
 import zstandard
 
 from splitlab.core import Message, Peer, ProtocolError, Traits, hookimpl
-from splitlab.plugins.settings import refusal
+from splitlab.plugins.common.settings import refusal
 
 __all__ = ["Zstd"]
 

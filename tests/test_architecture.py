@@ -19,9 +19,10 @@ from splitlab.core.registry import ROOT, catalogue
 
 FOLDERS = ("core", "plugins", "transports")
 MODULES = {
-    f"{folder}/{path.name}": path
+    path.relative_to(ROOT).as_posix(): path
     for folder in FOLDERS
-    for path in sorted((ROOT / folder).glob("*.py"))
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if "assets" not in path.parts
 }
 CORE = [name for name in MODULES if name.startswith("core/")]
 PLUGINS = [name for name in MODULES if name.startswith("plugins/")]

@@ -18,7 +18,7 @@ from splitlab.core import ConfigError, Cut, Peer, PluginError, ProtocolError
 from splitlab.core.registry import bind_plugin
 from splitlab.core.stack import Stack
 from splitlab.plugins.adc import ADC, ADCBatchMerge, ADCTokenSelect, merge_select
-from splitlab.plugins.kmeans import random_partition
+from splitlab.plugins.common.kmeans import random_partition
 
 Plugin = ADC | ADCBatchMerge | ADCTokenSelect
 CRITERIA = ["cls_score", "cls_token", "avg_token", "random", "class_label"]

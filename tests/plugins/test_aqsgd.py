@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from splitlab.core import ConfigError, Cut, Kind, Message, Peer, PluginError, ProtocolError, Role
 from splitlab.core.registry import bind_plugin
 from splitlab.plugins.aqsgd import AQSGD, dequantize, quantize
-from splitlab.plugins.bits import packed_bytes
+from splitlab.plugins.common.bits import packed_bytes
 
 B, N, D = 6, 5, 16
 

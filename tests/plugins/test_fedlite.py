@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from splitlab.core import ConfigError, Cut, Kind, Message, PluginError, ProtocolError, Role
 from splitlab.core.registry import ROOT, bind_plugin
 from splitlab.plugins.adc import ADC
+from splitlab.plugins.common.kmeans import codebooks
 from splitlab.plugins.fedlite import FedLite
-from splitlab.plugins.kmeans import codebooks
 
 
 @dataclass
@@ -134,7 +134,7 @@ def test_codes_name_the_nearest_centroid(F: int) -> None:
 def test_in_pieces_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     points = noise(2, 300, 2, dtype=torch.float64)
     whole = codebooks(points, 8, generator=draw())
-    monkeypatch.setattr("splitlab.plugins.kmeans._PIECE", {"cpu": 2 * 8 * 7})
+    monkeypatch.setattr("splitlab.plugins.common.kmeans._PIECE", {"cpu": 2 * 8 * 7})
     pieces = codebooks(points, 8, generator=draw())
     assert torch.equal(whole[1], pieces[1])
     torch.testing.assert_close(whole[0], pieces[0])

@@ -19,7 +19,14 @@ from splitlab.core import ConfigError, Kind, Message, ProtocolError, Role
 from splitlab.core.registry import ROOT, bind_plugin
 from splitlab.core.stack import Stack
 from splitlab.plugins.adc import ADC
-from splitlab.plugins.low_rank import LowRank, orthonormal, principal, rank_for, spectrum, worth
+from splitlab.plugins.common.low_rank import (
+    LowRank,
+    orthonormal,
+    principal,
+    rank_for,
+    spectrum,
+    worth,
+)
 from splitlab.plugins.powersgd import PowerSGD
 
 NAMES = {Kind.ACTIVATION: "activations", Kind.GRADIENT: "gradient"}

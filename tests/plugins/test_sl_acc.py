@@ -16,7 +16,7 @@ from splitlab.core import ConfigError, Kind, Message, Peer, ProtocolError, Role
 from splitlab.core.registry import bind_plugin, catalogue
 from splitlab.plugins import sl_acc
 from splitlab.plugins.adc import ADC
-from splitlab.plugins.bits import packed_bytes, unpack
+from splitlab.plugins.common.bits import packed_bytes, unpack
 from splitlab.plugins.sl_acc import (
     SLACC,
     channel_entropy,

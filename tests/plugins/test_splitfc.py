@@ -16,7 +16,7 @@ from splitlab.core import ConfigError, Kind, Message, Peer, PluginError, Protoco
 from splitlab.core.registry import bind_plugin, catalogue
 from splitlab.plugins import splitfc
 from splitlab.plugins.adc import ADC
-from splitlab.plugins.bits import packed_bytes, unpack
+from splitlab.plugins.common.bits import packed_bytes, unpack
 from splitlab.plugins.splitfc import SplitFC, allocate_bits, keep_probabilities
 
 B, N, D = 32, 9, 8

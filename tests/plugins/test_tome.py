@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from splitlab.core import ConfigError, Cut, Peer, PluginError, ProtocolError, hookimpl
 from splitlab.core.registry import bind_plugin
-from splitlab.plugins.pooling import SIZES
+from splitlab.plugins.common.pooling import SIZES
 from splitlab.plugins.tome import ToMe, match
 
 

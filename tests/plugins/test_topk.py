@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from splitlab.core import ConfigError, Cut, Peer, PluginError, ProtocolError
 from splitlab.core.registry import bind_plugin
 from splitlab.plugins.adc import ADC
-from splitlab.plugins.bits import pack
+from splitlab.plugins.common.bits import pack
 from splitlab.plugins.quantize import Quantize
 from splitlab.plugins.topk import RandTopK, TopK
 

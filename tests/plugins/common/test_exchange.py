@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from splitlab.core import Kind, Message, PluginError, ProtocolError, Role
-from splitlab.plugins.exchange import coded_name, describe, described, payload_name, take_checked
+from splitlab.plugins.common.exchange import (
+    coded_name,
+    describe,
+    described,
+    payload_name,
+    take_checked,
+)
 
 
 def message_of(**payloads: torch.Tensor) -> Message:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import torch
 
-from splitlab.plugins.bits import pack, packed_bytes, uniform_codes, uniform_values, unpack
+from splitlab.plugins.common.bits import pack, packed_bytes, uniform_codes, uniform_values, unpack
 
 __all__ = ["WIDEST", "coded_bytes", "decode_columns", "encode_columns"]
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import ConfigError, Cut
-from splitlab.plugins.pooling import (
+from splitlab.plugins.common.pooling import (
     SIZES,
     Share,
     merge_in_cut,

@@ -16,7 +16,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from splitlab.core import ConfigError, Cut, Peer
-from splitlab.plugins.settings import DEFAULT_RATIO, check_share, either
+from splitlab.plugins.common.settings import DEFAULT_RATIO, check_share, either
 
 __all__ = [
     "SIZES",

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import ProtocolError
-from splitlab.plugins.bits import (
+from splitlab.plugins.common.bits import (
     MOST_BITS,
     pack,
     packed_bytes,
@@ -63,7 +63,7 @@ def test_any_codes_there_and_back(bits: int, count: int, seed: int) -> None:
 
 @pytest.mark.parametrize("bits", range(1, MOST_BITS + 1))
 def test_largest_codes_across_pieces(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("splitlab.plugins.bits._PIECE", 16)
+    monkeypatch.setattr("splitlab.plugins.common.bits._PIECE", 16)
     codes = torch.arange(2**bits - 61, 2**bits, dtype=torch.int32).clamp_(min=0)
     packed = pack(codes, bits)
     assert packed.tolist() == as_one_integer(codes.tolist(), bits)
@@ -182,7 +182,7 @@ def test_rows_in_pieces_and_no_rows_at_all(monkeypatch: pytest.MonkeyPatch) -> N
     limits = [values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)]
     levels = torch.tensor([4, 5, 6])
     whole = uniform_codes(values, *limits, levels)
-    monkeypatch.setattr("splitlab.plugins.bits._PIECE", 24)  # two rows
+    monkeypatch.setattr("splitlab.plugins.common.bits._PIECE", 24)  # two rows
     assert torch.equal(uniform_codes(values, *limits, levels), whole)
     for empty in (values[:0], values[:, :0], values[..., :0]):
         assert uniform_codes(empty, LOW, HIGH, 4).shape == empty.shape

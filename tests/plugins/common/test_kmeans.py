@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import ConfigError
-from splitlab.plugins.kmeans import cluster_means, kmeans, label_partition, random_partition
+from splitlab.plugins.common.kmeans import cluster_means, kmeans, label_partition, random_partition
 
 SCORES = [
     [0.4, 0.3, 0.2, 0.1],

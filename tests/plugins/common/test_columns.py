@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import ProtocolError
-from splitlab.plugins.bits import packed_bytes
-from splitlab.plugins.columns import WIDEST, coded_bytes, decode_columns, encode_columns
+from splitlab.plugins.common.bits import packed_bytes
+from splitlab.plugins.common.columns import WIDEST, coded_bytes, decode_columns, encode_columns
 
 
 @settings(max_examples=25, deadline=None)
