@@ -26,7 +26,7 @@ autograd of X ↦ Z with partition and selection held fixed: ∂L/∂X_b[j] = �
 members b of S_i and j in J_i, else 0.
 
 Evaluation is not compressed, as in paper and code: an image then sends B/T · N/k times as much as
-in training. ``evaluation="token_select"`` selects tokens then, too. Merging has no place there: an
+in training. ``evaluation=true`` selects tokens then, too. Merging has no place there: an
 image would be judged together with the strangers of its batch.
 
 What this file does otherwise than the paper or its two public code bases, and why:
@@ -76,7 +76,6 @@ __all__ = ["ADC", "ADCBatchMerge", "ADCTokenSelect", "merge_select"]
 
 Alloc = Literal["sqrt", "fifth", "quarter_bug", "explicit"]
 Criterion = Literal["cls_score", "cls_token", "avg_token", "random", "class_label"]
-Evaluation = Literal["identity", "token_select"]
 Heads = Literal["mean", "max"]
 LossWeight = Literal["uniform", "size"]
 Rounding = Literal["floor", "nearest"]
@@ -106,7 +105,7 @@ class ADC:
             an average over samples.
         heads: how attention heads are reduced.
         score_layer: attention of the last client block, or rollout through all of them.
-        evaluation: send evaluation batches whole (the paper), or only the selected tokens.
+        evaluation: whether evaluation batches send the selected tokens only; the paper: no.
         repo_token_bug: forensic, with cls_token or avg_token: select tokens by the features of the
             centroid as the reference does.
     """
@@ -126,11 +125,10 @@ class ADC:
         loss_weight: LossWeight = "uniform",
         heads: Heads = "mean",
         score_layer: ScoreLayer = "last",
-        evaluation: Evaluation = "identity",
+        evaluation: bool = False,
         repo_token_bug: bool = False,
     ) -> None:
         tau, kappa, ratio = _allocate(ratio, alloc, tau, kappa)
-        check_choice("evaluation", evaluation, get_args(Evaluation))
         self._ratio = ratio
         self._evaluation = evaluation
         self._merging = _Merging(
@@ -158,7 +156,7 @@ class ADC:
     @hookimpl
     def after_client_forward(self, cut: Cut) -> None:
         """Replace (B, N, D) by (T, K, D); in an evaluation merge nothing."""
-        if not cut.training and self._evaluation == "identity":
+        if not (cut.training or self._evaluation):
             return
         assignment_B = self._merging.partition(cut, self._peer)
         _announce(cut, assignment_B)
@@ -185,7 +183,7 @@ class ADC:
         return Traits(
             needs={"targets", "places", "attention"},
             changes={"batch", "tokens", "places"},
-            evaluation=self._evaluation == "token_select",
+            evaluation=self._evaluation,
         )
 
     def _check_reference_indices(self, peer: Peer) -> None:
@@ -301,10 +299,9 @@ class ADCTokenSelect:
         rounding: Rounding = "floor",
         heads: Heads = "mean",
         score_layer: ScoreLayer = "last",
-        evaluation: Evaluation = "identity",
+        evaluation: bool = False,
     ) -> None:
         check_share("ratio", ratio)
-        check_choice("evaluation", evaluation, get_args(Evaluation))
         self._selection = _Selection("adc-token-select", ratio, rounding, heads, score_layer)
         self._evaluation = evaluation
 
@@ -317,7 +314,7 @@ class ADCTokenSelect:
     @hookimpl
     def after_client_forward(self, cut: Cut) -> None:
         """Replace (B, N, D) by (B, K, D)."""
-        if not cut.training and self._evaluation == "identity":
+        if not (cut.training or self._evaluation):
             return
         scores_BN = _attention(cut, self._selection.plugin)
         _replace(cut, None, self._selection.choose(scores_BN, self._peer.prefix_tokens))
@@ -333,7 +330,7 @@ class ADCTokenSelect:
         return Traits(
             needs={"attention"},
             changes={"tokens", "places"},
-            evaluation=self._evaluation == "token_select",
+            evaluation=self._evaluation,
         )
 
 

@@ -93,7 +93,7 @@ class C3SL:
             only 1, 1/2, 1/3, …, and 1/B at the least.
         keys: gaussian (the paper), or unitary: every frequency with magnitude 1, less error.
         standardize: bring samples to mean 0 and variance 1 before they are superposed.
-        evaluation: superpose evaluation batches, too (the authors' code).
+        evaluation: whether evaluation batches are superposed, too (the authors' code).
     """
 
     def __init__(

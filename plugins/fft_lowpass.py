@@ -66,7 +66,7 @@ class FFTLowpass:
         token_keep: share of the token axis' frequencies in (0, 1] instead; everything if only the
             other share is given. Rounded down to an odd number.
         width_keep: the same for the width.
-        evaluation: act on evaluation batches, too (the paper).
+        evaluation: whether evaluation batches are compressed, too (the paper).
     """
 
     def __init__(

@@ -33,7 +33,7 @@ N by D for every sample, each with a basis of its own; ``batch``, one of B sampl
 ``sample`` all searches start from one basis: the mean projection onto the last batch's bases,
 applied to the old one.
 
-Evaluation: not compressed; what the paper does there is not known. ``evaluation=compress``
+Evaluation: not compressed; what the paper does there is not known. ``evaluation=true``
 compresses it, from the state and without changing it.
 
 Other choices of ours: the bandwidth does not vary, so ``budget`` is one number for a run; the
@@ -72,7 +72,6 @@ from splitlab.plugins.common.settings import (
 
 __all__ = ["NSCSL"]
 
-Evaluation = Literal["identity", "compress"]
 Feedback = Literal["intra", "temporal", "none"]
 Gradient = Literal["natural", "factor"]
 
@@ -101,7 +100,7 @@ class NSCSL(LowRank):
             residual to gradients), none.
         beta: β ≥ 0 of ``feedback=temporal``.
         iterations: rounds of the alternating iteration, 1 or more.
-        evaluation: send evaluation batches whole, or compress them.
+        evaluation: whether evaluation batches are compressed, too.
     """
 
     def __init__(
@@ -115,7 +114,7 @@ class NSCSL(LowRank):
         feedback: Feedback = "intra",
         beta: float = 1.0,
         iterations: int = 2,
-        evaluation: Evaluation = "identity",
+        evaluation: bool = False,
     ) -> None:
         either(ratio=ratio, budget=budget)
         if ratio is None and budget is None:
@@ -128,7 +127,6 @@ class NSCSL(LowRank):
         check_choice("mat", mat, get_args(Mat))
         check_choice("gradient", gradient, get_args(Gradient))
         check_choice("feedback", feedback, get_args(Feedback))
-        check_choice("evaluation", evaluation, get_args(Evaluation))
         if not 0 <= beta < math.inf:
             raise refusal("beta", beta, "0 or more", "for example beta=1")
         if iterations < 1:
@@ -145,7 +143,7 @@ class NSCSL(LowRank):
             "nsc-sl",
             mat=mat,
             natural=natural,
-            evaluation=evaluation == "compress",
+            evaluation=evaluation,
             feedback=beta if feedback == "temporal" else 0.0,
         )
         self._ratio = ratio

@@ -21,7 +21,7 @@ for the map M ↦ M V Vᵀ with V held fixed.
 With ``center`` the column means travel too, D numbers each way, and M is what is left without them:
 principal component analysis. Down, ``natural``, these are the column sums of G.
 
-Evaluation: not compressed. ``evaluation=compress`` compresses it, from the state and without
+Evaluation: not compressed. ``evaluation=true`` compresses it, from the state and without
 changing it.
 
 What differs from the paper and its code:
@@ -74,7 +74,6 @@ from splitlab.plugins.common.settings import (
 
 __all__ = ["PowerSGD"]
 
-Evaluation = Literal["identity", "compress"]
 Gradient = Literal["factor", "natural"]
 
 
@@ -94,7 +93,7 @@ class PowerSGD(LowRank):
         iterations: power steps a message, 1 in the paper.
         svd: the best factors of this rank, by an exact decomposition.
         center: take the column means out, and send them too.
-        evaluation: send evaluation batches whole, or compress them.
+        evaluation: whether evaluation batches are compressed, too.
     """
 
     def __init__(
@@ -107,11 +106,10 @@ class PowerSGD(LowRank):
         iterations: int = 1,
         svd: bool = False,
         center: bool = False,
-        evaluation: Evaluation = "identity",
+        evaluation: bool = False,
     ) -> None:
         either(ratio=ratio, rank=rank)
         check_choice("gradient", gradient, get_args(Gradient))
-        check_choice("evaluation", evaluation, get_args(Evaluation))
         if ratio is None and rank is None:
             ratio = DEFAULT_RATIO
         if ratio is not None:
@@ -132,7 +130,7 @@ class PowerSGD(LowRank):
             "powersgd",
             mat="tokens",
             natural=natural,
-            evaluation=evaluation == "compress",
+            evaluation=evaluation,
             feedback=1.0 if error_feedback else 0.0,
             center=center,
         )

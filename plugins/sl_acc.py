@@ -33,7 +33,7 @@ bytes; two float32 a group (or channel) for its range; ⌈G / 2⌉ bytes of widt
 the server, which keeps a history of its own: each history lives where it is made, and neither
 travels. Gradient: straight-through.
 
-Evaluation is not compressed, unless ``evaluation=compress``: with the history as training left it.
+Evaluation is not compressed, unless ``evaluation=true``: with the history as training left it.
 
 A channel that holds a value that is not finite (with ``per=group``: its group) arrives as NaN, the
 others as they would; it counts as constant.
@@ -69,7 +69,6 @@ from splitlab.plugins.common.settings import (
 
 __all__ = ["SLACC", "channel_entropy", "importance_groups", "widths_of", "widths_within"]
 
-Evaluation = Literal["identity", "compress"]
 Per = Literal["group", "channel"]
 
 _NAME = "sl-acc"
@@ -97,7 +96,7 @@ class SLACC:
         alpha: in [0, 1], the share of the present in the importance.
         rho: in [0, 1], how fast the history follows.
         bins: of the histogram, 2 to 65536.
-        evaluation: send evaluation batches whole, or compress them, too.
+        evaluation: whether evaluation batches are compressed, too.
     """
 
     def __init__(
@@ -111,7 +110,7 @@ class SLACC:
         alpha: float = 0.5,
         rho: float = 0.1,
         bins: int = 256,
-        evaluation: Evaluation = "identity",
+        evaluation: bool = False,
     ) -> None:
         either(ratio=ratio, max_bits=max_bits)
         if ratio is None and max_bits is None:
@@ -131,7 +130,6 @@ class SLACC:
         if not 2 <= bins <= 2**16:
             raise refusal("bins", bins, "2 to 65536", "for example bins=256")
         check_choice("per", per, get_args(Per))
-        check_choice("evaluation", evaluation, get_args(Evaluation))
         self._ratio = ratio
         self._min_bits = min_bits
         self._max_bits = max_bits
@@ -255,13 +253,13 @@ class SLACC:
         return Traits(
             needs={"layout"},
             changes={"numbers"},
-            evaluation=self._evaluation == "compress",
+            evaluation=self._evaluation,
             stateful=True,
             gradient="straight-through",
         )
 
     def _acts_on(self, message: Message) -> bool:
-        wanted = message.training or self._evaluation == "compress"
+        wanted = message.training or self._evaluation
         return wanted and message.kind in (Kind.ACTIVATION, Kind.GRADIENT)
 
     def _owners(self, group_C: torch.Tensor) -> torch.Tensor:

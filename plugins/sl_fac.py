@@ -96,7 +96,7 @@ class SLFAC:
             given. Without ``ratio`` only: what is sent then depends on the data.
         max_bits: width of the set of most energy, min_bits to 16; 8 (the paper) if only
             ``min_bits`` is given.
-        evaluation: compress evaluation batches, too.
+        evaluation: whether evaluation batches are compressed, too.
     """
 
     def __init__(

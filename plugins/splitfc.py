@@ -39,7 +39,7 @@ A ``ratio`` ξ of 32 bits a number is met with mask, ranges and widths included,
 step 4 spends what is left of it. It fixes one of ``keep`` and ``bits``, given the other; with
 neither, ``bits`` is 4, and where nothing would be dropped any more, more.
 
-Evaluation is not compressed, unless ``evaluation=quantize``: nothing is dropped then, and all
+Evaluation is not compressed, unless ``evaluation=true``: nothing is dropped then, and all
 columns are quantized with the mean width of training.
 
 A column with a large mean and little spread is seldom kept, and then arrives 1/p times as large. A
@@ -86,7 +86,6 @@ from splitlab.plugins.common.settings import DEFAULT_RATIO, check_choice, check_
 __all__ = ["SplitFC", "allocate_bits", "keep_probabilities"]
 
 Cols = Literal["token_feature", "channel"]
-Evaluation = Literal["identity", "quantize"]
 
 _NAME = "splitfc"
 _DEFAULT_BITS = 4.0
@@ -124,7 +123,7 @@ class SplitFC:
             ``ratio`` it fixes keep.
         cols: a column is one feature of one token, over the samples of the batch, or one feature,
             over all tokens.
-        evaluation: send evaluation batches whole, or quantize them without dropping.
+        evaluation: whether evaluation batches are quantized, too; nothing is dropped then.
     """
 
     def __init__(
@@ -134,7 +133,7 @@ class SplitFC:
         keep: float | None = None,
         bits: float | None = None,
         cols: Cols = "token_feature",
-        evaluation: Evaluation = "identity",
+        evaluation: bool = False,
     ) -> None:
         if ratio is not None and keep is not None and bits is not None:
             raise refusal("bits", bits, "two of ratio, keep, bits", "leave out one of them")
@@ -147,7 +146,6 @@ class SplitFC:
             allowed = f"more than 0, at most {_MOST_BITS}"
             raise refusal("bits", bits, allowed, f"for example bits={_DEFAULT_BITS}")
         check_choice("cols", cols, get_args(Cols))
-        check_choice("evaluation", evaluation, get_args(Evaluation))
         self._plan = _Plan(ratio, keep, bits)
         self._cols = cols
         self._evaluation = evaluation
@@ -167,7 +165,7 @@ class SplitFC:
         """Replace the payload by codes of the columns that survive."""
         if message.kind is Kind.ACTIVATION and message.training:
             self._send_activations(message, dropping=True)
-        elif message.kind is Kind.ACTIVATION and self._evaluation == "quantize":
+        elif message.kind is Kind.ACTIVATION and self._evaluation:
             self._send_activations(message, dropping=False)
         elif message.kind is Kind.GRADIENT:
             self._send_gradient(message)
@@ -206,7 +204,7 @@ class SplitFC:
         return Traits(
             needs={"places"} if self._cols == "token_feature" else {"layout"},
             changes={"numbers"},
-            evaluation=self._evaluation == "quantize",
+            evaluation=self._evaluation,
             gradient="straight-through",
         )
 

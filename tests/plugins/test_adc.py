@@ -560,9 +560,9 @@ def test_evaluation_is_not_compressed() -> None:
 @pytest.mark.parametrize(
     "plugin",
     [
-        ADC(ratio=0.16, evaluation="token_select"),
-        ADC(ratio=0.16, evaluation="token_select", criterion="cls_token"),
-        ADCTokenSelect(ratio=0.4, evaluation="token_select"),
+        ADC(ratio=0.16, evaluation=True),
+        ADC(ratio=0.16, evaluation=True, criterion="cls_token"),
+        ADCTokenSelect(ratio=0.4, evaluation=True),
     ],
 )
 def test_evaluation_may_select_tokens(plugin: Plugin) -> None:
@@ -656,7 +656,6 @@ def test_reference_bug_selects_tokens_by_feature_number(criterion: Any) -> None:
         ({"loss_weight": "log"}, "uniform, size"),
         ({"heads": "min"}, "mean, max"),
         ({"score_layer": "first"}, "last, rollout"),
-        ({"evaluation": "merge"}, "identity, token_select"),
         ({"repo_token_bug": True}, "criterion=cls_token and criterion=avg_token"),
     ],
 )
@@ -748,7 +747,7 @@ def test_server_refuses_cluster_ids_that_do_not_fit(clusters: list[int], says: s
         ("adc:ratio=0.05,alloc=fifth,repo_token_bug=false", ADC),
         ("adc:alloc=explicit,tau=0.3,kappa=0.5,iterations=10,tol_mode=relative", ADC),
         ("adc-batch-merge:ratio=0.3,criterion=class_label", ADCBatchMerge),
-        ("adc-token-select:ratio=0.3,evaluation=token_select", ADCTokenSelect),
+        ("adc-token-select:ratio=0.3,evaluation=true", ADCTokenSelect),
     ],
 )
 def test_built_by_name(text: str, kind: type) -> None:

@@ -221,7 +221,7 @@ def test_what_is_refused() -> None:
     "stack",
     [
         ["evit:keep=0.5"],
-        ["evit:keep=0.5,evaluation=true", "adc-token-select:ratio=0.7,evaluation=token_select"],
+        ["evit:keep=0.5,evaluation=true", "adc-token-select:ratio=0.7,evaluation=true"],
         ["adc-batch-merge:ratio=0.5", "evit:ratio=0.6,fuse=mean,heads=mean,score_layer=last"],
         ["evit:keep=0.75", "evit:keep=0.5"],
     ],

@@ -308,7 +308,7 @@ def test_evaluation(peers: Any) -> None:
     X = noise(6, 5, 8)
     _, wire = peers(ratio=0.4).send(Kind.ACTIVATION, X, training=False)
     assert [*wire] == ["activations"]
-    acting = peers(evaluation="compress", ratio=0.4)
+    acting = peers(evaluation=True, ratio=0.4)
     acting.send(Kind.ACTIVATION, X)
     before = acting.client.state_dict()["activations"]["basis"]
     _, wire = acting.send(Kind.ACTIVATION, noise(6, 5, 8, seed=8), 5, training=False)
@@ -386,7 +386,6 @@ def test_behind_adc_and_in_front_of_half_precision(tiny: Any) -> None:
         ({"beta": -1.0}, "beta=-1.0"),
         ({"beta": math.nan}, "beta=nan"),
         ({"iterations": 0}, "iterations=0"),
-        ({"evaluation": "yes"}, "identity, compress"),
     ],
 )
 def test_bad_parameters(parameters: dict[str, Any], says: str) -> None:

@@ -377,7 +377,7 @@ def test_evaluation(peers: Any) -> None:
     assert [*wire] == ["activations"]
     assert not pair.client.traits().evaluation
 
-    acting = peers(rank=1, evaluation="compress", gradient="natural")
+    acting = peers(rank=1, evaluation=True, gradient="natural")
     assert acting.client.traits().evaluation
     acting.send(Kind.ACTIVATION, X)
     before = acting.client.state_dict()["activations"]["basis"]
@@ -494,7 +494,6 @@ def test_nothing_that_needs_the_tensor_may_stand_behind(tiny: Any) -> None:
         ({"iterations": 0}, "iterations=0"),
         ({"error_feedback": True, "gradient": "natural"}, "give gradient=factor with it"),
         ({"gradient": "straight"}, "factor, natural"),
-        ({"evaluation": "merge"}, "identity, compress"),
     ],
 )
 def test_bad_parameters(parameters: dict[str, Any], says: str) -> None:

@@ -320,7 +320,7 @@ def test_evaluation() -> None:
     assert untouched.meta == {}
     assert not plugin.traits().evaluation
 
-    plugin = make_plugin(evaluation="compress")
+    plugin = make_plugin(evaluation=True)
     sent(plugin, values)
     before = plugin.state_dict()["history"]
     message = sent(plugin, tokens(5), training=False)
@@ -367,7 +367,6 @@ def test_training(tiny: Any, stack: list[type]) -> None:
         ({"rho": float("nan")}, "rho=nan"),
         ({"bins": 1}, "bins=1"),
         ({"per": "token"}, "group, channel"),
-        ({"evaluation": "token_select"}, "identity, compress"),
     ],
 )
 def test_parameters_that_are_refused(params: dict[str, Any], says: str) -> None:

@@ -456,7 +456,6 @@ def test_selected_tokens_have_no_places() -> None:
         ({"bits": 16}, "more than 0, at most 15"),
         ({"bits": float("nan")}, "bits=nan"),
         ({"cols": "token"}, "token_feature, channel"),
-        ({"evaluation": "compress"}, "identity, quantize"),
     ],
 )
 def test_parameters_that_are_refused(params: dict[str, Any], says: str) -> None:
