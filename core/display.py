@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from splitlab.core.ledger import Ledger
     from splitlab.core.results import Comparison, Contender, Outcome
     from splitlab.core.runner import Progress, Result
-    from splitlab.core.testing_report import Report
+    from splitlab.core.testing.report import Report
     from splitlab.core.trace import Trace
 
 __all__ = [
@@ -506,7 +506,7 @@ def show_verdict(report: Report, done: int, total: int, seconds: float) -> None:
     console.print(Text.assemble((f"{done:>3}/{total}  ", "dim"), (line, style)))
     for row in report.rows:
         if row.outcome == "failed":
-            console.print(Text(f"         {row.check}  {row.reason}"))
+            console.print(Text(f"         {row.check}  {row.reason}"), soft_wrap=True)
 
 
 def show_result(result: Result) -> None:

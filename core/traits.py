@@ -62,6 +62,7 @@ class Traits:
         stateful: whether what it does at a step depends on earlier steps (residuals, histories,
             learned modules). It then implements ``state_dict`` and ``load_state_dict``, unless all
             its state is in modules that it registered.
+        once: whether a stack may hold it only once.
         gradient: ``"natural"``: the client gets the exact gradient of the composed map;
             ``"straight-through"``: the error of the decoder is ignored; ``"corrected"``: the plugin
             adds a term of its own in ``gradient_return``.
@@ -71,6 +72,7 @@ class Traits:
     changes: AbstractSet[str] = frozenset()
     evaluation: bool = False
     stateful: bool = False
+    once: bool = False
     gradient: Gradient = "natural"
 
     def __post_init__(self) -> None:
@@ -130,7 +132,12 @@ def check_order(stack: Sequence[Declared]) -> None:
 def _problem(stack: Iterable[Declared]) -> str | None:
     gone: dict[str, str] = {}
     off_graph = ""
+    seen: set[str] = set()
     for plugin in stack:
+        name = plugin.label.partition("#")[0]
+        if plugin.traits.once and name in seen:
+            return f"{name!r} may stand in a stack only once"
+        seen.add(name)
         if plugin.on_graph and plugin.acts and off_graph:
             return (
                 f"{plugin.label!r} works on the autograd graph, before a message is made, and "

@@ -54,7 +54,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch.autograd.function import once_differentiable
 
-from splitlab.core import ConfigError, Cut, Peer, PluginError, ProtocolError, Traits, hookimpl
+from splitlab.core import ConfigError, Cut, Peer, ProtocolError, Traits, hookimpl
 from splitlab.plugins.common.settings import (
     DEFAULT_RATIO,
     check_choice,
@@ -135,11 +135,6 @@ class C3SL:
         """Replace (B, …) by (G, …), the sums of the groups."""
         if not (cut.training or self._evaluation):
             return
-        if ROWS in cut.side:
-            raise PluginError(
-                "plugin 'c3sl' stands twice in the stack, with the same keys; use one of them, "
-                "with a larger group"
-            )
         samples = cut.activations
         B = samples.shape[0]
         rows_BL = samples.flatten(1).to(_computed_in(samples))
@@ -177,7 +172,12 @@ class C3SL:
     @hookimpl
     def traits(self) -> Traits:
         """Takes rows of any shape; leaves sums of rows."""
-        return Traits(needs={"numbers"}, changes={"batch", "layout"}, evaluation=self._evaluation)
+        return Traits(
+            needs={"numbers"},
+            changes={"batch", "layout"},
+            evaluation=self._evaluation,
+            once=True,
+        )
 
     def _count(self, rows: torch.Tensor, G: int) -> int:
         """Return B, if so many samples make G groups."""

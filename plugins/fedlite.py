@@ -223,7 +223,7 @@ class FedLite:
     def traits(self) -> Traits:
         """Needs one tensor of tokens; leaves codes and codebooks."""
         return Traits(
-            needs={"layout"},
+            needs={"layout", "features"},
             changes={"layout"},
             gradient="corrected" if self._correction > 0 else "straight-through",
         )

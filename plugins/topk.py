@@ -50,7 +50,7 @@ from typing import Literal, get_args
 
 import torch
 
-from splitlab.core import ConfigError, Cut, Peer, PluginError, ProtocolError, Traits, hookimpl
+from splitlab.core import ConfigError, Cut, Peer, ProtocolError, Traits, hookimpl
 from splitlab.plugins.common.bits import MOST_BITS, pack, packed_bytes, unpack
 from splitlab.plugins.common.settings import (
     DEFAULT_RATIO,
@@ -137,8 +137,6 @@ class TopK:
         k = max(self._count(M), forced)
         if k >= M or not R:
             return
-        if f"{self._plugin}.shape" in cut.side:
-            raise PluginError(f"plugin {self._plugin!r} stands in the stack twice; once is enough")
         keys_RM = _magnitudes(x_RM.detach()[:, forced:])
         mask_RM = self._choose(keys_RM, k - forced, cut)
         if forced:
@@ -178,7 +176,7 @@ class TopK:
     def traits(self) -> Traits:
         """Needs numbers, and with ``keep_cls`` the model's tokens; leaves rows of values."""
         needs = {"numbers", "layout", "features"} if self._keep_cls else {"numbers"}
-        return Traits(needs=needs, changes={"layout"}, evaluation=self._evaluation)
+        return Traits(needs=needs, changes={"layout"}, evaluation=self._evaluation, once=True)
 
     def _count(self, M: int) -> int:
         """Return k."""

@@ -1,7 +1,8 @@
 """Fixtures of all tests: whatever a test leaves behind fails it, and `tiny` makes peers that
 train in milliseconds.
 
-Test modules are no package (pytest's importlib mode), so helpers come as fixtures.
+Test modules are no package (pytest's importlib mode), so helpers come as fixtures. What loads torch
+is imported where it is used: not every test needs it.
 """
 
 from __future__ import annotations
@@ -10,9 +11,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,177 +92,18 @@ def _state() -> dict[str, object]:
     return state
 
 
-class Tiny:
-    """Makes the smallest things that a peer needs. N = 5 tokens, width 16, 4 classes, depth 3."""
+@pytest.fixture(scope="session")
+def tiny() -> Any:
+    """Return the maker of tiny things."""
+    from splitlab.core.testing import Tiny
 
-    CLASSES = 4
-    DEPTH = 3
-    WIDTH = 16
-    SIZE = 16
-    BATCH = 6
-
-    def vit(self, seed: int = 0, **arguments: Any) -> Any:
-        """Build timm's VisionTransformer, equal for equal seeds."""
-        import torch
-        from timm.models.vision_transformer import VisionTransformer
-
-        from splitlab.core.seeding import isolated_rng
-
-        defaults = {
-            "img_size": self.SIZE,
-            "patch_size": 8,
-            "in_chans": 3,
-            "embed_dim": self.WIDTH,
-            "depth": self.DEPTH,
-            "num_heads": 2,
-            "num_classes": self.CLASSES,
-        }
-        with isolated_rng(seed, "tiny", device=torch.device("cpu")):
-            vit = VisionTransformer(**defaults | arguments)
-            for parameter in vit.parameters():  # as they are, all samples look the same to it
-                parameter.data += 0.3 * torch.randn_like(parameter)
-            return vit
-
-    def batch(self, number: int = 0, size: int = BATCH, classes: int = CLASSES) -> Any:
-        """Make a `Batch` of noise, the same for the same number."""
-        import torch
-
-        from splitlab.core.data import Batch
-
-        generator = torch.Generator().manual_seed(1000 + number)
-        images = torch.randn(size, 3, self.SIZE, self.SIZE, generator=generator)
-        targets = torch.randint(classes, (size,), generator=generator)
-        return Batch(images, targets, torch.arange(size) + size * number)
-
-    def split(self, batches: int = 3, size: int = BATCH) -> Any:
-        """Make what has the surface of a `Split`: length, classes, batches."""
-
-        class Noise:
-            classes = tuple(f"class {i}" for i in range(self.CLASSES))
-
-            def __len__(self) -> int:
-                return batches * size
-
-            def batches(self, batch_size: int, *, epoch: int = 0, skip: int = 0, **_: Any) -> Any:
-                assert batch_size == size
-                return (tiny.batch(epoch * batches + i, size) for i in range(skip, batches))
-
-        tiny = self
-        return Noise()
-
-    def data(self) -> Any:
-        """Make what has the surface of a `Data`."""
-        return SimpleNamespace(name="noise", train=self.split(3), test=self.split(2))
-
-    def bound(self, plugin: type, label: str = "", **params: Any) -> Any:
-        """Bind a plugin class as `bind_plugin` would."""
-        from splitlab.core.registry import BoundPlugin
-
-        name = label or plugin.__name__.lower()
-        return BoundPlugin(name, name, plugin, params, params)
-
-    def peer(self, role: str = "client", **facts: Any) -> Any:
-        """Make the `Peer` of a tiny model."""
-        import torch
-
-        from splitlab.core.peer import Peer
-
-        defaults: dict[str, Any] = {
-            "seed": 0,
-            "classes": self.CLASSES,
-            "tokens": 5,
-            "width": self.WIDTH,
-            "grid": (2, 2),
-            "prefix_tokens": 1,
-            "class_token": True,
-            "cut": 1,
-            "depth": self.DEPTH,
-            "batch_size": self.BATCH,
-            "device": torch.device("cpu"),
-        }
-        return Peer(role=role, **defaults | facts)
-
-    def client(self, plugins: Sequence[Any] = (), **settings: Any) -> Any:
-        """Build a client: bound plugins; settings are those of `_worker`."""
-        from splitlab.core.engine import Client
-        from splitlab.core.model import ClientHalf
-
-        return self._worker("client", Client, ClientHalf, plugins, **settings)
-
-    def server(self, plugins: Sequence[Any] = (), **settings: Any) -> Any:
-        """Build a server: bound plugins; settings are those of `_worker`."""
-        from splitlab.core.engine import Server
-        from splitlab.core.model import ServerHalf
-
-        return self._worker("server", Server, ServerHalf, plugins, **settings)
-
-    def pair(self, plugins: Sequence[Any] = (), **settings: Any) -> tuple[Any, Any]:
-        """Build a client and a server that fit."""
-        return self.client(plugins, **settings), self.server(plugins, **settings)
-
-    def _worker(
-        self,
-        role: str,
-        worker: Any,
-        half: Any,
-        plugins: Sequence[Any],
-        *,
-        observers: Sequence[object] = (),
-        cut: int = 1,
-        seed: int = 0,
-        optimizer: str = "adam",
-        lr: float = 1e-2,
-        weight_decay: float = 0.0,
-        model: Any = None,
-        classes: int = CLASSES,
-        **arguments: Any,
-    ) -> Any:
-        import torch
-
-        from splitlab.core.engine import Optimization
-        from splitlab.core.stack import Stack
-
-        vit = model() if model else self.vit(seed, num_classes=classes, **arguments)
-        part = half(vit, cut, torch.device("cpu"))
-        peer = self.peer(
-            role,
-            seed=seed,
-            classes=classes,
-            tokens=part.tokens,
-            width=part.width,
-            grid=part.grid,
-            prefix_tokens=part.prefix_tokens,
-            class_token=part.class_token,
-            cut=cut,
-            depth=part.depth,
-        )
-        optimization = Optimization(optimizer, lr, weight_decay)
-        return worker(part, Stack(plugins, observers), peer, optimization)
-
-    def travel(self, message: Any) -> Any:
-        """Encode a message, and decode it from the bytes alone."""
-        from splitlab.core.wire import Reader, encode
-
-        reader, raw = Reader(), b"".join(encode(message).buffers())
-        while True:
-            buffer = reader.buffer()
-            count = min(len(buffer), len(raw))
-            buffer[:count], raw = raw[:count], raw[count:]
-            arrived = reader.advance(count)
-            if arrived is not None:
-                assert not raw
-                return arrived
-
-    def train(self, client: Any, server: Any, steps: Sequence[int]) -> list[float]:
-        """Run these training steps through real frames; returns the losses."""
-        losses = []
-        for step in steps:
-            up = self.travel(client.forward(self.batch(step), step))
-            losses.append(client.backward(self.travel(server.handle(up))))
-        return losses
+    return Tiny()
 
 
 @pytest.fixture(scope="session")
-def tiny() -> Tiny:
-    """Return the maker of tiny things."""
-    return Tiny()
+def fresh() -> Iterator[Any]:
+    """Return peers in processes of their own; starting them takes seconds, so all share them."""
+    from splitlab.core.testing import FreshPeers
+
+    with FreshPeers() as peers:
+        yield peers

@@ -69,6 +69,16 @@ def test_stacks_that_cannot_work_name_reason_and_way_out(
     assert str(caught.value).startswith("the stack " + " + ".join(p.label for p in stack))
 
 
+def test_what_may_stand_once_is_refused_the_second_time() -> None:
+    first, second = (
+        Declared(label, Traits(once=True), on_graph=True, on_message=False)
+        for label in ("bind", "bind#2")
+    )
+    check_order([first, MERGE])
+    with pytest.raises(ConfigError, match=r"'bind' may stand in a stack only once; .* works: bind"):
+        check_order([first, second])
+
+
 def test_what_goes_with_a_change_is_implied() -> None:
     assert Traits(changes={"batch"}).takes_away == {"batch", "targets", "sample ids", "keys"}
     assert Traits().takes_away == set()

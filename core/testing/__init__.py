@@ -1,0 +1,67 @@
+"""The conformance kit: what every plugin and every transport must hold, for packages of others too.
+
+Three lines of pytest check a method, whether it is installed, registered or just written::
+
+    from splitlab.core.testing import check_plugin
+
+    def test_my_method():
+        check_plugin("my-method").raise_if_failed()
+
+``check_plugin`` also takes ``"FILE.py:Class:key=value"`` and a class; ``check_transport`` takes the
+name of a transport or its class. ``splitlab check`` prints the same reports. A `Report` has one row
+for every check; a row that failed says which plugin, which hook and the way out.
+
+`Tiny` makes models, batches and peers that train in milliseconds, for tests of a plugin's own.
+Where many plugins are checked, one `FreshPeers` for all of them saves seconds each.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Literal
+
+from splitlab.core.errors import SplitlabError
+from splitlab.core.registry import entries
+from splitlab.core.testing.fresh import FreshPeers
+from splitlab.core.testing.plugin import PLUGIN_CHECKS, check_plugin
+from splitlab.core.testing.report import ConformanceError, Report, Row
+from splitlab.core.testing.tiny import Tiny, joined
+from splitlab.core.testing.transport import TRANSPORT_CHECKS, check_transport
+
+__all__ = [
+    "PLUGIN_CHECKS",
+    "TRANSPORT_CHECKS",
+    "ConformanceError",
+    "FreshPeers",
+    "Report",
+    "Row",
+    "Tiny",
+    "check_listed",
+    "check_plugin",
+    "check_transport",
+    "joined",
+    "listed",
+]
+
+
+def listed() -> list[tuple[Literal["plugin", "transport"], str]]:
+    """Return all that is listed: plugins, named stacks and transports."""
+    found: list[tuple[Literal["plugin", "transport"], str]] = []
+    # A name that is both a plugin's and a stack's is refused wherever it is used: once will do.
+    found += [("plugin", name) for name in {**entries("plugins"), **entries("stacks")}]
+    found += [("transport", name) for name in entries("transports")]
+    return found
+
+
+def check_listed() -> Iterator[tuple[Report, float]]:
+    """Check all that is listed, one after another; yields each report, and the seconds it took."""
+    with FreshPeers() as fresh:
+        for kind, name in listed():
+            start = time.perf_counter()
+            try:
+                plugin = kind == "plugin"
+                report = check_plugin(name, fresh=fresh) if plugin else check_transport(name)
+            except SplitlabError as error:
+                report = Report(name, (Row("G0", "can be loaded", "failed", str(error)),))
+            yield report, time.perf_counter() - start

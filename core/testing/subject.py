@@ -1,0 +1,333 @@
+"""A plugin under test: the run that most of its checks look at, and what is wrong with that run.
+
+Shapes: B samples, N tokens, D width; rows and tokens as a stack leaves them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from splitlab.core.checkpoint import Checkpoints
+from splitlab.core.errors import ConfigError, SplitlabError
+from splitlab.core.message import Message
+from splitlab.core.registry import BoundPlugin, parameters
+from splitlab.core.testing.fresh import FreshPeers, Turn
+from splitlab.core.testing.report import Failed, Skipped
+from splitlab.core.testing.state import Belongings, GlobalRandom
+from splitlab.core.testing.tiny import Couple, Event, Tiny, difference, thaw
+from splitlab.core.traits import Gradient, Traits
+from splitlab.core.wire import encode
+
+__all__ = ["SAVED", "TINY", "TURNS", "State", "Subject", "decoding_problem", "with_ratio"]
+
+TINY = Tiny(image=16, patch=4, width=32, depth=2, samples=10)
+"""N = 17: a class token and 4 x 4 patches, so that pooling and merging have something to do."""
+
+TURNS: list[Turn] = [("train", 0), ("train", 1), ("evaluate", 0), ("train", 2), ("evaluate", 1)]
+SAVED = 2
+"""Turns before the state is saved."""
+_RATIOS = (1e-6, 1e-5, 1e-4, 1e-3, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2)
+
+State = tuple[dict[str, torch.Tensor], dict[str, Any]]
+"""Of a peer, as a checkpoint holds it: tensors and JSON values by name."""
+
+
+@dataclass
+class _Base:
+    """The run that most checks look at.
+
+    Attributes:
+        couple: the peers; None if they could not be built.
+        frames: up and down by turns.
+        states: of client and server after the first two steps, or why they have none.
+        shared: what both instances can reach and one of them changed.
+        disturbed: the global random generators that were drawn from.
+        error: what ended the run, and which check it belongs to.
+    """
+
+    couple: Couple | None
+    frames: list[bytes]
+    states: dict[str, State] | Exception
+    shared: list[str]
+    disturbed: list[str]
+    error: Exception | None = None
+    check: str = ""
+
+
+class Subject:
+    """A plugin under test, or a stack that has a name.
+
+    Attributes:
+        stack: the plugin, or the plugins of the stack.
+        label: what reasons call it.
+        text: what users type for it; None for a class.
+        tiny: makes its peers.
+        fresh: makes peers in other processes; None if no check needs them.
+    """
+
+    def __init__(
+        self,
+        stack: Sequence[BoundPlugin],
+        text: str | None,
+        tiny: Tiny,
+        fresh: FreshPeers | None,
+    ) -> None:
+        self.stack = stack
+        self.label = " + ".join(bound.label for bound in stack)
+        self.text = text
+        self.tiny = tiny
+        self.fresh = fresh
+
+    @cached_property
+    def base(self) -> _Base:
+        """A short training with evaluations, through real frames."""
+        frames: list[bytes] = []
+
+        def carry(message: Message, upward: bool) -> Message:
+            frames.append(b"".join(encode(message).buffers()))
+            return thaw(frames[-1])
+
+        instances: list[object] = []
+
+        def build(factory: Any, **params: Any) -> object:
+            instances.append(factory(**params))
+            return instances[-1]
+
+        stack = [
+            dataclasses.replace(bound, factory=partial(build, bound.factory))
+            for bound in self.stack
+        ]
+        base = _Base(None, frames, {}, [], [])
+        with GlobalRandom(1) as world:
+            try:
+                base.couple = Couple(self.tiny, stack, carry=carry)
+                belongings = [Belongings(instance) for instance in instances]
+                self.run(base.couple, TURNS[:SAVED])
+                base.states = _saved(base.couple)
+                self.run(base.couple, TURNS[SAVED:])
+                for client, server in zip(belongings, belongings[len(stack) :], strict=False):
+                    base.shared += Belongings.changed_together(client, server)
+            except Exception as error:  # noqa: BLE001 (it is a plugin's)
+                base.error = error
+            base.disturbed = world.disturbed()
+        if base.error is not None:
+            base.check = _whose(base)
+        return base
+
+    @property
+    def traits(self) -> Traits:
+        """What the plugin declares; of a stack, what its plugins declare together."""
+        declared = list(self.working().client.stack.traits().values())
+        order: tuple[Gradient, ...] = ("corrected", "straight-through", "natural")
+        return Traits(
+            changes=frozenset().union(*(traits.takes_away for traits in declared)),
+            evaluation=any(traits.evaluation for traits in declared),
+            stateful=any(traits.stateful for traits in declared),
+            gradient=min((traits.gradient for traits in declared), key=order.index),
+        )
+
+    def couple(self, stack: Sequence[BoundPlugin] = (), **settings: Any) -> Couple:
+        """Build new peers."""
+        return Couple(self.tiny, stack or self.stack, **settings)
+
+    def run(self, couple: Couple, turns: Sequence[Turn] = TURNS) -> Couple:
+        """Take these turns."""
+        for what, number in turns:
+            batch = self.tiny.batch(number)
+            if what == "train":
+                couple.train(batch, number)
+            else:
+                couple.evaluate(batch, number)
+        return couple
+
+    def working(self) -> Couple:
+        """Return the peers of the base run; skip the check if that run failed."""
+        if self.base.error is not None:
+            raise Skipped(f"needs steps that run, see {self.base.check}")
+        assert self.base.couple is not None
+        return self.base.couple
+
+    @cached_property
+    def second(self) -> Couple:
+        """The peers of the same run once more, with other global random states."""
+        self.working()
+        with GlobalRandom(2):
+            return self.run(self.couple())
+
+    @cached_property
+    def irregular(self) -> str | None:
+        """Where the two runs differ."""
+        first = self.working().arrived
+        return difference(first, self.second.arrived[: len(first)])
+
+    def repeating(self) -> Couple:
+        """Return the peers of the base run; skip the check if that run does not repeat itself."""
+        couple = self.working()
+        if self.irregular:
+            raise Skipped("needs runs that repeat themselves, see G3")
+        return couple
+
+    @cached_property
+    def smallest_ratio(self) -> float | None:
+        """The smallest ratio that the plugin takes on this model; None if it takes none."""
+        if len(self.stack) == 1 and "ratio" in parameters(self.stack[0].factory):
+            for ratio in _RATIOS:
+                with suppress(ConfigError):
+                    self.tiny.client(with_ratio(self, ratio))
+                    return ratio
+        return None
+
+    def has(self, hook: str) -> bool:
+        """Return whether a plugin implements the hook."""
+        return any(hasattr(bound.factory, hook) for bound in self.stack)
+
+    def failed(self, text: str) -> Failed:
+        """Return the error that fails a check."""
+        what = "plugin" if len(self.stack) == 1 else "stack"
+        return Failed(f"{what} {self.label!r}: {text}")
+
+    def charged(self, check: str) -> None:
+        """Fail this check if the base run ended with an error that belongs to it."""
+        if self.base.check == check:
+            error = self.base.error
+            if isinstance(error, SplitlabError):
+                named = any(repr(bound.label) in str(error) for bound in self.stack)
+                raise Failed(str(error)) if named else self.failed(str(error))
+            where = f" (last hook: {_last(self.base)})" if _last(self.base) else ""
+            raise self.failed(f"{type(error).__name__}: {error}{where}")
+
+
+def _last(base: _Base) -> str:
+    event = base.couple.events[-1] if base.couple and base.couple.events else None
+    return f"{event.hook} at the {event.role}" if event else ""
+
+
+def _whose(base: _Base) -> str:
+    """Return the check that the error of the base run belongs to."""
+    if base.disturbed:
+        return "G3"
+    if base.couple is None or not base.couple.events:
+        return "G0"
+    event = base.couple.events[-1]
+    if event.hook in ("after_client_forward", "before_server_forward") and event.training:
+        left = event.after.tensors.get("activations")
+        floats = left is not None and left.is_floating_point()
+        if floats and event.before.on_graph and not event.after.on_graph:
+            return "G5"
+    if decoding_problem(base.couple):
+        return "G2"
+    behind = (event.role, event.hook, event.training) == ("server", "before_server_forward", True)
+    # The server's half ran on what was decoded, and its gradient has nowhere to go.
+    return "G5" if behind and "no gradient" in str(base.error) else "G0"
+
+
+def _saved(couple: Couple) -> dict[str, State] | Exception:
+    """Return what a checkpoint file gives back of both peers."""
+    states: dict[str, State] = {}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for role in ("client", "server"):
+                checkpoints = Checkpoints(Path(folder), role)
+                checkpoints.save(SAVED, *getattr(couple, role).state())
+                states[role] = checkpoints.load(SAVED)
+    except Exception as error:  # noqa: BLE001 (it is a plugin's)
+        return error
+    return states
+
+
+def with_ratio(s: Subject, ratio: float) -> list[BoundPlugin]:
+    """Return the plugin with another ratio."""
+    return [dataclasses.replace(s.stack[0], params={**s.stack[0].params, "ratio": ratio})]
+
+
+# What is wrong behind the decoding hooks.
+
+
+def decoding_problem(couple: Couple) -> str | None:
+    """Return what is wrong with shapes, dtypes or devices behind the decoding hooks."""
+    for training in (True, False):
+        outputs = couple.seen("client", "after_client_forward", training=training)
+        problem = (
+            _arrived_problem(couple, training)
+            or _cut_problem(couple, outputs, training)
+            or (_gradient_problem(couple, outputs) if training else None)
+        )
+        if problem:
+            return problem
+    return None
+
+
+def _arrived_problem(couple: Couple, training: bool) -> str | None:
+    for role, name in (("server", "activations"), ("client", "gradient")):
+        for event in couple.seen(role, "after_receive", training=training):
+            found = event.after.tensors.get(name)
+            if name == "gradient" and not training:
+                continue
+            if found is None or not found.is_floating_point():
+                left = _described(found) if found is not None else "gone"
+                return (
+                    f"after after_receive at the {role} {name!r} is {left}; undo there what "
+                    "before_send did, under the same name"
+                )
+    return None
+
+
+def _cut_problem(couple: Couple, outputs: Sequence[Event], training: bool) -> str | None:
+    decoded = couple.seen("server", "before_server_forward", training=training)
+    for output, event in zip(outputs, decoded, strict=False):
+        X, left = output.before.tensors["activations"], event.after.tensors
+        Y = left.get("activations")
+        D = X.shape[-1]
+        if Y is None or Y.ndim != 3 or Y.shape[-1] != D:
+            found = "gone" if Y is None else _described(Y)
+            return (
+                f"after before_server_forward the activations are {found}, the server's half takes "
+                f"(rows, tokens, {D}); decode them there or in after_receive"
+            )
+        if Y.dtype != X.dtype or Y.device != X.device:
+            return (
+                f"after before_server_forward the activations are {Y.dtype} on {Y.device}, those "
+                f"of the client were {X.dtype} on {X.device}; restore dtype and device in the "
+                "decoding hook"
+            )
+        rows, targets = len(Y), left.get("targets")
+        if not training and rows != len(X):
+            return f"{rows} rows are left of {len(X)} samples in an evaluation; keep them apart"
+        if targets is None or targets.shape[:1] != Y.shape[:1]:
+            found = "gone" if targets is None else _described(targets)
+            return f"{rows} rows reach the server's half with targets {found}; one for each row"
+        sums = targets.sum(-1) if targets.is_floating_point() else targets.new_ones(())
+        if not torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
+            return "after before_server_forward the target probabilities of a row do not sum to 1"
+        for name, shape in (("weights", Y.shape[:1]), ("token_sizes", Y.shape[:2])):
+            extra = left.get(name)
+            if extra is not None and (extra.shape != shape or extra.device != Y.device):
+                return f"cut.{name} is {_described(extra)}; it must have the shape {[*shape]}"
+    return None
+
+
+def _gradient_problem(couple: Couple, outputs: Sequence[Event]) -> str | None:
+    for hook in ("after_receive", "gradient_return"):
+        for output, event in zip(outputs, couple.seen("client", hook), strict=False):
+            Z, G = output.after.tensors["activations"], event.after.tensors.get("gradient")
+            if G is None or (G.shape, G.dtype, G.device) != (Z.shape, Z.dtype, Z.device):
+                found = "gone" if G is None else f"{_described(G)} on {G.device}"
+                return (
+                    f"after {hook} at the client the gradient is {found}, the activations that "
+                    f"were sent are {_described(Z)} on {Z.device}; restore shape, dtype and device "
+                    "there"
+                )
+    return None
+
+
+def _described(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {[*tensor.shape]}"

@@ -1,0 +1,98 @@
+"""Every plugin alone and every two of them in both orders: a stack trains, or it is refused.
+
+It is refused before training, with a reason and a stack that works. One that trains does so bit for
+bit alike in one process and over a real socket.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from splitlab.core import ConfigError, Kind, Message
+from splitlab.core.registry import bind_plugin, catalogue
+from splitlab.core.testing import joined
+from splitlab.core.testing.subject import TINY
+from splitlab.core.testing.tiny import Carry, Couple, difference
+
+PLUGINS = list(catalogue()["plugins"])
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def over(transport: str) -> Iterator[Carry]:
+    with joined(transport) as carry:
+        carry(Message(Kind.CONTROL), True)  # starts the thread, so that it is not a test's
+        yield carry
+
+
+@pytest.fixture(scope="module")
+def inside() -> Iterator[Carry]:
+    yield from over("inprocess")
+
+
+@pytest.fixture(scope="module")
+def outside() -> Iterator[Carry]:
+    yield from over("tcp")
+
+
+def trained(names: list[str], carry: Carry) -> Couple:
+    """Train two steps and evaluate once."""
+    couple = Couple(TINY, [bind_plugin(name) for name in names], carry=carry)
+    for step in range(2):
+        couple.train(TINY.batch(step), step)
+    couple.evaluate(TINY.batch(7), 0)
+    return couple
+
+
+def refusal(names: list[str]) -> str | None:
+    """Return why the peers are not even built, or None if they are."""
+    try:
+        TINY.pair([bind_plugin(name) for name in names])
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def check(names: list[str], inside: Carry, outside: Carry) -> None:
+    """Let the stack train over both links, or look at the way out that its refusal names."""
+    reason = refusal(names)
+    if reason is None:
+        one, other = trained(names, inside), trained(names, outside)
+        assert len(one.arrived) == 6
+        assert difference(one.arrived, other.arrived) is None
+        return
+    assert len(names) > 1, f"alone it is refused: {reason}"
+    proposed = re.search(r"a stack that works: ([^()]+)", reason)
+    assert proposed or "use one of them alone" in reason, f"no way out: {reason}"
+    if proposed:
+        works = [name.strip().partition("#")[0] for name in proposed[1].split(" + ")]
+        assert refusal(works) is None, f"what it proposes is refused too: {reason}"
+
+
+@pytest.mark.parametrize("first", PLUGINS)
+def test_a_stack_trains_alike_everywhere_or_is_refused(
+    first: str, inside: Carry, outside: Carry
+) -> None:
+    failures = []
+    for second in [None, *PLUGINS]:
+        names = [first, second] if second else [first]
+        try:
+            check(names, inside, outside)
+        except Exception as error:  # noqa: BLE001 (the others shall be tried all the same)
+            failures.append(f"{' + '.join(names)}: {type(error).__name__}: {error}")
+    assert not failures, "\n".join(failures)
+
+
+def test_every_plugin_works_with_another() -> None:
+    """A plugin that refuses all others would pass the test above."""
+    lonely = [
+        name
+        for name in PLUGINS
+        if all(
+            refusal([name, other]) and refusal([other, name]) for other in PLUGINS if other != name
+        )
+    ]
+    assert lonely == []
