@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitlab.core import ConfigError, Cut, Kind, Peer, PluginError, ProtocolError, Role
+from splitlab.core import ConfigError, Cut, Kind, Peer, ProtocolError, Role
 from splitlab.core.registry import bind_plugin
 from splitlab.plugins import c3sl
 from splitlab.plugins.adc import ADC
@@ -410,10 +410,9 @@ def test_groups_larger_than_a_batch_are_refused() -> None:
         C3SL().setup(make_peer(batch_size=8))
 
 
-def test_twice_in_a_stack() -> None:
-    cut = client_cut(noise(4, 5, 4), plugin(group=2))
-    with pytest.raises(PluginError, match="twice"):
-        plugin(group=2).after_client_forward(cut)
+def test_twice_in_a_stack(tiny: Any) -> None:
+    with pytest.raises(ConfigError, match="'c3sl' may stand in a stack only once"):
+        tiny.pair([tiny.bound(C3SL, group=2)] * 2)
 
 
 # --- Through real frames --------------------------------------------------------------------------
