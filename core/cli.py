@@ -469,6 +469,8 @@ def _check(arguments: argparse.Namespace) -> int:
     from splitlab.core.testing import check_listed, check_plugin, check_transport, listed
 
     name, transport = arguments.name, arguments.transport
+    if name in entries("transports") and name not in {**entries("plugins"), **entries("stacks")}:
+        name, transport = transport, name
     if name and transport:
         raise ConfigError(f"check {name} and --transport {transport} exclude each other; give one")
     if name or transport:

@@ -29,6 +29,9 @@ from splitlab.core.transport import PairTransport, load_transport
 __all__ = ["ComparisonReporter", "compare", "redraw", "split_stack"]
 
 
+_MOST_SEEDS = 1000
+
+
 class ComparisonReporter:
     """Is told how a comparison goes. This one stays silent; `splitlab.core.display` shows."""
 
@@ -149,6 +152,8 @@ def _seeds(seeds: int | str | Sequence[int], first: int, *, given: bool) -> tupl
             raise refused
         seeds = [int(item) for item in items] if len(items) > 1 else int(items[0])
     if isinstance(seeds, int):
+        if seeds > _MOST_SEEDS:
+            raise refused
         chosen = tuple(range(first, first + seeds))
     elif given:
         raise ConfigError("--seed and a list of --seeds exclude each other; keep one of them")
@@ -156,7 +161,7 @@ def _seeds(seeds: int | str | Sequence[int], first: int, *, given: bool) -> tupl
         chosen = tuple(seeds)
     if not chosen or len(set(chosen)) < len(chosen):
         raise refused
-    for seed in (chosen[0], chosen[-1]):
+    for seed in (min(chosen), max(chosen)):
         Config(seed=seed)  # refuses what no run could take
     return chosen
 
@@ -206,7 +211,9 @@ def _with_ratio(members: tuple[str, ...], ratio: float) -> tuple[str, ...]:
     for i, member in enumerate(members):
         takes = next((p for p in bind_stack([member]) if "ratio" in p.params), None)
         if takes is not None:
-            given = member if takes.given else f"{member.rstrip(':')}:ratio={ratio!r}"
+            rest = member.rstrip(":").rpartition(".py:")[2]
+            joint = "," if ":" in rest else ":"
+            given = member if takes.given else f"{member.rstrip(':')}{joint}ratio={ratio!r}"
             return (*members[:i], given, *members[i + 1 :])
     return members
 
@@ -344,7 +351,7 @@ def _run_one(
         raise
     except SplitlabError as reason:
         error = str(reason).partition("; go on from")[0]
-    except (RuntimeError, MemoryError, OSError) as reason:  # no memory, a full disk
+    except Exception as reason:  # noqa: BLE001 (no memory, a full disk: the others shall go on)
         error = " ".join(f"{type(reason).__name__}: {reason}".split())
     return Outcome(contender.folder, seed, summary, error)
 

@@ -79,6 +79,21 @@ class _Worker:
             self._optimizer.zero_grad(set_to_none=True)
         self.stack.step_end(step)
 
+    def _backward(self, of: torch.Tensor, gradient: torch.Tensor | None, step: int) -> None:
+        try:
+            torch.autograd.backward(of, gradient)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            plugins = " + ".join(self.stack.traits())
+            if not plugins:
+                raise
+            raise PluginError(
+                f"step {step}: the backward pass through the stack {plugins} failed: "
+                f"{type(error).__name__}: {error}; look at autograd functions of the plugins' own, "
+                "and at changes of cut.activations in place"
+            ) from error
+
     def _suspects(self) -> str:
         one_sided = self.stack.one_sided()
         return f"; no hook decodes for: {', '.join(one_sided)}" if one_sided else ""
@@ -147,7 +162,7 @@ class Client(_Worker):
         self._check_gradient(cut)
         self.stack.gradient_return(cut)
         if cut.activations.requires_grad:
-            torch.autograd.backward(cut.activations, cut.gradient)
+            self._backward(cut.activations, cut.gradient, cut.step)
         self._step(cut.step)
         loss = message.meta.get("loss")
         if not isinstance(loss, float):
@@ -282,7 +297,7 @@ class Server(_Worker):
                 )
             per_row = F.cross_entropy(logits, cut.targets, reduction="none")
             loss = (per_row * cut.weights).sum() / cut.weights.sum()
-        torch.autograd.backward(loss)
+        self._backward(loss, None, cut.step)
         if leaf.grad is None:
             raise PluginError(
                 f"step {cut.step}: after before_server_forward cut.activations no longer depend on "
@@ -324,7 +339,15 @@ class Server(_Worker):
                 f"{cut.targets.dtype} targets {targets}; it takes (rows, tokens, {D}) and for "
                 f"every row a class id (rows) or probabilities (rows, {C}){self._suspects()}"
             )
-        return self._server_half.forward(cut.activations, cut.token_sizes)
+        sizes = cut.token_sizes
+        if sizes is not None:
+            _check_tensor(cut, "cut.token_sizes", sizes, "before_server_forward")
+            if [*sizes.shape] != shape[:2] or not bool((sizes > 0).all()):
+                raise PluginError(
+                    f"step {cut.step}: cut.token_sizes have shape {[*sizes.shape]}; for each of "
+                    f"{shape[:2]} tokens a number above 0 is needed"
+                )
+        return self._server_half.forward(cut.activations, sizes)
 
 
 def _check_tensor(cut: Cut, what: str, value: object, hook: str) -> None:

@@ -2,8 +2,8 @@
 
 A plugin is a class whose methods, marked with ``@hookimpl``, carry the names below. One instance
 lives at the client and one at the server; they share nothing but the link. A hook changes the
-object that it is given; what a data hook returns is ignored. Arguments are passed by name:
-take those you need, in any order, without defaults (pluggy passes nothing to one that has any).
+object that it is given; a data hook that returns something is an error. Arguments are passed by
+name: take those you need, in any order, without defaults.
 
 The path of one training step::
 
@@ -65,8 +65,8 @@ class HookSpecs:
         """Client, after its half ran, on the autograd graph, in stack order.
 
         May replace ``cut.activations`` by any differentiable function of it, and set
-        ``cut.targets``, ``cut.attention`` and ``cut.side``. Not called in an uncompressed
-        evaluation.
+        ``cut.targets``, ``cut.attention``, ``cut.keys`` and ``cut.side``. Not called in an
+        uncompressed evaluation.
         """
 
     @hookspec
@@ -90,7 +90,8 @@ class HookSpecs:
         """Server, before its half runs, on the autograd graph, in reverse stack order.
 
         ``cut.activations`` is the leaf whose gradient will be sent back. May replace it by any
-        differentiable function of it, and set ``cut.targets`` and ``cut.weights``.
+        differentiable function of it, and set ``cut.targets``, ``cut.weights`` and
+        ``cut.token_sizes``.
         """
 
     @hookspec
@@ -107,8 +108,8 @@ class HookSpecs:
         """Both peers, once, before the first step and before state is loaded.
 
         The place to check the parameters against model and batch size (raise ``ConfigError``), to
-        ask for attention, to register modules whose parameters are trained, and to keep ``peer``,
-        which gives random generators from the agreed seed.
+        ask for attention or keys, to register modules whose parameters are trained, and to keep
+        ``peer``, which gives random generators from the agreed seed.
         """
 
     @hookspec

@@ -37,19 +37,19 @@ Row = dict[str, Any]
 def plugin_rows() -> list[Row]:
     """Return name, title, summary, paper, source and problem of every plugin and named stack."""
     plugins = [(entry, broken("plugins", entry)) for entry in entries("plugins").values()]
-    stacks = [(entry, entry.problem) for entry in entries("stacks").values()]
+    stacks = [(entry, broken("stacks", entry)) for entry in entries("stacks").values()]
     return [_row("plugin", *pair) for pair in plugins] + [_row("stack", *pair) for pair in stacks]
 
 
 def _row(kind: str, entry: Entry, problem: str | None) -> Row:
     return {
+        **entry.facts,
         "name": entry.name,
         "title": _title(entry),
         "kind": kind,
-        "summary": entry.summary or ("" if problem else _first_line(entry)),
+        "summary": entry.summary or ("" if problem or kind == "stack" else _first_line(entry)),
         "source": entry.source,
         "problem": problem,
-        **entry.facts,
     }
 
 
@@ -69,7 +69,10 @@ def plugin_facts(name: str) -> Row:
         PluginError: it cannot be imported.
     """
     entry = entries("plugins").get(name)
-    factory = load("plugins", name) if entry else bind_plugin(name).factory
+    bound = None if entry else bind_plugin(name)
+    if bound and bound.given:
+        raise ConfigError(f"{name} has settings; explain the plugin without them")
+    factory = bound.factory if bound else load("plugins", name)
     known = parameters(factory)
     description, meanings = _parsed(inspect.getdoc(factory) or "")
     listed = dict(entry.facts) if entry else {}
@@ -83,7 +86,7 @@ def plugin_facts(name: str) -> Row:
         "hooks": [
             hook for hook in vars(HookSpecs) if not hook.startswith("_") and hasattr(factory, hook)
         ],
-        "traits": _traits(factory),
+        "traits": _traits(name, factory),
         "parameters": [
             {
                 "name": p.name,
@@ -96,25 +99,31 @@ def plugin_facts(name: str) -> Row:
             for p in known.values()
         ],
         "description": description,
-        "example": f"splitlab run --plugin {name}{_setting(list(known.values()))}",
+        "example": f"splitlab run --plugin {name}{_setting(name, list(known.values()))}",
     }
 
 
-def _setting(known: list[Any]) -> str:
+def _setting(name: str, known: list[Any]) -> str:
     """Return settings for an example: what is needed, or else the ratio or the first parameter."""
     needed = [f"{p.name}=…" for p in known if p.required]
     shown = next((p for p in known if p.name == "ratio"), known[0] if known else None)
     if needed or shown is None:
         return ":" + ",".join(needed) if needed else ""
     value = "0.1" if shown.name == "ratio" and shown.default is None else shown.default_text
+    try:
+        bind_plugin(f"{name}:{shown.name}={value}").build()
+    except SplitlabError:
+        return ""  # it takes other values; without settings it works
     return "" if value == "none" else f":{shown.name}={value}"
 
 
-def _traits(factory: Any) -> Row | None:
+def _traits(name: str, factory: Any) -> Row | None:
     """Return what the plugin declares with its default parameters; None where there are none."""
+    from splitlab.core.stack import Stack
+
     if any(p.required for p in parameters(factory).values()) or not hasattr(factory, "traits"):
         return None
-    declared = factory().traits()
+    [declared] = Stack([bind_plugin(name)]).traits().values()
     return {
         "needs": sorted(declared.needs),
         "changes": sorted(declared.changes),
@@ -148,8 +157,10 @@ def stack_facts(name: str) -> Row:
         raise ConfigError(entry.problem)
     return {
         "name": name,
+        "title": _title(entry),
         "summary": entry.summary,
         "paper": entry.facts.get("paper", ""),
+        "reconstruction": bool(entry.facts.get("reconstruction")),
         "plugins": list(entry.facts["plugins"]),
         "example": f"splitlab run --plugin {name}",
     }
@@ -161,8 +172,8 @@ def transport_rows() -> list[Row]:
     for entry in entries("transports").values():
         try:
             missing = load("transports", entry.name)().unavailable()
-        except SplitlabError as error:
-            missing = str(error)
+        except Exception as error:  # noqa: BLE001 (an outside package that is broken)
+            missing = f"{type(error).__name__}: {error}"
         facts = {"name": entry.name, "summary": entry.summary, "source": entry.source}
         rows.append({**facts, "works_here": missing is None, "missing": missing})
     return rows

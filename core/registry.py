@@ -146,8 +146,17 @@ def _users_registry() -> tuple[Path, dict[str, dict[str, dict[str, Any]]]]:
                     f"the registry {path}: [{kind}.{name or 'NAME'}] needs the key "
                     f"{_NEEDED[kind]!r}"
                 )
-            if kind == "plugins" and ".py:" in table["target"]:
-                table["target"] = str(path.parent / table["target"])
+            value = table[_NEEDED[kind]]
+            texts = value if isinstance(value, list) else [value]
+            fits = isinstance(value, list) is (kind == "stacks") and texts
+            if not fits or not all(isinstance(text, str) for text in texts):
+                what = "a list of plugins" if kind == "stacks" else "a text"
+                raise ConfigError(
+                    f"the registry {path}: {_NEEDED[kind]} of [{kind}.{name}] must be {what}"
+                )
+            # A file is where the registry says, wherever splitlab is started.
+            placed = [str(path.parent / text) if ".py:" in text else text for text in texts]
+            table[_NEEDED[kind]] = placed if kind == "stacks" else placed[0]
     return path, tables
 
 
@@ -181,12 +190,15 @@ def load(group: Group, name: str) -> Any:
     return found
 
 
-def broken(group: Group, entry: Entry) -> str | None:
+def broken(kind: Kind, entry: Entry) -> str | None:
     """Return why the entry cannot be used, or None. Imports it, unless it ships with splitlab."""
     if entry.problem or entry.source == "splitlab":
         return entry.problem
     try:
-        load(group, entry.name)
+        if kind == "stacks":
+            bind_stack([entry.name])
+        else:
+            load(kind, entry.name)
     except SplitlabError as error:
         return str(error)
     return None
@@ -257,6 +269,12 @@ def bind_stack(texts: Iterable[str]) -> list[BoundPlugin]:
         if stack.problem:
             raise ConfigError(stack.problem)
         members = [_split(member) for member in stack.facts["plugins"]]
+        nested = next((name for name, _ in members if name in stacks), None)
+        if nested is not None:
+            raise ConfigError(
+                f"stack {head!r} names the stack {nested!r}; a stack is made of plugins: write "
+                f"{', '.join(stacks[nested].facts['plugins'])} instead"
+            )
         takes = [parameters(_resolve(name)[0]) for name, _ in members]
         for key, value in given.items():
             owner = next((i for i, known in enumerate(takes) if key in known), None)
@@ -436,7 +454,10 @@ def _load_file(target: str) -> tuple[Any, str]:
     path = Path(head + ".py")
     if not path.is_file():
         raise ConfigError(f"plugin file {str(path)!r} does not exist")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise ConfigError(f"cannot read the plugin file {path}: {error.strerror}") from None
     module_name = f"splitlab_file_{digest}"
     module = sys.modules.get(module_name)
     if module is None:
@@ -447,7 +468,7 @@ def _load_file(target: str) -> tuple[Any, str]:
         sys.modules[module_name] = module  # dataclasses and type hints look their module up
         try:
             spec.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[module_name]
             raise PluginError(
                 f"plugin file {str(path)!r} cannot be imported: {type(error).__name__}: {error}"

@@ -39,6 +39,20 @@ PER_RUN = ("plugins", "seed", "output")
 _DECIDED_BY_DATA = ("eval_every", "checkpoint_every")
 """Fields that a run decides when it sees its data, if they are not given."""
 
+_SUMMARISED = (
+    "accuracy",
+    "bytes_up",
+    "bytes_down",
+    "ratio_nominal",
+    "ratio_measured",
+    "client_seconds",
+    "server_seconds",
+    "link_seconds",
+    "epochs",
+    "steps",
+)
+"""What the table takes of every ``summary.json``."""
+
 XScale = Literal["linear", "log"]
 
 
@@ -214,6 +228,7 @@ class Comparison:
                 if (folder / "summary.json").is_file():
                     with _reading(folder / "summary.json") as text:
                         summary = json.loads(text)
+                        _ = [summary[key] for key in _SUMMARISED]
             self.outcomes[key] = Outcome(*key, summary, "" if summary else errors.get(key, ""))
 
     def _check_run(self, folder: Path, wanted: Config) -> None:
@@ -414,7 +429,10 @@ def _evaluations(run_folder: Path) -> dict[int, tuple[int, float]]:
     with _reading(run_folder / "metrics.jsonl") as text:
         # Most lines are training steps, which need not be parsed.
         records = [json.loads(line) for line in text.splitlines() if '"eval"' in line]
-        return {r["step"]: (r["training_bytes"], r["accuracy"]) for r in records}
+        found = {r["step"]: (r["training_bytes"], r["accuracy"]) for r in records}
+        if not found:
+            raise ValueError("it holds no evaluation")
+        return found
 
 
 @contextmanager

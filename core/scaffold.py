@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import keyword
 import re
 from pathlib import Path
@@ -132,6 +133,9 @@ The method is in `MODULE.py`. Without installing anything it runs as a file:
 """
 
 
+_IMPORTED = ("ConfigError", "Cut", "Peer", "Traits")
+
+
 def new_plugin(name: str, directory: Path | None = None) -> Path:
     """Write a package with a method that works, and return its folder.
 
@@ -148,11 +152,21 @@ def new_plugin(name: str, directory: Path | None = None) -> Path:
             f"{name!r} cannot be a plugin's name; take small letters, digits and single hyphens, "
             "beginning with a letter, and no word of Python, as in my-method"
         )
+    class_name = "".join(map(str.capitalize, name.split("-")))
+    if (
+        importlib.util.find_spec(module) is not None
+        or keyword.iskeyword(class_name)
+        or class_name in _IMPORTED
+    ):
+        raise ConfigError(
+            f"{name!r} is also the name of a Python module or word that is there already; "
+            f"choose another, as in my-{name}"
+        )
     taken = entries("plugins").get(name) or entries("stacks").get(name)
     if taken:
         raise ConfigError(f"the name {name!r} is taken by {taken.target}; choose another")
     folder = directory if directory is not None else Path(name)
-    words = {"CLASS": "".join(map(str.capitalize, name.split("-"))), "MODULE": module, "NAME": name}
+    words = {"CLASS": class_name, "MODULE": module, "NAME": name}
     try:
         folder.mkdir(parents=True)
         for file, text in (

@@ -339,6 +339,8 @@ class _Member:
 def _global_draws() -> list[Any]:
     """Return the state of every global random generator that a plugin might draw from."""
     states: list[Any] = [random.getstate(), torch.get_rng_state().numpy().tobytes()]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states += [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()]
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
         name, keys, *rest = numpy_random.get_state()

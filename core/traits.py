@@ -164,11 +164,20 @@ def _remedy(stack: Sequence[Declared]) -> str:
 
 
 def _others(stack: Sequence[Declared]) -> Iterator[Sequence[Declared]]:
-    """Yield the same plugins in other orders, then fewer of them in the order given."""
+    """Yield the same plugins in other orders, then fewer of them in the order given.
+
+    A long stack yields one only: every plugin that works with those in front of it.
+    """
     if len(stack) <= _MOST_TRIED:
         yield from itertools.permutations(stack)
-    for count in range(len(stack) - 1, 0, -1):  # one alone always works
-        yield from itertools.combinations(stack, count)
+        for count in range(len(stack) - 1, 0, -1):  # one alone always works
+            yield from itertools.combinations(stack, count)
+        return
+    kept: list[Declared] = []
+    for plugin in stack:  # too many to try them all
+        if _problem([*kept, plugin]) is None:
+            kept.append(plugin)
+    yield kept
 
 
 def _written(stack: Iterable[Declared]) -> str:

@@ -43,7 +43,7 @@ def plugins_page() -> str:
     plugins = [row for row in rows if row["kind"] == "plugin"]
     stacks = [row for row in rows if row["kind"] == "stack"]
     listed = [(f"[`{r['name']}`](#{r['name']})", r["paper"], r["summary"]) for r in plugins]
-    named = [(f"`{r['name']}`", f"`{' + '.join(r['plugins'])}`", r["summary"]) for r in stacks]
+    named = [(f"`{r['title']}`", f"`{' + '.join(r['plugins'])}`", r["summary"]) for r in stacks]
     parts = [
         _NOTE,
         "# Plugins",

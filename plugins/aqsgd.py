@@ -139,6 +139,7 @@ class AQSGD:
     @hookimpl
     def setup(self, peer: Peer) -> None:
         """Refuse images that change from visit to visit."""
+        self._peer = peer
         if peer.augmented:
             raise ConfigError(
                 f"plugin {_NAME!r} sends how a sample's activations changed since its last visit; "
@@ -246,7 +247,7 @@ class AQSGD:
             message.put(_WHOLE, whole, Role.PAYLOAD)
 
     def _receive_activations(self, message: Message, note: Any) -> None:
-        shape, dtype = described(_NAME, note)
+        shape, dtype = described(_NAME, note, self._peer)
         ids_B = self._take_ids(message, shape)
         slot_B = self._samples.find(ids_B)
         known, new = (slot_B >= 0).nonzero().view(-1), (slot_B < 0).nonzero().view(-1)
@@ -294,7 +295,7 @@ class AQSGD:
         message.put(f"{_NAME}.scales", scale_D, Role.SIDE)
 
     def _receive_gradient(self, message: Message, note: Any) -> None:
-        shape, dtype = described(_NAME, note)
+        shape, dtype = described(_NAME, note, self._peer)
         exponent = note.get("e")
         if type(exponent) is not int or abs(exponent) > _LARGEST_EXPONENT:
             raise ProtocolError(f"plugin {_NAME!r}: {exponent!r:.20} is no exponent of a float32")

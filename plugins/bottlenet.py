@@ -171,7 +171,8 @@ class BottleNet:
     @hookimpl
     def traits(self) -> Traits:
         """Needs the model's features; acts in evaluation; learns."""
-        lost = {"tokens", "places", "attention"} if self._bypass else set()
+        # Pieces of a special token are no tokens: nobody may choose among them.
+        lost = {"tokens", "layout"} if self._bypass else set()
         return Traits(
             needs={"features"}, changes={"features", *lost}, evaluation=True, stateful=True
         )

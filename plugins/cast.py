@@ -140,9 +140,14 @@ class Cast:
 
     @hookimpl
     def traits(self) -> Traits:
-        """Any floating-point payload will do, and it stays one."""
+        """Any floating-point payload will do, and it stays one.
+
+        Numbers of 8 bits are for a quantizer or a packer behind it, no longer for arithmetic.
+        """
+        narrow = any(_FORMATS[name].itemsize == 1 for name in self._formats.values())
         return Traits(
             needs={"numbers"},
+            changes={"layout"} if narrow else set(),
             evaluation=self._evaluation and Kind.ACTIVATION in self._formats,
             gradient="straight-through",
         )

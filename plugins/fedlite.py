@@ -298,8 +298,12 @@ class FedLite:
         steps = 2**bits - 1
         per_step = steps / (2 * scale_BN1)
         per_step = per_step.where(per_step.isfinite(), 0.0)
-        draw = self._peer.generator("fedlite", "gradient", message.step)
-        chance = torch.rand(working.shape, generator=draw, dtype=working.dtype).to(working.device)
+        # Only the sender draws, so the numbers may come from the device's own generator.
+        seed = self._peer.generator("fedlite", "gradient", message.step).initial_seed()
+        draw = torch.Generator(working.device).manual_seed(seed)
+        chance = torch.rand(
+            working.shape, generator=draw, dtype=working.dtype, device=working.device
+        )
         codes = (working + scale_BN1).mul_(per_step).add_(chance).floor_()
         codes = codes.nan_to_num_(nan=0.0).clamp_(0, steps)
         packed = pack(codes.to(torch.uint8 if bits <= 8 else torch.int32), bits)
@@ -309,7 +313,7 @@ class FedLite:
 
     def _dequantize(self, message: Message, D: int, bits: int) -> None:
         packed, scale_BN = _take(message, "gradient"), _take(message, _SCALE)
-        if scale_BN.ndim != 2 or not scale_BN.is_floating_point():
+        if scale_BN.ndim != 2 or not scale_BN.is_floating_point() or not scale_BN.numel():
             raise _wrong(message, f"scales {scale_BN.dtype} {[*scale_BN.shape]}")
         codes = unpack(packed, bits, scale_BN.numel() * D).view(*scale_BN.shape, D)
         scale_BN1 = scale_BN[..., None].to(_working(scale_BN))

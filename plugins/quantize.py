@@ -14,7 +14,8 @@ The sender, for every floating-point payload tensor (…, D) by itself:
    the centres of 2^b equal cells of [lo, hi]; with one or two bits much better, as the extremes
    are rare.
 3. Code q = round((x - a) / s), clamped to [0, 2^b - 1]; to the nearest level, or stochastically to
-   one of its two neighbours, so that the mean is x.
+   one of its two neighbours, so that the mean is x. (With midrise, what lies beyond the outermost
+   centres goes to these, in either case.)
 4. The codes are packed without gaps (`splitlab.plugins.common.bits`).
 
 The receiver returns q · s + a.
@@ -27,8 +28,9 @@ Defaults, and what differs from the code named above:
 
 - A range per token, where both have one for the whole tensor: one outlier then costs its token and
   not the batch. ``per=tensor`` is theirs.
-- Gradients are rounded stochastically, so that the server's error is no bias that adds up over
-  steps. ``gradient_rounding=nearest`` is theirs. The draws come from the run's seed and the step.
+- Gradients are rounded stochastically, so that with minmax the server's error is no bias that adds
+  up over steps. ``gradient_rounding=nearest`` is theirs. The draws come from the run's seed and the
+  step.
 - Ranges per token, channel and group are two bfloat16: they cost what float16 would, and gradients
   are often smaller than float16 can tell from zero. Rounding them outwards clips nothing, and makes
   steps larger by 1% or less, unless a range is small against its own distance from zero.
@@ -84,7 +86,9 @@ class Quantize:
         bits: bits per number, 1 to 16, for activations.
         gradient_bits: for gradients; None: as many.
         mode: minmax, whose levels hold the extremes, or midrise, cell centres.
+        gradient_mode: of gradients; None: the same.
         per: what has a range of its own: tensor, token, channel or group.
+        gradient_per: of gradients; None: the same.
         group: features of a group, with ``per=group``; the last group of a token may be smaller.
         rounding: of activations: nearest or stochastic.
         gradient_rounding: of gradients.
@@ -99,7 +103,9 @@ class Quantize:
         bits: int | None = None,
         gradient_bits: int | None = None,
         mode: Mode = "minmax",
+        gradient_mode: Mode | None = None,
         per: Per = "token",
+        gradient_per: Per | None = None,
         group: int = 64,
         rounding: Rounding = "nearest",
         gradient_rounding: Rounding = "stochastic",
@@ -113,22 +119,31 @@ class Quantize:
             if value is not None and not 1 <= value <= _MOST_BITS:
                 raise refusal(name, value, f"1 to {_MOST_BITS}", f"for example {name}=4")
         check_choice("mode", mode, get_args(Mode))
+        check_choice("gradient_mode", gradient_mode or mode, get_args(Mode))
         check_choice("per", per, get_args(Per))
+        check_choice("gradient_per", gradient_per or per, get_args(Per))
         check_choice("rounding", rounding, get_args(Rounding))
         check_choice("gradient_rounding", gradient_rounding, get_args(Rounding))
         check_choice("direction", direction, get_args(Direction))
         if group < 1:
             raise refusal("group", group, "1 or more", "for example group=64")
-        if gradient_bits is not None and direction == "up":
-            raise refusal(
-                "gradient_bits", gradient_bits, "direction=both or down", "leave one of them out"
-            )
+        for name, given in (
+            ("gradient_bits", gradient_bits),
+            ("gradient_mode", gradient_mode),
+            ("gradient_per", gradient_per),
+        ):
+            if given is not None and direction == "up":
+                raise refusal(name, given, "direction=both or down", "leave one of them out")
         self._quantizers: dict[Kind, _Quantizer] = {}
         if direction != "down":
             self._quantizers[Kind.ACTIVATION] = _Quantizer(bits, mode, per, group, rounding)
         if direction != "up":
             self._quantizers[Kind.GRADIENT] = _Quantizer(
-                gradient_bits or bits, mode, per, group, gradient_rounding
+                gradient_bits or bits,
+                gradient_mode or mode,
+                gradient_per or per,
+                group,
+                gradient_rounding,
             )
         self._evaluation = evaluation
 

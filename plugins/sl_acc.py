@@ -144,6 +144,7 @@ class SLACC:
     @hookimpl
     def setup(self, peer: Peer) -> None:
         """Check that a full batch can meet the ratio."""
+        self._peer = peer
         if self._ratio is None:
             return
         R, C = peer.batch_size * peer.tokens, peer.width
@@ -201,7 +202,7 @@ class SLACC:
         note = message.pop(_NAME)
         if note is None:
             return
-        (B, N, C), dtype = described(_NAME, note)
+        (B, N, C), dtype = described(_NAME, note, self._peer)
         G = note.get("groups")
         if type(G) is not int or not 1 <= G <= min(_MOST_GROUPS, C):
             raise ProtocolError(f"plugin {_NAME!r}: {G!r} groups of {C} channels cannot be")

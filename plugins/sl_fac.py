@@ -137,6 +137,7 @@ class SLFAC:
                 f"plugin {_NAME!r} needs the patches' grid, which this model does not have; choose "
                 "a model with one (for example vit-mini or deit_tiny_patch16_224)"
             )
+        self._peer = peer
         self._grid = peer.grid
         self._prefix = peer.prefix_tokens
         if self._ratio is None:
@@ -202,7 +203,7 @@ class SLFAC:
             message.put(f"{_NAME}.special", halves_RpD, Role.PAYLOAD)
             message.put(f"{_NAME}.scale", scale_Rp, Role.SIDE)
         message.put(f"{_NAME}.sets", pack(much_FD, 1), Role.SIDE)
-        message.put(f"{_NAME}.widths", pack(bits_S, _WIDTH_BITS), Role.SIDE)
+        message.put(f"{_NAME}.widths", pack(bits_S, _WIDTH_BITS).to(values.device), Role.SIDE)
         message.put(f"{_NAME}.ranges", ranges_S2, Role.SIDE)
 
     @hookimpl
@@ -211,7 +212,7 @@ class SLFAC:
         note = message.pop(_NAME)
         if note is None:
             return
-        (R, N, D), dtype = described(_NAME, note)
+        (R, N, D), dtype = described(_NAME, note, self._peer)
         F, prefix = self._frequencies, self._prefix
         if prefix + F != N:
             raise ProtocolError(

@@ -35,9 +35,10 @@ a float16 for the minimum (or mean) of every column, one for the maximum of thos
 Σ_w ⌈R · K_w · w / 8⌉ bytes of codes. The float16 numbers are multiples of a power of two that goes
 with the header, so that the tiny numbers of a gradient keep their digits.
 
-A ``ratio`` ξ of 32 bits a number is met with mask, ranges and widths included, whatever K is drawn:
-step 4 spends what is left of it. It fixes one of ``keep`` and ``bits``, given the other; with
-neither, ``bits`` is 4, and where nothing would be dropped any more, more.
+A ``ratio`` ξ of 32 bits a number is met with mask, ranges and widths included: step 4 spends what
+the K columns that were drawn leave of it (a draw far above keep · Q can leave nothing, and then
+exceeds). It fixes one of ``keep`` and ``bits``, given the other; with neither, ``bits`` is 4, and
+where nothing would be dropped any more, more.
 
 Evaluation is not compressed, unless ``evaluation=true``: nothing is dropped then, and all
 columns are quantized with the mean width of training.
@@ -107,9 +108,6 @@ _MOST_EXPONENT = 150
 _ROUNDING_BITS = 8 * 17
 """What rounding up to whole bytes costs at most: 15 widths, the widths themselves, the mask."""
 
-_MOST_BATCHES = 16
-"""A payload that claims to be larger than so many full batches is refused."""
-
 
 class SplitFC:
     """Drop whole columns of the feature matrix, divide the others by p, quantize them by column.
@@ -176,8 +174,7 @@ class SplitFC:
         note = message.pop(_NAME)
         if note is None:
             return
-        shape, dtype = described(_NAME, note)
-        self._check_size(shape)
+        shape, dtype = described(_NAME, note, self._peer)
         R, Q = self._matrix(shape)
         name = coded_name(message, _NAME)
         if message.kind is Kind.GRADIENT:
@@ -190,6 +187,8 @@ class SplitFC:
         size = [coded_bytes(bits_K, R)]
         codes = take_checked(message, _NAME, name, torch.uint8, size)
         values_RQ = decode_columns(codes, (R, Q), kept_K, low_K, high_K, bits_K)
+        if dtype.itemsize < 4:  # what was divided by a small p may be beyond what it can hold
+            values_RQ.clamp_(torch.finfo(dtype).min, torch.finfo(dtype).max)
         message.put(name, values_RQ.view(shape).to(dtype), Role.PAYLOAD)
 
     @hookimpl
@@ -277,12 +276,6 @@ class SplitFC:
         if message.training:
             self._sent = _Sent(message.step, shape, kept_K, None)
         return kept_K
-
-    def _check_size(self, shape: tuple[int, ...]) -> None:
-        """Refuse what dropped columns could blow up: they cost a bit, and a number each here."""
-        most = _MOST_BATCHES * self._peer.batch_size * self._peer.tokens * self._peer.width
-        if math.prod(shape) > most:
-            raise ProtocolError(f"plugin {_NAME!r}: a payload {[*shape]} is no batch of this run")
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,6 +103,7 @@ class TopK:
                 "leave it out",
             )
         self._ratio = DEFAULT_RATIO if ratio is None else ratio
+        self._asked = ratio is not None
         self._rate = rate
         self._scope = scope
         self._keep_cls = keep_cls
@@ -122,6 +123,13 @@ class TopK:
             raise ConfigError(
                 f"plugin {self._plugin!r}: keep_cls=true keeps special tokens, and this model has "
                 "none; leave it out"
+            )
+        self._forced = peer.prefix_tokens * peer.width if self._keep_cls else 0
+        if self._asked and self._count(self._M) < self._forced:
+            raise ConfigError(
+                f"plugin {self._plugin!r}: ratio={self._ratio} cannot be met with keep_cls=true: "
+                f"the special tokens alone are {self._forced} of {self._M} numbers; give a larger "
+                "ratio"
             )
 
     @hookimpl
@@ -168,8 +176,11 @@ class TopK:
 
     @hookimpl
     def nominal_ratio(self) -> tuple[float, float]:
-        """Return what the paper charges: k/M numbers, up with ⌈log2 M⌉ bits for each index."""
-        rate = min(1.0, self._count(self._M) / self._M)
+        """Return what the paper charges: k/M numbers, up with ⌈log2 M⌉ bits for each index.
+
+        That is more than is sent where the mask is the shorter form.
+        """
+        rate = min(1.0, max(self._count(self._M), self._forced) / self._M)
         return min(1.0, rate * (1 + _index_bits(self._M) / 32)), rate
 
     @hookimpl

@@ -17,7 +17,8 @@ from splitlab.core.testing import joined
 from splitlab.core.testing.subject import TINY
 from splitlab.core.testing.tiny import Carry, Couple, difference
 
-PLUGINS = list(catalogue()["plugins"])
+PLUGINS = [*catalogue()["plugins"], "cast:dtype=fp8_e4m3", "bottlenet:cls_bypass=true"]
+"""All that ship, and settings that change what a plugin leaves behind."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

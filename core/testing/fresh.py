@@ -74,10 +74,14 @@ class FreshPeers:
 
     def __init__(self) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
         # One thread: it forks, and its numbers are compared with those of one thread.
         lonely = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "splitlab.core.testing.fresh"],
+        # -P: what lies in the working folder must not shadow a module.
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "splitlab.core.testing.fresh"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -113,6 +117,9 @@ class FreshPeers:
             "folder": os.getcwd(),
             "path": sys.path,
         }
+        if self._process.poll() is not None:  # an earlier plugin was the end of it
+            self._end()
+            self._process = self._start()
         assert self._process.stdin is not None
         try:
             _write(self._process.stdin, request, frames)
@@ -127,9 +134,13 @@ class FreshPeers:
 
     def close(self) -> None:
         """End the process."""
+        self._end()
+        self._log.close()
+
+    def _end(self) -> None:
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._log):
+        for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()

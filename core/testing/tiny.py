@@ -346,7 +346,6 @@ class Couple:
         server: the server.
         arrived: every message as it arrived, before any hook changed it.
         events: every data hook that ran.
-        last: the hook that ran last, or in which a plugin failed, with its role.
     """
 
     def __init__(

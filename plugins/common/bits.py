@@ -84,7 +84,7 @@ def _maps(bits: int) -> tuple[Map, Map]:
 
 def _pieces(count: int, bits: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
     """Yield which codes and which bytes of the string belong together."""
-    piece = _PIECE * torch.get_num_threads() if device.type == "cpu" else count + -count % 8
+    piece = _PIECE * torch.get_num_threads() if device.type == "cpu" else max(8, count + -count % 8)
     for start in range(0, count, piece):
         stop = min(start + piece, count)
         yield slice(start, stop), slice(start * bits // 8, packed_bytes(stop, bits))

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from splitlab.core import Message, PluginError, ProtocolError, Role
+from splitlab.core import Message, Peer, PluginError, ProtocolError, Role
 
 __all__ = ["coded_name", "describe", "described", "payload_name", "take_checked"]
 
@@ -23,8 +23,8 @@ _DTYPES = {
     "float64": torch.float64,
 }
 
-_MOST_NUMBERS = 2**31
-"""A note of a few bytes must not make the receiver allocate more numbers than these."""
+_MOST_BATCHES = 16
+"""A payload that claims to be larger than so many full batches of the run is refused."""
 
 
 def payload_name(message: Message, plugin: str) -> str:
@@ -50,18 +50,20 @@ def describe(tensor: torch.Tensor) -> dict[str, Any]:
     return {"shape": [*tensor.shape], "dtype": str(tensor.dtype).removeprefix("torch.")}
 
 
-def described(plugin: str, note: Any) -> tuple[tuple[int, int, int], torch.dtype]:
+def described(plugin: str, note: Any, peer: Peer) -> tuple[tuple[int, int, int], torch.dtype]:
     """Return the shape (rows, tokens, features) and the dtype that a note of `describe` holds.
 
     Raises:
-        ProtocolError: it holds none, or none that can be.
+        ProtocolError: it holds none, or none that can be: a note of a few bytes must not make the
+            receiver allocate more than some batches of this run.
     """
+    most = _MOST_BATCHES * peer.batch_size * peer.tokens * peer.width
     shape, name = (note.get("shape"), note.get("dtype")) if isinstance(note, dict) else (None, None)
     if (
         not isinstance(shape, list)
         or len(shape) != 3
         or not all(type(size) is int and size > 0 for size in shape)
-        or math.prod(shape) > _MOST_NUMBERS
+        or math.prod(shape) > most
         or not isinstance(name, str)
         or name not in _DTYPES
     ):

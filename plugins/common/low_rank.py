@@ -17,7 +17,9 @@ the tensor's dtype: a quantizer behind the method compresses them further.
 The way back, ``natural``: with Q's columns orthonormal and held fixed, X ↦ P = X Q ↦ P Qᵀ has the
 gradient ∂L/∂X = (G Q) Qᵀ, where G is the gradient of what was rebuilt. G Q has the size of P, and
 the client still has Q: nothing else travels. The shortcut over the left factor, Pᵀ G, would be
-smaller still, but leaves the gradients of all M rows in a space of R dimensions.
+smaller still, but leaves the gradients of all M rows in a space of R dimensions. With a quantizer
+behind the method the server answers with its own, rounded Q, and the client has the whole one: the
+gradient is then exact but for that rounding.
 """
 
 from __future__ import annotations
@@ -224,7 +226,8 @@ class LowRank(ABC):
             return
         if basis is not None:
             _remember(track, basis)
-        if feeds and (track.residual is None or track.residual.shape == source.shape):
+        full = source.shape[0] == self._peer.batch_size
+        if feeds and (full or track.residual is None or track.residual.shape == source.shape):
             rebuilt = self._rebuild(P, Q)
             if self._center:
                 rebuilt += message[self._mean]

@@ -72,9 +72,9 @@ class Share:
 
     def nominal(self, peer: Peer) -> float:
         """Return ξ: as asked for, or of the patches that are kept."""
-        if self.keep is None:
-            return self.ratio or DEFAULT_RATIO
         N, P = peer.tokens, peer.prefix_tokens
+        if self.keep is None:
+            return self.ratio or max(DEFAULT_RATIO, self._least(P) / N)
         M = self.patches(N, P)
         return 1.0 if M >= N - P else (P + M + self.fused) / N
 

@@ -152,6 +152,12 @@ def test_seeds(seeds: Any, chosen: tuple[int, ...], runs: Runs) -> None:
     assert compare(["adc"], seeds=seeds, **FAST).seeds == chosen
 
 
+@pytest.mark.parametrize("seeds", ["0,9999999999999999999,1", "99999999999", 1001])
+def test_seeds_that_no_run_can_take(seeds: Any, runs: Runs) -> None:
+    with pytest.raises(ConfigError, match="is not allowed"):
+        compare(["adc"], seeds=seeds, **FAST)
+
+
 def test_ratio_goes_to_the_first_that_takes_one(runs: Runs, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
@@ -177,6 +183,16 @@ def test_ratio_goes_to_the_first_that_takes_one(runs: Runs, tmp_path: Path) -> N
     titles = [contender.title for contender in comparison.contenders]
     assert titles[:2] == ["adc", "Mine"]
     assert titles[3] == "adc:alloc=fifth + Mine"
+
+
+def test_ratio_joins_the_settings_of_a_named_stack(runs: Runs) -> None:
+    comparison = compare(["tsflora:bits=4", "adc-q8"], ratio=0.25, seeds=1, **FAST)
+    plugins = [contender.plugins for contender in comparison.contenders]
+    assert plugins == [("tsflora:bits=4",), ("adc-q8",)]  # their ratios are set
+    Path("registry.toml").write_text("[stacks.mine]\nplugins = ['adc', 'quantize:bits=8']")
+    comparison = compare(["mine:alloc=sqrt", "mine:bits=4"], ratio=0.25, seeds=1, **FAST)
+    plugins = [contender.plugins for contender in comparison.contenders]
+    assert plugins == [("mine:alloc=sqrt",), ("mine:bits=4,ratio=0.25",)]
 
 
 def test_titles(runs: Runs, tmp_path: Path) -> None:

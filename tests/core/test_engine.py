@@ -591,6 +591,40 @@ def test_a_broken_contract_is_the_plugins_error_and_names_the_step(
     assert "step 41" in str(caught.value) or "has no tensor" in words or "engine uses" in words
 
 
+@pytest.mark.parametrize("hook", ["after_client_forward", "before_server_forward"])
+def test_a_backward_pass_that_fails_is_put_down_to_the_stack(tiny: Any, hook: str) -> None:
+    class Breaks(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            raise ValueError("no derivative")
+
+    act = assign("activations", Breaks.apply)
+    client, server = tiny.pair([tiny.bound(Sabotage, hook=hook, act=act)])
+    with pytest.raises(
+        PluginError, match=r"step 0: the backward pass .* sabotage failed: ValueError: no deriv"
+    ):
+        tiny.train(client, server, [0])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        (torch.ones(6, 4), r"cut.token_sizes have shape \[6, 4\]; .* \[6, 5\] tokens"),
+        (torch.zeros(6, 5), "a number above 0"),
+        ("many", "cut.token_sizes is str, not a tensor"),
+    ],
+)
+def test_token_sizes_that_do_not_fit_are_refused(tiny: Any, sizes: Any, words: str) -> None:
+    act = assign("token_sizes", lambda _: sizes)
+    client, server = tiny.pair([tiny.bound(Sabotage, hook="before_server_forward", act=act)])
+    with pytest.raises(PluginError, match=words):
+        tiny.train(client, server, [0])
+
+
 def test_a_tensor_on_the_graph_cannot_be_put_into_a_message(tiny: Any) -> None:
     act = put("activations", lambda x: x.clone().requires_grad_())
     client = tiny.client([tiny.bound(Sabotage, hook="before_send ACTIVATION", act=act)])

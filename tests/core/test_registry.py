@@ -301,7 +301,11 @@ def test_files_that_cannot_be_used_say_why(file: Path, tmp_path: Path) -> None:
     for name in ("Min", "number", ""):
         with pytest.raises(ConfigError, match=r"unknown class in mine\.py.* known: Mine, Other"):
             bind_plugin(f"{file}:{name}")
-    for text, reason in (("raise OSError('x')", "OSError: x"), ("def", "SyntaxError")):
+    for text, reason in (
+        ("raise OSError('x')", "OSError: x"),
+        ("def", "SyntaxError"),
+        ("import sys\nsys.exit(3)", "SystemExit: 3"),
+    ):
         file.write_text(text)
         with pytest.raises(PluginError, match=rf"mine\.py' cannot be imported: {reason}"):
             bind_plugin(f"{file}:Mine")
@@ -444,6 +448,11 @@ def test_a_registry_is_found_by_its_variable_from_anywhere(
         ("[plugins.x]\nsummary = 'no target'", r"\[plugins.x\] needs the key 'target'"),
         ("[stacks.x]\ntarget = 'a:B'", r"\[stacks.x\] needs the key 'plugins'"),
         ("plugins = 3", r"\[plugins.NAME\] needs"),
+        ("[plugins.x]\ntarget = 5", r"target of \[plugins.x\] must be a text"),
+        ("[plugins.x]\ntarget = ['a:B']", r"target of \[plugins.x\] must be a text"),
+        ("[stacks.x]\nplugins = 'adc'", r"plugins of \[stacks.x\] must be a list of plugins"),
+        ("[stacks.x]\nplugins = []", r"plugins of \[stacks.x\] must be a list of plugins"),
+        ("[stacks.x]\nplugins = ['adc', 1]", r"plugins of \[stacks.x\] must be a list"),
         ("[plugins", "is not TOML"),
     ],
 )
@@ -478,6 +487,28 @@ def test_a_stack_stands_for_its_plugins_and_passes_settings_on(own: Path) -> Non
         bind_stack(["both:bits=3"])
     with pytest.raises(ConfigError, match=r"unknown plugin 'bot' .did you mean 'both'"):
         bind_stack(["bot"])
+
+
+def test_files_of_a_stack_are_where_the_registry_says(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own.write_text("[stacks.both]\nplugins = ['mine.py:Mine:ratio=0.4', 'adc']")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("SPLITLAB_REGISTRY", str(own))
+    assert [str(b) for b in bind_stack(["both"])] == ["Mine:ratio=0.4", "adc"]
+
+
+def test_a_stack_is_made_of_plugins(own: Path) -> None:
+    own.write_text("[stacks.both]\nplugins = ['adc-q8', 'zstd']\n[stacks.odd]\nplugins = ['ad']")
+    with pytest.raises(ConfigError, match=r"stack .adc-q8.; .* write adc:ratio=0.4, quan"):
+        ConfigError, match=r"names the stack 'adc-q8'; .* write adc:ratio=0.4, quan"
+    ):
+        bind_stack(["both"])
+    found = {name: broken("stacks", entry) for name, entry in entries("stacks").items()}
+    assert "unknown plugin 'ad'" in (found["odd"] or "")
+    assert "names the stack" in (found["both"] or "")
+    assert found["adc-q8"] is None
 
 
 @pytest.mark.parametrize("name", catalogue().get("stacks", {}))

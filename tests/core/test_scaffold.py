@@ -69,6 +69,13 @@ def test_names_that_cannot_be_are_refused(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("name", ["random", "torch", "true", "traits", "cut"])
+def test_names_of_modules_and_words_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"choose another, as in my-{name}"):
+        new_plugin(name, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("name", ["adc", "adc-q8"])
 def test_names_that_are_taken_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"the name {name!r} is taken by .*; choose another"):

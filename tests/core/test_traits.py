@@ -79,6 +79,12 @@ def test_what_may_stand_once_is_refused_the_second_time() -> None:
         check_order([first, second])
 
 
+def test_a_long_stack_is_refused_at_once() -> None:
+    many = [Declared("bind", Traits(once=True), on_graph=True, on_message=False)] * 40
+    with pytest.raises(ConfigError, match=r"a stack that works: merge . bind"):
+        check_order([MERGE, *many])
+
+
 def test_what_goes_with_a_change_is_implied() -> None:
     assert Traits(changes={"batch"}).takes_away == {"batch", "targets", "sample ids", "keys"}
     assert Traits().takes_away == set()

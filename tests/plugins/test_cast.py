@@ -167,6 +167,13 @@ def test_training_through_real_frames(tiny: Any, dtype: Any) -> None:
     assert losses == tiny.train(*tiny.pair([tiny.bound(Cast, dtype=dtype)]), range(2))
 
 
+@pytest.mark.parametrize("dtype", ["fp8_e4m3", "fp8_e5m2"])
+def test_no_arithmetic_follows_eight_bits(tiny: Any, dtype: Any) -> None:
+    for name in ("powersgd", "sl-acc", "fedlite"):
+        with pytest.raises(ConfigError, match=rf"{name!r} needs .* works: {name} \+ cast"):
+            tiny.pair([tiny.bound(Cast, dtype=dtype), bind_plugin(name)])
+
+
 def test_in_front_of_a_quantizer(tiny: Any) -> None:
     stack = [tiny.bound(Cast, dtype="fp8_e4m3"), tiny.bound(Quantize, bits=8, per="tensor")]
     losses = tiny.train(*tiny.pair(stack), range(2))

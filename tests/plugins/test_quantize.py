@@ -402,3 +402,20 @@ def test_gpu_agrees_with_the_cpu(tiny: Any, per: Any) -> None:
     plugin.before_send(message)
     plugin.after_receive(message)
     torch.testing.assert_close(message["x"].cpu(), there_and_back(tiny, plugin, x))
+
+
+def test_each_direction_has_its_own_mode_and_ranges(tiny: Any) -> None:
+    wanted = {"bits": 4, "per": "token", "gradient_per": "channel", "gradient_mode": "midrise"}
+    client, server = tiny.pair([tiny.bound(Quantize, **wanted)])
+    up = client.forward(tiny.batch(), 0)
+    assert up["quantize.activations"].shape == (2, 30)
+    down = server.handle(tiny.travel(up))
+    assert down["quantize.gradient"].shape == (2, 16)
+    client.backward(tiny.travel(down))
+    same = tiny.server([tiny.bound(Quantize, bits=4, gradient_per="channel")]).handle(
+        tiny.travel(tiny.client([tiny.bound(Quantize, bits=4)]).forward(tiny.batch(), 0))
+    )
+    assert not torch.equal(same["gradient"], down["gradient"])
+    for name in ("gradient_mode", "gradient_per"):
+        with pytest.raises(ConfigError, match=f"{name}=.* direction=both or down"):
+            Quantize(direction="up", **{name: wanted[name]})

@@ -496,7 +496,7 @@ def change(message: Message, name: str, tensor: torch.Tensor) -> None:
         (lambda m: m.take("splitfc.widths"), "'splitfc.widths' is missing"),
         (lambda m: m.meta["splitfc"][0].update(e=1000), "1000 is no exponent"),
         (lambda m: m.meta["splitfc"][0].update(e="0"), "is no exponent"),
-        (lambda m: m.meta["splitfc"][0].update(shape=[2**20, N, D]), "is no batch of this run"),
+        (lambda m: m.meta["splitfc"][0].update(shape=[2**20, N, D]), "the note .* says"),
         (lambda m: m.meta["splitfc"][0].update(dtype="int8"), "shape and dtype"),
         (lambda m: m.put("more", torch.ones(1), Role.PAYLOAD), "2 payloads arrived"),
     ],

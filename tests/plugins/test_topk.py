@@ -419,6 +419,14 @@ def test_refused_in_setup(tiny: Any) -> None:
         TopK(keep_cls=True).setup(tiny.peer(prefix_tokens=0))
 
 
+def test_special_tokens_that_are_kept_count_in_the_ratio(tiny: Any) -> None:
+    with pytest.raises(ConfigError, match=r"ratio=0.1 cannot be met .* 16 of 80 numbers"):
+        TopK(ratio=0.1, keep_cls=True).setup(tiny.peer())
+    plugin = TopK(rate=0.01, keep_cls=True)
+    plugin.setup(tiny.peer())
+    assert plugin.nominal_ratio()[1] == 16 / 80
+
+
 def integers(*values: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32)
 

@@ -740,6 +740,9 @@ def test_the_command_prints_a_table_and_its_status_is_the_verdict(
     assert printed.startswith("inprocess: 12 passed, 8 skipped\n")
     assert re.search(r"passed +T1 +every kind arrives both ways", printed)
 
+    assert main(["check", "inprocess"]) == 0  # a transport goes by its name alone, too
+    assert capsys.readouterr().out == printed
+
     monkeypatch.setattr(testing.plugin, "PLUGIN_CHECKS", testing.plugin.PLUGIN_CHECKS[:2])
     assert main(["check", f"{__file__}:Boasts"]) == 1
     printed = capsys.readouterr().out

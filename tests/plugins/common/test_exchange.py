@@ -25,9 +25,9 @@ def message_of(**payloads: torch.Tensor) -> Message:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_a_note_says_shape_and_dtype(dtype: torch.dtype) -> None:
+def test_a_note_says_shape_and_dtype(tiny: Any, dtype: torch.dtype) -> None:
     note = describe(torch.empty(2, 3, 4, dtype=dtype))
-    assert described("x", note) == ((2, 3, 4), dtype)
+    assert described("x", note, tiny.peer()) == ((2, 3, 4), dtype)
 
 
 @pytest.mark.parametrize(
@@ -40,14 +40,15 @@ def test_a_note_says_shape_and_dtype(dtype: torch.dtype) -> None:
         {"shape": [2, 3, True], "dtype": "float32"},
         {"shape": [2, 3, 4.0], "dtype": "float32"},
         {"shape": [2**20, 2**20, 1], "dtype": "float32"},
+        {"shape": [16 * 6 + 1, 5, 16], "dtype": "float32"},
         {"shape": [2, 3, 4], "dtype": "int64"},
         {"shape": [2, 3, 4], "dtype": ["float32"]},
         {"shape": [2, 3, 4]},
     ],
 )
-def test_notes_that_are_refused(note: Any) -> None:
+def test_notes_that_are_refused(tiny: Any, note: Any) -> None:
     with pytest.raises(ProtocolError, match=r"plugin 'x': the note .* says"):
-        described("x", note)
+        described("x", note, tiny.peer())
 
 
 @pytest.mark.parametrize(
