@@ -502,8 +502,6 @@ def test_files_of_a_stack_are_where_the_registry_says(
 def test_a_stack_is_made_of_plugins(own: Path) -> None:
     own.write_text("[stacks.both]\nplugins = ['adc-q8', 'zstd']\n[stacks.odd]\nplugins = ['ad']")
     with pytest.raises(ConfigError, match=r"stack .adc-q8.; .* write adc:ratio=0.4, quan"):
-        ConfigError, match=r"names the stack 'adc-q8'; .* write adc:ratio=0.4, quan"
-    ):
         bind_stack(["both"])
     found = {name: broken("stacks", entry) for name, entry in entries("stacks").items()}
     assert "unknown plugin 'ad'" in (found["odd"] or "")
