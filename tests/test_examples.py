@@ -16,8 +16,10 @@ import torch
 from splitlab.core import ProtocolError, Role
 from splitlab.core.build import resolve
 from splitlab.core.cli import _given, _parser, main
+from splitlab.core.compare import split_stack
 from splitlab.core.config import Config
-from splitlab.core.registry import bind_plugin
+from splitlab.core.registry import bind_plugin, bind_stack
+from splitlab.core.stack import Stack
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -84,7 +86,10 @@ def test_two_processes() -> None:
 def test_commands_of_the_readme_are_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     arguments = _parser().parse_args(shlex.split(command)[1:])
-    if hasattr(arguments, "config"):
+    if command.startswith("splitlab compare"):
+        for stack in arguments.plugins:
+            Stack(bind_stack(split_stack(stack)))
+    elif hasattr(arguments, "config"):
         resolved = resolve(Config.from_mapping(_given(arguments)))
         assert all(f"--plugin {plugin}" in command for plugin in resolved.plugins)
     assert callable(arguments.command)

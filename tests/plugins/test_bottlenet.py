@@ -146,7 +146,7 @@ def test_special_tokens_may_pass_as_they_are() -> None:
     assert not torch.allclose(decoded[:, 2:], x[:, 2:], atol=0.1)
     assert sent.attention is None
     assert plugins[0].nominal_ratio()[0] == pytest.approx(15 * 5 / (9 * 16))
-    assert plugins[0].traits().changes == {"features", "tokens", "places", "attention"}
+    assert plugins[0].traits().changes == {"features", "tokens", "layout"}
     assert BottleNet().traits().changes == {"features"}
 
     # By ratio: the largest width whose numbers are not more.
