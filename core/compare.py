@@ -351,7 +351,7 @@ def _run_one(
         raise
     except SplitlabError as reason:
         error = str(reason).partition("; go on from")[0]
-    except Exception as reason:  # noqa: BLE001 (no memory, a full disk: the others shall go on)
+    except (RuntimeError, MemoryError, OSError) as reason:  # no memory, a full disk
         error = " ".join(f"{type(reason).__name__}: {reason}".split())
     return Outcome(contender.folder, seed, summary, error)
 

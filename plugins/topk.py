@@ -12,10 +12,12 @@ The client, for the M activations x of every sample (``scope=token``: of every t
    code's, means k draws without replacement, one after the other, with probabilities
    (1 - alpha) / k in S and alpha / (M - k) outside; m follows from that, and is more than
    alpha · k: about 0.19 k for alpha = 0.1.
-4. Up: the k values in the order of j, and the j.
+
+Up: the k values of every row in the order of j, their places, and the shape of a row. Down: k
+numbers of every row; the client knows the places.
 
 The server puts the values in their places among zeros. Nothing is scaled. Gradient: natural,
-dL/dx_j where j was sent, else 0. Down: k numbers; the client knows the places.
+dL/dx_j where j was sent, else 0.
 
 The places travel in the shorter of two forms, both packed for all rows at once:
 

@@ -85,7 +85,7 @@ def test_what_leaves_the_numbers_alone_leaves_the_agreement_alone() -> None:
 
 
 def test_the_order_of_the_stack_is_agreed_on() -> None:
-    one, two = "adc-batch-merge", "adc-token-select"
+    one, two = "evit:ratio=0.5", "adc-token-select"
     assert agreement(plugins=(one, two))["stack"] != agreement(plugins=(two, one))["stack"]
     assert agreement()["stack"] == "none"
 

@@ -186,9 +186,10 @@ def test_ratio_goes_to_the_first_that_takes_one(runs: Runs, tmp_path: Path) -> N
 
 
 def test_ratio_joins_the_settings_of_a_named_stack(runs: Runs) -> None:
-    comparison = compare(["tsflora:bits=4", "adc-q8"], ratio=0.25, seeds=1, **FAST)
+    comparison = compare(["tsflora:bits=4", "adc-q8", "adc"], ratio=0.25, seeds=1, **FAST)
     plugins = [contender.plugins for contender in comparison.contenders]
-    assert plugins == [("tsflora:bits=4",), ("adc-q8",)]  # their ratios are set
+    # The ratios of the two stacks are set.
+    assert plugins == [("tsflora:bits=4",), ("adc-q8",), ("adc:ratio=0.25",)]
     Path("registry.toml").write_text("[stacks.mine]\nplugins = ['adc', 'quantize:bits=8']")
     comparison = compare(["mine:alloc=sqrt", "mine:bits=4"], ratio=0.25, seeds=1, **FAST)
     plugins = [contender.plugins for contender in comparison.contenders]

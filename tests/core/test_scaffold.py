@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ def test_it_is_found_by_its_name_once_it_is_installed(
     point = importlib.metadata.EntryPoint("my-method", "my_method:MyMethod", "splitlab.plugins")
     monkeypatch.setattr(registry_module, "entry_points", lambda group: [point])
     assert bind_plugin("my-method:ratio=0.2").build() is not None
+    del sys.modules["my_method"]
 
 
 @pytest.mark.parametrize("name", ["", "My", "my_method", "2x", "a--b", "-a", "a-", "class", "a b"])
