@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import random
 import re
@@ -58,9 +59,9 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_tutorials_method_is_dedented_python() -> None:
+def test_every_piece_of_the_tutorials_code_is_python() -> None:
     for block in re.findall(r"```python\n(.*?)```", TUTORIAL, re.DOTALL):
-        compile(textwrap.dedent(block), "tutorial", "exec")
+        assert ast.parse(textwrap.dedent(block)).body
 
 
 # The table of mistakes: each is made here, and must be answered as the tutorial says.
