@@ -20,7 +20,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal
@@ -108,9 +108,7 @@ def entries(kind: Kind) -> dict[str, Entry]:
                 f"two {kind} are called {entry.name!r}: {first.target} (from {first.source}) and "
                 f"{entry.target} (from {entry.source}); rename or remove one of them"
             )
-            named[entry.name] = Entry(
-                first.name, first.target, first.summary, first.source, first.facts, problem
-            )
+            named[entry.name] = replace(first, problem=problem)
     return named
 
 
@@ -183,7 +181,7 @@ def load(group: Group, name: str) -> Any:
         found = getattr(importlib.import_module(module), attribute)
     except SplitlabError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
     if not isinstance(found, type):
         raise PluginError(f"{what} is a {type(found).__name__}; it must be a class")

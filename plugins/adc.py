@@ -69,7 +69,7 @@ from splitlab.plugins.common.kmeans import (
     membership,
     random_partition,
 )
-from splitlab.plugins.common.pooling import select_in_cut
+from splitlab.plugins.common.pooling import floor, select_in_cut
 from splitlab.plugins.common.settings import DEFAULT_RATIO, check_choice, check_share, refusal
 
 __all__ = ["ADC", "ADCBatchMerge", "ADCTokenSelect", "merge_select"]
@@ -631,4 +631,4 @@ def _allocate(
 
 def _round(value: float, rounding: Rounding) -> int:
     """Round down or to the nearest, forgiving a product that lacks 1e-9 to the next integer."""
-    return math.floor(value + (0.5 if rounding == "nearest" else 0.0) + 1e-9)
+    return floor(value + (0.5 if rounding == "nearest" else 0.0))

@@ -158,8 +158,6 @@ class AQSGD:
                 f"plugin {_NAME!r} needs the id of every sample; a plugin in front dropped or "
                 "merged samples without a word"
             )
-        if _IDS in cut.side:
-            raise PluginError(f"plugin {_NAME!r} stands twice in the stack; once is enough")
         fits = int(ids_B.max()) <= torch.iinfo(torch.int32).max
         ids_B = ids_B.to(torch.int32 if fits else torch.int64)
         cut.side[_IDS] = ids_B.to(cut.activations.device)

@@ -25,6 +25,7 @@ from typing import Literal, get_args
 import torch
 
 from splitlab.core import Kind, Message, ProtocolError, Role, Traits, hookimpl
+from splitlab.plugins.common.exchange import working_dtype
 from splitlab.plugins.common.settings import check_choice, either, refusal
 
 __all__ = ["Cast"]
@@ -99,7 +100,7 @@ class Cast:
             note[name] = str(values.dtype).removeprefix("torch.")
             most = torch.finfo(dtype).max
             if dtype.itemsize == 1:
-                values = values.to(_working(values.dtype))
+                values = values.to(working_dtype(values.dtype))
                 scale = _scale(values, most)
                 message.put(f"cast.{name}", scale, Role.SIDE)
                 values = values / scale
@@ -126,7 +127,7 @@ class Cast:
                 scale = message.take(f"cast.{name}") if f"cast.{name}" in message else None
                 if scale is None or scale.dtype != torch.float32 or scale.ndim:
                     raise ProtocolError(f"plugin 'cast': {name} arrived without one float32 scale")
-                values = values.to(_working(dtype)).mul_(scale)
+                values = values.to(working_dtype(dtype)).mul_(scale)
             message.put(name, values.to(dtype), Role.PAYLOAD)
 
     @hookimpl
@@ -151,10 +152,6 @@ class Cast:
             evaluation=self._evaluation and Kind.ACTIVATION in self._formats,
             gradient="straight-through",
         )
-
-
-def _working(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _scale(values: torch.Tensor, most: float) -> torch.Tensor:

@@ -68,6 +68,7 @@ from splitlab.core import (
     hookimpl,
 )
 from splitlab.plugins.common.bits import pack, packed_bytes, unpack
+from splitlab.plugins.common.exchange import working_dtype
 from splitlab.plugins.common.kmeans import codebooks
 from splitlab.plugins.common.settings import check_share, either, refusal
 
@@ -293,7 +294,7 @@ class FedLite:
             bits = self._plan(gradient_BND.shape, gradient_BND.element_size()).gradient_bits
         if bits is None:
             return
-        working = gradient_BND.to(_working(gradient_BND))
+        working = gradient_BND.to(working_dtype(gradient_BND.dtype))
         scale_BN1 = working.abs().amax(dim=-1, keepdim=True)
         steps = 2**bits - 1
         per_step = steps / (2 * scale_BN1)
@@ -316,7 +317,7 @@ class FedLite:
         if scale_BN.ndim != 2 or not scale_BN.is_floating_point() or not scale_BN.numel():
             raise _wrong(message, f"scales {scale_BN.dtype} {[*scale_BN.shape]}")
         codes = unpack(packed, bits, scale_BN.numel() * D).view(*scale_BN.shape, D)
-        scale_BN1 = scale_BN[..., None].to(_working(scale_BN))
+        scale_BN1 = scale_BN[..., None].to(working_dtype(scale_BN.dtype))
         values = codes.to(scale_BN1).mul_(2 * scale_BN1 / (2**bits - 1)).sub_(scale_BN1)
         message.put("gradient", values.to(scale_BN.dtype), Role.PAYLOAD)
 
@@ -394,7 +395,3 @@ def _take(message: Message, name: str) -> torch.Tensor:
 
 def _wrong(message: Message, what: str) -> ProtocolError:
     return ProtocolError(f"step {message.step}: plugin 'fedlite': {what}")
-
-
-def _working(tensor: torch.Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -41,7 +41,7 @@ import math
 
 import torch
 
-from splitlab.core import Cut, PluginError, ProtocolError, Traits, hookimpl
+from splitlab.core import Cut, ProtocolError, Traits, hookimpl
 from splitlab.plugins.common.settings import DEFAULT_RATIO, check_share, either
 
 __all__ = ["FFTLowpass", "fourier_basis"]
@@ -95,11 +95,6 @@ class FFTLowpass:
         """Replace (B, N, D) by (B, M, Q)."""
         if not (cut.training or self._evaluation):
             return
-        if SIZE in cut.side:
-            raise PluginError(
-                "plugin 'fft-lowpass' stands twice in the stack; use one of them, with a smaller "
-                "ratio"
-            )
         rows_BND = cut.activations
         _, N, D = rows_BND.shape
         M, Q = self._block(N, D)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from splitlab.core import ProtocolError
+from splitlab.plugins.common.exchange import working_dtype
 
 __all__ = ["MOST_BITS", "pack", "packed_bytes", "uniform_codes", "uniform_values", "unpack"]
 
@@ -248,7 +249,7 @@ def uniform_codes(
         generator: on the values' device; with it a value goes to one of its two neighbours at
             random, so that the mean is the value, without it to the nearest.
     """
-    work = _working(values)
+    work = working_dtype(values.dtype)
     if isinstance(levels, int):
         top, narrow = torch.full((), levels - 1, dtype=work, device=values.device), levels <= 256
     else:
@@ -274,13 +275,9 @@ def uniform_values(
     codes: torch.Tensor, low: torch.Tensor, high: torch.Tensor, levels: int | torch.Tensor
 ) -> torch.Tensor:
     """Return the levels that the codes of `uniform_codes` name, float32, float64 if low is."""
-    work = _working(low)
+    work = working_dtype(low.dtype)
     low, high = low.to(work), high.to(work)
     return codes.to(work).mul_((high - low) / (levels - 1)).add_(low)
-
-
-def _working(values: torch.Tensor) -> torch.dtype:
-    return torch.float64 if values.dtype == torch.float64 else torch.float32
 
 
 def _row_pieces(values: torch.Tensor) -> Iterator[slice]:

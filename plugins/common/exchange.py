@@ -14,7 +14,14 @@ import torch
 
 from splitlab.core import Message, Peer, PluginError, ProtocolError, Role
 
-__all__ = ["coded_name", "describe", "described", "payload_name", "take_checked"]
+__all__ = [
+    "coded_name",
+    "describe",
+    "described",
+    "payload_name",
+    "take_checked",
+    "working_dtype",
+]
 
 _DTYPES = {
     "float16": torch.float16,
@@ -25,6 +32,11 @@ _DTYPES = {
 
 _MOST_BATCHES = 16
 """A payload that claims to be larger than so many full batches of the run is refused."""
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return what to compute in: float64 stays, every other floating-point type takes float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def payload_name(message: Message, plugin: str) -> str:

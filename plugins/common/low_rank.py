@@ -33,6 +33,7 @@ from typing import Any, Literal
 import torch
 
 from splitlab.core import Kind, Message, Peer, ProtocolError, Role, hookimpl
+from splitlab.plugins.common.exchange import working_dtype
 
 __all__ = [
     "LowRank",
@@ -198,7 +199,7 @@ class LowRank(ABC):
         name, track = _TENSOR[message.kind], self._tracks[message.kind]
         tensor = message.take(name)
         feeds = message.kind is Kind.GRADIENT and self._feedback > 0
-        source = tensor.to(_working(tensor))
+        source = tensor.to(working_dtype(tensor.dtype))
         if feeds and track.residual is not None and track.residual.shape == source.shape:
             source = source + self._feedback * track.residual
         matrix_GMF = source.reshape(self._matrix_shape(*source.shape))
@@ -239,7 +240,7 @@ class LowRank(ABC):
         if Q is None:  # the activations came without factors
             return
         gradient = message.take("gradient")
-        working = gradient.to(_working(gradient))
+        working = gradient.to(working_dtype(gradient.dtype))
         matrix_GMF = working.reshape(self._matrix_shape(*working.shape))
         P_GMR = matrix_GMF @ self._stacked(Q).to(working)
         P, _ = self._on_wire(P_GMR.to(gradient.dtype), None, gradient)
@@ -278,7 +279,7 @@ class LowRank(ABC):
 
     def _rebuild(self, P: torch.Tensor, Q: torch.Tensor) -> torch.Tensor:
         """Return P Qᵀ, of factors as they travel, in the tensor's shape and P's dtype."""
-        dtype = _working(P)
+        dtype = working_dtype(P.dtype)
         P_GMR = P if self._mat == "sample" else P.reshape(1, -1, P.shape[-1])
         product = P_GMR.to(dtype) @ self._stacked(Q).to(dtype).mT
         features = Q.shape[1:-1] if self._mat == "sample" else Q.shape[:-1]
@@ -384,7 +385,3 @@ def _remember(track: Track, basis: torch.Tensor) -> None:
     if track.basis is not None and track.basis.shape[0] == basis.shape[0]:
         basis = torch.cat((basis, track.basis[:, basis.shape[1] :].to(basis)), dim=1)
     track.basis = basis.clone()
-
-
-def _working(tensor: torch.Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

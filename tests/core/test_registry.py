@@ -386,6 +386,15 @@ def test_what_is_broken_is_found_by_importing_it(monkeypatch: pytest.MonkeyPatch
     assert set(found.values()) == {None}
 
 
+def test_a_module_that_ends_the_interpreter_is_broken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "leaves_at_once.py").write_text("import sys\nsys.exit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    install(monkeypatch, "splitlab.plugins", alien="leaves_at_once:X")
+    assert "SystemExit: 3" in (broken("plugins", entries("plugins")["alien"]) or "")
+
+
 def test_an_error_of_ours_during_import_keeps_its_kind(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

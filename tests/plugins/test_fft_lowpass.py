@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitlab.core import ConfigError, Cut, Kind, PluginError, ProtocolError, Role
+from splitlab.core import ConfigError, Cut, Kind, ProtocolError, Role
 from splitlab.core.registry import bind_plugin
 from splitlab.plugins.adc import ADC
 from splitlab.plugins.c3sl import C3SL
@@ -220,9 +220,9 @@ def test_bad_parameters(params: dict[str, Any], says: str) -> None:
         FFTLowpass(**params)
 
 
-def test_twice_in_a_stack() -> None:
-    with pytest.raises(PluginError, match="twice"):
-        FFTLowpass().after_client_forward(client_cut(noise(3, 9, 16)))
+def test_twice_in_a_stack(tiny: Any) -> None:
+    with pytest.raises(ConfigError, match=r"needs layout .* takes away"):
+        tiny.pair([tiny.bound(FFTLowpass)] * 2)
 
 
 # --- Through real frames --------------------------------------------------------------------------
