@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from splitlab.core import Kind, Message, PluginError, Role
+from splitlab.core import Kind, Message, PluginError, ProtocolError, Role
 
 
 def message() -> Message:
@@ -119,3 +119,28 @@ def test_the_numbers_of_the_wire_format_stay() -> None:
         "ERROR": 6,
     }
     assert [role.value for role in Role] == ["payload", "targets", "side"]
+
+
+def test_notes_are_read_back_last_first_and_leave_nothing() -> None:
+    made = Message(Kind.ACTIVATION)
+    made.push("a", [1])
+    made.push("b", "x")
+    made.push("a", {"bits": 3})
+    assert made.meta == {"a": [[1], {"bits": 3}], "b": ["x"]}
+    assert [made.pop("a"), made.pop("a"), made.pop("a")] == [{"bits": 3}, [1], None]
+    assert made.meta == {"b": ["x"]}
+
+
+@pytest.mark.parametrize("notes", [[], "x", 3, {"0": 1}])
+def test_notes_that_a_peer_garbled_are_its_error(notes: object) -> None:
+    with pytest.raises(ProtocolError, match="a GRADIENT message holds no notes of plugin 'a'"):
+        Message(Kind.GRADIENT, meta={"a": notes}).pop("a")
+
+
+def test_a_message_that_was_sent_takes_no_notes() -> None:
+    made = message()
+    made.push("p", 1)
+    made.freeze()
+    for act in (lambda: made.push("p", 2), lambda: made.pop("p")):
+        with pytest.raises(PluginError, match="note of 'p': this ACTIVATION message was sent"):
+            act()

@@ -293,6 +293,58 @@ def test_rollout_equals_the_product_of_all_maps(heads: Any, cut: int) -> None:
     torch.testing.assert_close(half.forward(images)[1], rollout[:, 0], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["vit", "qk-norm", "registers"])
+def test_keys_are_those_that_the_last_client_block_attends_with(kind: str) -> None:
+    vit = narrow(kind)
+    images, _ = batch(vit)
+    seen: list[torch.Tensor] = []
+    half = ClientHalf(vit, 2, CPU)
+    half.train(False)
+    half.measure_keys()
+    attention = half.vit.blocks[1].attn
+    attention.qkv.register_forward_hook(lambda module, args, output: seen.append(output))
+    activations, _ = half.forward(images)
+    width = activations.shape[-1]
+    key_BND = seen[0][..., width : 2 * width]
+    per_head = [attention.k_norm(part) for part in key_BND.chunk(2, dim=-1)]
+    keys = half.keys()
+    assert keys is not None
+    assert not keys.requires_grad
+    torch.testing.assert_close(keys, (per_head[0] + per_head[1]) / 2)
+
+
+def test_keys_are_not_there_unless_they_are_measured() -> None:
+    half = ClientHalf(narrow("vit"), 1, CPU)
+    half.forward(batch(half.vit)[0])
+    assert half.keys() is None
+
+
+def test_a_token_of_size_k_counts_as_k_equal_ones() -> None:
+    server = ServerHalf(narrow("vit"), 1, CPU)
+    server.train(False)
+    few = torch.randn(2, 3, 24, generator=torch.Generator().manual_seed(0))
+    many = torch.cat((few, few[:, 2:], few[:, 2:]), dim=1)
+    sizes = torch.tensor([[1.0, 1.0, 3.0]]).expand(2, 3)
+    torch.testing.assert_close(server.forward(few, sizes), server.forward(many))
+    torch.testing.assert_close(server.forward(few, torch.ones(2, 3)), server.forward(few))
+    assert not torch.allclose(server.forward(few, sizes), server.forward(few))
+
+
+def test_blocks_without_a_mask_refuse_token_sizes() -> None:
+    server = ServerHalf(narrow("vit"), 1, CPU)
+    server._blocks = nn.Sequential(nn.Identity())
+    with pytest.raises(ConfigError, match="a Identity of this model takes no attention mask"):
+        server.forward(torch.zeros(2, 3, 24), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("kind", ["vit", "distilled", "registers", "no-class-token"])
+def test_the_grid_and_the_special_tokens_are_all_tokens(kind: str) -> None:
+    half = ClientHalf(narrow(kind), 1, CPU)
+    assert half.grid is not None
+    assert half.grid[0] * half.grid[1] + half.prefix_tokens == half.tokens
+    assert half.forward(batch(half.vit)[0])[0].shape[1] == half.tokens
+
+
 def test_blocks_without_qkv_refuse_attention() -> None:
     half = ClientHalf(narrow("parallel"), 1, CPU)
     with pytest.raises(ConfigError, match=r"ParallelScalingBlock: it has no attn\.qkv"):

@@ -37,6 +37,15 @@ def test_attention_needs_a_class_token_and_a_client_block(tiny: Any) -> None:
         tiny.peer(cut=0).require_attention("a")
 
 
+def test_keys_are_there_once_a_plugin_asks_and_need_a_client_block(tiny: Any) -> None:
+    peer = tiny.peer(class_token=False)
+    assert peer.keys is False
+    peer.require_keys("a")
+    assert peer.keys is True
+    with pytest.raises(ConfigError, match=r"plugin 'a' needs the attention keys .* --cut 1 to 3"):
+        tiny.peer(cut=0).require_keys("a")
+
+
 def test_modules_move_to_the_device_of_the_peer(tiny: Any) -> None:
     peer = tiny.peer(device=torch.device("meta"))
     peer.add_module(nn.LayerNorm(2))
