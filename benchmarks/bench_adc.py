@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from splitlab.core import Cut, Peer
-from splitlab.core.model import ClientHalf, build_model, class_attention
+from splitlab.core.models.model import ClientHalf, build_model, class_attention
 from splitlab.plugins.adc import ADC
 
 N, D = 197, 192

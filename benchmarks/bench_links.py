@@ -25,8 +25,8 @@ import pytest
 import torch
 import torch.distributed
 
-from splitlab.core.message import Kind, Message, Role
-from splitlab.core.wire import Reader, encode
+from splitlab.core.contract.message import Kind, Message, Role
+from splitlab.core.wire.frame import Reader, encode
 from splitlab.transports.tcp import Tcp
 
 dist: Any = torch.distributed

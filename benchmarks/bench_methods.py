@@ -20,11 +20,11 @@ import pytest
 import torch
 
 from splitlab.core import Config, Cut, Kind, Message, Peer, Role
-from splitlab.core.build import resolve
-from splitlab.core.model import ClientHalf, build_model
-from splitlab.core.peer import AttentionRequest
-from splitlab.core.registry import bind_plugin, catalogue
-from splitlab.core.stack import Stack
+from splitlab.core.run.plan import resolve
+from splitlab.core.models.model import ClientHalf, build_model
+from splitlab.core.contract.peer import AttentionRequest
+from splitlab.core.catalogue.registry import bind_plugin, catalogue
+from splitlab.core.engine.stack import Stack
 
 B, C = 128, 100
 MODEL = "deit_tiny_patch16_224"

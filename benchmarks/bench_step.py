@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from splitlab.core.build import build_client, build_server, resolve
-from splitlab.core.config import Config
-from splitlab.core.data import Batch
-from splitlab.core.ledger import Ledger
-from splitlab.core.model import build_model, input_shape
-from splitlab.core.registry import load
-from splitlab.core.session import ClientSession, ServerSession
+from splitlab.core.run.plan import build_client, build_server, resolve
+from splitlab.core.run.config import Config
+from splitlab.core.data.data import Batch
+from splitlab.core.wire.ledger import Ledger
+from splitlab.core.models.model import build_model, input_shape
+from splitlab.core.catalogue.registry import load
+from splitlab.core.session.session import ClientSession, ServerSession
 
 CPU = torch.device("cpu")
 CASES = [("vit-mini", 128, 15), ("deit_tiny_patch16_224", 64, 4)]

@@ -10,9 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from splitlab.core.config import Config
-    from splitlab.core.cut import Cut
-    from splitlab.core.errors import (
+    from splitlab.core.run.config import Config
+    from splitlab.core.contract.cut import Cut
+    from splitlab.core.contract.errors import (
         ConfigError,
         LinkError,
         NetworkError,
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
         ProtocolError,
         SplitlabError,
     )
-    from splitlab.core.hooks import hookimpl
-    from splitlab.core.message import Kind, Message, Role
-    from splitlab.core.peer import Peer
-    from splitlab.core.runner import Result, run
-    from splitlab.core.traits import Traits
+    from splitlab.core.contract.hooks import hookimpl
+    from splitlab.core.contract.message import Kind, Message, Role
+    from splitlab.core.contract.peer import Peer
+    from splitlab.core.run.loop import Result, run
+    from splitlab.core.contract.traits import Traits
 
 __all__ = [
     "Config",
@@ -46,23 +46,23 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Config": "config",
-    "Cut": "cut",
-    "Kind": "message",
-    "Message": "message",
-    "Role": "message",
-    "Peer": "peer",
-    "Result": "runner",
-    "run": "runner",
-    "Traits": "traits",
-    "hookimpl": "hooks",
+    "Config": "run.config",
+    "Cut": "contract.cut",
+    "Kind": "contract.message",
+    "Message": "contract.message",
+    "Role": "contract.message",
+    "Peer": "contract.peer",
+    "Result": "run.loop",
+    "run": "run.loop",
+    "Traits": "contract.traits",
+    "hookimpl": "contract.hooks",
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'contract.errors')}"), name)
 
 
 def __dir__() -> list[str]:

@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from splitlab.core import hooks
-from splitlab.core.listing import plugin_facts, plugin_rows
-from splitlab.core.registry import entries
-from splitlab.core.traits import ASPECTS, Traits
+from splitlab.core.contract import hooks
+from splitlab.core.catalogue.listing import plugin_facts, plugin_rows
+from splitlab.core.catalogue.registry import entries
+from splitlab.core.contract.traits import ASPECTS, Traits
 
 HERE = Path(__file__).resolve().parent
 _NOTE = "<!-- Written by docs/generate.py; edit the docstrings or registry.toml instead. -->"

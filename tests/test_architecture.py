@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from splitlab.core import __all__ as PUBLIC
-from splitlab.core.registry import ROOT, catalogue
+from splitlab.core.catalogue.registry import ROOT, catalogue
 
 FOLDERS = ("core", "plugins", "transports")
 MODULES = {
@@ -227,13 +227,13 @@ def test_core_decides_nothing_by_such_a_name(module: str) -> None:
     [
         "import splitlab.core",
         "from splitlab.core import hookimpl, ConfigError, PluginError, Config",
-        "from splitlab.core.cli import main; main(['plugins'])",
-        "from splitlab.core.cli import main; main(['plugins', '--json'])",
-        "from splitlab.core.cli import main; main(['datasets'])",
-        "from splitlab.core.cli import main; main(['--help'])",
-        "from splitlab.core.cli import main; main(['run', '--help'])",
-        "from splitlab.core.cli import main; main(['compare', '--help'])",
-        "from splitlab.core.cli import main; main(['trace', '--help'])",
+        "from splitlab.core.command.main import main; main(['plugins'])",
+        "from splitlab.core.command.main import main; main(['plugins', '--json'])",
+        "from splitlab.core.command.main import main; main(['datasets'])",
+        "from splitlab.core.command.main import main; main(['--help'])",
+        "from splitlab.core.command.main import main; main(['run', '--help'])",
+        "from splitlab.core.command.main import main; main(['compare', '--help'])",
+        "from splitlab.core.command.main import main; main(['trace', '--help'])",
     ],
 )
 def test_help_and_listings_do_not_wait_for_torch(code: str, tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
     [(group, name) for group in ("plugins", "transports") for name in catalogue()[group]],
 )
 def test_every_target_of_the_catalogue_is_a_documented_class(group: Any, name: str) -> None:
-    from splitlab.core.registry import load, parameters
+    from splitlab.core.catalogue.registry import load, parameters
 
     factory = load(group, name)
     assert isinstance(factory, type)
@@ -292,8 +292,8 @@ def test_every_target_of_the_catalogue_is_a_documented_class(group: Any, name: s
 
 @pytest.mark.parametrize("name", catalogue()["plugins"])
 def test_the_catalogue_names_the_hooks_that_a_plugin_has(name: str) -> None:
-    from splitlab.core.hooks import HookSpecs
-    from splitlab.core.registry import load
+    from splitlab.core.contract.hooks import HookSpecs
+    from splitlab.core.catalogue.registry import load
 
     listed = set(catalogue()["plugins"][name]["hooks"])
     data = list(vars(HookSpecs))

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from splitlab.core import ProtocolError, Role
-from splitlab.core.build import resolve
-from splitlab.core.cli import _given, _parser, main
-from splitlab.core.compare import split_stack
-from splitlab.core.config import Config
-from splitlab.core.registry import bind_plugin, bind_stack
-from splitlab.core.stack import Stack
+from splitlab.core.run.plan import resolve
+from splitlab.core.command.main import _given, _parser, main
+from splitlab.core.study.compare import split_stack
+from splitlab.core.run.config import Config
+from splitlab.core.catalogue.registry import bind_plugin, bind_stack
+from splitlab.core.engine.stack import Stack
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

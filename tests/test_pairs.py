@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from splitlab.core import ConfigError, Kind, Message
-from splitlab.core.registry import bind_plugin, catalogue
+from splitlab.core.catalogue.registry import bind_plugin, catalogue
 from splitlab.core.testing import joined
 from splitlab.core.testing.subject import TINY
 from splitlab.core.testing.tiny import Carry, Couple, difference

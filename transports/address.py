@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from splitlab.core.errors import ConfigError
+from splitlab.core.contract.errors import ConfigError
 
 __all__ = ["Address"]
 

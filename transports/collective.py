@@ -25,9 +25,9 @@ from typing import Any, Literal
 import torch
 import torch.distributed
 
-from splitlab.core.errors import ConfigError, NetworkError, ProtocolError
-from splitlab.core.message import Message
-from splitlab.core.wire import (
+from splitlab.core.contract.errors import ConfigError, NetworkError, ProtocolError
+from splitlab.core.contract.message import Message
+from splitlab.core.wire.frame import (
     DEFAULT_LIMITS,
     OPENING_BYTES,
     Limits,
@@ -52,7 +52,7 @@ _OPENING_SECONDS = 60.0
 
 
 class CollectiveLink(ABC):
-    """One end of a group of two (a `splitlab.core.transport.Link`).
+    """One end of a group of two (a `splitlab.core.contract.link.Link`).
 
     Args:
         store: where the two ranks find each other; nobody else uses its keys.
@@ -225,7 +225,7 @@ class NcclLink(CollectiveLink):
 
 
 class CollectiveListener:
-    """A store that waits for clients (a `splitlab.core.transport.Listener`).
+    """A store that waits for clients (a `splitlab.core.contract.link.Listener`).
 
     The store's port is free again when the listener and all links that met there are closed.
     """
@@ -328,7 +328,7 @@ class _Collective:
 
 
 class Gloo(_Collective):
-    """Frames by gloo between CPUs (a `splitlab.core.transport.Transport`)."""
+    """Frames by gloo between CPUs (a `splitlab.core.contract.link.Transport`)."""
 
     scheme = "gloo"
     link = GlooLink
@@ -341,7 +341,7 @@ class Gloo(_Collective):
 
 
 class Nccl(_Collective):
-    """Frames by NCCL between GPUs (a `splitlab.core.transport.Transport`).
+    """Frames by NCCL between GPUs (a `splitlab.core.contract.link.Transport`).
 
     Each peer has a GPU of its own, or both share one, which NCCL allows from version 2.30 on.
     """

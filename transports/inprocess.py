@@ -11,15 +11,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from splitlab.core.errors import NetworkError
-from splitlab.core.message import Message
-from splitlab.core.wire import DEFAULT_LIMITS, Frame, Limits, decode, encode
+from splitlab.core.contract.errors import NetworkError
+from splitlab.core.contract.message import Message
+from splitlab.core.wire.frame import DEFAULT_LIMITS, Frame, Limits, decode, encode
 
 __all__ = ["InProcess"]
 
 
 class InProcess:
-    """Makes both ends of a link in this process (a `splitlab.core.transport.PairTransport`)."""
+    """Makes both ends of a link in this process (a `splitlab.core.contract.link.PairTransport`)."""
 
     def unavailable(self) -> str | None:
         """Return None: it works everywhere."""
@@ -40,7 +40,7 @@ class InProcess:
 
 
 class PairLink:
-    """One end of the link (a `splitlab.core.transport.Link`)."""
+    """One end of the link (a `splitlab.core.contract.link.Link`)."""
 
     def __init__(
         self,

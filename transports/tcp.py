@@ -17,9 +17,9 @@ import time
 
 import torch
 
-from splitlab.core.errors import NetworkError
-from splitlab.core.message import Message
-from splitlab.core.wire import Limits, Reader, encode
+from splitlab.core.contract.errors import NetworkError
+from splitlab.core.contract.message import Message
+from splitlab.core.wire.frame import Limits, Reader, encode
 from splitlab.transports.address import Address
 
 __all__ = ["Tcp", "TcpLink", "TcpListener", "bind", "dial"]
@@ -31,7 +31,7 @@ _MAX_BUFFERS = os.sysconf("SC_IOV_MAX")
 
 
 class Tcp:
-    """Frames on a TCP stream (a `splitlab.core.transport.Transport`)."""
+    """Frames on a TCP stream (a `splitlab.core.contract.link.Transport`)."""
 
     default_address = "tcp://127.0.0.1:0"
 
@@ -56,7 +56,7 @@ class Tcp:
 
 
 class TcpListener:
-    """A bound port (a `splitlab.core.transport.Listener`)."""
+    """A bound port (a `splitlab.core.contract.link.Listener`)."""
 
     def __init__(self, bound: socket.socket, address: Address) -> None:
         self.address = str(address)
@@ -83,7 +83,7 @@ class TcpListener:
 
 
 class TcpLink:
-    """One end of a connection (a `splitlab.core.transport.Link`)."""
+    """One end of a connection (a `splitlab.core.contract.link.Link`)."""
 
     def __init__(self, connection: socket.socket, peer: str) -> None:
         connection.settimeout(None)

@@ -26,10 +26,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from splitlab.core.errors import PluginError, SplitlabError
-from splitlab.core.registry import BoundPlugin, bind_plugin, bind_stack
+from splitlab.core.contract.errors import PluginError, SplitlabError
+from splitlab.core.catalogue.registry import BoundPlugin, bind_plugin, bind_stack
 from splitlab.core.testing.tiny import Tiny, thaw
-from splitlab.core.wire import encode
+from splitlab.core.wire.frame import encode
 
 __all__ = ["FreshPeers", "Turn", "address"]
 

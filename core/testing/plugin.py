@@ -24,14 +24,14 @@ import safetensors.torch
 import torch
 from torch.nn import functional as F
 
-from splitlab.core.build import limited_threads
-from splitlab.core.cut import Cut
-from splitlab.core.data import Batch
-from splitlab.core.errors import ConfigError, PluginError, SplitlabError
-from splitlab.core.ledger import Direction, Ledger
-from splitlab.core.message import Kind, Role
-from splitlab.core.model import ServerHalf
-from splitlab.core.registry import BoundPlugin, bind_stack, entries, load, parameters
+from splitlab.core.run.plan import limited_threads
+from splitlab.core.contract.cut import Cut
+from splitlab.core.data.data import Batch
+from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError
+from splitlab.core.wire.ledger import Direction, Ledger
+from splitlab.core.contract.message import Kind, Role
+from splitlab.core.models.model import ServerHalf
+from splitlab.core.catalogue.registry import BoundPlugin, bind_stack, entries, load, parameters
 from splitlab.core.testing.fresh import FreshPeers, address
 from splitlab.core.testing.report import Check, Report, Skipped, Warned, run_checks
 from splitlab.core.testing.subject import (
@@ -53,7 +53,7 @@ from splitlab.core.testing.tiny import (
     same,
     thaw,
 )
-from splitlab.core.transport import PairTransport
+from splitlab.core.contract.link import PairTransport
 
 __all__ = ["PLUGIN_CHECKS", "check_plugin"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from splitlab.core.errors import SplitlabError, unknown_name
+from splitlab.core.contract.errors import SplitlabError, unknown_name
 
 __all__ = [
     "Check",

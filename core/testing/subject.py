@@ -16,16 +16,16 @@ from typing import Any
 
 import torch
 
-from splitlab.core.checkpoint import Checkpoints
-from splitlab.core.errors import ConfigError, SplitlabError
-from splitlab.core.message import Message
-from splitlab.core.registry import BoundPlugin, parameters
+from splitlab.core.run.checkpoint import Checkpoints
+from splitlab.core.contract.errors import ConfigError, SplitlabError
+from splitlab.core.contract.message import Message
+from splitlab.core.catalogue.registry import BoundPlugin, parameters
 from splitlab.core.testing.fresh import FreshPeers, Turn
 from splitlab.core.testing.report import Failed, Skipped
 from splitlab.core.testing.state import Belongings, GlobalRandom
 from splitlab.core.testing.tiny import Couple, Event, Tiny, difference, thaw
-from splitlab.core.traits import Gradient, Traits
-from splitlab.core.wire import encode
+from splitlab.core.contract.traits import Gradient, Traits
+from splitlab.core.wire.frame import encode
 
 __all__ = ["SAVED", "TINY", "TURNS", "State", "Subject", "decoding_problem", "with_ratio"]
 

@@ -12,19 +12,19 @@ from typing import Any, Literal
 
 import torch
 
-from splitlab.core.cut import Cut
-from splitlab.core.data import Batch
-from splitlab.core.engine import Client, Optimization, Server
-from splitlab.core.hooks import hookimpl
-from splitlab.core.message import Message, Role
-from splitlab.core.model import ClientHalf, ServerHalf
-from splitlab.core.model import VisionTransformer as ViT  # type: ignore[attr-defined]
-from splitlab.core.peer import Peer
-from splitlab.core.registry import BoundPlugin
-from splitlab.core.seeding import isolated_rng
-from splitlab.core.stack import Stack
-from splitlab.core.transport import Link, PairTransport, Transport, load_transport
-from splitlab.core.wire import Reader, encode, flat
+from splitlab.core.contract.cut import Cut
+from splitlab.core.data.data import Batch
+from splitlab.core.engine.peers import Client, Optimization, Server
+from splitlab.core.contract.hooks import hookimpl
+from splitlab.core.contract.message import Message, Role
+from splitlab.core.models.model import ClientHalf, ServerHalf
+from splitlab.core.models.model import VisionTransformer as ViT  # type: ignore[attr-defined]
+from splitlab.core.contract.peer import Peer
+from splitlab.core.catalogue.registry import BoundPlugin
+from splitlab.core.contract.seeding import isolated_rng
+from splitlab.core.engine.stack import Stack
+from splitlab.core.contract.link import Link, PairTransport, Transport, load_transport
+from splitlab.core.wire.frame import Reader, encode, flat
 
 __all__ = ["Carry", "Couple", "Seen", "Tiny", "both_ends", "difference", "joined", "thaw"]
 
@@ -85,7 +85,7 @@ class Tiny:
         return Batch(images, targets, torch.arange(B) + B * number)
 
     def bound(self, plugin: type, label: str = "", **params: Any) -> BoundPlugin:
-        """Bind a plugin class as `splitlab.core.registry.bind_plugin` would."""
+        """Bind a plugin class as `splitlab.core.catalogue.registry.bind_plugin` would."""
         name = label or plugin.__name__.lower()
         return BoundPlugin(name, name, plugin, params, params)
 

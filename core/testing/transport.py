@@ -1,4 +1,4 @@
-"""The checks of a transport: the contract of `splitlab.core.transport`, held by both of its ends.
+"""The checks of a transport: the contract of `splitlab.core.contract.link`, held by both of its ends.
 
 Both ends are in this process, each in a thread of its own where one may wait for the other.
 """
@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from splitlab.core.errors import ConfigError, NetworkError, ProtocolError, SplitlabError
-from splitlab.core.message import Kind, Message, Role
-from splitlab.core.registry import load
+from splitlab.core.contract.errors import ConfigError, NetworkError, ProtocolError, SplitlabError
+from splitlab.core.contract.message import Kind, Message, Role
+from splitlab.core.catalogue.registry import load
 from splitlab.core.testing.report import Check, Failed, Report, Skipped, run_checks
 from splitlab.core.testing.tiny import SOON, Seen, both_ends, difference
-from splitlab.core.transport import Link, Listener, PairTransport, Transport
-from splitlab.core.wire import Frame, Limits, encode
+from splitlab.core.contract.link import Link, Listener, PairTransport, Transport
+from splitlab.core.wire.frame import Frame, Limits, encode
 
 __all__ = ["TRANSPORT_CHECKS", "check_transport"]
 
@@ -31,7 +31,7 @@ _LATE = 5.0
 
 
 def check_transport(transport: str | type, *, only: Collection[str] | None = None) -> Report:
-    """Check that a transport holds the contract of `splitlab.core.transport`.
+    """Check that a transport holds the contract of `splitlab.core.contract.link`.
 
     Args:
         transport: its name, or its class.
@@ -266,7 +266,7 @@ def _limits(s: _Subject) -> str | None:
 def _garbage(s: _Subject) -> str | None:
     module = sys.modules[type(s.new()).__module__]
     if getattr(module, "encode", None) is not encode:
-        raise Skipped("its module takes frames from elsewhere than splitlab.core.wire's encode")
+        raise Skipped("its module takes frames from elsewhere than splitlab.core.wire.frame's encode")
 
     def corrupt(message: Message) -> Frame:
         frame = encode(message)

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from splitlab.core import ConfigError, Cut, Peer, ProtocolError
-from splitlab.core.registry import bind_plugin
-from splitlab.core.seeding import isolated_rng
+from splitlab.core.catalogue.registry import bind_plugin
+from splitlab.core.contract.seeding import isolated_rng
 from splitlab.plugins.bottlenet import BottleNet
 
 CPU = torch.device("cpu")

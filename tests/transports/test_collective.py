@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed
 
-from splitlab.core.errors import ConfigError, NetworkError
+from splitlab.core.contract.errors import ConfigError, NetworkError
 from splitlab.transports.collective import Gloo, Nccl
 
 CPU = torch.device("cpu")
@@ -87,7 +87,7 @@ def test_a_launched_peer_that_stays_alone_ends_by_the_deadline(
 
 PEER = """
 import torch
-from splitlab.core.message import Kind, Message, Role
+from splitlab.core.contract.message import Kind, Message, Role
 from splitlab.transports.collective import Gloo
 
 role, address = Gloo().launched()

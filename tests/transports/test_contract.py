@@ -1,4 +1,4 @@
-"""The contract of `splitlab.core.transport`, held by every transport of ``registry.toml``.
+"""The contract of `splitlab.core.contract.link`, held by every transport of ``registry.toml``.
 
 What the contract is stands in `splitlab.core.testing`, for transports of others too; here are the
 texts that ours say, which tell users the way out.
@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from splitlab.core.errors import ConfigError, NetworkError
-from splitlab.core.registry import catalogue, load
+from splitlab.core.contract.errors import ConfigError, NetworkError
+from splitlab.core.catalogue.registry import catalogue, load
 from splitlab.core.testing import TRANSPORT_CHECKS, check_transport
 from splitlab.core.testing.tiny import both_ends
-from splitlab.core.transport import PairTransport
+from splitlab.core.contract.link import PairTransport
 
 
 @pytest.mark.parametrize("check", [check.id for check in TRANSPORT_CHECKS])

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from splitlab.core.errors import NetworkError, ProtocolError
-from splitlab.core.message import Kind, Message, Role
-from splitlab.core.wire import Limits, encode
+from splitlab.core.contract.errors import NetworkError, ProtocolError
+from splitlab.core.contract.message import Kind, Message, Role
+from splitlab.core.wire.frame import Limits, encode
 from splitlab.transports.tcp import Tcp, TcpLink
 
 CPU = torch.device("cpu")

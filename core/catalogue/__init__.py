@@ -1,0 +1,1 @@
+"""What is called how, where it lives, and how it is loaded."""

@@ -1,0 +1,162 @@
+"""The extension points of splitlab: this file is the menu, and nothing else.
+
+A plugin is a class whose methods, marked with ``@hookimpl``, carry the names below. One instance
+lives at the client and one at the server; they share nothing but the link. A hook changes the
+object that it is given; a data hook that returns something is an error. Arguments are passed by
+name: take those you need, in any order, without defaults.
+
+The path of one training step::
+
+    CLIENT                                              SERVER
+    client half
+    after_client_forward(cut)    stack order
+    before_send(message)         stack order
+        ─────────── ACTIVATION ───────────►  after_receive(message)        reverse order
+                                             before_server_forward(cut)    reverse order
+                                             server half, loss, backward, optimizer step
+                                             before_send(message)          stack order
+        ◄─────────── GRADIENT ────────────
+    after_receive(message)       reverse order
+    gradient_return(cut)         reverse order
+    client half's backward, optimizer step
+    step_end(step)                           step_end(step)
+
+An evaluation batch takes the same way with ``training`` False; a PREDICTION comes back, which
+passes ``before_send`` and ``after_receive`` too.
+
+A method whose decoder is differentiable encodes in ``after_client_forward`` and decodes in
+``before_server_forward``: autograd then yields a gradient of the size that was sent. Any other
+method encodes in ``before_send`` and decodes in ``after_receive``, in both directions.
+
+torch's global random generator is seeded for every plugin in ``setup`` and in the three hooks that
+take a cut, so that modules and dropout repeat themselves; anywhere else, and for draws that both
+peers must share, take ``peer.generator``.
+
+An observer measures without changing: ``@hookimpl(wrapper=True)``, one ``yield``, outermost always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from splitlab.core.contract.cut import Cut
+    from splitlab.core.contract.message import Message
+    from splitlab.core.contract.peer import Peer
+    from splitlab.core.contract.traits import Traits
+
+__all__ = ["DATA_HOOKS", "HookSpecs", "hookimpl"]
+
+hookspec = pluggy.HookspecMarker("splitlab")
+hookimpl = pluggy.HookimplMarker("splitlab")
+"""Marks a method of a plugin as the implementation of the hook of the same name."""
+
+
+class HookSpecs:
+    """All hooks. Every implementation is optional."""
+
+    # Data hooks, in the order of one step.
+
+    @hookspec
+    def after_client_forward(self, cut: Cut) -> None:
+        """Client, after its half ran, on the autograd graph, in stack order.
+
+        May replace ``cut.activations`` by any differentiable function of it, and set
+        ``cut.targets``, ``cut.attention``, ``cut.keys`` and ``cut.side``. Not called in an
+        uncompressed evaluation.
+        """
+
+    @hookspec
+    def before_send(self, message: Message) -> None:
+        """Sender, in both directions, on detached tensors, in stack order.
+
+        May replace, add and remove tensors and metadata. ``message.kind`` tells the direction:
+        ACTIVATION goes up, GRADIENT and PREDICTION come down. HELLO, CONTROL and ERROR do not pass.
+        """
+
+    @hookspec
+    def after_receive(self, message: Message) -> None:
+        """Receiver, in both directions, on detached tensors, in reverse stack order.
+
+        Undoes what ``before_send`` of the same plugin did at the other peer. All that it needs is
+        in the message.
+        """
+
+    @hookspec
+    def before_server_forward(self, cut: Cut) -> None:
+        """Server, before its half runs, on the autograd graph, in reverse stack order.
+
+        ``cut.activations`` is the leaf whose gradient will be sent back. May replace it by any
+        differentiable function of it, and set ``cut.targets``, ``cut.weights`` and
+        ``cut.token_sizes``.
+        """
+
+    @hookspec
+    def gradient_return(self, cut: Cut) -> None:
+        """Client, in training, just before its backward pass, in reverse stack order.
+
+        May replace ``cut.gradient``; its shape must stay that of ``cut.activations``.
+        """
+
+    # Lifecycle hooks, in stack order.
+
+    @hookspec
+    def setup(self, peer: Peer) -> None:
+        """Both peers, once, before the first step and before state is loaded.
+
+        The place to check the parameters against model and batch size (raise ``ConfigError``), to
+        ask for attention or keys, to register modules whose parameters are trained, and to keep
+        ``peer``, which gives random generators from the agreed seed.
+        """
+
+    @hookspec
+    def step_end(self, step: int) -> None:
+        """Both peers, after every training step."""
+
+    @hookspec
+    def run_end(self) -> None:
+        """Both peers, once, when the run has ended or failed."""
+
+    @hookspec
+    def state_dict(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
+        """Both peers, at a checkpoint: tensors and JSON values that a resumed run needs."""
+
+    @hookspec
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Both peers, on resume, after ``setup``: what ``state_dict`` returned."""
+
+    # What a plugin says of itself.
+
+    @hookspec
+    def nominal_ratio(self) -> tuple[float, float]:  # type: ignore[empty-body]
+        """Return the ratios (up, down) in (0, 1] that a paper would report; stacks multiply them.
+
+        Shown beside the measured ratio, and charged by the budget ``nominal=``. Without it: (1, 1).
+        """
+
+    @hookspec
+    def traits(self) -> Traits:  # type: ignore[empty-body]
+        """Return what the plugin needs and changes; asked before ``setup``, must not need it.
+
+        A stack whose plugins cannot work together is refused by it. Without it: needs and changes
+        nothing, keeps no state, leaves evaluation alone.
+        """
+
+    # What only an observer implements.
+
+    @hookspec
+    def plugin_ran(self, label: str, hook: str, subject: Cut | Message, nanoseconds: int) -> None:
+        """Observers only: a plugin's data hook has just run, on this cut or message."""
+
+
+DATA_HOOKS = (
+    "after_client_forward",
+    "before_send",
+    "after_receive",
+    "before_server_forward",
+    "gradient_return",
+)
+"""The hooks that change what crosses the link, in the order of one step."""

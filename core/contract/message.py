@@ -1,0 +1,184 @@
+"""What travels over a link: a `Message` of named tensors, each with a role.
+
+A message is built by one peer, changed by the ``before_send`` hooks of its stack, frozen when it is
+sent, and rebuilt by the other peer, whose ``after_receive`` hooks change it back. How it becomes
+bytes is `splitlab.core.wire.frame`'s business; how bytes move is a transport's.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from splitlab.core.contract.errors import PluginError, ProtocolError
+
+__all__ = ["Kind", "Message", "Role"]
+
+
+class Kind(enum.IntEnum):
+    """What a message is for. The numbers are part of the wire format."""
+
+    HELLO = 1
+    """Opens a link: what both peers must agree on."""
+    ACTIVATION = 2
+    """Client to server: the activations at the cut, targets, side information."""
+    GRADIENT = 3
+    """Server to client: the loss gradient with respect to what arrived (training)."""
+    PREDICTION = 4
+    """Server to client: predicted class ids and summed loss (evaluation)."""
+    CONTROL = 5
+    """Either way: checkpoint requests, their answers, goodbye."""
+    ERROR = 6
+    """Either way: the sender cannot go on; ``meta["error"]`` says why, in one line."""
+
+
+class Role(enum.StrEnum):
+    """What a tensor is. Codecs act on, and the ledger sums by, the role."""
+
+    PAYLOAD = "payload"
+    """Activations, gradients or predictions, in whatever form a codec gave them."""
+    TARGETS = "targets"
+    """Class ids."""
+    SIDE = "side"
+    """What the receiver needs besides: cluster ids, scales, indices, codebooks."""
+
+
+class Message:
+    """Named tensors with a role each, and a little metadata.
+
+    Args:
+        kind: what the message is for.
+        step: training step, or batch number of an evaluation; 0 ≤ step < 2**64.
+        training: whether it belongs to a training step (the ledger counts evaluation apart).
+        stacked: whether the stack of plugins acts on it; an uncompressed evaluation says ``False``.
+        meta: JSON values by name; small, for numbers such as the loss. Tensors go by `put`.
+
+    Attributes:
+        elapsed_ns: nanoseconds that the sender computed to produce this message; a fixed-width
+            field of the frame, so that timing never changes a byte count.
+        frame_bytes: length of the encoded frame; set by the wire when it is sent or received.
+    """
+
+    __slots__ = (
+        "_frozen",
+        "_roles",
+        "_tensors",
+        "elapsed_ns",
+        "frame_bytes",
+        "kind",
+        "meta",
+        "stacked",
+        "step",
+        "training",
+    )
+
+    def __init__(
+        self,
+        kind: Kind,
+        step: int = 0,
+        *,
+        training: bool = True,
+        stacked: bool = True,
+        meta: dict[str, Any] | None = None,
+    ) -> None:
+        self.kind = kind
+        self.step = step
+        self.training = training
+        self.stacked = stacked
+        self.meta: dict[str, Any] = dict(meta or {})
+        self.elapsed_ns = 0
+        self.frame_bytes = 0
+        self._tensors: dict[str, torch.Tensor] = {}
+        self._roles: dict[str, Role] = {}
+        self._frozen = False
+
+    def put(self, name: str, tensor: torch.Tensor, role: Role) -> None:
+        """Add the tensor, or replace the one of that name. It must be detached."""
+        self._check_open(f"put {name!r}")
+        if tensor.requires_grad:
+            raise PluginError(
+                f"tensor {name!r} of a {self.kind.name} message is still on the autograd graph; "
+                "detach it: a message carries values, gradients travel in a message of their own"
+            )
+        self._tensors[name] = tensor
+        self._roles[name] = role
+
+    def take(self, name: str) -> torch.Tensor:
+        """Remove the tensor and return it."""
+        self._check_open(f"take {name!r}")
+        tensor = self[name]
+        del self._tensors[name], self._roles[name]
+        return tensor
+
+    def push(self, plugin: str, note: Any) -> None:
+        """Leave a note for the same plugin at the receiver: a JSON value, sent with the header.
+
+        What was put in there by ``before_send`` is read back by `pop` in ``after_receive``, last
+        note first, so that a stack may hold a plugin twice.
+        """
+        self._check_open(f"leave a note of {plugin!r}")
+        self.meta.setdefault(plugin, []).append(note)
+
+    def pop(self, plugin: str) -> Any:
+        """Take the last note of the plugin; None if it left none: it did not act."""
+        self._check_open(f"take a note of {plugin!r}")
+        notes = self.meta.get(plugin)
+        if notes is None:
+            return None
+        if not isinstance(notes, list) or not notes:
+            raise ProtocolError(f"a {self.kind.name} message holds no notes of plugin {plugin!r}")
+        note = notes.pop()
+        if not notes:
+            del self.meta[plugin]
+        return note
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise PluginError(
+                f"a {self.kind.name} message has no tensor {name!r}; "
+                f"it has: {', '.join(self._tensors) or 'none'}"
+            ) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tuple(self._tensors))
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def role(self, name: str) -> Role:
+        """Return the role of the tensor of that name."""
+        self[name]
+        return self._roles[name]
+
+    def names(self, role: Role) -> tuple[str, ...]:
+        """Return the names of all tensors of this role, in the order they were put."""
+        return tuple(name for name, own in self._roles.items() if own is role)
+
+    def freeze(self) -> None:
+        """Refuse every later `put` and `take`: what was sent cannot change any more."""
+        self._frozen = True
+
+    def to(self, device: torch.device) -> Message:
+        """Move all tensors to the device, in place; returns the message itself."""
+        for name, tensor in self._tensors.items():
+            self._tensors[name] = tensor.to(device)
+        return self
+
+    def _check_open(self, what: str) -> None:
+        if self._frozen:
+            raise PluginError(f"cannot {what}: this {self.kind.name} message was sent already")
+
+    def __repr__(self) -> str:
+        tensors = ", ".join(
+            f"{name}: {self._roles[name].value} {str(t.dtype).removeprefix('torch.')}{[*t.shape]}"
+            for name, t in self._tensors.items()
+        )
+        return f"<Message {self.kind.name} step={self.step} {{{tensors}}}>"

@@ -1,0 +1,184 @@
+"""What a plugin declares of itself, and which stacks can work.
+
+A stack is checked before anything is trained: every plugin says with `Traits` which aspects of the
+cut it needs and which it changes. An aspect is true at the client's output and stays true until a
+plugin changes it; a plugin whose need is gone is refused, with the reason and a stack that works.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from splitlab.core.contract.errors import ConfigError, PluginError, unknown_name
+
+__all__ = ["ASPECTS", "Declared", "Traits", "check_order"]
+
+Gradient = Literal["natural", "straight-through", "corrected"]
+
+ASPECTS = {
+    "batch": "row b is sample b of the batch",
+    "sample ids": "every row has the id of its sample",
+    "targets": "every row has a class id",
+    "tokens": "the tokens are those that the model made",
+    "grid": "the patch tokens are the whole patch grid, row by row, behind the special tokens",
+    "keys": "the attention keys of the tokens are known",
+    "places": "token j is the same place of the image in every row and at every step",
+    "attention": "the class token's attention to every token is known",
+    "features": "a token has the model's width",
+    "layout": "the payload is one tensor (rows, tokens, features)",
+    "numbers": "the payload is floating point",
+    "plain": "the payload is tensors, not a compressed string of bytes",
+}
+"""What is true of a cut until a plugin changes it, in words for an error message."""
+
+_GOES_WITH = {
+    "batch": ("sample ids", "targets", "keys"),
+    "tokens": ("grid", "keys"),
+    "places": ("grid",),
+    "layout": ("grid", "keys", "places", "attention", "features"),
+    "numbers": ("grid", "keys", "places", "attention", "features", "layout"),
+    "plain": tuple(name for name in ASPECTS if name != "plain"),
+}
+"""What is lost together with an aspect that is changed."""
+
+_MOST_TRIED = 6
+"""Plugins of which every order is tried to find a stack that works: 6! = 720 orders."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What a plugin needs, what it changes and how it treats gradients and evaluation.
+
+    Attributes:
+        needs: aspects (see `ASPECTS`) that must still be true where the plugin stands.
+        changes: aspects that are no longer true behind it. What goes with one of them is implied:
+            a plugin that merges samples changes ``"batch"``, and with it ids and targets are gone.
+        evaluation: whether it acts on evaluation batches, too. If a plugin of the stack does, a run
+            reports both evaluations: with the stack, without.
+        stateful: whether what it does at a step depends on earlier steps (residuals, histories,
+            learned modules). It then implements ``state_dict`` and ``load_state_dict``, unless all
+            its state is in modules that it registered.
+        once: whether a stack may hold it only once.
+        gradient: ``"natural"``: the client gets the exact gradient of the composed map;
+            ``"straight-through"``: the error of the decoder is ignored; ``"corrected"``: the plugin
+            adds a term of its own in ``gradient_return``.
+    """
+
+    needs: AbstractSet[str] = frozenset()
+    changes: AbstractSet[str] = frozenset()
+    evaluation: bool = False
+    stateful: bool = False
+    once: bool = False
+    gradient: Gradient = "natural"
+
+    def __post_init__(self) -> None:
+        for name in ("needs", "changes"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                raise PluginError(f"traits: {name}={value!r} must be a set, as in {{{value!r}}}")
+            object.__setattr__(self, name, frozenset(value))
+            for aspect in getattr(self, name):
+                if aspect not in ASPECTS:
+                    raise PluginError(f"traits: {unknown_name('aspect', aspect, ASPECTS)}")
+        if self.gradient not in get_args(Gradient):
+            raise PluginError(
+                f"traits: gradient={self.gradient!r} is unknown; one of "
+                f"{', '.join(get_args(Gradient))}"
+            )
+
+    @property
+    def takes_away(self) -> AbstractSet[str]:
+        """What is no longer true behind the plugin: `changes` and what goes with them."""
+        return frozenset(self.changes).union(*(_GOES_WITH.get(a, ()) for a in self.changes))
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A plugin of a stack as `check_order` sees it.
+
+    Attributes:
+        label: what messages call it.
+        traits: what it declares.
+        on_graph: whether it encodes in ``after_client_forward``.
+        on_message: whether it encodes in ``before_send``.
+    """
+
+    label: str
+    traits: Traits
+    on_graph: bool
+    on_message: bool
+
+    @property
+    def acts(self) -> bool:
+        """Whether it declares to do anything; a plugin that watches fits anywhere."""
+        return bool(self.traits.needs or self.traits.changes)
+
+
+def check_order(stack: Sequence[Declared]) -> None:
+    """Refuse a stack that cannot work.
+
+    Raises:
+        ConfigError: names the plugin, what it lacks, who took that away, and a stack that works.
+    """
+    problem = _problem(stack)
+    if problem:
+        raise ConfigError(f"the stack {_written(stack)} cannot work: {problem}; {_remedy(stack)}")
+
+
+def _problem(stack: Iterable[Declared]) -> str | None:
+    gone: dict[str, str] = {}
+    off_graph = ""
+    seen: set[str] = set()
+    for plugin in stack:
+        name = plugin.label.partition("#")[0]
+        if plugin.traits.once and name in seen:
+            return f"{name!r} may stand in a stack only once"
+        seen.add(name)
+        if plugin.on_graph and plugin.acts and off_graph:
+            return (
+                f"{plugin.label!r} works on the autograd graph, before a message is made, and "
+                f"{off_graph!r} in front of it on the message: they would act in the other order"
+            )
+        for aspect in ASPECTS:  # in their order, so that an error is the same every time
+            if aspect in plugin.traits.needs and aspect in gone:
+                return (
+                    f"{plugin.label!r} needs {aspect} ({ASPECTS[aspect]}), which {gone[aspect]!r} "
+                    "in front of it takes away"
+                )
+        if plugin.on_message and plugin.acts:
+            off_graph = plugin.label
+        for aspect in plugin.traits.takes_away:
+            gone.setdefault(aspect, plugin.label)
+    return None
+
+
+def _remedy(stack: Sequence[Declared]) -> str:
+    works = next(order for order in _others(stack) if _problem(order) is None)
+    left_out = [plugin.label for plugin in stack if plugin not in works]
+    without = f" (without {', '.join(left_out)})" if left_out else ""
+    return f"a stack that works: {_written(works)}{without}"
+
+
+def _others(stack: Sequence[Declared]) -> Iterator[Sequence[Declared]]:
+    """Yield the same plugins in other orders, then fewer of them in the order given.
+
+    A long stack yields one only: every plugin that works with those in front of it.
+    """
+    if len(stack) <= _MOST_TRIED:
+        yield from itertools.permutations(stack)
+        for count in range(len(stack) - 1, 0, -1):  # one alone always works
+            yield from itertools.combinations(stack, count)
+        return
+    kept: list[Declared] = []
+    for plugin in stack:  # too many to try them all
+        if _problem([*kept, plugin]) is None:
+            kept.append(plugin)
+    yield kept
+
+
+def _written(stack: Iterable[Declared]) -> str:
+    return " + ".join(plugin.label for plugin in stack)

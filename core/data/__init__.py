@@ -1,0 +1,1 @@
+"""Data sets and local folders, as batches."""

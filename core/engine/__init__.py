@@ -1,0 +1,1 @@
+"""One training step: two peers that take a message and return a message."""

@@ -1,0 +1,1 @@
+"""Model families: whole models, and the parts that they are cut into."""

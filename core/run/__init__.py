@@ -1,0 +1,1 @@
+"""A whole run: plan, loop, server, run folder, checkpoints."""

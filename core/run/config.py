@@ -1,0 +1,239 @@
+"""A run is described by one frozen `Config`: from defaults, a TOML file and the command line.
+
+Every field's help text stands beside it and is what ``splitlab run --help`` prints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import tomllib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from splitlab.core.contract.errors import ConfigError, unknown_name
+
+__all__ = ["Budget", "Config"]
+
+DEFAULT_DATASET = "fashion-mnist-mini"
+
+_NOMINAL_HELP = (
+    "when to stop: steps=500, epochs=10, bytes=50MB (real training bytes, both directions) "
+    "or nominal=1.0 (nominal ratio times samples, in uncompressed epochs; "
+    "the paper's rule is nominal=10)"
+)
+
+
+def _option(default: Any, help: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run's numbers, and a few things that do not.
+
+    An optional field that is None is decided when the run starts (see its help) and written to the
+    run folder as it was decided.
+    """
+
+    plugins: tuple[str, ...] = _option(
+        (),
+        "a compression plugin and its settings; repeat it to stack several, first one first; "
+        "none at all trains uncompressed",
+        flag="--plugin",
+        metavar="NAME[:key=value,…]",
+        shared=True,
+    )
+    transport: str = _option(
+        "inprocess", "the link between the peers (see `splitlab transports`)", metavar="NAME"
+    )
+    dataset: str | None = _option(
+        None,
+        f"data set by name (see `splitlab datasets`); {DEFAULT_DATASET}, which ships, by default",
+        metavar="NAME",
+    )
+    data_dir: str | None = _option(
+        None,
+        "local data: a folder with IDX files, Parquet files or train/CLASS/, test/CLASS/ images",
+        metavar="DIR",
+    )
+    augment: str = _option(
+        "none",
+        "training augmentation; paper: RandAugment(2, 9), colour jitter, flip",
+        choices=("none", "paper"),
+    )
+    model: str = _option(
+        "vit-mini",
+        "vit-mini, or the name of any timm VisionTransformer (see `splitlab models`)",
+        metavar="NAME",
+        shared=True,
+    )
+    image_size: int | None = _option(
+        None, "input height and width in pixels; the model's own by default", shared=True
+    )
+    pretrained: bool = _option(
+        False, "start a timm model from its published weights (downloads them)", shared=True
+    )
+    weights: str = _option(
+        "default",
+        "start from a safetensors FILE, from what ships with the model (default), or from random "
+        "numbers (none)",
+        metavar="FILE|default|none",
+        shared=True,
+    )
+    cut: int | None = _option(
+        None, "how many blocks the client runs, 0 to depth; 3 by default", shared=True
+    )
+    batch_size: int = _option(128, "samples per step", shared=True)
+    optimizer: str = _option(
+        "adam", "optimizer of both halves", choices=("adam", "adamw", "sgd"), shared=True
+    )
+    lr: float = _option(3e-4, "learning rate of both halves", shared=True)
+    weight_decay: float = _option(0.0, "weight decay of both halves", shared=True)
+    seed: int = _option(0, "fixes everything that is random", shared=True)
+    budget: str = _option("nominal=1.0", _NOMINAL_HELP, metavar="UNIT=AMOUNT")
+    evaluate: str = _option(
+        "both",
+        "evaluate through the stack, without it, or both where a plugin acts in evaluation",
+        choices=("both", "compressed", "uncompressed"),
+    )
+    eval_every: int | None = _option(None, "steps between evaluations; one epoch by default")
+    checkpoint_every: int | None = _option(
+        None, "steps between checkpoints; at every evaluation by default"
+    )
+    device: str = _option(
+        "auto", "cpu, cuda, cuda:1, …; auto takes a GPU where there is one", metavar="DEVICE"
+    )
+    threads: int | None = _option(
+        None, "CPU threads of each peer; all cores by default", shared=True
+    )
+    workers: int = _option(0, "threads that decode images ahead; 0 decodes in the client's own")
+    timeout: float = _option(60.0, "seconds without progress after which a peer counts as gone")
+    output: str | None = _option(None, "the run folder; runs/STACK-TIME by default", metavar="DIR")
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("image_size", 1, 4096),
+            ("cut", 0, 10_000),
+            ("batch_size", 1, 1_000_000),
+            ("lr", 0.0, 1e6),
+            ("weight_decay", 0.0, 1e6),
+            ("seed", 0, 2**63 - 1),
+            ("eval_every", 1, 2**63 - 1),
+            ("checkpoint_every", 1, 2**63 - 1),
+            ("threads", 1, 4096),
+            ("workers", 0, 256),
+            ("timeout", 0.1, 1e6),
+        ):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ConfigError(f"{flag(name)} {value} is not allowed; from {low} to {high}")
+        for spec in dataclasses.fields(self):
+            choices = spec.metadata.get("choices")
+            value = getattr(self, spec.name)
+            if choices and value not in choices:
+                raise unknown_name(f"value of {flag(spec.name)}", value, choices)
+        if self.pretrained and self.weights not in ("default", "none"):
+            raise ConfigError(
+                f"--pretrained and --weights {self.weights} exclude each other; keep one of them"
+            )
+        Budget.parse(self.budget)
+
+    @classmethod
+    def from_mapping(cls, values: typing.Mapping[str, Any], where: str = "") -> Config:
+        """Build from names and values, such as a parsed TOML file.
+
+        Raises:
+            ConfigError: an unknown key (names the nearest known one) or a value of the wrong type.
+        """
+        prefix = f"{where}: " if where else ""
+        hints = typing.get_type_hints(cls)
+        checked = {}
+        for key, value in values.items():
+            if key not in hints:
+                raise ConfigError(f"{prefix}{unknown_name('key', key, hints)}")
+            checked[key] = _coerce(hints[key], value, f"{prefix}{key}")
+        return cls(**checked)
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Config:
+        """Read a file such as ``config.toml`` of a run folder."""
+        return cls.from_mapping(read_toml(path), str(path))
+
+    def to_toml(self) -> str:
+        """Return the text of a file that `from_toml` reads back to an equal object."""
+        lines = []
+        for spec in dataclasses.fields(self):
+            value = getattr(self, spec.name)
+            if value is not None:
+                value = list(value) if isinstance(value, tuple) else value
+                # JSON's strings, numbers, booleans and flat lists are TOML's too, but for DEL.
+                text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+                lines.append(f"{spec.name} = {text}\n")
+        return "".join(lines)
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Return the parsed file; `ConfigError` if it is missing or not TOML."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the configuration {path} is not TOML: {error}") from None
+
+
+def flag(name: str) -> str:
+    """Return the command-line option of a field: ``batch_size`` → ``--batch-size``."""
+    spec = Config.__dataclass_fields__[name]
+    return str(spec.metadata.get("flag", "--" + name.replace("_", "-")))
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    options = typing.get_args(hint) if typing.get_origin(hint) is not tuple else ()
+    wanted = next((option for option in options if option is not type(None)), hint)
+    if value is None and type(None) in options:
+        return None
+    if typing.get_origin(wanted) is tuple:
+        if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        raise ConfigError(f"{where} = {value!r} is not allowed; it takes a list of strings")
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not wanted:
+        raise ConfigError(f"{where} = {value!r} is not allowed; it takes {wanted.__name__}")
+    return value
+
+
+_SIZES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SIZES |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "": 1}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a run ends: an amount of one unit (``steps``, ``epochs``, ``bytes``, ``nominal``)."""
+
+    unit: str
+    amount: float
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read ``steps=500``, ``epochs=10``, ``bytes=50MB`` or ``nominal=1.0``."""
+        unit, _, amount = text.partition("=")
+        units = ("steps", "epochs", "bytes", "nominal")
+        match = re.fullmatch(r"([0-9]*\.?[0-9]+(?:[eE]\+?[0-9]+)?) ?([A-Za-z]*)", amount.strip())
+        if unit not in units:
+            raise unknown_name("budget", unit, units, f"; as in {_EXAMPLES}")
+        size = _SIZES.get(match[2]) if match and (unit == "bytes" or not match[2]) else None
+        value = float(match[1]) * size if match and size else 0.0
+        whole = unit in ("steps", "bytes")
+        if not 0 < value < math.inf or (whole and not value.is_integer()):
+            raise ConfigError(f"budget {text!r} is not an amount of {unit}; write {_EXAMPLES}")
+        return cls(unit, value)
+
+
+_EXAMPLES = "steps=500, epochs=10, bytes=50MB or nominal=1.0"

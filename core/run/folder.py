@@ -1,0 +1,172 @@
+"""The run folder: what a run leaves behind, and what a resumed run finds.
+
+config.toml        the configuration, with everything decided
+environment.json   versions and hardware
+metrics.jsonl      one object a training step and one an evaluation
+ledger.json        bytes by phase, direction and kind
+summary.json       the result; only a run that reached its budget has one
+checkpoints/       see `splitlab.core.run.checkpoint`
+server.log         what the server of a two-process run printed
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from splitlab.core.run.config import Config
+from splitlab.core.contract.errors import ConfigError
+from splitlab.core.wire.ledger import Ledger
+
+__all__ = ["RunFolder", "run_name"]
+
+_PACKAGES = (
+    "splitlab",
+    "torch",
+    "torchvision",
+    "timm",
+    "datasets",
+    "pluggy",
+    "safetensors",
+    "numpy",
+)
+
+
+def run_name(plugins: Sequence[str]) -> str:
+    """Return a name for a run of this stack, such as ``adc-20261231-235959``."""
+    heads = [re.sub(r".*\.py:", "", text).partition(":")[0] for text in plugins]
+    return f"{'+'.join(heads) or 'none'}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+class RunFolder:
+    """One run's folder; made by `create`, found again by `open`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._metrics = path / "metrics.jsonl"
+
+    @classmethod
+    def create(cls, output: str | None, plugins: Sequence[str]) -> RunFolder:
+        """Make a new folder; one that exists already is refused."""
+        path = Path(output) if output else _free(Path("runs") / run_name(plugins))
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            raise ConfigError(
+                f"--output {path} exists already; go on with --resume {path}, "
+                "or name another folder"
+            ) from None
+        except OSError as error:
+            raise ConfigError(f"--output {path} cannot be made: {error.strerror}") from None
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """Find the folder of an earlier run."""
+        if not (Path(path) / "config.toml").is_file():
+            raise ConfigError(f"--resume {path}: no run folder (it has no config.toml)")
+        return cls(Path(path))
+
+    def read_config(self) -> Config:
+        """Return the configuration of the run."""
+        return Config.from_toml(self.path / "config.toml")
+
+    def write_config(self, config: Config) -> None:
+        """Write the configuration of the run, but for ``output``: the folder may be moved."""
+        _write(self.path / "config.toml", replace(config, output=None).to_toml())
+
+    def write_environment(self, **facts: Any) -> None:
+        """Write versions and hardware, and the facts given."""
+        versions = {}
+        for name in _PACKAGES:
+            try:
+                versions[name] = version(name)
+            except PackageNotFoundError:
+                versions[name] = "not installed as a package"
+        environment = {
+            "python": sys.version.split()[0],
+            "packages": versions,
+            "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+            "processor": _processor(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            **facts,
+        }
+        _write(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Append one object to ``metrics.jsonl``."""
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def metrics_size(self) -> int:
+        """Return how long ``metrics.jsonl`` is, in bytes."""
+        return self._metrics.stat().st_size if self._metrics.exists() else 0
+
+    def cut_metrics(self, size: int) -> None:
+        """Forget what was logged after a checkpoint."""
+        if self.metrics_size() < size:
+            raise ConfigError(f"{self._metrics} is shorter than at its checkpoint; it was edited")
+        if self._metrics.exists():
+            os.truncate(self._metrics, size)
+
+    def write_ledger(self, ledger: Ledger) -> None:
+        """Write the bytes counted so far."""
+        _write(self.path / "ledger.json", json.dumps(ledger.counts, indent=2) + "\n")
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write the result."""
+        _write(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def remove_summary(self) -> None:
+        """Take the result away: the run goes on."""
+        (self.path / "summary.json").unlink(missing_ok=True)
+
+    def server_log(self) -> Path:
+        """Return where the server of a two-process run prints."""
+        return self.path / "server.log"
+
+    def last_evaluation(self) -> dict[str, Any] | None:
+        """Return the newest evaluation in ``metrics.jsonl``."""
+        lines = (
+            self._metrics.read_text(encoding="utf-8").splitlines() if self.metrics_size() else []
+        )
+        for line in reversed(lines):
+            record: dict[str, Any] = json.loads(line)
+            if record["kind"] == "eval":
+                return record
+        return None
+
+    def remove(self) -> None:
+        """Delete the folder of a run that never made a step."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _free(path: Path) -> Path:
+    candidates = (path.with_name(f"{path.name}-{i}") for i in range(2, 1000))
+    return path if not path.exists() else next(p for p in candidates if not p.exists())
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _processor() -> str:
+    try:
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return f"{found[1] if found else platform.processor()}, {os.cpu_count()} cores"

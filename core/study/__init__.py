@@ -1,0 +1,1 @@
+"""Many runs alike, and what came of them."""

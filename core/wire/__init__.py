@@ -1,0 +1,1 @@
+"""Messages as frames, and what frames weigh: no input, no output, no model."""

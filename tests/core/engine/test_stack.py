@@ -1,0 +1,356 @@
+"""A stack of plugins: labels, order, states, ratios and blame."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from splitlab.core import ConfigError, Cut, Kind, Message, PluginError, Traits, hookimpl
+from splitlab.core.contract.hooks import HookSpecs
+from splitlab.core.engine.stack import Stack
+
+HOOKS = [name for name in vars(HookSpecs) if not name.startswith("_")]
+
+
+class Scales:
+    """Multiplies on the way there and divides on the way back."""
+
+    def __init__(self, *, by: float = 2.0, log: list[float] | None = None) -> None:
+        self.by = by
+        self.log = [] if log is None else log
+
+    @hookimpl
+    def after_client_forward(self, cut: Cut) -> None:
+        self.log.append(self.by)
+        cut.activations = cut.activations + self.by
+
+    @hookimpl
+    def before_server_forward(self, cut: Cut) -> None:
+        self.log.append(self.by)
+        cut.activations = cut.activations * self.by
+
+    @hookimpl
+    def nominal_ratio(self) -> tuple[float, float]:
+        return 1 / self.by, 0.5
+
+    @hookimpl
+    def traits(self) -> Traits:
+        return Traits(evaluation=self.by > 3)
+
+    @hookimpl
+    def state_dict(self) -> dict[str, Any]:
+        return {"by": self.by}
+
+    @hookimpl
+    def load_state_dict(self, state: Any) -> None:
+        self.by = state["by"]
+
+
+def cut() -> Cut:
+    return Cut(torch.ones(2, 3, 4), torch.zeros(2, dtype=torch.int64), step=0, training=True)
+
+
+def test_an_empty_stack_does_nothing_and_says_so(tiny: Any) -> None:
+    stack = Stack([])
+    before = cut()
+    stack.setup(tiny.peer())
+    stack.after_client_forward(before)
+    stack.step_end(0)
+    stack.run_end()
+    assert torch.equal(before.activations, cut().activations)
+    assert stack.nominal_ratio() == (1, 1)
+    assert stack.acts_in_evaluation() is False
+    assert stack.state_dict() == {}
+
+
+def test_encoding_is_in_stack_order_and_decoding_in_reverse(tiny: Any) -> None:
+    log: list[float] = []
+    stack = Stack([tiny.bound(Scales, by=by, log=log) for by in (2.0, 3.0, 5.0)])
+    stack.after_client_forward(cut())
+    assert log == [2.0, 3.0, 5.0]
+    log.clear()
+    stack.before_server_forward(cut())
+    assert log == [5.0, 3.0, 2.0]
+
+
+def test_nominal_ratios_multiply_and_one_that_acts_in_evaluation_is_enough(tiny: Any) -> None:
+    class Silent:
+        pass
+
+    stack = Stack([tiny.bound(Scales, by=2.0), tiny.bound(Silent), tiny.bound(Scales, by=4.0)])
+    assert stack.nominal_ratio() == (1 / 8, 1 / 4)
+    assert stack.acts_in_evaluation() is True
+    assert Stack([tiny.bound(Scales, by=2.0)]).acts_in_evaluation() is False
+
+
+@pytest.mark.parametrize("answer", [0.5, (0.5,), ("a", "b"), None])
+def test_a_nominal_ratio_is_two_numbers(tiny: Any, answer: Any) -> None:
+    class Odd:
+        @hookimpl
+        def nominal_ratio(self) -> Any:
+            return answer
+
+    stack = Stack([tiny.bound(Odd)])
+    if answer is None:  # pluggy leaves it out, as if the plugin had none
+        assert stack.nominal_ratio() == (1, 1)
+        return
+    with pytest.raises(
+        PluginError, match="'odd' failed in nominal_ratio: it must return two numbers"
+    ):
+        stack.nominal_ratio()
+
+
+def test_states_are_kept_by_label_and_given_back_to_their_owner(tiny: Any) -> None:
+    class Stateless:
+        @hookimpl
+        def setup(self, peer: Any) -> None: ...
+
+    def stack(*by: float) -> Stack:
+        first, second = (tiny.bound(Scales, by=value) for value in by)
+        return Stack([first, tiny.bound(Stateless), second])
+
+    states = stack(2.0, 3.0).state_dict()
+    assert states == {"scales": {"by": 2.0}, "scales#2": {"by": 3.0}}
+    other = stack(7.0, 9.0)
+    other.load_state_dict(states)
+    assert other.state_dict() == states
+
+
+def test_equal_labels_are_numbered(tiny: Any) -> None:
+    class Twin:
+        pass
+
+    stack = Stack([tiny.bound(Twin, "a"), tiny.bound(Twin, "b")] + [tiny.bound(Twin, "a")] * 2)
+    assert list(stack.traits()) == ["a", "b", "a#2", "a#3"]
+
+
+@pytest.mark.parametrize("hook", ["after_client_forwrd", "send", "before_send_"])
+def test_an_unknown_hook_is_refused(tiny: Any, hook: str) -> None:
+    plugin = type("Mine", (), {hook: hookimpl(lambda self: None)})
+    with pytest.raises(
+        PluginError, match=f"plugin 'mine': .*{hook}.*splitlab.core.contract.hooks"
+    ) as caught:
+        Stack([tiny.bound(plugin)])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_argument_is_refused(tiny: Any) -> None:
+    class Mine:
+        @hookimpl
+        def after_client_forward(self, cut: Cut, batch: Any) -> None: ...
+
+    with pytest.raises(PluginError, match=r"plugin 'mine': .*batch"):
+        Stack([tiny.bound(Mine)])
+
+
+def test_errors_that_blame_already_keep_their_kind(tiny: Any) -> None:
+    class Refuses:
+        @hookimpl
+        def setup(self, peer: Any) -> None:
+            raise ConfigError("ratio=9 is refused")
+
+    with pytest.raises(ConfigError, match=r"^ratio=9 is refused$"):
+        Stack([tiny.bound(Refuses)]).setup(tiny.peer())
+
+
+def test_blame_finds_the_plugin_behind_decorators_helpers_and_observers(tiny: Any) -> None:
+    class Watches:
+        @hookimpl(wrapper=True)
+        def before_send(self, message: Any) -> Any:
+            return (yield)
+
+    class Innocent:
+        @hookimpl
+        @torch.no_grad()
+        def before_send(self, message: Any) -> None: ...
+
+    class Guilty(Innocent):
+        @hookimpl
+        @torch.no_grad()
+        def before_send(self, message: Any) -> None:
+            _helper()
+
+    def _helper() -> None:
+        raise KeyError("x")
+
+    stack = Stack([tiny.bound(Innocent), tiny.bound(Guilty), tiny.bound(Innocent)], [Watches()])
+    with pytest.raises(
+        PluginError, match=r"^plugin 'guilty' failed in before_send: KeyError: 'x'$"
+    ):
+        stack.before_send(None)  # type: ignore[arg-type]
+
+
+def test_an_observer_that_raises_is_blamed_itself(tiny: Any) -> None:
+    class Broken:
+        @hookimpl(wrapper=True)
+        def before_send(self, message: Any) -> Any:
+            yield
+            raise OSError("disk full")
+
+    with pytest.raises(PluginError, match="observer Broken@0 failed in before_send: OSError"):
+        Stack([tiny.bound(Scales)], [Broken()]).before_send(None)  # type: ignore[arg-type]
+
+
+def test_every_hook_of_the_menu_says_where_it_runs() -> None:
+    for name in HOOKS:
+        text = getattr(HookSpecs, name).__doc__
+        assert text, name
+        assert any(
+            w in text
+            for w in ("Client", "Server", "Sender", "Receiver", "Both", "Return", "Observers")
+        )
+
+
+# What a plugin's author gets wrong.
+
+
+def lone(tiny: Any, hook: str, function: Any) -> Stack:
+    plugin = type("Mine", (), {hook: hookimpl(function)})
+    stack = Stack([tiny.bound(Scales), tiny.bound(plugin)])
+    stack.setup(tiny.peer())
+    return stack
+
+
+def returns(self: Any, cut: Cut) -> torch.Tensor:
+    return cut.activations / 2
+
+
+def detaches(self: Any, cut: Cut) -> None:
+    cut.activations = cut.activations.detach()
+
+
+def rounds(self: Any, cut: Cut) -> None:
+    cut.activations = cut.activations.detach().to(torch.int8)
+
+
+def shortens(self: Any, cut: Cut) -> None:
+    cut.gradient = torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("hook", "function", "words"),
+    [
+        ("after_client_forward", returns, r"it returned a Tensor; .* cut.activations = …"),
+        ("after_client_forward", detaches, "cuts cut.activations off the autograd graph"),
+        ("after_client_forward", rounds, "torch.int8, which has no gradient; .* in before_send"),
+        ("gradient_return", shortens, r"shape from \[2, 3, 4\] to \[2, 3\]; it must stay"),
+    ],
+)
+def test_a_cut_hook_that_does_wrong_is_named(
+    tiny: Any, hook: str, function: Any, words: str
+) -> None:
+    stack = lone(tiny, hook, function)
+    batch = cut()
+    batch.activations.requires_grad_()
+    batch.gradient = torch.ones(2, 3, 4)
+    with pytest.raises(
+        PluginError, match=rf"^plugin 'mine' failed in {hook} \(step 0\): .*{words}"
+    ):
+        getattr(stack, hook)(batch)
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: torch.rand(1)])
+def test_draws_from_global_random_state_are_refused_in_message_hooks(tiny: Any, draw: Any) -> None:
+    def before_send(self: Any, message: Message) -> None:
+        draw()
+
+    state = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    stack = lone(tiny, "before_send", before_send)
+    with pytest.raises(PluginError, match=r"'mine' failed in before_send .*peer.generator"):
+        stack.before_send(Message(Kind.ACTIVATION))
+    torch.set_rng_state(state[0])
+    random.setstate(state[1])
+    np.random.set_state(state[2])
+
+
+def test_torch_is_seeded_for_every_plugin_alone_in_hooks_that_take_a_cut(tiny: Any) -> None:
+    drawn: list[float] = []
+
+    def draws(self: Any, cut: Cut) -> None:
+        drawn.append(torch.rand(1).item())
+
+    before = torch.get_rng_state()
+    for _ in range(2):
+        lone(tiny, "after_client_forward", draws).after_client_forward(cut())
+    assert torch.equal(before, torch.get_rng_state())
+    twins = [tiny.bound(type("A", (), {"after_client_forward": hookimpl(draws)}), n) for n in "ab"]
+    stack = Stack(twins)
+    stack.setup(tiny.peer())
+    stack.after_client_forward(cut())
+    same, again, a, b = drawn
+    assert same == again
+    assert len({same, a, b}) == 3
+
+
+def test_a_hook_without_its_mark_is_refused(tiny: Any) -> None:
+    class Mine:
+        def before_send(self, message: Any) -> None: ...
+
+    with pytest.raises(PluginError, match=r"plugin 'mine': its method 'before_send' .*@hookimpl"):
+        Stack([tiny.bound(Mine)])
+
+
+def test_a_hook_argument_with_a_default_is_refused(tiny: Any) -> None:
+    class Mine:
+        @hookimpl
+        def before_send(self, message: Any = None) -> None: ...
+
+    with pytest.raises(
+        PluginError, match=r"'mine': argument 'message' of hook 'before_send' has a"
+    ):
+        Stack([tiny.bound(Mine)])
+
+
+@pytest.mark.parametrize("answer", [1, {"needs": []}])
+def test_traits_are_traits(tiny: Any, answer: Any) -> None:
+    class Mine:
+        @hookimpl
+        def traits(self) -> Any:
+            return answer
+
+    with pytest.raises(PluginError, match="'mine' failed in traits: it must return Traits"):
+        Stack([tiny.bound(Mine)])
+
+
+def test_a_stack_that_cannot_work_is_refused_when_it_is_made(tiny: Any) -> None:
+    class Codes:
+        @hookimpl
+        def traits(self) -> Traits:
+            return Traits(needs={"numbers"}, changes={"numbers"})
+
+    with pytest.raises(ConfigError, match=r"the stack codes \+ codes#2 cannot work"):
+        Stack([tiny.bound(Codes)] * 2)
+
+
+def test_observers_hear_of_every_plugin(tiny: Any) -> None:
+    heard: list[tuple[str, str, float]] = []
+
+    class Listens:
+        @hookimpl
+        def plugin_ran(self, label: str, hook: str, subject: Any, nanoseconds: int) -> None:
+            assert nanoseconds > 0
+            heard.append((label, hook, subject.activations.mean().item()))
+
+    stack = Stack([tiny.bound(Scales, by=2.0), tiny.bound(Scales, by=3.0)], [Listens()])
+    batch = cut()
+    stack.after_client_forward(batch)
+    stack.before_server_forward(batch)
+    there, back = "after_client_forward", "before_server_forward"
+    assert heard == [
+        ("scales", there, 3.0),
+        ("scales#2", there, 6.0),
+        ("scales#2", back, 18.0),
+        ("scales", back, 36.0),
+    ]
+
+
+def test_who_encodes_and_never_decodes_is_suspect(tiny: Any) -> None:
+    class Half:
+        @hookimpl
+        def before_send(self, message: Any) -> None: ...
+
+    assert Stack([tiny.bound(Scales), tiny.bound(Half)]).one_sided() == ["half"]

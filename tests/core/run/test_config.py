@@ -1,0 +1,265 @@
+"""Configuration: what is refused, with which words, and what survives the way through a file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from splitlab.core.run.config import Budget, Config, flag, read_toml
+from splitlab.core.contract.errors import ConfigError
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+FLOATS = st.floats(0, 1e6)
+COUNTS = st.integers(1, 2**63 - 1)
+CONFIGS = st.builds(
+    Config,
+    plugins=st.lists(TEXT, max_size=3).map(tuple),
+    transport=TEXT,
+    dataset=st.none() | TEXT,
+    data_dir=st.none() | TEXT,
+    augment=st.sampled_from(["none", "paper"]),
+    model=TEXT,
+    image_size=st.none() | st.integers(1, 4096),
+    pretrained=st.booleans(),
+    cut=st.none() | st.integers(0, 10_000),
+    batch_size=st.integers(1, 1_000_000),
+    optimizer=st.sampled_from(["adam", "adamw", "sgd"]),
+    lr=FLOATS,
+    weight_decay=FLOATS,
+    seed=st.integers(0, 2**63 - 1),
+    budget=st.sampled_from(["steps=1", "epochs=0.5", "bytes=3MiB", "nominal=1e2"]),
+    evaluate=st.sampled_from(["both", "compressed", "uncompressed"]),
+    eval_every=st.none() | COUNTS,
+    checkpoint_every=st.none() | COUNTS,
+    threads=st.none() | st.integers(1, 4096),
+    workers=st.integers(0, 256),
+    timeout=st.floats(0.1, 1e6),
+    output=st.none() | TEXT,
+)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("config") / "config.toml"
+
+
+@given(config=CONFIGS)
+@example(config=Config())
+@example(config=Config(plugins=('a"b\\c', "\x7f\x00\r\n\t", "\u2028é😀")))
+def test_a_file_brings_back_the_same_configuration(path: Path, config: Config) -> None:
+    path.write_text(config.to_toml(), encoding="utf-8")
+    assert Config.from_toml(path) == config
+
+
+def test_every_field_is_written_unless_it_is_undecided() -> None:
+    written = {line.partition(" =")[0] for line in Config(cut=2).to_toml().splitlines()}
+    undecided = {
+        f.name for f in dataclasses.fields(Config) if getattr(Config(cut=2), f.name) is None
+    }
+    assert written | undecided == {spec.name for spec in dataclasses.fields(Config)}
+    assert not written & undecided
+
+
+def test_every_field_has_help_and_a_flag() -> None:
+    for spec in dataclasses.fields(Config):
+        assert len(spec.metadata["help"]) > 10, spec.name
+        assert flag(spec.name).startswith("--")
+    assert flag("plugins") == "--plugin"
+    assert flag("batch_size") == "--batch-size"
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().seed = 1  # type: ignore[misc]
+
+
+# Names and types.
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"batchsize": 3}, "unknown key 'batchsize' (did you mean 'batch_size'?); known: augment"),
+        ({"plugin": ["adc"]}, "did you mean 'plugins'?"),
+        ({"": 1}, "unknown key ''"),
+        ({"seed": "1"}, "seed = '1' is not allowed; it takes int"),
+        ({"seed": 1.0}, "seed = 1.0 is not allowed; it takes int"),
+        ({"seed": True}, "seed = True is not allowed; it takes int"),
+        ({"seed": None}, "seed = None is not allowed; it takes int"),
+        ({"lr": "0.1"}, "lr = '0.1' is not allowed; it takes float"),
+        ({"lr": True}, "lr = True is not allowed; it takes float"),
+        ({"cut": "3"}, "cut = '3' is not allowed; it takes int"),
+        ({"pretrained": 1}, "pretrained = 1 is not allowed; it takes bool"),
+        ({"plugins": "adc"}, "plugins = 'adc' is not allowed; it takes a list of strings"),
+        ({"plugins": [1]}, "plugins = [1] is not allowed; it takes a list of strings"),
+        ({"model": ["x"]}, "model = ['x'] is not allowed; it takes str"),
+        ({"output": {}}, "output = {} is not allowed; it takes str"),
+    ],
+)
+def test_unknown_keys_and_wrong_types_are_told_with_where_they_stand(
+    values: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.from_mapping(values, "my.toml")
+    assert str(caught.value).startswith("my.toml: ")
+    assert words in str(caught.value)
+
+
+def test_whole_numbers_are_numbers_and_lists_are_tuples() -> None:
+    config = Config.from_mapping({"lr": 1, "plugins": ["a", "b"], "cut": None, "image_size": 8})
+    assert config == Config(lr=1.0, plugins=("a", "b"), image_size=8)
+    assert type(config.lr) is float
+    assert type(config.plugins) is tuple
+
+
+# Bounds.
+
+BOUNDS = {
+    "image_size": (1, 4096),
+    "cut": (0, 10_000),
+    "batch_size": (1, 1_000_000),
+    "lr": (0.0, 1e6),
+    "weight_decay": (0.0, 1e6),
+    "seed": (0, 2**63 - 1),
+    "eval_every": (1, 2**63 - 1),
+    "checkpoint_every": (1, 2**63 - 1),
+    "threads": (1, 4096),
+    "workers": (0, 256),
+    "timeout": (0.1, 1e6),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_bounds_are_inclusive_and_named(name: str) -> None:
+    low, high = BOUNDS[name]
+    step = 1 if isinstance(low, int) else 1e-6
+    for value in (low, high):
+        assert getattr(Config(**{name: value}), name) == value
+    for value in (low - step, high + max(step, high * 1e-9), float("nan"), float("inf")):
+        if isinstance(low, int) and isinstance(value, float) and value not in (float("inf"),):
+            value = low - 1
+        with pytest.raises(ConfigError) as caught:
+            Config(**{name: value})
+        assert str(caught.value).startswith(f"{flag(name)} {value} is not allowed; from {low} to ")
+
+
+def test_every_number_has_bounds() -> None:
+    numbers = {
+        spec.name
+        for spec in dataclasses.fields(Config)
+        if "int" in str(spec.type) or "float" in str(spec.type)
+    }
+    assert numbers == BOUNDS.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "near", "value"),
+    [("augment", "papr", "paper"), ("optimizer", "adm", "adam"), ("evaluate", "bth", "both")],
+)
+def test_choices_name_the_nearest(name: str, near: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"unknown value of {flag(name)} '{near}'.*'{value}'"):
+        Config(**{name: near})
+
+
+def test_pretrained_and_a_file_of_weights_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match="--pretrained and --weights x exclude each other"):
+        Config(pretrained=True, weights="x")
+    assert Config(pretrained=True, weights="none").pretrained
+
+
+# Budgets.
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "amount"),
+    [
+        ("steps=500", "steps", 500),
+        ("steps=1e3", "steps", 1000),
+        ("epochs=10", "epochs", 10),
+        ("epochs=.5", "epochs", 0.5),
+        ("nominal=1.0", "nominal", 1),
+        ("nominal= 2.5", "nominal", 2.5),
+        ("bytes=12", "bytes", 12),
+        ("bytes=50MB", "bytes", 50_000_000),
+        ("bytes=50 MB", "bytes", 50_000_000),
+        ("bytes=1.5KiB", "bytes", 1536),
+        ("bytes=2GiB", "bytes", 2 << 30),
+        ("bytes=1TB", "bytes", 10**12),
+        ("bytes=7B", "bytes", 7),
+    ],
+)
+def test_budgets_are_read(text: str, unit: str, amount: float) -> None:
+    assert Budget.parse(text) == Budget(unit, amount)
+    assert Config(budget=text).budget == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "steps=0",
+        "steps=-5",
+        "steps=1.5",
+        "steps=",
+        "steps",
+        "steps=ten",
+        "steps=5MB",
+        "steps=nan",
+        "steps=inf",
+        "steps=1e999",
+        "epochs=1e999",
+        "bytes=1e999TB",
+        "epochs=0",
+        "epochs=1e-999",
+        "nominal=0.0",
+        "bytes=50mb",
+        "bytes=0.5",
+        "bytes=1,000",
+        "bytes=5 5",
+        "steps=٣",
+    ],
+)
+def test_amounts_that_mean_nothing_are_refused_with_examples(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"is not an amount of .*; write steps=500, epochs=10"):
+        Budget.parse(text)
+    with pytest.raises(ConfigError):
+        Config(budget=text)
+
+
+@pytest.mark.parametrize(
+    ("text", "near"), [("step=5", "'steps'"), ("500", ""), ("", ""), ("=5", "")]
+)
+def test_unknown_units_name_the_known(text: str, near: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"unknown budget .*{near}.*known: bytes, epochs, nominal"
+    ):
+        Budget.parse(text)
+
+
+@given(st.text())
+def test_any_text_is_a_budget_or_an_error_of_the_user(text: str) -> None:
+    with contextlib.suppress(ConfigError):
+        assert Budget.parse(text).amount > 0
+
+
+# Files.
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*absent\.toml: No such"):
+        read_toml(tmp_path / "absent.toml")
+    with pytest.raises(ConfigError, match=r"cannot read the configuration .*: Is a directory"):
+        read_toml(tmp_path)
+    bad = tmp_path / "bad.toml"
+    for content in (b"seed = ", b"\xff\xfe", b"seed = 1\nseed = 2"):
+        bad.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"the configuration .*bad\.toml is not TOML"):
+            Config.from_toml(bad)
+    bad.write_text("[tables]\nare = 1\n")
+    with pytest.raises(ConfigError, match=r"bad\.toml: unknown key 'tables'"):
+        Config.from_toml(bad)

@@ -1,0 +1,107 @@
+"""The run folder: what is written, what is found again, what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from splitlab.core import Config, ConfigError
+from splitlab.core.run.folder import RunFolder, run_name
+from splitlab.core.wire.ledger import Ledger
+
+
+@pytest.mark.parametrize(
+    ("plugins", "head"),
+    [
+        ([], "none"),
+        (["adc"], "adc"),
+        (["adc:ratio=0.1,alloc=sqrt", "zip"], "adc+zip"),
+        (["some/where/mine.py:Mine:x=1"], "Mine"),
+    ],
+)
+def test_a_run_is_named_for_its_stack(plugins: list[str], head: str) -> None:
+    assert re.fullmatch(rf"{re.escape(head)}-\d{{8}}-\d{{6}}", run_name(plugins))
+
+
+def test_a_folder_without_a_name_is_made_under_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("splitlab.core.run.folder.run_name", lambda plugins: "same")
+    paths = [RunFolder.create(None, ["adc"]).path for _ in range(3)]
+    assert [str(path) for path in paths] == ["runs/same", "runs/same-2", "runs/same-3"]
+
+
+def test_a_folder_that_exists_is_refused_with_the_way_to_go_on(tmp_path: Path) -> None:
+    path = RunFolder.create(str(tmp_path / "a" / "b"), []).path
+    assert path.is_dir()
+    with pytest.raises(
+        ConfigError, match=r"--output .*b exists already; go on with --resume .*b, or"
+    ):
+        RunFolder.create(str(path), [])
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"--output .*file/x cannot be made: Not a directory"):
+        RunFolder.create(str(tmp_path / "file" / "x"), [])
+
+
+def test_a_folder_is_found_again_by_its_configuration(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no run folder \(it has no config.toml\)"):
+        RunFolder.open(tmp_path)
+    config = Config(plugins=("adc",), seed=3, cut=2)
+    RunFolder(tmp_path).write_config(config)
+    assert RunFolder.open(tmp_path).read_config() == config
+
+
+def test_metrics_are_appended_and_cut_back(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.metrics_size() == 0
+    assert folder.last_evaluation() is None
+    folder.cut_metrics(0)
+    folder.log({"kind": "train", "step": 1})
+    assert folder.last_evaluation() is None
+    folder.log({"kind": "eval", "step": 1, "accuracy": 0.5})
+    folder.log({"kind": "train", "step": 2})
+    size = folder.metrics_size()
+    folder.log({"kind": "eval", "step": 2, "accuracy": 0.6})
+    assert folder.last_evaluation() == {"kind": "eval", "step": 2, "accuracy": 0.6}
+    folder.cut_metrics(size)
+    assert folder.metrics_size() == size
+    assert folder.last_evaluation() == {"kind": "eval", "step": 1, "accuracy": 0.5}
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 1, 2]
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl is shorter than at its checkpoint"):
+        folder.cut_metrics(size + 1)
+
+
+def test_a_line_that_a_killed_run_left_half_is_cut_off(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.log({"kind": "eval", "step": 1})
+    size = folder.metrics_size()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "ev')
+    folder.cut_metrics(size)
+    assert folder.last_evaluation() == {"kind": "eval", "step": 1}
+
+
+def test_facts_ledger_and_summary_are_json(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_environment(device="cpu", threads=2)
+    folder.write_ledger(Ledger())
+    folder.write_summary({"accuracy": 0.5})
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["device"] == "cpu"
+    assert environment["packages"]["torch"]
+    assert environment["system"]
+    assert json.loads((tmp_path / "ledger.json").read_text()) == Ledger().counts
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"accuracy": 0.5}
+    assert list(tmp_path.glob("*.tmp")) == []
+
+
+def test_a_folder_can_be_removed(tmp_path: Path) -> None:
+    folder = RunFolder.create(str(tmp_path / "run"), [])
+    folder.log({"kind": "train"})
+    folder.remove()
+    assert not folder.path.exists()

@@ -1,0 +1,205 @@
+"""A trace shows the step of a run: the same frames, the same loss, every hook in its order."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from splitlab.core import ConfigError, run
+from splitlab.core.command.main import main
+from splitlab.core.data.data import Batch
+from splitlab.core.catalogue.registry import ROOT
+from splitlab.core.run.trace import Stage, TensorFacts, Trace, _Peers, trace
+
+HALF = str(ROOT / "examples" / "half_precision.py:HalfPrecision")
+PLUGINS = ("adc:ratio=0.25", HALF)
+
+ODD = '''
+from splitlab.core import Kind, Message, Role, hookimpl
+
+
+class Odd:
+    """Scales in place, and sends a number at some steps only."""
+
+    @hookimpl
+    def before_send(self, message: Message) -> None:
+        if message.kind is Kind.ACTIVATION:
+            message["activations"].mul_(2)
+            if message.step % 2:
+                message.put("odd.number", message["activations"][0, 0, :1], Role.SIDE)
+
+    @hookimpl
+    def after_receive(self, message: Message) -> None:
+        pass
+'''
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A folder of IDX files, 20 training and 8 test images of 2 classes, and a small batch."""
+    folder = tmp_path_factory.mktemp("idx")
+    draws = np.random.default_rng(0)
+    for prefix, count in (("train", 20), ("t10k", 8)):
+        labels = np.arange(count, dtype=np.uint8) % 2
+        images = draws.integers(0, 255, (count, 28, 28), dtype=np.uint8)
+        for what, array in (("images-idx3", images), ("labels-idx1", labels)):
+            head = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+            (folder / f"{prefix}-{what}-ubyte").write_bytes(head + array.tobytes())
+    return {"data_dir": str(folder), "batch_size": 8, "threads": 1, "weights": "none"}
+
+
+@pytest.fixture(scope="module")
+def traced(options: dict[str, Any]) -> Trace:
+    """The first step of two plugins."""
+    return trace(plugins=PLUGINS, repeats=2, **options)
+
+
+def test_stages_are_in_the_order_of_the_step(traced: Trace) -> None:
+    assert [(stage.direction, stage.peer, stage.plugin, stage.hook) for stage in traced.stages] == [
+        ("up", "client", "", ""),
+        ("up", "client", "adc", "after_client_forward"),
+        ("up", "client", "HalfPrecision", "before_send"),
+        ("up", "link", "", ""),
+        ("up", "server", "HalfPrecision", "after_receive"),
+        ("up", "server", "adc", "before_server_forward"),
+        ("down", "server", "", ""),
+        ("down", "server", "HalfPrecision", "before_send"),
+        ("down", "link", "", ""),
+        ("down", "client", "HalfPrecision", "after_receive"),
+        ("down", "client", "", ""),
+    ]
+
+
+def test_tensors_are_those_that_a_stage_left(traced: Trace) -> None:
+    # 8 rows of 50 tokens of 64 features; at a ratio of 0.25, half of the rows and of the tokens.
+    half, merged, sent = traced.stages[:3]
+    assert half.tensors == (
+        TensorFacts("activations", "payload", (8, 50, 64), "float32", 8 * 50 * 64 * 4),
+        TensorFacts("targets", "targets", (8,), "int64", 64),
+        TensorFacts("attention", "local", (8, 50), "float32", 8 * 50 * 4),
+    )
+    by_name = {tensor.name: tensor for tensor in merged.tensors}
+    assert by_name["activations"].shape == (4, 25, 64)
+    assert by_name["adc.clusters"].role == "side"
+    assert "targets" not in by_name  # they are merged at the server
+    assert sent.tensors == (TensorFacts("activations", "payload", (4, 25, 64), "float16", 12800),)
+    widened, merged_there, trained = traced.stages[4:7]
+    assert [tensor.dtype for tensor in widened.tensors] == ["float32"]
+    targets = TensorFacts("targets", "targets", (4, 2), "float32", 32)
+    assert merged_there.tensors == (targets,)
+    assert trained.tensors == (TensorFacts("gradient", "payload", (4, 25, 64), "float32", 25600),)
+
+
+def test_frames_and_loss_are_those_of_a_run(
+    traced: Trace, options: dict[str, Any], tmp_path: Path
+) -> None:
+    result = run(plugins=list(PLUGINS), budget="steps=4", output=str(tmp_path / "r"), **options)
+    lines = [
+        json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()
+    ]
+    steps = {line["step"]: line for line in lines if line["kind"] == "train"}
+    third = trace(plugins=PLUGINS, step=4, repeats=1, **options)  # of the second epoch
+    for shown in (traced, third):
+        of_run = steps[shown.step]
+        assert shown.loss == of_run["loss"]
+        assert (shown.bytes("up"), shown.bytes("down")) == (
+            of_run["bytes_up"],
+            of_run["bytes_down"],
+        )
+    up = traced.stages[3].frame
+    assert (up["activation"], up["targets"], up["side"]) == (12800, 8, 8)
+    assert list(up) == ["activation", "targets", "side", "header"]
+    assert traced.base_bytes == 2 * 8 * 50 * 64 * 4
+    assert traced.ratio_measured == (traced.bytes("up") + traced.bytes("down")) / traced.base_bytes
+    assert traced.ratio_nominal == pytest.approx(0.125)
+
+
+def test_times_are_of_later_steps(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[tuple[int, int]] = []
+    inner = _Peers.step
+
+    def step(self: _Peers, batch: Batch, number: int) -> float:
+        steps.append((number, len(batch.targets)))
+        return inner(self, batch, number)
+
+    monkeypatch.setattr(_Peers, "step", step)
+    shown = trace(step=3, repeats=2, **options)
+    # 20 images: the third batch is of 4, and is repeated: once to warm up, twice to be timed.
+    assert steps == [(0, 8), (1, 8), (2, 4), (3, 4), (4, 4), (5, 4)]
+    assert (shown.rows, shown.base_bytes) == (4, 2 * 4 * 50 * 64 * 4)
+
+
+def test_every_stage_took_time(traced: Trace) -> None:
+    assert all(stage.milliseconds and stage.milliseconds > 0 for stage in traced.stages)
+    heaviest = max(traced.stages, key=lambda stage: stage.milliseconds or 0)
+    assert not heaviest.plugin
+
+
+def test_changes_in_place_are_seen_and_nothing_is_said_of_the_rest(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "odd.py"
+    file.write_text(ODD)
+    stack = [f"{file}:Odd", f"{file}:Odd"]
+    first, second, link, received, *_ = trace(plugins=stack, repeats=1, **options).stages[1:]
+    assert [tensor.name for tensor in first.tensors] == ["activations"]
+    assert (first.plugin, second.plugin) == ("Odd", "Odd#2")
+    assert second.tensors == first.tensors
+    assert link.frame.keys() == {"activation", "targets", "header"}
+    assert received.tensors == received.gone == ()
+    assert received.lines() == [("unchanged", "", "", "")]
+    odd = trace(plugins=stack[:1], step=2, repeats=1, **options).stages[1]
+    assert {tensor.name for tensor in odd.tensors} == {"activations", "odd.number"}
+
+
+def test_what_is_gone_is_said() -> None:
+    fact = TensorFacts("codes", "payload", (3, 4), "uint8", 12)
+    stage = Stage("client", "m before_send", "m", "before_send", "up", (fact,), ("activations",))
+    assert stage.lines() == [("codes", "(3, 4)", "uint8", "12"), ("activations", "gone", "", "")]
+
+
+def test_the_command(options: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
+    arguments = ["trace", "--plugin", "adc", "--repeats", "1", *flags]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    for word in ("client half", "adc after_client_forward", "adc.clusters (side)", "sum down"):
+        assert word in text
+    assert "step 1 of adc:" in text
+    assert "medians of 1 further steps" in text
+    assert main([*arguments, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["stack"] == ["adc"]
+    assert facts["stages"][0]["tensors"][0]["shape"] == [8, 50, 64]
+    assert sum(facts["stages"][2]["frame"].values()) / facts["base_bytes"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--step", "0"], "--step 0 is not allowed; 1"),
+        (["--repeats", "0"], "--repeats 0 is not allowed; from 1"),
+        (["--plugin", "acd"], "unknown plugin 'acd'"),
+        (["--dataset", "fashion"], "unknown data set 'fashion'"),
+    ],
+)
+def test_bad_input(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def test_the_empty_stack(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="unknown key 'stpe'"):
+        trace(stpe=1, **options)
+    bare = trace(repeats=1, **options)
+    assert [stage.peer for stage in bare.stages] == ["client", "link", "server", "link", "client"]
+    assert bare.ratio_nominal == 1
+    assert 1 < bare.ratio_measured < 1.01
+    assert "the empty stack" in bare.heading()[0]

@@ -1,0 +1,594 @@
+"""Comparisons: what is run, how it goes on, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from splitlab.core import Config, ConfigError, SplitlabError, run
+from splitlab.core.command.main import main
+from splitlab.core.study.compare import ComparisonReporter, compare, redraw, split_stack
+from splitlab.core.run.folder import RunFolder
+from splitlab.core.study.results import Comparison, Contender, Outcome
+from splitlab.core.run.loop import Interrupted, Reporter, Result
+
+FAST = {"threads": 1, "budget": "steps=2", "weights": "none"}
+FLAGS = ["--threads", "1", "--budget", "steps=2", "--weights", "none"]
+
+Fake = Callable[[Config], None]
+
+
+class Runs:
+    """Stands in for `run`: writes the folder of a finished run at once, unless told otherwise."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.before: Fake = lambda config: None
+
+    def __call__(self, config: Config | None = None, **arguments: Any) -> Result:
+        resume = arguments.get("resume")
+        folder = RunFolder.open(resume) if resume else None
+        if folder is not None:
+            config = folder.read_config()
+        assert config is not None
+        kind = "resume" if folder else "run"
+        self.log.append(f"{kind} {'+'.join(config.plugins)} {config.seed}")
+        if folder is None:
+            folder = RunFolder.create(config.output, config.plugins)
+            folder.write_config(replace(config, eval_every=1, checkpoint_every=1))
+        reporter = arguments.get("reporter") or Reporter()
+        reporter.begin(config, folder.path, "the stack", lambda: 0.5)
+        self.before(config)
+        accuracy = 0.5 + 0.1 * config.seed
+        folder.log({"kind": "eval", "step": 1, "accuracy": accuracy, "training_bytes": 1000})
+        summary = dict.fromkeys(("bytes_up", "bytes_down", "steps"), 1)
+        parts = ("client_seconds", "server_seconds", "link_seconds")
+        summary |= dict.fromkeys((*parts, "ratio_nominal", "ratio_measured", "epochs"), 1)
+        folder.write_summary(summary | {"accuracy": accuracy})
+        return Result(folder.path, summary | {"accuracy": accuracy}, {})
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
+    fake = Runs()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("splitlab.core.study.compare.run", fake)
+    monkeypatch.setattr("splitlab.core.study.compare._check_what_all_share", lambda config: None)
+    monkeypatch.setattr("splitlab.core.study.compare.gc", SimpleNamespace(collect=lambda: 0))  # slow
+    monkeypatch.setattr("splitlab.core.study.results.draw_curves", lambda *args, **options: None)
+    return fake
+
+
+@pytest.fixture
+def unlistened() -> Any:
+    """Give the signals back that a command took."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a comparison that must fail with one line on stderr; return that line."""
+    assert main(["compare", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("splitlab: error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+# What a stack is.
+
+
+@pytest.mark.parametrize(
+    ("text", "members"),
+    [
+        ("adc", ("adc",)),
+        ("adc+half:bits=8", ("adc", "half:bits=8")),
+        (" adc + half:a=1,b=2 ", ("adc", "half:a=1,b=2")),
+        ("a:x=1e+5", ("a:x=1e+5",)),
+        ("a:x=1.e+5,y=2E+07+b:z=3e-2+c", ("a:x=1.e+5,y=2E+07", "b:z=3e-2", "c")),
+        ("a:x=1e+b", ("a:x=1e", "b")),
+        ("dir/file.py:Class:x=1+adc", ("dir/file.py:Class:x=1", "adc")),
+    ],
+)
+def test_members_of_a_stack(text: str, members: tuple[str, ...]) -> None:
+    assert split_stack(text) == members
+
+
+@pytest.mark.parametrize("text", ["", " ", "+", "adc++adc", "adc+", "+adc"])
+def test_empty_members(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"empty.*write plugins joined by '\+'"):
+        split_stack(text)
+
+
+# What is run.
+
+
+def test_every_stack_runs_with_every_seed(runs: Runs, tmp_path: Path) -> None:
+    stacks = ["adc-batch-merge + adc-token-select:ratio=0.3", "adc"]
+    comparison = compare(stacks, seeds=2, seed=5, output="c", **FAST)
+    assert runs.log == [
+        "run adc-batch-merge+adc-token-select:ratio=0.3 5",
+        "run adc 5",
+        "run adc-batch-merge+adc-token-select:ratio=0.3 6",
+        "run adc 6",
+    ]
+    assert comparison.seeds == (5, 6)
+    assert [row.title for row in comparison.rows()] == [
+        "adc-batch-merge + adc-token-select:ratio=0.3",
+        "adc",
+    ]
+    assert {path.name for path in Path("c").iterdir()} == {
+        *("adc", "adc-batch-merge+adc-token-select-ratio=0.3"),
+        *("results.json", "table.md", "table.csv"),
+    }
+    config = RunFolder.open("c/adc/seed-6").read_config()
+    assert (config.seed, config.budget, config.plugins) == (6, "steps=2", ("adc",))
+    assert comparison.failures() == []
+
+
+def test_default_folder_and_seeds(runs: Runs, tmp_path: Path) -> None:
+    first, second = (compare(["adc"], config=Config(**FAST)) for _ in range(2))  # type: ignore[arg-type]
+    assert first.seeds == (0, 1, 2)
+    assert first.folder != second.folder
+    assert first.folder.parent == second.folder.parent == Path("comparisons")
+
+
+@pytest.mark.parametrize(("seeds", "chosen"), [("2", (0, 1)), ("0,1,5", (0, 1, 5)), ([7], (7,))])
+def test_seeds(seeds: Any, chosen: tuple[int, ...], runs: Runs) -> None:
+    assert compare(["adc"], seeds=seeds, **FAST).seeds == chosen
+
+
+@pytest.mark.parametrize("seeds", ["0,9999999999999999999,1", "99999999999", 1001])
+def test_seeds_that_no_run_can_take(seeds: Any, runs: Runs) -> None:
+    with pytest.raises(ConfigError, match="is not allowed"):
+        compare(["adc"], seeds=seeds, **FAST)
+
+
+def test_ratio_goes_to_the_first_that_takes_one(runs: Runs, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "class Mine:\n    'A plugin.'\n    def __init__(self, rate: float = 1.0): ...\n"
+    )
+    stacks = [
+        "adc",
+        "mine.py:Mine",
+        "mine.py:Mine+adc-batch-merge+adc-token-select",
+        "adc:alloc=fifth+mine.py:Mine",
+        "adc-batch-merge:",
+    ]
+    comparison = compare(stacks, ratio=0.25, seeds=1, **FAST)
+    assert [contender.plugins for contender in comparison.contenders] == [
+        ("adc:ratio=0.25",),
+        ("mine.py:Mine",),
+        ("mine.py:Mine", "adc-batch-merge:ratio=0.25", "adc-token-select"),
+        ("adc:alloc=fifth", "mine.py:Mine"),
+        ("adc-batch-merge:ratio=0.25",),
+    ]
+    unchanged = "without --ratio 0.25"
+    assert [row.note for row in comparison.rows()] == ["", unchanged, "", unchanged, ""]
+    titles = [contender.title for contender in comparison.contenders]
+    assert titles[:2] == ["adc", "Mine"]
+    assert titles[3] == "adc:alloc=fifth + Mine"
+
+
+def test_ratio_joins_the_settings_of_a_named_stack(runs: Runs) -> None:
+    comparison = compare(["tsflora:bits=4", "adc-q8", "adc"], ratio=0.25, seeds=1, **FAST)
+    plugins = [contender.plugins for contender in comparison.contenders]
+    # The ratios of the two stacks are set.
+    assert plugins == [("tsflora:bits=4",), ("adc-q8",), ("adc:ratio=0.25",)]
+    Path("registry.toml").write_text("[stacks.mine]\nplugins = ['adc', 'quantize:bits=8']")
+    comparison = compare(["mine:alloc=sqrt", "mine:bits=4"], ratio=0.25, seeds=1, **FAST)
+    plugins = [contender.plugins for contender in comparison.contenders]
+    assert plugins == [("mine:alloc=sqrt",), ("mine:bits=4,ratio=0.25",)]
+
+
+def test_titles(runs: Runs, tmp_path: Path) -> None:
+    (tmp_path / "registry.toml").write_text(
+        """
+[plugins.guess]
+target = "mine.py:Mine"
+reconstruction = true
+[stacks.both]
+plugins = ["guess", "adc"]
+[stacks.plain]
+plugins = ["mine.py:Mine:x=2"]
+[stacks.retold]
+plugins = ["mine.py:Mine:x=3"]
+reconstruction = true
+"""
+    )
+    source = "class Mine:\n    'A plugin.'\n    def __init__(self, x: int = 1): ...\n"
+    (tmp_path / "mine.py").write_text(source)
+    stacks = ["guess:x=5", "both:ratio=0.5", "plain+adc", "plain", "retold", "mine.py:Mine:x=4"]
+    comparison = compare(stacks, seeds=1, **FAST)
+    assert [contender.title for contender in comparison.contenders] == [
+        "guess-recon:x=5",
+        "both-recon:ratio=0.5",
+        "plain + adc",
+        "plain",
+        "retold-recon",
+        "Mine:x=4",
+    ]
+
+
+def test_folder_names(runs: Runs, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        source = f"class Mine:\n    'Plugin {folder}.'\n    def __init__(self, x: str = ''): ...\n"
+        (tmp_path / folder / "mine.py").write_text(source)
+    stacks = ["adc+a/mine.py:Mine", "adc+b/mine.py:Mine", f"a/mine.py:Mine:x={'y' * 300}"]
+    comparison = compare(stacks, seeds=1, **FAST)
+    names = [contender.folder for contender in comparison.contenders]
+    assert names[:2] == ["adc+mine.py-Mine", "adc+mine.py-Mine-2"]
+    assert len(names[2]) == 100
+
+
+# How it goes on.
+
+
+def test_finished_runs_are_skipped(runs: Runs) -> None:
+    options: dict[str, Any] = {"seeds": 2, "output": "c", **FAST}
+    first = compare(["adc", "adc-token-select"], **options)
+    runs.log.clear()
+    assert compare(["adc", "adc-token-select"], **options) == first
+    assert runs.log == []
+
+
+def test_a_comparison_grows(runs: Runs) -> None:
+    options: dict[str, Any] = {"output": "c", **FAST}
+    compare(["adc"], seeds=1, **options)
+    runs.log.clear()
+    comparison = compare(["adc-token-select", "adc"], seeds=2, **options)
+    assert runs.log == ["run adc-token-select 0", "run adc-token-select 1", "run adc 1"]
+    assert [contender.name for contender in comparison.contenders] == ["adc", "adc-token-select"]
+    runs.log.clear()
+    comparison = compare(["adc-batch-merge"], seeds=[1], **options)
+    assert runs.log == ["run adc-batch-merge 1"]
+    assert [row.finished for row in comparison.rows()] == [2, 2, 1]
+    assert comparison.rows()[2].note == "seed 0 not finished"
+    assert redraw("c") == comparison
+
+
+def test_an_interrupted_run_is_resumed(runs: Runs) -> None:
+    def stop(config: Config) -> None:
+        if config.seed == 1:
+            raise Interrupted("interrupted after step 7; go on with: splitlab run --resume x")
+
+    runs.before = stop
+    options: dict[str, Any] = {"seeds": 2, "output": "c", **FAST}
+    with pytest.raises(Interrupted, match=r"1 of 2 runs are finished; go on .* --output c"):
+        compare(["adc"], **options)
+    assert redraw("c").rows()[0].note == "seed 1 not finished"
+    runs.before = lambda config: None
+    runs.log.clear()
+    comparison = compare(["adc"], **options)
+    assert runs.log == ["resume adc 1"]
+    assert [outcome.state for outcome in comparison.outcomes.values()] == ["finished"] * 2
+
+
+def test_a_stop_between_two_runs(runs: Runs) -> None:
+    with pytest.raises(Interrupted, match="1 of 3 runs are finished"):
+        compare(["adc"], should_stop=lambda: True, **FAST)
+    assert runs.log == ["run adc 0"]
+    compare(["adc"], seeds=1, should_stop=lambda: True, **FAST)  # nothing was left to stop
+
+
+def test_ctrl_c_in_a_run_that_has_not_begun(runs: Runs) -> None:
+    def interrupt(config: Config) -> None:
+        raise KeyboardInterrupt
+
+    runs.before = interrupt
+    with pytest.raises(Interrupted, match="0 of 1 runs are finished"):
+        compare(["adc"], seeds=1, output="c", **FAST)
+    assert Comparison.read(Path("c")) is not None
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            SplitlabError("step 3: the loss is nan; go on from the beginning with: x"),
+            "the loss is nan",
+        ),
+        (RuntimeError("CUDA out of\nmemory"), "RuntimeError: CUDA out of memory"),
+    ],
+)
+def test_a_run_that_fails_does_not_end_the_others(error: Exception, told: str, runs: Runs) -> None:
+    def fail(config: Config) -> None:
+        if config.plugins == ("adc",):
+            raise error
+
+    runs.before = fail
+    comparison = compare(["adc", "adc-token-select"], seeds=2, output="c", **FAST)
+    assert len(runs.log) == 4
+    first, second = comparison.rows()
+    assert re.fullmatch(rf"seeds 0, 1 failed: .*{told}", first.note)
+    assert (first.finished, second.finished) == (0, 2)
+    assert first.accuracy is None
+    assert len(comparison.failures()) == 2
+    assert redraw("c") == comparison
+    runs.before = lambda config: None
+    assert compare(["adc"], seeds=2, output="c", **FAST).failures() == []
+
+
+def test_what_is_no_failure_of_a_run_is_raised(runs: Runs) -> None:
+    def fail(config: Config) -> None:
+        raise ZeroDivisionError
+
+    runs.before = fail
+    with pytest.raises(ZeroDivisionError):
+        compare(["adc"], seeds=1, **FAST)
+
+
+def test_the_reporter_is_told(runs: Runs) -> None:
+    class Log(ComparisonReporter):
+        def __init__(self) -> None:
+            self.lines: list[str] = []
+
+        def begin(self, folder: Path, runs: int, finished: int) -> None:
+            self.lines.append(f"begin {folder} {runs} {finished}")
+
+        def run(self, number: int, contender: Contender, seed: int) -> Reporter:
+            self.lines.append(f"run {number} {contender.title} {seed}")
+            return Reporter()
+
+        def ended(self, contender: Contender, outcome: Outcome) -> None:
+            self.lines.append(f"ended {contender.title} {outcome.state}")
+
+        def end(self) -> None:
+            self.lines.append("end")
+
+    compare(["adc"], seeds=1, output="c", **FAST)
+    log = Log()
+    compare(["adc"], seeds=2, output="c", reporter=log, **FAST)
+    assert log.lines == ["begin c 2 1", "run 2 adc 1", "ended adc finished", "end"]
+    log = Log()
+    with pytest.raises(ConfigError):
+        compare(["adc:ratio=2"], reporter=log, **FAST)
+    assert log.lines == ["end"]
+
+
+# What is refused before anything runs.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], r"nothing to compare; name every stack with --plugin, or with --output DIR"),
+        (["--plugin", "acd"], r"unknown plugin 'acd' \(did you mean 'adc'\?\)"),
+        (["--plugin", "adc++adc"], r"'adc\+\+adc' has an empty member; write plugins joined"),
+        (["--plugin", "adc:ratio=0"], r"ratio=0.0 is refused"),
+        (["--plugin", "adc", "--plugin", "adc"], "the stack adc is given twice; drop one"),
+        (["--plugin", "adc", "--plugin", "adc:ratio=0.1"], "adc and adc:ratio=0.1 are the same"),
+        (
+            ["--plugin", "adc", "--ratio", "0"],
+            r"--ratio 0.0 is not allowed; more than 0, at most 1",
+        ),
+        (["--plugin", "adc", "--ratio", "1.5"], r"--ratio 1.5 is not allowed"),
+        (["--plugin", "adc", "--ratio", "nan"], r"--ratio nan is not allowed"),
+        (["--plugin", "adc:ratio=0.1", "--ratio", "0.2"], r"--ratio 0.2 is not allowed here"),
+        (["--plugin", "adc", "--seeds", "0"], r"--seeds 0 is not allowed; write how many"),
+        (["--plugin", "adc", "--seeds", "-1"], r"--seeds -1 is not allowed"),
+        (["--plugin", "adc", "--seeds", "two"], r"--seeds two is not allowed"),
+        (["--plugin", "adc", "--seeds", "1,,2"], r"--seeds 1,,2 is not allowed"),
+        (["--plugin", "adc", "--seeds", "1,1"], r"not allowed; write how many"),
+        (["--plugin", "adc", "--seeds", "1,9999999999999999999"], r"--seed 9+ is not allowed"),
+        (["--plugin", "adc", "--seeds", "1,2", "--seed", "3"], r"exclude each other; keep one"),
+        (["--plugin", "adc-token-select+adc"], r"cannot work: .*a stack that works: adc \+"),
+        (["--plugin", "adc", "--model", "vit-maxi"], r"unknown model"),
+        (["--plugin", "adc", "--dataset", "fashion"], r"unknown data set 'fashion'"),
+        (["--plugin", "adc", "--data-dir", "nowhere"], r"nowhere"),
+        (["--plugin", "adc", "--device", "cuda:99"], r"--device cuda:99 cannot be used here"),
+        (["--plugin", "adc", "--transport", "pigeon"], r"unknown transport 'pigeon'"),
+        (["--plugin", "adc", "--cut", "99"], r"cut"),
+        (["--output", "c", "--budget", "steps=1"], r"--budget without --plugin: nothing is run"),
+        (["--output", "c", "--ratio", "0.1"], r"--ratio without --plugin"),
+        (["--output", "c"], r"--output c is empty; say what to compare with --plugin"),
+    ],
+)
+def test_bad_input(
+    arguments: list[str],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    unlistened: None,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert re.search(told, fails(capsys, *arguments))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_of_something_else(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], unlistened: None
+) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").touch()
+    line = fails(capsys, "--plugin", "adc", "--output", "thesis")
+    assert "thesis is no comparison (it has no results.json); name another folder" in line
+    compare(["adc"], seeds=1, output="c", **FAST)
+    runs.log.clear()
+    options = ["--plugin", "adc", "--output", "c", "--seeds", "1", "--weights", "none"]
+    options += ["--threads", "1"]
+    line = fails(capsys, *options, "--budget", "steps=3")
+    assert "other options: --budget was steps=2 and is now steps=3; give the same" in line
+    line = fails(capsys, *options, "--budget", "steps=2", "--ratio", "0.2")
+    assert "the stack adc was adc:ratio=0.1 and is now adc:ratio=0.2; give the same" in line
+    line = fails(capsys, *options, "--budget", "steps=2", "--plugin", "adc:ratio=0.1")
+    assert "the stacks adc and adc:ratio=0.1 are the same" in line
+    with pytest.raises(ConfigError, match=r"the stacks adc and adc:ratio=0\.1 are the same"):
+        compare(["adc:ratio=0.1"], seeds=1, output="c", **FAST)
+    (tmp_path / "c" / "results.json").unlink()
+    assert "is no comparison" in fails(capsys, *options)
+    assert runs.log == []
+
+
+def test_a_plugin_file_that_was_changed(runs: Runs, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("class Mine:\n    'A plugin.'\n")
+    compare(["mine.py:Mine"], seeds=1, output="c", **FAST)
+    file.write_text("class Mine:\n    'Another plugin.'\n")
+    with pytest.raises(ConfigError, match=r"mine.py:Mine was Mine@\w+ and is now Mine@\w+; give"):
+        compare(["mine.py:Mine"], seeds=1, output="c", **FAST)
+
+
+def test_not_under_a_launcher(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    launched = SimpleNamespace(launched=lambda: ("client", "gloo://127.0.0.1:1"))
+    monkeypatch.setattr("splitlab.core.study.compare.load_transport", lambda name: launched)
+    with pytest.raises(ConfigError, match="start it without a launcher"):
+        compare(["adc"], transport="gloo", **FAST)
+
+
+def test_options_that_are_not_a_comparisons(runs: Runs) -> None:
+    with pytest.raises(ConfigError, match="plugins is no option of a comparison"):
+        compare(["adc"], plugins=["adc"])
+    with pytest.raises(ConfigError, match="unknown key 'budgte'"):
+        compare(["adc"], budgte="steps=1")
+    with pytest.raises(ConfigError, match="nothing to compare"):
+        compare([])
+
+
+# The command.
+
+
+def test_the_command(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str], unlistened: None
+) -> None:
+    def fail(config: Config) -> None:
+        if config.plugins == ("adc-token-select",):
+            raise SplitlabError("the loss is nan")
+
+    runs.before = fail
+    file = tmp_path / "c.toml"
+    file.write_text('plugins = ["adc", "adc-token-select"]\nbudget = "steps=2"\nthreads = 1\n')
+    arguments = ["compare", "--config", "c.toml", "--seeds", "1", "--output", "c"]
+    assert main(arguments) == 1
+    out, error = capsys.readouterr()
+    assert error == ("splitlab: error: a run failed: adc-token-select, seed 0: the loss is nan\n")
+    assert "run 2 of 2: adc-token-select, seed 0" in out
+    assert re.search(r"^ adc +0\.5000 ± — ", out, re.MULTILINE)
+    assert re.search(r"^ adc-token-select +— .* 0/1 *$", out, re.MULTILINE)
+    assert "adc-token-select: seed 0 failed: the loss is nan" in out
+    assert "c/table.md" in out
+    assert main([*arguments, "--quiet"]) == 1
+    assert capsys.readouterr().out == ""
+    assert runs.log[2:] == ["resume adc-token-select 0"]
+    assert main(["compare", "--output", "c", "--x-scale", "log"]) == 0
+    assert "0.5000 ± —" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("columns", "tables"), [("200", 1), ("90", 2)])
+def test_the_display_on_a_terminal(
+    columns: str,
+    tables: int,
+    runs: Runs,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    unlistened: None,
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", columns)
+
+    def fail(config: Config) -> None:
+        if config.plugins == ("adc-token-select",):
+            raise SplitlabError("the loss is nan")
+
+    runs.before = fail
+    stacks = ["--plugin", "adc", "--plugin", "adc-token-select"]
+    assert main(["compare", *stacks, "--seeds", "1", "--output", "c", *FLAGS]) == 1
+    out = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().out)
+    assert "run 1 of 2: adc, seed 0: done   accuracy 0.5000, 1 steps" in out
+    assert " 75%  run 2 of 2: adc-token-select, seed 0, c" in out  # half of the second of two
+    assert "run 2 of 2: adc-token-select, seed 0: failed the loss is nan" in out
+    assert len(re.findall(r"^ stack ", out, re.MULTILINE)) == tables
+    assert "0.5000 ± —" in out
+
+
+# With real runs.
+
+
+@pytest.fixture(scope="module")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of IDX files: 24 training, 8 test images of 2 classes."""
+    folder = tmp_path_factory.mktemp("idx")
+    draws = np.random.default_rng(0)
+    for prefix, count in (("train", 24), ("t10k", 8)):
+        labels = np.arange(count, dtype=np.uint8) % 2
+        images = draws.integers(0, 255, (count, 28, 28), dtype=np.uint8)
+        for what, array in (("images-idx3", images), ("labels-idx1", labels)):
+            head = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+            (folder / f"{prefix}-{what}-ubyte").write_bytes(head + array.tobytes())
+    return str(folder)
+
+
+def metrics(folder: Path) -> str:
+    return (folder / "metrics.jsonl").read_text()
+
+
+def test_runs_are_ordinary_runs_and_can_be_stopped(small_data: str, tmp_path: Path) -> None:
+    common: dict[str, Any] = {
+        **FAST,
+        "data_dir": small_data,
+        "batch_size": 8,
+        "eval_every": 1,
+    }
+    alone = run(plugins=["adc:ratio=0.5"], seed=1, output=str(tmp_path / "r"), **common)
+    options: dict[str, Any] = {"ratio": 0.5, "seeds": [1, 2], "output": tmp_path / "c", **common}
+    asked = iter([True])
+    with pytest.raises(Interrupted, match="0 of 2 runs are finished"):
+        compare(["adc"], should_stop=lambda: next(asked), **options)
+    assert not (tmp_path / "c" / "adc" / "seed-1" / "summary.json").exists()
+    comparison = compare(["adc"], **options)
+    assert metrics(tmp_path / "c" / "adc" / "seed-1") == metrics(alone.folder)
+    outcome = comparison.outcomes["adc", 1]
+    assert outcome.summary is not None
+    for key in ("accuracy", "loss", "bytes_up", "bytes_down", "steps"):
+        assert outcome.summary[key] == alone.summary[key]
+    assert [(row.finished, row.steps) for row in comparison.rows()] == [(2, 2)]
+    curve = comparison.curves()[0]
+    assert curve.x[-1] == alone.summary["bytes_up"] + alone.summary["bytes_down"]
+    assert all(path.stat().st_size for path in comparison.files())
+    assert json.loads((tmp_path / "c" / "results.json").read_text())["seeds"] == [1, 2]
+
+
+def test_sigterm_leaves_what_can_be_resumed(
+    small_data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], unlistened: None
+) -> None:
+    arguments = ["compare", "--plugin", "adc", "--seeds", "1", "--output", str(tmp_path / "c")]
+    arguments += ["--data-dir", small_data, "--batch-size", "8", *FLAGS[:2], *FLAGS[4:]]
+    arguments += ["--budget", "steps=100000", "--eval-every", "100000"]
+    log = tmp_path / "c" / "adc" / "seed-0" / "metrics.jsonl"
+    gone = threading.Event()
+
+    def terminate() -> None:
+        while not gone.wait(0.02):
+            if log.exists() and log.stat().st_size:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    watcher = threading.Thread(target=terminate)
+    watcher.start()
+    try:
+        assert main(arguments) == 130
+    finally:
+        gone.set()
+        watcher.join()
+    assert "0 of 1 runs are finished; go on with the same options" in capsys.readouterr().err
+    steps = metrics(log.parent).count("\n")
+    assert steps >= 1
+    assert (log.parent / "checkpoints" / f"step-{steps:08d}" / "client.safetensors").is_file()

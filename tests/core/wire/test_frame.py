@@ -1,0 +1,476 @@
+"""The wire format: what goes in comes out, byte for byte, and nothing else gets in."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from splitlab.core.contract.errors import PluginError, ProtocolError
+from splitlab.core.contract.message import Kind, Message, Role
+from splitlab.core.wire.frame import OPENING_BYTES, Limits, Reader, decode, encode
+
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint64,
+    torch.uint32,
+    torch.uint16,
+    torch.uint8,
+]
+
+names = st.text(min_size=1, max_size=20).filter(str.isprintable)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=10),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> torch.Tensor:
+    dtype = draw(st.sampled_from(DTYPES))
+    shape = draw(st.lists(st.integers(0, 4), max_size=4))
+    size = math.prod(shape) * dtype.itemsize
+    raw = draw(st.binary(min_size=size, max_size=size))
+    return torch.tensor(list(raw), dtype=torch.uint8).view(dtype).view(shape)
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> Message:
+    message = Message(
+        draw(st.sampled_from(Kind)),
+        draw(st.integers(0, 2**64 - 1)),
+        training=draw(st.booleans()),
+        stacked=draw(st.booleans()),
+        meta=draw(st.dictionaries(names, values, max_size=3)),
+    )
+    message.elapsed_ns = draw(st.integers(0, 2**64 - 1))
+    for name in draw(st.lists(names, max_size=5, unique=True)):
+        message.put(name, draw(tensors()), draw(st.sampled_from(Role)))
+    return message
+
+
+def to_bytes(message: Message) -> bytes:
+    frame = encode(message)
+    raw = b"".join(frame.buffers())
+    assert len(raw) == frame.nbytes == message.frame_bytes
+    return raw
+
+
+def read(raw: bytes, chunk: int = 2**30, limits: Limits | None = None) -> Iterator[Message]:
+    """Feed a stream to a reader, at most ``chunk`` bytes at a time."""
+    reader = Reader(limits or Limits())
+    while raw:
+        buffer = reader.buffer()
+        assert not buffer.readonly
+        count = min(len(buffer), len(raw), chunk)
+        assert count > 0
+        buffer[:count], raw = raw[:count], raw[count:]
+        message = reader.advance(count)
+        if message is not None:
+            yield message
+
+
+def facts(message: Message) -> list[Any]:
+    """Everything that must survive; NaN is written out, so that it equals itself."""
+    parts = [
+        (
+            name,
+            message.role(name),
+            message[name].dtype,
+            message[name].shape,
+            message[name].contiguous().view(-1).view(torch.uint8).tolist(),
+        )
+        for name in message
+    ]
+    flags = (message.kind, message.step, message.training, message.stacked, message.elapsed_ns)
+    return [flags, json.dumps(message.meta), message.frame_bytes, parts]
+
+
+@given(messages())
+@settings(deadline=None, max_examples=150)
+def test_a_message_survives_whole_and_byte_by_byte(message: Message) -> None:
+    raw = to_bytes(message)
+    for chunk in (len(raw), 1):
+        [arrived] = read(raw, chunk)
+        assert facts(arrived) == facts(message)
+
+
+@given(messages(), messages(), st.integers(1, 300))
+@settings(deadline=None, max_examples=50)
+def test_glued_messages_come_apart(first: Message, second: Message, chunk: int) -> None:
+    arrived = list(read(to_bytes(first) + to_bytes(second), chunk))
+    assert [facts(message) for message in arrived] == [facts(first), facts(second)]
+
+
+@given(messages())
+@settings(deadline=None, max_examples=50)
+def test_a_captured_body_opens_with_safetensors(message: Message) -> None:
+    found = safetensors.torch.load(to_bytes(message)[32:])
+    assert found.keys() == {f"{message.role(name)}/{name}" for name in message}
+    for name in message:
+        tensor = found[f"{message.role(name)}/{name}"]
+        assert tensor.dtype == message[name].dtype
+        assert tensor.shape == message[name].shape
+        assert torch.equal(
+            tensor.view(-1).view(torch.uint8), message[name].view(-1).view(torch.uint8)
+        )
+
+
+def example() -> Message:
+    message = Message(Kind.GRADIENT, step=513, stacked=False, meta={"loss": math.nan})
+    message.elapsed_ns = 1_000_000
+    message.put("ids", torch.tensor([7, 8], dtype=torch.uint8), Role.SIDE)
+    message.put("gradient", torch.tensor([[1.0], [-2.0]]), Role.PAYLOAD)
+    return message
+
+
+def test_the_bytes_of_one_frame() -> None:
+    header = (
+        b'{"__metadata__":{"loss":"NaN"},'
+        b'"side/ids":{"dtype":"U8","shape":[2],"data_offsets":[8,10]},'
+        b'"payload/gradient":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]}}       '
+    )
+    assert len(header) == 168
+    assert to_bytes(example()) == (
+        b"SPLT\x01\x00\x03\x01"
+        b"\x01\x02\0\0\0\0\0\0"  # step
+        b"\x40\x42\x0f\0\0\0\0\0"  # elapsed_ns
+        b"\xba\0\0\0\0\0\0\0"  # 186 = 8 + 168 + 10
+        b"\xa8\0\0\0\0\0\0\0" + header + b"\0\0\x80\x3f\0\0\0\xc0" + b"\x07\x08"  # 168
+    )
+
+
+def test_metadata_carry_what_a_loss_may_be() -> None:
+    numbers = [math.inf, -math.inf, 0.1 + 0.2, 10**30]
+    meta = {"numbers": numbers, "others": [None, True, "ü\ud800"], "object": {"": []}}
+    [arrived] = read(to_bytes(Message(Kind.CONTROL, meta=meta)))
+    assert arrived.meta == meta
+
+
+def test_tensors_are_aligned_views_of_one_allocation() -> None:
+    message = Message(Kind.ACTIVATION)
+    for index, dtype in enumerate(reversed(DTYPES)):
+        message.put(f"t{index}", torch.zeros(3, dtype=torch.uint8).to(dtype), Role.PAYLOAD)
+    [arrived] = read(to_bytes(message))
+    places = sorted((arrived[name].data_ptr(), arrived[name].nbytes) for name in arrived)
+    assert all(a + size == b for (a, size), (b, _) in itertools.pairwise(places))
+    for name in arrived:
+        assert arrived[name].data_ptr() % arrived[name].dtype.itemsize == 0
+
+
+def test_tensors_are_sent_from_where_they_lie() -> None:
+    tensor = torch.zeros(1000)
+    message = Message(Kind.ACTIVATION)
+    message.put("x", tensor, Role.PAYLOAD)
+    _, buffer = encode(message).buffers()
+    tensor[0] = 1.0
+    assert bytes(buffer[:4]) == struct.pack("<f", 1.0)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.arange(6).view(2, 3).t(),
+        torch.arange(6)[::2],
+        torch.arange(3).expand(4, 3),
+        torch.arange(6).view(2, 3)[:1, 1::2],
+        torch.tensor([1 + 2j, 3 + 4j]).conj().imag,
+    ],
+    ids=["transposed", "strided", "expanded", "one of many", "negated"],
+)
+def test_any_view_arrives_by_value(tensor: torch.Tensor) -> None:
+    message = Message(Kind.ACTIVATION)
+    message.put("x", tensor, Role.PAYLOAD)
+    [arrived] = read(to_bytes(message))
+    assert torch.equal(arrived["x"], tensor)
+
+
+def test_a_sent_message_is_frozen_and_a_received_one_is_not() -> None:
+    message = example()
+    [arrived] = read(to_bytes(message))
+    with pytest.raises(PluginError, match="sent already"):
+        message.put("x", torch.zeros(1), Role.SIDE)
+    arrived.put("x", torch.zeros(1), Role.SIDE)
+
+
+def test_equal_headers_do_not_share_metadata() -> None:
+    raw = to_bytes(Message(Kind.CONTROL, meta={"list": [1]}))
+    [first], [second] = read(raw), read(raw)
+    first.meta["list"].append(2)
+    assert second.meta == {"list": [1]}
+
+
+# What cannot be sent.
+
+
+def of(tensor: torch.Tensor, name: str = "x") -> Message:
+    message = Message(Kind.ACTIVATION)
+    message.put(name, tensor, Role.PAYLOAD)
+    return message
+
+
+def many(count: int) -> Message:
+    message = Message(Kind.ACTIVATION)
+    for index in range(count):
+        message.put(str(index), torch.zeros(0), Role.SIDE)
+    return message
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (of(torch.tensor([True])), r"'x' is torch.bool; allowed: F64, F32"),
+        (of(torch.zeros(1, dtype=torch.complex64)), r"'x' is torch.complex64"),
+        (of(torch.zeros(1, device="meta")), r"'x' is not dense"),
+        (of(torch.eye(2).to_sparse()), r"'x' is not dense"),
+        (of(torch.zeros(1), "x" * 129), r"tensor name of 129 characters; allowed: 1 to 128"),
+        (of(torch.zeros(1), ""), r"tensor name of 0 characters"),
+        (of(torch.zeros(1), "a\nb"), r"cannot be printed"),
+        (of(torch.zeros(1), "\ud800"), r"cannot be printed"),
+        (of(torch.zeros([1] * 9)), r"9 dimensions; allowed: 8"),
+        (of(torch.zeros(0, 2**40)), r"a dimension outside 0 to 2147483648"),
+        (of(torch.zeros(0, 2**20, 2**20)), r"exceeds 2147483648 bytes"),
+        (of(torch.zeros(1).expand(2**29, 2)), r"exceeds 2147483648 bytes"),
+        (many(1025), r"1025 tensors; allowed: 1024"),
+        (Message(Kind.CONTROL, step=2**64), r"cannot send this CONTROL message"),
+        (Message(Kind.CONTROL, step=-1), r"cannot send this CONTROL message"),
+        (Message(Kind.CONTROL, meta={"t": torch.zeros(1)}), r"metadata 't' is not a JSON value"),
+        (Message(Kind.CONTROL, meta={"\n": 1}), r"cannot be printed"),
+        (Message(Kind.CONTROL, meta={"text": "x" * 2**20}), r"a header of \d+ bytes; allowed"),
+    ],
+)
+def test_what_the_format_cannot_carry_is_refused(message: Message, reason: str) -> None:
+    with pytest.raises(PluginError, match=reason) as caught:
+        encode(message)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_frame_that_is_too_large_is_refused_before_it_is_sent() -> None:
+    message = of(torch.zeros(1000, dtype=torch.uint8))
+    size = encode(message).nbytes
+    with pytest.raises(PluginError, match=f"a frame of {size} bytes; allowed: {size - 1}"):
+        encode(message, Limits(frame_bytes=size - 1))
+
+
+def test_a_cyclic_metadata_value_is_refused() -> None:
+    cycle: list[Any] = []
+    cycle.append(cycle)
+    with pytest.raises(PluginError, match="not a JSON value"):
+        encode(Message(Kind.CONTROL, meta={"cycle": cycle}))
+
+
+# What a hostile peer may send.
+
+
+def opening(
+    body: int,
+    header: int,
+    *,
+    magic: bytes = b"SPLT",
+    version: int = 1,
+    kind: int = 2,
+    flags: int = 3,
+) -> bytes:
+    return struct.pack("<4sHBBQQQQ", magic, version, kind, flags, 0, 0, body, header)
+
+
+def frame(header: Any, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return opening(8 + len(text) + len(data), len(text)) + text + data
+
+
+def entry(dtype: Any = "U8", shape: Any = (4,), offsets: Any = (0, 4), **more: Any) -> Any:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets, **more}
+
+
+FOUR = b"\0\0\0\0"
+NESTED = b"[" * 5000 + b"]" * 5000
+HOSTILE = {
+    "magic": (opening(10, 2, magic=b"HTTP"), r"does not speak splitlab's wire format.*b'HTTP'"),
+    "version": (opening(10, 2, version=9), r"speaks version 9 of the wire format.*version 1"),
+    "kind": (opening(10, 2, kind=77), r"unknown kind 77; known: \[1, 2"),
+    "flags": (opening(10, 2, flags=4), r"unknown flags 0x04"),
+    "huge body": (opening(2**63, 2), r"has 9223372036854775840 bytes; allowed on this link"),
+    "body of 2**64 - 1": (opening(2**64 - 1, 2), r"allowed on this link: 2147483648"),
+    "huge header": (opening(2**30, 2**29), r"a header of 536870912 bytes; allowed: 1048576"),
+    "header beyond body": (opening(10, 100), r"a header of 100 bytes in a body of 10"),
+    "no header": (opening(8, 0), r"a header of 0 bytes"),
+    "no body": (opening(0, 2), r"a header of 2 bytes in a body of 0"),
+    "not UTF-8": (frame(b'{"\xff": 1}'), r"utf-8"),
+    "not JSON": (frame(b"{oops}"), r"malformed frame"),
+    "not an object": (frame(b"[]"), r"not a JSON object"),
+    "leading space": (frame(b" {}"), r"not a JSON object"),
+    "two documents": (frame(b"{} {}"), r"Extra data"),
+    "deep header": (frame(b'{"side/x":' + NESTED + b"}"), r"nested too deeply"),
+    "deep metadata": (frame({"__metadata__": {"a": NESTED.decode()}}), r"nested too deeply"),
+    "huge integer": (frame(b'{"side/x":' + b"9" * 5000 + b"}"), r"malformed frame"),
+    "NaN": (frame(b'{"side/x":NaN}'), r"NaN outside of a metadata value"),
+    "infinity": (frame(b'{"side/x":-Infinity}'), r"-Infinity outside of a metadata value"),
+    "repeated key": (frame(b'{"side/x":1,"side/x":1}'), r"repeats a key"),
+    "repeated key in metadata": (
+        frame({"__metadata__": {"a": '{"b":1,"b":2}'}}),
+        r"repeats a key",
+    ),
+    "metadata a list": (frame({"__metadata__": []}), r"__metadata__ is not a JSON object"),
+    "metadata not strings": (frame({"__metadata__": {"a": 1}}), r"'a' is not a string"),
+    "metadata not JSON": (frame({"__metadata__": {"a": "oops"}}), r"malformed frame: metadata"),
+    "metadata name": (frame({"__metadata__": {"a" * 999: "1"}}), r"name of 999 characters"),
+    "role": (frame({"secret/x": entry()}, FOUR), r"unknown role 'secret'; known: payload"),
+    "no role": (frame({"x": entry()}, FOUR), r"unknown role 'x'"),
+    "no name": (frame({"side/": entry()}, FOUR), r"name of 0 characters"),
+    "unprintable name": (frame({"side/\u202e": entry()}, FOUR), r"cannot be printed"),
+    "lone surrogate": (frame({"side/\ud800": entry()}, FOUR), r"cannot be printed"),
+    "same name twice": (
+        frame({"side/x": entry(), "payload/x": entry(offsets=[4, 8])}, FOUR * 2),
+        r"two tensors have the same name",
+    ),
+    "entry a list": (frame({"side/x": [1]}, FOUR), r"entry is not an object of dtype"),
+    "entry incomplete": (frame({"side/x": {"dtype": "U8"}}, FOUR), r"entry is not an object"),
+    "entry with more": (frame({"side/x": entry(more=1)}, FOUR), r"entry is not an object"),
+    "dtype": (frame({"side/x": entry("BOOL")}, FOUR), r"unknown dtype; known: F64"),
+    "dtype a list": (frame({"side/x": entry(["U8"])}, FOUR), r"unknown dtype"),
+    "shape a number": (frame({"side/x": entry(shape=4)}, FOUR), r"are not lists"),
+    "shape of floats": (frame({"side/x": entry(shape=[4.0])}, FOUR), r"other than integers"),
+    "shape of booleans": (
+        frame({"side/x": entry(shape=[True], offsets=[0, 1])}, b"\0"),
+        r"other than integers",
+    ),
+    "negative shape": (frame({"side/x": entry(shape=[-4])}, FOUR), r"a dimension outside 0"),
+    "huge dimension": (frame({"side/x": entry(shape=[2**62])}, FOUR), r"a dimension outside 0"),
+    "shape overflows": (
+        frame({"side/x": entry(shape=[2**31, 2**31, 2**31])}, FOUR),
+        r"exceeds 2147483648 bytes",
+    ),
+    "empty shape overflows": (
+        frame({"side/x": entry(shape=[0, 2**31, 2**31, 2**31], offsets=[0, 0])}),
+        r"exceeds 2147483648 bytes",
+    ),
+    "too many dimensions": (frame({"side/x": entry(shape=[1] * 9)}, FOUR), r"9 dimensions"),
+    "offsets a string": (frame({"side/x": entry(offsets="04")}, FOUR), r"are not lists"),
+    "offsets of floats": (frame({"side/x": entry(offsets=[0, 4.0])}, FOUR), r"than integers"),
+    "one offset": (frame({"side/x": entry(offsets=[0])}, FOUR), r"not lie at its place"),
+    "offsets beyond": (frame({"side/x": entry(offsets=[4, 8])}, FOUR), r"not lie at its place"),
+    "overlap": (
+        frame({"side/x": entry(), "side/y": entry(offsets=[2, 6])}, FOUR + b"\0\0"),
+        r"'y' does not lie at its place, \[4, 8\]",
+    ),
+    "gap": (
+        frame({"side/x": entry(), "side/y": entry(offsets=[8, 12])}, FOUR * 3),
+        r"'y' does not lie at its place",
+    ),
+    "small item first": (
+        frame({"side/x": entry(), "side/y": entry("F32", [1], [4, 8])}, FOUR * 2),
+        r"'x' does not lie at its place, \[4, 8\]",
+    ),
+    "trailing bytes": (frame({"side/x": entry()}, FOUR * 2), r"take 4 bytes, the frame holds 8"),
+    "missing bytes": (frame({"side/x": entry()}, FOUR[:3]), r"take 4 bytes, the frame holds 3"),
+    "many tensors": (
+        frame({f"side/{i}": entry(shape=[0], offsets=[0, 0]) for i in range(1025)}),
+        r"1025 tensors; allowed: 1024",
+    ),
+    "a million tensors": (
+        frame({f"side/{i}": 0 for i in range(1_000_000)}),
+        r"header of \d+ bytes; allowed: 1048576",
+    ),
+}
+
+
+@pytest.mark.parametrize(("raw", "reason"), HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_frame_is_a_protocol_error_of_one_line(raw: bytes, reason: str) -> None:
+    with pytest.raises(ProtocolError, match=reason) as caught:
+        list(read(raw))
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 400
+
+
+def test_limits_are_those_of_the_reader() -> None:
+    raw = to_bytes(example())
+    assert list(read(raw, limits=Limits(frame_bytes=len(raw))))
+    for limits in (
+        Limits(frame_bytes=len(raw) - 1),
+        Limits(header_bytes=167),
+        Limits(tensors=1),
+        Limits(dimensions=1),
+        Limits(name_length=7),
+    ):
+        with pytest.raises(ProtocolError, match="allowed"):
+            list(read(raw, limits=limits))
+
+
+def test_a_declared_frame_costs_no_memory_until_it_comes() -> None:
+    size = 2**30
+    header = json.dumps({"side/x": entry(shape=[size], offsets=[0, size])}).encode()
+    reader = Reader()
+    before = resident_bytes()
+    for part in (opening(8 + len(header) + size, len(header)), header):
+        reader.buffer()[:] = part
+        assert reader.advance(len(part)) is None
+    assert len(reader.buffer()) == size
+    assert resident_bytes() - before < 2**24
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
+
+
+def test_random_damage_is_noticed_or_harmless() -> None:
+    draw = random.Random(0)
+    message = example()
+    message.put("activations", torch.zeros(2, 3, 4, dtype=torch.float64), Role.PAYLOAD)
+    message.put("targets", torch.arange(3), Role.TARGETS)
+    good = to_bytes(message)
+    limits = Limits(frame_bytes=2**16)
+    alphabet = b'{}[]",:0123456789-.eE \xff\x00\x80aFU/N'
+    outcomes = {"message": 0, "error": 0}
+    for _ in range(4000):
+        raw = bytearray(good)
+        for _ in range(draw.choice((1, 1, 1, 2, 5))):
+            # Mostly in the opening and the header, where there is something to break.
+            position = draw.randrange(draw.choice((OPENING_BYTES, len(raw))))
+            change = draw.randrange(4)
+            if change == 0:
+                raw[position] ^= 1 << draw.randrange(8)
+            elif change == 1:
+                raw[position] = draw.choice(alphabet)
+            elif change == 2:
+                del raw[position]
+            else:
+                raw.insert(position, draw.choice(alphabet))
+        try:
+            for arrived in read(bytes(raw), limits=limits):
+                assert arrived.frame_bytes <= limits.frame_bytes
+                outcomes["message"] += 1
+        except ProtocolError:
+            outcomes["error"] += 1
+    assert min(outcomes.values()) > 100, outcomes
+
+
+def test_decode_takes_head_and_data_apart() -> None:
+    message = example()
+    sent = encode(message)
+    arrived = decode(sent.head, bytearray().join(sent.buffers()[1:]))
+    assert facts(arrived) == facts(message)
