@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -28,8 +29,9 @@ def serve(
     announce: int | None = None,
     wait: float = 86400.0,
     peers_here: int = 1,
+    say: Callable[[str], None] = lambda line: None,
 ) -> int:
-    """Listen, serve one client, print how it went, and return the number of training steps served.
+    """Listen, serve one client, and return the number of training steps served.
 
     Args:
         config: the same as the client's in everything that both must agree on.
@@ -40,6 +42,7 @@ def serve(
         announce: file descriptor to which the real address is written once the server listens.
         wait: seconds to wait for a client.
         peers_here: 2 if the client runs on this machine too; it then has the first GPU.
+        say: is told in a line where the server listens, and in another how it went.
 
     Raises:
         SplitlabError: also when the client is gone before the end of its run.
@@ -55,7 +58,7 @@ def serve(
         listener = transport.listen(address or transport.default_address, device=device)
         with closing(listener):
             stack = " + ".join(map(str, bind_stack(config.plugins))) or "none"
-            print(f"serving {stack} on {listener.address}", flush=True)
+            say(f"serving {stack} on {listener.address}")
             if announce is not None:
                 with os.fdopen(announce, "w") as pipe:
                     pipe.write(listener.address + "\n")
@@ -63,7 +66,7 @@ def serve(
         session = open_session(link, built, config, output)
         while session.turn():
             pass
-    print(f"served {session.steps} steps to the end of the client's run", flush=True)
+    say(f"served {session.steps} steps to the end of the client's run")
     return session.steps
 
 
