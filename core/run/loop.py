@@ -78,7 +78,7 @@ class Result:
 
 
 class Reporter:
-    """Is told how a run goes. This one stays silent; `splitlab.core.command.display` shows."""
+    """Is told how a run goes. This one stays silent; `splitlab.core.command.progress` shows."""
 
     def begin(self, config: Config, folder: Path, stack: str, total: Callable[[], float]) -> None:
         """The run begins; ``total()`` is the share of the budget that is used, 0 to 1."""

@@ -33,7 +33,7 @@ _MOST_SEEDS = 1000
 
 
 class ComparisonReporter:
-    """Is told how a comparison goes. This one stays silent; `splitlab.core.command.display` shows."""
+    """Is told how a comparison goes. This one stays silent; `splitlab.core.command.progress` shows."""
 
     def begin(self, folder: Path, runs: int, finished: int) -> None:
         """It begins: so many runs there are to be, of which so many are finished already."""
