@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = _parse(argv)
         _use_registry(arguments)
+        for notice in _notices():
+            print(f"splitlab: note: {notice}", file=sys.stderr)
         command: Callable[[argparse.Namespace], int] = arguments.command
         return command(arguments)
     except SplitlabError as error:
@@ -114,6 +116,11 @@ def _use_registry(arguments: argparse.Namespace) -> None:
     if not os.path.isfile(file):
         raise ConfigError(f"--registry {file}: no such file; name a TOML file of names of your own")
     os.environ["SPLITLAB_REGISTRY"] = os.path.abspath(file)
+
+
+def _notices() -> list[str]:
+    """Return what the catalogue has to say before a command runs."""
+    return []
 
 
 if __name__ == "__main__":
