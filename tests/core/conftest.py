@@ -56,9 +56,8 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("splitlab.core.study.compare.run", fake)
     monkeypatch.setattr("splitlab.core.study.compare._check_what_all_share", lambda config: None)
-    monkeypatch.setattr(
-        "splitlab.core.study.compare.gc", SimpleNamespace(collect=lambda: 0)
-    )  # slow
+    slow = SimpleNamespace(collect=lambda: 0)
+    monkeypatch.setattr("splitlab.core.study.compare.gc", slow)
     monkeypatch.setattr("splitlab.core.study.results.draw_curves", lambda *args, **options: None)
     return fake
 

@@ -13,7 +13,7 @@ import pytest
 FAST = ["--weights", "none", "--threads", "1", "--budget", "steps=1"]
 
 
-def test_no_server_at_the_address(self, fails: Callable[..., str]) -> None:
+def test_no_server_at_the_address(fails: Callable[..., str]) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -40,12 +40,7 @@ def test_no_server_at_the_address(self, fails: Callable[..., str]) -> None:
     ],
 )
 def test_peers_that_differ(
-    self,
-    theirs: list[str],
-    named: str,
-    fails: Callable[..., str],
-    tmp_path: Path,
-    started_server: Any,
+    theirs: list[str], named: str, fails: Any, tmp_path: Path, started_server: Any
 ) -> None:
     base = ["--weights", "none", "--threads", "1"]
     own = ["--plugin", "adc"] if named == "stack" else []

@@ -17,9 +17,8 @@ LEDGER: Any = SimpleNamespace(total=lambda way, phase: 1500 if way == "up" else 
 CONFIG = Config(dataset="data", cut=3, budget="steps=9", transport="link")
 
 
-@pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A terminal of 120 columns."""
+    """Make the output a terminal of 120 columns; in a test, where it is what is captured."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "120")
 
@@ -29,7 +28,8 @@ def shown(capsys: pytest.CaptureFixture[str]) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().out)
 
 
-def test_a_run(terminal: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    terminal(monkeypatch)
     display = LiveReporter()
     display.begin(CONFIG, Path("runs/x"), "a [b] + c", lambda: 0.25)
     display._live.refresh()
@@ -66,8 +66,9 @@ def test_a_run(terminal: None, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_comparison_and_its_runs_share_a_display(
-    terminal: None, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    terminal(monkeypatch)
     display = LiveComparison()
     contender: Any = SimpleNamespace(title="a")
     display.begin(Path("c"), 4, 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from splitlab.core.command.show import (
@@ -28,15 +30,19 @@ def test_sizes(count: float, text: str) -> None:
     assert human_bytes(count) == text
 
 
-@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return the lines printed since the last look, without colours."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+
+
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A terminal of 40 columns without colours."""
+    """Make the output a terminal of 40 columns; in a test, where it is what is captured."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "40")
-    monkeypatch.setenv("TERM", "dumb")
 
 
-def test_width(narrow: None) -> None:
+def test_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow(monkeypatch)
     assert width() == 40
 
 
@@ -65,22 +71,26 @@ def test_numbers_are_flush_right(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_words_are_folded_and_what_is_to_be_whole_is_not(
-    narrow: None, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    narrow(monkeypatch)
     words = "several words that do not fit into what is left"
     print_table(("name", "summary", "ms"), [("a-long-name", words, "12.34")], numbers=(2,))
-    lines = capsys.readouterr().out.splitlines()
+    lines = printed(capsys)
     assert len(lines) > 2
     assert lines[1].split()[0] == "a-long-name"
     assert lines[1].split()[-1] == "12.34"
     print_line("word " * 20)
-    assert len(capsys.readouterr().out.splitlines()) > 2
+    assert len(printed(capsys)) > 2
     print_line("word " * 20, wrap=False)
-    assert capsys.readouterr().out == "word " * 20 + "\n"
+    assert printed(capsys) == ["word " * 20]
 
 
-def test_what_is_too_long_goes_on_below(narrow: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_too_long_goes_on_below(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    narrow(monkeypatch)
     path = "/".join(["folder"] * 12)
     print_facts([("run folder", path)])
-    found = [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
+    found = [line.split()[-1] for line in printed(capsys)]
     assert "".join(found) == path  # nothing of it is cut off
