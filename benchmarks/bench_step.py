@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from splitlab.core.run.plan import build_client, build_server, resolve
 from splitlab.core.run.config import Config
-from splitlab.core.data.data import Batch
+from splitlab.core.contract.batch import Batch
 from splitlab.core.wire.ledger import Ledger
 from splitlab.core.models.model import build_model, input_shape
 from splitlab.core.catalogue.registry import load

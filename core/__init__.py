@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from splitlab.core.run.config import Config
     from splitlab.core.contract.cut import Cut
     from splitlab.core.contract.errors import (
         ConfigError,
@@ -23,8 +22,9 @@ if TYPE_CHECKING:
     from splitlab.core.contract.hooks import hookimpl
     from splitlab.core.contract.message import Kind, Message, Role
     from splitlab.core.contract.peer import Peer
-    from splitlab.core.run.loop import Result, run
     from splitlab.core.contract.traits import Traits
+    from splitlab.core.run.config import Config
+    from splitlab.core.run.loop import Result, run
 
 __all__ = [
     "Config",

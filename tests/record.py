@@ -22,7 +22,7 @@ from splitlab.core import run
 from splitlab.core.catalogue.registry import ROOT, bind_stack, catalogue
 from splitlab.core.testing.subject import TINY, TURNS
 from splitlab.core.testing.tiny import Couple, thaw
-from splitlab.core.wire.frame import encode
+from splitlab.core.wire.encode import encode
 import torch
 torch.set_num_threads(1)
 

@@ -273,7 +273,8 @@ def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
     [(group, name) for group in ("plugins", "transports") for name in catalogue()[group]],
 )
 def test_every_target_of_the_catalogue_is_a_documented_class(group: Any, name: str) -> None:
-    from splitlab.core.catalogue.registry import load, parameters
+    from splitlab.core.catalogue.registry import load
+    from splitlab.core.contract.settings import parameters
 
     factory = load(group, name)
     assert isinstance(factory, type)

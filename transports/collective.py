@@ -26,17 +26,11 @@ import torch
 import torch.distributed
 
 from splitlab.core.contract.errors import ConfigError, NetworkError, ProtocolError
+from splitlab.core.contract.link import DEFAULT_LIMITS, Limits
 from splitlab.core.contract.message import Message
-from splitlab.core.wire.frame import (
-    DEFAULT_LIMITS,
-    OPENING_BYTES,
-    Limits,
-    assemble,
-    encode,
-    flat,
-    parse_header,
-    parse_opening,
-)
+from splitlab.core.wire.decode import assemble, parse_header, parse_opening
+from splitlab.core.wire.encode import encode
+from splitlab.core.wire.layout import OPENING_BYTES, flat
 from splitlab.transports.address import Address
 from splitlab.transports.tcp import bind, dial
 

@@ -12,8 +12,10 @@ from collections import deque
 from collections.abc import Callable
 
 from splitlab.core.contract.errors import NetworkError
+from splitlab.core.contract.link import DEFAULT_LIMITS, Limits
 from splitlab.core.contract.message import Message
-from splitlab.core.wire.frame import DEFAULT_LIMITS, Frame, Limits, decode, encode
+from splitlab.core.wire.decode import decode
+from splitlab.core.wire.encode import Frame, encode
 
 __all__ = ["InProcess"]
 

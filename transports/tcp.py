@@ -18,8 +18,10 @@ import time
 import torch
 
 from splitlab.core.contract.errors import NetworkError
+from splitlab.core.contract.link import Limits
 from splitlab.core.contract.message import Message
-from splitlab.core.wire.frame import Limits, Reader, encode
+from splitlab.core.wire.decode import Reader
+from splitlab.core.wire.encode import encode
 from splitlab.transports.address import Address
 
 __all__ = ["Tcp", "TcpLink", "TcpListener", "bind", "dial"]

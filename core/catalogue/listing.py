@@ -10,17 +10,10 @@ import re
 import sys
 from typing import Any
 
+from splitlab.core.catalogue.registry import Entry, bind_plugin, broken, catalogue, entries, load
 from splitlab.core.contract.errors import ConfigError, SplitlabError
 from splitlab.core.contract.hooks import HookSpecs
-from splitlab.core.catalogue.registry import (
-    Entry,
-    bind_plugin,
-    broken,
-    catalogue,
-    entries,
-    load,
-    parameters,
-)
+from splitlab.core.contract.settings import parameters
 
 __all__ = [
     "dataset_rows",

@@ -13,12 +13,9 @@ import functools
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import os
 import sys
 import tomllib
-import types
-import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
@@ -26,19 +23,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError, unknown_name
+from splitlab.core.contract.settings import Bound, parameters
 
 __all__ = [
     "ROOT",
-    "BoundPlugin",
     "Entry",
-    "Parameter",
     "bind_plugin",
     "bind_stack",
     "broken",
     "catalogue",
     "entries",
     "load",
-    "parameters",
 ]
 
 # Not importlib.resources: it does not find a package without __init__.py in an editable install.
@@ -202,53 +197,7 @@ def broken(kind: Kind, entry: Entry) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class BoundPlugin:
-    """A plugin with all its parameters, ready to be built once for every peer.
-
-    Attributes:
-        label: what messages and tables call it: its name, or the class of a file.
-        identity: what both peers compare: the name, or class and content hash of a file.
-        factory: the class.
-        params: every parameter of the constructor, defaults filled in.
-        given: the parameters that the user set, for display.
-        reconstruction: whether the method was rebuilt from an abstract; tables say so.
-    """
-
-    label: str
-    identity: str
-    factory: Any
-    params: Mapping[str, Any]
-    given: Mapping[str, Any]
-    reconstruction: bool = False
-
-    @property
-    def title(self) -> str:
-        """What tables call it: the label, with ``-recon`` behind a reconstruction's."""
-        return f"{self.label}-recon" if self.reconstruction else self.label
-
-    def build(self) -> Any:
-        """Return a new instance."""
-        try:
-            return self.factory(**self.params)
-        except SplitlabError as error:
-            raise type(error)(f"plugin {self.label!r}: {error}") from error
-        except Exception as error:
-            raise PluginError(
-                f"plugin {self.label!r} cannot be built: {type(error).__name__}: {error}"
-            ) from error
-
-    def __str__(self) -> str:
-        given = ",".join(f"{key}={_show(value)}" for key, value in self.given.items())
-        return f"{self.title}:{given}" if given else self.title
-
-    def agreement(self) -> str:
-        """Return what both peers must have in common, in one line."""
-        every = ",".join(f"{key}={_show(value)}" for key, value in self.params.items())
-        return f"{self.identity}:{every}" if every else self.identity
-
-
-def bind_stack(texts: Iterable[str]) -> list[BoundPlugin]:
+def bind_stack(texts: Iterable[str]) -> list[Bound]:
     """Resolve the plugins of a stack, in order; the name of a stack stands for its plugins.
 
     A setting of a named stack goes to the first of its plugins that takes it.
@@ -256,7 +205,7 @@ def bind_stack(texts: Iterable[str]) -> list[BoundPlugin]:
     Raises:
         ConfigError: as `bind_plugin`.
     """
-    bound: list[BoundPlugin] = []
+    bound: list[Bound] = []
     stacks = entries("stacks")
     for text in texts:
         head, given = _split(text)
@@ -284,7 +233,7 @@ def bind_stack(texts: Iterable[str]) -> list[BoundPlugin]:
     return bound
 
 
-def bind_plugin(text: str) -> BoundPlugin:
+def bind_plugin(text: str) -> Bound:
     """Resolve ``NAME[:key=value,…]`` or ``FILE.py:Class[:key=value,…]``.
 
     Raises:
@@ -326,7 +275,7 @@ def _resolve(head: str) -> tuple[Any, str]:
     return (factory, f"{head}={_load_file(target)[1]}") if ".py:" in target else (factory, head)
 
 
-def _bind(head: str, settings: Mapping[str, str]) -> BoundPlugin:
+def _bind(head: str, settings: Mapping[str, str]) -> Bound:
     factory, identity = _resolve(head)
     entry = None if ".py:" in head else entries("plugins")[head]
     label = entry.name if entry else head.partition(".py:")[2]
@@ -336,7 +285,7 @@ def _bind(head: str, settings: Mapping[str, str]) -> BoundPlugin:
         if key not in known:
             error = unknown_name("parameter", key, known)
             raise ConfigError(f"plugin {label!r}: {error}")
-        given[key] = known[key].parse(label, value)
+        given[key] = known[key].parse(f"plugin {label!r}", value)
     missing = [key for key, p in known.items() if p.required and key not in given]
     if missing:
         raise ConfigError(
@@ -345,105 +294,7 @@ def _bind(head: str, settings: Mapping[str, str]) -> BoundPlugin:
     defaults = {key: p.default for key, p in known.items() if key not in given}
     params = {key: (defaults | given)[key] for key in known}
     reconstruction = bool(entry and entry.facts.get("reconstruction"))
-    return BoundPlugin(label, identity, factory, params, given, reconstruction)
-
-
-_REQUIRED = inspect.Parameter.empty
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of a plugin's constructor, read from its signature."""
-
-    name: str
-    annotation: Any
-    default: Any
-
-    @property
-    def required(self) -> bool:
-        """Whether it has no default."""
-        return self.default is _REQUIRED
-
-    @property
-    def kind(self) -> str:
-        """The type as users read it: ``float``, ``sqrt | fifth``, ``int | none``."""
-        return _describe(self.annotation)
-
-    @property
-    def default_text(self) -> str:
-        """The default as users would type it."""
-        return "(needed)" if self.required else _show(self.default)
-
-    def parse(self, plugin: str, text: str) -> Any:
-        """Turn the text into a value of the annotated type, or raise `ConfigError`."""
-        try:
-            return _parse(self.annotation, text)
-        except ValueError:
-            default = "" if self.required else f" (default {self.default_text})"
-            raise ConfigError(
-                f"plugin {plugin!r}: {self.name}={text} is not allowed; "
-                f"{self.name} takes {self.kind}{default}"
-            ) from None
-
-
-def parameters(factory: Any) -> dict[str, Parameter]:
-    """Return the constructor's parameters by name, with types and defaults.
-
-    Raises:
-        PluginError: an annotation names what its module does not define.
-    """
-    try:
-        hints = typing.get_type_hints(factory.__init__)
-    except Exception as error:
-        raise PluginError(
-            f"the types of the parameters of {factory.__name__} cannot be read: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    found = {}
-    for name, parameter in inspect.signature(factory).parameters.items():
-        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            continue
-        found[name] = Parameter(name, hints.get(name, str), parameter.default)
-    return found
-
-
-def _parse(annotation: Any, text: str) -> Any:
-    origin = typing.get_origin(annotation)
-    if origin is Literal:
-        for choice in typing.get_args(annotation):
-            if str(choice) == text:
-                return choice
-    elif origin in (typing.Union, types.UnionType):
-        # "none" is the value none, also where any text is allowed.
-        members = typing.get_args(annotation)
-        for member in sorted(members, key=lambda member: member is not type(None)):
-            try:
-                return _parse(member, text)
-            except ValueError:
-                continue
-    elif annotation is type(None):
-        if text.lower() == "none":
-            return None
-    elif annotation is bool:
-        if text.lower() in ("true", "yes", "on", "1"):
-            return True
-        if text.lower() in ("false", "no", "off", "0"):
-            return False
-    elif annotation in (int, float, str):
-        return annotation(text)
-    raise ValueError(text)
-
-
-def _describe(annotation: Any) -> str:
-    if typing.get_origin(annotation) is Literal:
-        return " | ".join(map(str, typing.get_args(annotation)))
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return " | ".join(map(_describe, typing.get_args(annotation)))
-    return "none" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
-
-
-def _show(value: Any) -> str:
-    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+    return Bound(label, identity, factory, params, given, reconstruction)
 
 
 def _load_file(target: str) -> tuple[Any, str]:

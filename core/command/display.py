@@ -20,11 +20,11 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from splitlab.core.run.config import Config
-    from splitlab.core.wire.ledger import Ledger
-    from splitlab.core.study.results import Comparison, Contender, Outcome
     from splitlab.core.run.loop import Progress, Result
-    from splitlab.core.testing.report import Report
     from splitlab.core.run.trace import Trace
+    from splitlab.core.study.results import Comparison, Contender, Outcome
+    from splitlab.core.testing.report import Report
+    from splitlab.core.wire.ledger import Ledger
 
 __all__ = [
     "LiveComparison",

@@ -15,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from splitlab.core.run.config import Config, flag, read_toml
-from splitlab.core.contract.errors import ConfigError, SplitlabError
 from splitlab.core.catalogue.registry import entries
+from splitlab.core.contract.errors import ConfigError, SplitlabError
+from splitlab.core.run.config import Config, flag, read_toml
 
 __all__ = ["main"]
 
@@ -296,10 +296,11 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(arguments: argparse.Namespace, connect: str | None = None) -> int:
+    from splitlab.core.catalogue.links import load_transport
     from splitlab.core.command.display import reporter
+    from splitlab.core.contract.link import PairTransport
     from splitlab.core.run.folder import RunFolder
     from splitlab.core.run.loop import run
-    from splitlab.core.contract.link import PairTransport, load_transport
 
     given = _given(arguments)
     if connect:
@@ -337,8 +338,8 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _serve_config(config: Config, arguments: argparse.Namespace, address: str | None) -> int:
-    from splitlab.core.run.plan import resolve
     from splitlab.core.data.entry import class_count
+    from splitlab.core.run.plan import resolve
     from splitlab.core.run.serve import serve
 
     config = resolve(config)
@@ -410,8 +411,8 @@ def _compare(arguments: argparse.Namespace) -> int:
         unused = [flag(name) for name in given] + ["--ratio"] * (arguments.ratio is not None)
         if unused:
             raise ConfigError(f"{unused[0]} without --plugin: nothing is run; drop it")
-    from splitlab.core.study.compare import compare, redraw
     from splitlab.core.command.display import comparison_reporter, show_comparison
+    from splitlab.core.study.compare import compare, redraw
 
     scale = arguments.x_scale
     if stacks is None:

@@ -28,12 +28,13 @@ import torch
 from PIL import Image, ImageOps
 from torch.overrides import TorchFunctionMode
 
-from splitlab.core.data.entry import DatasetEntry, class_count, dataset_entry
-from splitlab.core.contract.errors import ConfigError, unknown_name
 from splitlab.core.catalogue.registry import ROOT
+from splitlab.core.contract.batch import Batch
+from splitlab.core.contract.errors import ConfigError, unknown_name
 from splitlab.core.contract.seeding import generator
+from splitlab.core.data.entry import DatasetEntry, class_count, dataset_entry
 
-__all__ = ["AUGMENTATIONS", "Batch", "Data", "Split", "class_count", "load_data", "read_idx"]
+__all__ = ["AUGMENTATIONS", "Data", "Split", "class_count", "load_data", "read_idx"]
 
 AUGMENTATIONS = ("none", "paper")
 
@@ -57,21 +58,6 @@ NORMALISATION = {  # of folders that no entry of registry.toml describes, by cha
 
 Progress = Callable[[str, int, int], None]
 """Called with the split's name, the images decoded so far, and all of them."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some samples of a split.
-
-    Attributes:
-        images: (B, C, S, S) float32, normalised.
-        targets: (B,) int64 class ids.
-        sample_ids: (B,) int64, position of each sample in its split, the same in every epoch.
-    """
-
-    images: torch.Tensor
-    targets: torch.Tensor
-    sample_ids: torch.Tensor
 
 
 class Split:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from splitlab.core.contract.errors import unknown_name
 from splitlab.core.catalogue.registry import catalogue
+from splitlab.core.contract.errors import unknown_name
 
 __all__ = ["DatasetEntry", "class_count", "dataset_entry"]
 

@@ -18,14 +18,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.cut import Cut
-from splitlab.core.data.data import Batch
 from splitlab.core.contract.errors import PluginError, ProtocolError
 from splitlab.core.contract.message import Kind, Message, Role
-from splitlab.core.models.model import ClientHalf, ServerHalf
 from splitlab.core.contract.peer import Peer
 from splitlab.core.contract.seeding import isolated_rng
 from splitlab.core.engine.stack import Stack
+from splitlab.core.models.model import ClientHalf, ServerHalf
 
 __all__ = ["Client", "Optimization", "Server"]
 

@@ -24,8 +24,8 @@ from splitlab.core.contract.errors import PluginError, SplitlabError
 from splitlab.core.contract.hooks import HookSpecs, hookimpl
 from splitlab.core.contract.message import Message
 from splitlab.core.contract.peer import Peer
-from splitlab.core.catalogue.registry import BoundPlugin
 from splitlab.core.contract.seeding import isolated_rng
+from splitlab.core.contract.settings import Bound
 from splitlab.core.contract.traits import Declared, Traits, check_order
 
 __all__ = ["Stack"]
@@ -46,7 +46,7 @@ class Stack:
         PluginError: a plugin cannot be built, or its hooks are not those of the menu.
     """
 
-    def __init__(self, plugins: Iterable[BoundPlugin], observers: Sequence[object] = ()) -> None:
+    def __init__(self, plugins: Iterable[Bound], observers: Sequence[object] = ()) -> None:
         self._members: list[_Member] = []
         for bound in plugins:
             twins = sum(m.label.partition("#")[0] == bound.label for m in self._members)

@@ -20,9 +20,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
+from splitlab.core.catalogue.registry import ROOT, catalogue
 from splitlab.core.contract.errors import ConfigError, unknown_name
 from splitlab.core.contract.peer import AttentionRequest
-from splitlab.core.catalogue.registry import ROOT, catalogue
 from splitlab.core.contract.seeding import isolated_rng
 
 __all__ = [

@@ -26,8 +26,8 @@ from typing import Any
 
 import torch
 
-from splitlab.core.run.config import Config
 from splitlab.core.contract.errors import ConfigError
+from splitlab.core.run.config import Config
 from splitlab.core.wire.ledger import Ledger
 
 __all__ = ["RunFolder", "run_name"]

@@ -12,12 +12,12 @@ from contextlib import closing, contextmanager
 
 import torch
 
-from splitlab.core.run.plan import build_server
-from splitlab.core.run.config import Config
 from splitlab.core.contract.errors import ConfigError, NetworkError
-from splitlab.core.run.folder import RunFolder
-from splitlab.core.run.serve import open_session
 from splitlab.core.contract.link import Link, PairTransport, Transport
+from splitlab.core.run.config import Config
+from splitlab.core.run.folder import RunFolder
+from splitlab.core.run.plan import build_server
+from splitlab.core.run.serve import open_session
 
 __all__ = ["Launch"]
 

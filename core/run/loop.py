@@ -14,23 +14,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from splitlab.core.catalogue.links import load_transport
+from splitlab.core.catalogue.registry import bind_stack
+from splitlab.core.contract.batch import Batch
+from splitlab.core.contract.errors import ConfigError, LinkError, SplitlabError
+from splitlab.core.contract.link import PairTransport
+from splitlab.core.data.data import Data, Split, load_data
+from splitlab.core.models.model import input_shape
+from splitlab.core.run.checkpoint import Checkpoints
+from splitlab.core.run.config import Budget, Config, flag
+from splitlab.core.run.folder import RunFolder
+from splitlab.core.run.launch import Launch
 from splitlab.core.run.plan import (
     build_client,
     choose_device,
     limited_threads,
     resolve,
 )
-from splitlab.core.run.checkpoint import Checkpoints
-from splitlab.core.run.config import Budget, Config, flag
-from splitlab.core.data.data import Batch, Data, Split, load_data
-from splitlab.core.contract.errors import ConfigError, LinkError, SplitlabError
-from splitlab.core.run.folder import RunFolder
-from splitlab.core.run.launch import Launch
-from splitlab.core.wire.ledger import Ledger
-from splitlab.core.models.model import input_shape
-from splitlab.core.catalogue.registry import bind_stack
 from splitlab.core.session.session import ClientSession
-from splitlab.core.contract.link import PairTransport, load_transport
+from splitlab.core.wire.ledger import Ledger
 
 __all__ = ["Interrupted", "Progress", "Reporter", "Result", "load_configured_data", "run"]
 

@@ -10,9 +10,11 @@ from typing import Generic, Literal, TypeVar
 
 import torch
 
-from splitlab.core.run.config import DEFAULT_DATASET, Config
-from splitlab.core.engine.peers import Client, Optimization, Server
+from splitlab.core.catalogue.registry import bind_stack
 from splitlab.core.contract.errors import ConfigError
+from splitlab.core.contract.peer import Peer
+from splitlab.core.engine.peers import Client, Optimization, Server
+from splitlab.core.engine.stack import Stack
 from splitlab.core.models.model import (
     ClientHalf,
     ServerHalf,
@@ -21,10 +23,8 @@ from splitlab.core.models.model import (
     fingerprint,
     input_shape,
 )
-from splitlab.core.contract.peer import Peer
-from splitlab.core.catalogue.registry import bind_stack
+from splitlab.core.run.config import DEFAULT_DATASET, Config
 from splitlab.core.session.session import Agreement
-from splitlab.core.engine.stack import Stack
 
 __all__ = ["Built", "build_client", "build_server", "choose_device", "limited_threads", "resolve"]
 

@@ -7,14 +7,15 @@ import re
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from splitlab.core.run.plan import Built, build_server, choose_device, limited_threads, resolve
+from splitlab.core.catalogue.links import load_transport
+from splitlab.core.catalogue.registry import bind_stack
+from splitlab.core.contract.errors import ConfigError, ProtocolError
+from splitlab.core.contract.link import Link, PairTransport
+from splitlab.core.engine.peers import Server
 from splitlab.core.run.checkpoint import Checkpoints
 from splitlab.core.run.config import Config
-from splitlab.core.engine.peers import Server
-from splitlab.core.contract.errors import ConfigError, ProtocolError
-from splitlab.core.catalogue.registry import bind_stack
+from splitlab.core.run.plan import Built, build_server, choose_device, limited_threads, resolve
 from splitlab.core.session.session import ServerSession
-from splitlab.core.contract.link import Link, PairTransport, load_transport
 
 __all__ = ["open_session", "serve"]
 

@@ -16,6 +16,15 @@ from typing import Any, Literal
 
 import torch
 
+from splitlab.core.contract.batch import Batch
+from splitlab.core.contract.cut import Cut
+from splitlab.core.contract.errors import ConfigError
+from splitlab.core.contract.hooks import hookimpl
+from splitlab.core.contract.message import Kind, Message, Role
+from splitlab.core.data.data import Split
+from splitlab.core.engine.peers import Client, Server
+from splitlab.core.run.config import Config
+from splitlab.core.run.loop import load_configured_data
 from splitlab.core.run.plan import (
     Built,
     build_client,
@@ -24,16 +33,9 @@ from splitlab.core.run.plan import (
     limited_threads,
     resolve,
 )
-from splitlab.core.run.config import Config
-from splitlab.core.contract.cut import Cut
-from splitlab.core.data.data import Batch, Split
-from splitlab.core.engine.peers import Client, Server
-from splitlab.core.contract.errors import ConfigError
-from splitlab.core.contract.hooks import hookimpl
+from splitlab.core.wire.decode import decode
+from splitlab.core.wire.encode import encode
 from splitlab.core.wire.ledger import Ledger
-from splitlab.core.contract.message import Kind, Message, Role
-from splitlab.core.run.loop import load_configured_data
-from splitlab.core.wire.frame import decode, encode
 
 __all__ = ["Stage", "TensorFacts", "Trace", "trace"]
 

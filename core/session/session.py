@@ -20,11 +20,11 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-from splitlab.core.engine.peers import Server
 from splitlab.core.contract.errors import LinkError, NetworkError, ProtocolError, SplitlabError
-from splitlab.core.wire.ledger import Ledger
-from splitlab.core.contract.message import Kind, Message
 from splitlab.core.contract.link import Link
+from splitlab.core.contract.message import Kind, Message
+from splitlab.core.engine.peers import Server
+from splitlab.core.wire.ledger import Ledger
 
 __all__ = ["PROTOCOL", "Agreement", "ClientSession", "ServerSession"]
 

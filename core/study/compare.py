@@ -17,14 +17,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from splitlab.core.run.plan import build_client, choose_device, resolve
-from splitlab.core.run.config import Config
-from splitlab.core.contract.errors import ConfigError, SplitlabError
+from splitlab.core.catalogue.links import load_transport
 from splitlab.core.catalogue.registry import bind_stack, entries
-from splitlab.core.study.results import Comparison, Contender, Outcome, XScale, differs
-from splitlab.core.run.loop import Interrupted, Reporter, load_configured_data, run
+from splitlab.core.contract.errors import ConfigError, SplitlabError
+from splitlab.core.contract.link import PairTransport
 from splitlab.core.engine.stack import Stack
-from splitlab.core.contract.link import PairTransport, load_transport
+from splitlab.core.run.config import Config
+from splitlab.core.run.loop import Interrupted, Reporter, load_configured_data, run
+from splitlab.core.run.plan import build_client, choose_device, resolve
+from splitlab.core.study.results import Comparison, Contender, Outcome, XScale, differs
 
 __all__ = ["ComparisonReporter", "compare", "redraw", "split_stack"]
 

@@ -24,9 +24,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from splitlab.core.run.config import Config, flag
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.report.figure import Curve, draw_curves
+from splitlab.core.run.config import Config, flag
 
 __all__ = ["Comparison", "Contender", "Outcome", "Row", "Spread", "Table", "XScale", "differs"]
 

@@ -21,8 +21,8 @@ import time
 from collections.abc import Iterator
 from typing import Literal
 
-from splitlab.core.contract.errors import SplitlabError
 from splitlab.core.catalogue.registry import entries
+from splitlab.core.contract.errors import SplitlabError
 from splitlab.core.testing.fresh import FreshPeers
 from splitlab.core.testing.plugin import PLUGIN_CHECKS, check_plugin
 from splitlab.core.testing.report import ConformanceError, Report, Row

@@ -26,10 +26,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from splitlab.core.catalogue.registry import bind_plugin, bind_stack
 from splitlab.core.contract.errors import PluginError, SplitlabError
-from splitlab.core.catalogue.registry import BoundPlugin, bind_plugin, bind_stack
+from splitlab.core.contract.settings import Bound
 from splitlab.core.testing.tiny import Tiny, thaw
-from splitlab.core.wire.frame import encode
+from splitlab.core.wire.encode import encode
 
 __all__ = ["FreshPeers", "Turn", "address"]
 
@@ -39,7 +40,7 @@ Turn = tuple[Literal["train", "evaluate"], int]
 """What a peer is asked to do, and the number of the step or batch."""
 
 
-def address(stack: Sequence[BoundPlugin], text: str | None) -> dict[str, Any] | str:
+def address(stack: Sequence[Bound], text: str | None) -> dict[str, Any] | str:
     """Return how a process that starts from nothing finds the stack, or why it cannot.
 
     Args:
@@ -224,7 +225,7 @@ def _answer(request: Mapping[str, Any], frames: list[bytes], answers: Any) -> No
 
 
 def _play(
-    request: Mapping[str, Any], stack: Sequence[BoundPlugin], frames: Sequence[bytes]
+    request: Mapping[str, Any], stack: Sequence[Bound], frames: Sequence[bytes]
 ) -> Iterator[bytes]:
     tiny = Tiny(**request["tiny"])
     if request["role"] == "server":
@@ -249,7 +250,7 @@ def _freeze(message: Any) -> bytes:
     return stream.getvalue()
 
 
-def _find(plugins: Mapping[str, Any]) -> list[BoundPlugin]:
+def _find(plugins: Mapping[str, Any]) -> list[Bound]:
     if "text" in plugins:
         return bind_stack([plugins["text"]])
     name, file, label = plugins["name"], plugins["file"], plugins["label"]
@@ -259,7 +260,7 @@ def _find(plugins: Mapping[str, Any]) -> list[BoundPlugin]:
         if Path(module.__file__ or "").resolve() == Path(file):
             factory = getattr(module, name)
     factory = factory or bind_plugin(f"{file}:{name}").factory
-    return [BoundPlugin(label, label, factory, plugins["params"], plugins["params"])]
+    return [Bound(label, label, factory, plugins["params"], plugins["params"])]
 
 
 if __name__ == "__main__":

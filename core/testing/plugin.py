@@ -24,14 +24,15 @@ import safetensors.torch
 import torch
 from torch.nn import functional as F
 
-from splitlab.core.run.plan import limited_threads
+from splitlab.core.catalogue.registry import bind_stack, entries, load
+from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.cut import Cut
-from splitlab.core.data.data import Batch
 from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError
-from splitlab.core.wire.ledger import Direction, Ledger
+from splitlab.core.contract.link import PairTransport
 from splitlab.core.contract.message import Kind, Role
+from splitlab.core.contract.settings import Bound, parameters
 from splitlab.core.models.model import ServerHalf
-from splitlab.core.catalogue.registry import BoundPlugin, bind_stack, entries, load, parameters
+from splitlab.core.run.plan import limited_threads
 from splitlab.core.testing.fresh import FreshPeers, address
 from splitlab.core.testing.report import Check, Report, Skipped, Warned, run_checks
 from splitlab.core.testing.subject import (
@@ -53,7 +54,7 @@ from splitlab.core.testing.tiny import (
     same,
     thaw,
 )
-from splitlab.core.contract.link import PairTransport
+from splitlab.core.wire.ledger import Direction, Ledger
 
 __all__ = ["PLUGIN_CHECKS", "check_plugin"]
 
@@ -69,7 +70,7 @@ _PATIENCE = 20.0
 
 
 def check_plugin(
-    plugin: str | type | BoundPlugin,
+    plugin: str | type | Bound,
     *,
     only: Collection[str] | None = None,
     fresh: FreshPeers | None = None,
@@ -91,11 +92,11 @@ def check_plugin(
     text = plugin if isinstance(plugin, str) else None
     if isinstance(plugin, str):
         stack = bind_stack([plugin])
-    elif isinstance(plugin, BoundPlugin):
+    elif isinstance(plugin, Bound):
         stack = [plugin]
     else:
         given = {name: p.default for name, p in parameters(plugin).items() if not p.required}
-        stack = [BoundPlugin(plugin.__name__, plugin.__name__, plugin, given, {})]
+        stack = [Bound(plugin.__name__, plugin.__name__, plugin, given, {})]
     with ExitStack() as cleanup:
         cleanup.enter_context(limited_threads(1))
         if fresh is None and (only is None or "G8" in only):

@@ -16,16 +16,16 @@ from typing import Any
 
 import torch
 
-from splitlab.core.run.checkpoint import Checkpoints
 from splitlab.core.contract.errors import ConfigError, SplitlabError
 from splitlab.core.contract.message import Message
-from splitlab.core.catalogue.registry import BoundPlugin, parameters
+from splitlab.core.contract.settings import Bound, parameters
+from splitlab.core.contract.traits import Gradient, Traits
+from splitlab.core.run.checkpoint import Checkpoints
 from splitlab.core.testing.fresh import FreshPeers, Turn
 from splitlab.core.testing.report import Failed, Skipped
 from splitlab.core.testing.state import Belongings, GlobalRandom
 from splitlab.core.testing.tiny import Couple, Event, Tiny, difference, thaw
-from splitlab.core.contract.traits import Gradient, Traits
-from splitlab.core.wire.frame import encode
+from splitlab.core.wire.encode import encode
 
 __all__ = ["SAVED", "TINY", "TURNS", "State", "Subject", "decoding_problem", "with_ratio"]
 
@@ -76,7 +76,7 @@ class Subject:
 
     def __init__(
         self,
-        stack: Sequence[BoundPlugin],
+        stack: Sequence[Bound],
         text: str | None,
         tiny: Tiny,
         fresh: FreshPeers | None,
@@ -135,7 +135,7 @@ class Subject:
             gradient=min((traits.gradient for traits in declared), key=order.index),
         )
 
-    def couple(self, stack: Sequence[BoundPlugin] = (), **settings: Any) -> Couple:
+    def couple(self, stack: Sequence[Bound] = (), **settings: Any) -> Couple:
         """Build new peers."""
         return Couple(self.tiny, stack or self.stack, **settings)
 
@@ -244,7 +244,7 @@ def _saved(couple: Couple) -> dict[str, State] | Exception:
     return states
 
 
-def with_ratio(s: Subject, ratio: float) -> list[BoundPlugin]:
+def with_ratio(s: Subject, ratio: float) -> list[Bound]:
     """Return the plugin with another ratio."""
     return [dataclasses.replace(s.stack[0], params={**s.stack[0].params, "ratio": ratio})]
 

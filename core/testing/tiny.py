@@ -12,19 +12,22 @@ from typing import Any, Literal
 
 import torch
 
+from splitlab.core.catalogue.links import load_transport
+from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.cut import Cut
-from splitlab.core.data.data import Batch
-from splitlab.core.engine.peers import Client, Optimization, Server
 from splitlab.core.contract.hooks import hookimpl
+from splitlab.core.contract.link import Link, PairTransport, Transport
 from splitlab.core.contract.message import Message, Role
+from splitlab.core.contract.peer import Peer
+from splitlab.core.contract.seeding import isolated_rng
+from splitlab.core.contract.settings import Bound
+from splitlab.core.engine.peers import Client, Optimization, Server
+from splitlab.core.engine.stack import Stack
 from splitlab.core.models.model import ClientHalf, ServerHalf
 from splitlab.core.models.model import VisionTransformer as ViT  # type: ignore[attr-defined]
-from splitlab.core.contract.peer import Peer
-from splitlab.core.catalogue.registry import BoundPlugin
-from splitlab.core.contract.seeding import isolated_rng
-from splitlab.core.engine.stack import Stack
-from splitlab.core.contract.link import Link, PairTransport, Transport, load_transport
-from splitlab.core.wire.frame import Reader, encode, flat
+from splitlab.core.wire.decode import Reader
+from splitlab.core.wire.encode import encode
+from splitlab.core.wire.layout import flat
 
 __all__ = ["Carry", "Couple", "Seen", "Tiny", "both_ends", "difference", "joined", "thaw"]
 
@@ -84,10 +87,10 @@ class Tiny:
         targets = torch.randint(classes or self.classes, (B,), generator=generator)
         return Batch(images, targets, torch.arange(B) + B * number)
 
-    def bound(self, plugin: type, label: str = "", **params: Any) -> BoundPlugin:
+    def bound(self, plugin: type, label: str = "", **params: Any) -> Bound:
         """Bind a plugin class as `splitlab.core.catalogue.registry.bind_plugin` would."""
         name = label or plugin.__name__.lower()
-        return BoundPlugin(name, name, plugin, params, params)
+        return Bound(name, name, plugin, params, params)
 
     def peer(self, role: Literal["client", "server"] = "client", **facts: Any) -> Peer:
         """Make the `Peer` of this model, cut after its first block."""
@@ -107,17 +110,17 @@ class Tiny:
         }
         return Peer(role=role, **defaults | facts)
 
-    def client(self, plugins: Sequence[BoundPlugin] = (), **settings: Any) -> Client:
+    def client(self, plugins: Sequence[Bound] = (), **settings: Any) -> Client:
         """Build a client; settings are those of `pair`."""
         client: Client = self._worker("client", Client, ClientHalf, plugins, **settings)
         return client
 
-    def server(self, plugins: Sequence[BoundPlugin] = (), **settings: Any) -> Server:
+    def server(self, plugins: Sequence[Bound] = (), **settings: Any) -> Server:
         """Build a server; settings are those of `pair`."""
         server: Server = self._worker("server", Server, ServerHalf, plugins, **settings)
         return server
 
-    def pair(self, plugins: Sequence[BoundPlugin] = (), **settings: Any) -> tuple[Client, Server]:
+    def pair(self, plugins: Sequence[Bound] = (), **settings: Any) -> tuple[Client, Server]:
         """Build a client and a server that fit.
 
         Args:
@@ -133,7 +136,7 @@ class Tiny:
         role: Literal["client", "server"],
         worker: Any,
         half: Any,
-        plugins: Sequence[BoundPlugin],
+        plugins: Sequence[Bound],
         *,
         observers: Sequence[object] = (),
         cut: int = 1,
@@ -351,7 +354,7 @@ class Couple:
     def __init__(
         self,
         tiny: Tiny,
-        plugins: Sequence[BoundPlugin],
+        plugins: Sequence[Bound],
         *,
         carry: Carry | None = None,
         enter: Change | None = None,

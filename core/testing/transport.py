@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from splitlab.core.contract.errors import ConfigError, NetworkError, ProtocolError, SplitlabError
-from splitlab.core.contract.message import Kind, Message, Role
 from splitlab.core.catalogue.registry import load
+from splitlab.core.contract.errors import ConfigError, NetworkError, ProtocolError, SplitlabError
+from splitlab.core.contract.link import Limits, Link, Listener, PairTransport, Transport
+from splitlab.core.contract.message import Kind, Message, Role
 from splitlab.core.testing.report import Check, Failed, Report, Skipped, run_checks
 from splitlab.core.testing.tiny import SOON, Seen, both_ends, difference
-from splitlab.core.contract.link import Link, Listener, PairTransport, Transport
-from splitlab.core.wire.frame import Frame, Limits, encode
+from splitlab.core.wire.encode import Frame, encode
 
 __all__ = ["TRANSPORT_CHECKS", "check_transport"]
 
@@ -266,7 +266,7 @@ def _limits(s: _Subject) -> str | None:
 def _garbage(s: _Subject) -> str | None:
     module = sys.modules[type(s.new()).__module__]
     if getattr(module, "encode", None) is not encode:
-        raise Skipped("its module takes frames from elsewhere than splitlab.core.wire.frame's encode")
+        raise Skipped("its module takes frames from elsewhere than splitlab.core.wire's encode")
 
     def corrupt(message: Message) -> Frame:
         frame = encode(message)

@@ -49,6 +49,21 @@ class Ledger:
             rest -= size
         counts["header"] = counts.get("header", 0) + rest
 
+    def mark(self) -> Ledger:
+        """Return a copy of what is counted so far, for `since`."""
+        return Ledger(self.counts)
+
+    def since(self, mark: Ledger) -> Ledger:
+        """Return what was counted after `mark` was made."""
+        grown = Ledger()
+        for phase, directions in self.counts.items():
+            for direction, kinds in directions.items():
+                before = mark.counts[phase][direction]
+                grown.counts[phase][direction] = {
+                    kind: count - before.get(kind, 0) for kind, count in kinds.items()
+                }
+        return grown
+
     def total(self, direction: Direction, phase: Phase | None = None) -> int:
         """Return the bytes of one direction, of one phase or of all."""
         phases = [phase] if phase else list(self.counts)

@@ -15,7 +15,8 @@ import torch
 
 from splitlab.core.contract.errors import NetworkError, ProtocolError
 from splitlab.core.contract.message import Kind, Message, Role
-from splitlab.core.wire.frame import Limits, encode
+from splitlab.core.wire.encode import encode
+from splitlab.core.contract.link import Limits
 from splitlab.transports.tcp import Tcp, TcpLink
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from splitlab.core.command.main import main
 from splitlab.core.catalogue.listing import plugin_facts, plugin_rows, stack_facts, transport_rows
 from splitlab.core.catalogue.registry import bind_stack, catalogue
 from splitlab.core.engine.stack import Stack
-from splitlab.core.contract.link import working_transports
+from splitlab.core.catalogue.links import working_transports
 
 
 @pytest.mark.parametrize("name", catalogue()["plugins"])

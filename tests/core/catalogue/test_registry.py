@@ -12,17 +12,8 @@ import pytest
 
 from splitlab.core import ConfigError, PluginError
 from splitlab.core.catalogue import registry as registry_module
-from splitlab.core.catalogue.registry import (
-    ROOT,
-    Parameter,
-    bind_plugin,
-    bind_stack,
-    broken,
-    catalogue,
-    entries,
-    load,
-    parameters,
-)
+from splitlab.core.catalogue.registry import ROOT, bind_plugin, bind_stack, broken, catalogue, entries, load
+from splitlab.core.contract.settings import Parameter, parameters
 
 
 class Method:
@@ -352,7 +343,7 @@ def test_an_entry_point_is_loaded_like_what_ships(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_broken_entry_point_disturbs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    from splitlab.core.contract.link import load_transport, working_transports
+    from splitlab.core.catalogue.links import load_transport, working_transports
 
     install(monkeypatch, "splitlab.transports", alien="a_package_that_is_not_there:Alien")
     assert "inprocess" in working_transports()

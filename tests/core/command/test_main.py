@@ -18,7 +18,7 @@ import pytest
 from splitlab.core.command.main import main
 from splitlab.core.contract.hooks import HookSpecs
 from splitlab.core.catalogue.registry import catalogue, entries
-from splitlab.core.contract.link import load_transport
+from splitlab.core.catalogue.links import load_transport
 
 FAST = ["--weights", "none", "--threads", "1", "--budget", "steps=1"]
 

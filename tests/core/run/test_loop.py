@@ -19,7 +19,7 @@ import pytest
 
 from splitlab.core import ConfigError, SplitlabError, hookimpl, run
 from splitlab.core.run.loop import Interrupted
-from splitlab.core.contract.link import working_transports
+from splitlab.core.catalogue.links import working_transports
 
 TWO_PROCESS = [name for name in working_transports() if name != "inprocess"]
 SMALL = {"weights": "none", "batch_size": 32, "threads": 1, "model": "vit-mini", "lr": 1e-3}

@@ -12,7 +12,7 @@ import pytest
 
 from splitlab.core import ConfigError, run
 from splitlab.core.command.main import main
-from splitlab.core.data.data import Batch
+from splitlab.core.contract.batch import Batch
 from splitlab.core.catalogue.registry import ROOT
 from splitlab.core.run.trace import Stage, TensorFacts, Trace, _Peers, trace
 

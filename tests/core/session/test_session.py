@@ -18,7 +18,7 @@ from splitlab.core.run.config import Config
 from splitlab.core.wire.ledger import Ledger
 from splitlab.core.run.serve import open_session
 from splitlab.core.session.session import PROTOCOL, ClientSession, ServerSession
-from splitlab.core.wire.frame import DEFAULT_LIMITS
+from splitlab.core.contract.link import DEFAULT_LIMITS
 from splitlab.transports.inprocess import InProcess
 
 AGREEMENT = {

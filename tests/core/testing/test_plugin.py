@@ -42,7 +42,7 @@ from splitlab.core.testing import (
 from splitlab.core.testing.report import Check, Failed, Skipped, Warned, run_checks
 from splitlab.core.testing.state import Belongings, GlobalRandom
 from splitlab.core.testing.tiny import Seen, difference
-from splitlab.core.wire.frame import encode
+from splitlab.core.wire.encode import encode
 
 SMALL = Tiny(image=8, patch=4, width=8, depth=1, samples=4)
 """N = 5 tokens; enough for what does not look at them."""

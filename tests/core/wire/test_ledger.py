@@ -10,7 +10,7 @@ import torch
 
 from splitlab.core import Kind, Message, Role
 from splitlab.core.wire.ledger import Ledger
-from splitlab.core.wire.frame import encode
+from splitlab.core.wire.encode import encode
 
 
 def sent(kind: Kind, *, training: bool = True, **tensors: Any) -> Message:
