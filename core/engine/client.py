@@ -5,6 +5,7 @@ It imports no link: `train` and `query` are conversations (`splitlab.core.engine
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -34,11 +35,19 @@ __all__ = ["Answer", "Client", "Trained"]
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What came of a training step: its number, its samples and its loss."""
+    """What came of a training step.
+
+    Attributes:
+        step: its number, from 0.
+        samples: of its batch.
+        loss: of its batch.
+        metrics: numbers of the client's plugins and probes, by their labels.
+    """
 
     step: int
     samples: int
     loss: float
+    metrics: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +84,7 @@ class Client(Worker):
         loss = message.meta.get("loss")
         if not isinstance(loss, float):
             raise ProtocolError(f"step {step}: the server's answer holds no loss")
-        return Trained(step, len(batch.targets), loss)
+        return Trained(step, len(batch.targets), loss, self.stack.metrics(step))
 
     def query(self, batch: Batch, number: int, *, stacked: bool) -> Conversation[Answer]:
         """Evaluate a batch: an ACTIVATION goes out, a PREDICTION comes in.

@@ -5,7 +5,7 @@ It imports no link, and keeps what is open by client and step.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 
 import torch
 from torch.nn import functional as F
@@ -35,10 +35,15 @@ _LAST_WORDS = (Kind.GRADIENT, Kind.PREDICTION)
 
 
 class Server(Worker):
-    """Runs the other part and the loss; answers every ACTIVATION message."""
+    """Runs the other part and the loss; answers every ACTIVATION message.
+
+    Attributes:
+        metrics: numbers of its plugins and probes after the step that was trained last.
+    """
 
     def __init__(self, part: Part, stack: Stack, peer: Peer, optimization: Optimization) -> None:
         super().__init__(part, stack, peer, optimization)
+        self.metrics: Mapping[str, Mapping[str, float]] = {}
         self._open: dict[tuple[int, bool, int], Generator[Message, Message, None]] = {}
 
     def handle(self, message: Message, client: int = 0) -> Message:
@@ -133,6 +138,7 @@ class Server(Worker):
         answer = Message(Kind.GRADIENT, cut.step, meta={"loss": loss.item()})
         answer.put(GRADIENT, leaf.grad, Role.PAYLOAD)
         self.stack.before_send(answer)
+        self.metrics = self.stack.metrics(cut.step)
         return answer
 
     @torch.no_grad()

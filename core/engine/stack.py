@@ -91,9 +91,12 @@ class Stack:
             ConfigError: the plugins cannot work on this model.
         """
         self._role = peer.role
-        ground = Ground.of(peer.layout, peer.unable)
-        check_order([member.declared for member in self._members], ground)
+        self.check(Ground.of(peer.layout, peer.unable))
         self._call("setup", peer=peer)
+
+    def check(self, ground: Ground) -> None:
+        """Raise `ConfigError` if the plugins cannot work on this model, cut where it is."""
+        check_order([member.declared for member in self._members], ground)
 
     def step_end(self, step: int) -> None:
         """Tell every plugin that a training step is over."""

@@ -18,6 +18,7 @@ from splitlab.core.contract.errors import ConfigError, SplitlabError
 from splitlab.core.contract.part import Layout
 from splitlab.core.contract.seeding import isolated_rng
 from splitlab.core.contract.settings import Bound, parameters
+from splitlab.core.contract.traits import Ground
 from splitlab.core.models.segments import Segmented
 
 __all__ = ["ModelFacts", "bind_model", "build_model", "describe", "fingerprint"]
@@ -31,23 +32,27 @@ class ModelFacts:
 
     Attributes:
         name: as the user wrote it.
+        identity: what both peers compare: the name, or function and content hash of a file.
         channels: of the images that it takes.
         image_size: their height and width in pixels.
         cut: behind which segment it is cut.
         last_cut: cuts are 0 to this one.
         cut_noun: what a cut counts, in the plural.
         layout: what plugins see at the cut.
+        ground: what a stack of plugins can stand on there.
         client_parameters: how many numbers the client trains.
         server_parameters: how many the server trains.
     """
 
     name: str
+    identity: str
     channels: int
     image_size: int
     cut: int
     last_cut: int
     cut_noun: str
     layout: Layout
+    ground: Ground
     client_parameters: int
     server_parameters: int
 
@@ -97,13 +102,13 @@ def build_model(
         ConfigError: an unknown name or setting, a model that cannot be cut, weights that do not fit
             or cannot be had.
     """
-    bound = _sized(bind_model(name), image_size)
+    bound = bind_model(name)
     if pretrained:
         if "pretrained" not in bound.params:
             raise ConfigError(f"nobody publishes weights for {name!r}; leave --pretrained out")
         bound = dataclasses.replace(bound, params={**bound.params, "pretrained": True})
     with isolated_rng(seed, "model", device=torch.device("cpu")):
-        model = _built(bound, classes)
+        model = _built(bound, classes, image_size)
     entry = _entry(bound)
     if weights == "default" and entry is not None and "weights" in entry.facts:
         weights = str(entry.folder / entry.facts["weights"])
@@ -126,15 +131,16 @@ def describe(
     Raises:
         ConfigError: as `build_model`; or a cut outside of the model.
     """
-    bound = _sized(bind_model(name), image_size)
+    bound = bind_model(name)
+    classes = classes or _ANY_CLASSES
     with isolated_rng(0, "model", device=torch.device("cpu")):
         try:
             with torch.device("meta"):
-                model = _built(bound, classes or _ANY_CLASSES)
+                model = _built(bound, classes, image_size)
         except SplitlabError as error:
             if not isinstance(error.__cause__, Exception):
                 raise
-            model = _built(bound, classes or _ANY_CLASSES)  # one that cannot do without numbers
+            model = _built(bound, classes, image_size)  # one that cannot do without numbers
     entry = _entry(bound)
     own = int(entry.facts.get("cut", model.default_cut)) if entry else model.default_cut
     cut = own if cut is None else cut
@@ -142,44 +148,47 @@ def describe(
     sizes = [0, 0]
     for parameter, tensor in model.module.named_parameters():
         sizes[model.segment_of(parameter) > cut] += tensor.numel()
+    layout = model.layout(cut)
+    client = model.part(0, (cut,), torch.device("meta"))
     return ModelFacts(
         name,
+        bound.agreement() if "@" in bound.identity else name,
         model.channels,
         model.image_size,
         cut,
         model.last_cut,
         model.cut_noun,
-        model.layout(cut),
+        layout,
+        Ground.of(layout, client.unable),
         *sizes,
     )
 
 
-def _sized(bound: Bound, image_size: int | None) -> Bound:
-    if image_size is None:
-        return bound
-    if "image_size" not in bound.params:
-        raise ConfigError(
-            f"model {bound.label!r} takes no --image-size: it has no setting image_size"
-        )
-    if bound.given.get("image_size", image_size) != image_size:
-        raise ConfigError(
-            f"--image-size {image_size} and image_size={bound.given['image_size']} of the model "
-            "exclude each other; keep one of them"
-        )
-    return dataclasses.replace(bound, params={**bound.params, "image_size": image_size})
-
-
-def _built(bound: Bound, classes: int) -> Segmented:
-    if "classes" not in parameters(bound.factory):
+def _built(bound: Bound, classes: int, image_size: int | None) -> Segmented:
+    known = parameters(bound.factory)
+    if "classes" not in known:
         raise ConfigError(
             f"model {bound.label!r} takes no parameter 'classes', the width of its head; write "
             "def my_model(*, classes: int, …)"
         )
+    given = bound.given.get("image_size")
+    if image_size is not None and "image_size" in known:
+        if given not in (None, image_size):
+            raise ConfigError(
+                f"--image-size {image_size} and image_size={given} of the model exclude each "
+                "other; keep one of them"
+            )
+        bound = dataclasses.replace(bound, params={**bound.params, "image_size": image_size})
     model: Any = bound.build(classes=classes)
     if not isinstance(model, Segmented):
         raise ConfigError(
             f"model {bound.label!r} returned a {type(model).__name__}; it must return Segments of "
             "splitlab.core, or another model with parts"
+        )
+    if image_size not in (None, model.image_size):
+        raise ConfigError(
+            f"--image-size {image_size} is not allowed: model {bound.label!r} takes images of "
+            f"{model.image_size} pixels, and has no setting image_size"
         )
     return model
 

@@ -33,6 +33,8 @@ class ServerSession:
         timeout: seconds of silence after which the client counts as gone.
         resume: called with run name and step after the handshake; loads the server's state.
         save: called with the step; writes the server's checkpoint.
+        measured: called after every training step that has metrics, with its number from 1.
+        finish: called when the client says goodbye.
     """
 
     def __init__(
@@ -45,6 +47,8 @@ class ServerSession:
         timeout: float,
         resume: Callable[[str, int], None],
         save: Callable[[int], None],
+        measured: Callable[[int], None] = lambda step: None,
+        finish: Callable[[], None] = lambda: None,
     ) -> None:
         self._link = link
         self._server = server
@@ -53,6 +57,8 @@ class ServerSession:
         self._timeout = timeout
         self._resume = resume
         self._save = save
+        self._measured = measured
+        self._finish = finish
         self._open = False
         self.steps = 0
         link.limits = dataclasses.replace(link.limits, frame_bytes=HELLO_BYTES)
@@ -83,7 +89,10 @@ class ServerSession:
             return self._hello(message)
         if message.kind is Kind.ACTIVATION:
             answer = self._server.handle(message)
-            self.steps += message.training
+            if message.training:
+                self.steps += 1
+                if self._server.metrics:
+                    self._measured(message.step + 1)
             return answer
         if message.kind is Kind.CONTROL:
             request = message.meta.get("do")
@@ -91,6 +100,7 @@ class ServerSession:
                 self._save(message.step)
                 return Message(Kind.CONTROL, message.step, meta={"did": "saved"})
             if request == "finish":
+                self._finish()
                 return Message(Kind.CONTROL, message.step, meta={"did": "finished"})
         raise ProtocolError(f"{self._link.remote} sent what a server does not take: {message!r}")
 
