@@ -198,9 +198,7 @@ def make_for_server(config: Config, classes: int, *, peers_here: int) -> tuple[P
     return _plan(config, facts, DataFacts("", classes), device)
 
 
-def load_configured_data(
-    config: Config, facts: ModelFacts, loading: Loading | None = None
-) -> Data:
+def load_configured_data(config: Config, facts: ModelFacts, loading: Loading | None = None) -> Data:
     """Load the data of a settled configuration, in the form that its model takes."""
     return load_data(
         config.dataset,

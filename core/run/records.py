@@ -1,4 +1,4 @@
-"""What a run leaves in its folder, typed: the only place that knows how records are written and read.
+"""What a run leaves in its folder, typed: the only place where records are written and read.
 
 metrics.jsonl         a line that says which version of these records it holds, then one object a
                       training step and one an evaluation, in their order
@@ -211,9 +211,7 @@ def read_ledger(folder: Path) -> Ledger:
         return Ledger(values)
 
 
-def read_records(
-    folder: Path, name: str = METRICS
-) -> list[StepRecord | EvaluationRecord]:
+def read_records(folder: Path, name: str = METRICS) -> list[StepRecord | EvaluationRecord]:
     """Return all records of a run, in their order; `ConfigError` if a line is none."""
     with _reading(folder / name) as text:
         found = [parse_record(line) for line in text.splitlines()]

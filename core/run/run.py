@@ -105,7 +105,7 @@ def _run(
             folder.write_config(plan.config)
             folder.write_environment(device=str(plan.device), threads=plan.threads)
             cleanup.push(_remove_if_unused(folder))
-        last_words: Callable[[], str] = lambda: ""
+        last_words: Callable[[], str] = str
         if transport.place == "inside":
             server = build_server(plan, model, observers)
             cleanup.callback(server.stack.run_end)
