@@ -254,4 +254,4 @@ def _reading(path: Path) -> Iterator[str]:
         yield path.read_text(encoding="utf-8")
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{path} cannot be read ({reason})") from None
+        raise ConfigError(f"{path} is damaged ({reason}); delete the run to run it again") from None

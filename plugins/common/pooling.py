@@ -9,6 +9,7 @@ Shapes: B rows, N tokens, P special tokens in front, K tokens that are left, D w
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
