@@ -112,8 +112,8 @@ class HookSpecs:
         """Both peers, once, before the first step and before state is loaded.
 
         The place to check the parameters against model and batch size (raise ``ConfigError``), to
-        ask for measurements (`Peer.request`), to register modules whose parameters are trained, and to keep
-        ``peer``, which gives random generators from the agreed seed.
+        ask for measurements (`Peer.request`), to register modules whose parameters are trained,
+        and to keep ``peer``, which gives random generators from the agreed seed.
         """
 
     @hookspec

@@ -64,7 +64,9 @@ class Link(Protocol):
     limits: Limits
 
     @property
-    def remote(self) -> str: ...
+    def remote(self) -> str:
+        """Who is at the other end."""
+        ...
 
     def send(self, message: Message, timeout: float) -> int:
         """Send the message, mark it as sent (`Message.sent`) and return the bytes of its frame.
@@ -116,10 +118,14 @@ class NetworkTransport(Protocol):
     """
 
     @property
-    def place(self) -> Literal["beside"]: ...
+    def place(self) -> Literal["beside"]:
+        """Say that the server is a process of its own."""
+        ...
 
     @property
-    def default_address(self) -> str: ...
+    def default_address(self) -> str:
+        """Say where `listen` listens if no address is given."""
+        ...
 
     def unavailable(self) -> str | None:
         """Return why this transport cannot work on this machine, or None if it can."""
@@ -146,7 +152,9 @@ class InsideTransport(Protocol):
     """
 
     @property
-    def place(self) -> Literal["inside"]: ...
+    def place(self) -> Literal["inside"]:
+        """Say that the server is in the client's process."""
+        ...
 
     def unavailable(self) -> str | None:
         """Return why this transport cannot work on this machine, or None if it can."""

@@ -1,4 +1,4 @@
-"""What a plugin or a probe knows of the peer that it lives in: the argument of the hook ``setup``."""
+"""What a plugin or a probe knows of the peer that it lives in; ``setup`` is given it."""
 
 from __future__ import annotations
 

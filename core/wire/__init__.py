@@ -21,8 +21,8 @@ which the message holds them, padded with spaces so that the tensors begin at a 
 
     "ROLE/NAME": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 
-ROLE is a value of `splitlab.core.contract.message.Role`; a NAME occurs once, whatever its role. The shape is
-row-major, offsets count from byte 40 + H. Tensors lie without gap by descending item size, those
+ROLE is a value of `splitlab.core.contract.message.Role`; a NAME occurs once, whatever its role. The
+shape is row-major, offsets count from byte 40 + H. Tensors lie without gap by descending item size, those
 of equal item size in the order of the header: then every tensor is aligned in the one allocation
 that receives them all. The receiver computes this layout from dtypes and shapes and refuses any
 other, which excludes overlaps, gaps and trailing bytes at once.

@@ -121,6 +121,7 @@ def _size(role: Role, name: str, dtype: torch.dtype, shape: tuple[int, ...], lim
 
 
 def check_name(what: str, name: str, limits: Limits) -> None:
+    """Raise `ValueError` for a name that is too long for an error line, or cannot be printed."""
     if not 0 < len(name) <= limits.name_length:
         raise ValueError(
             f"a {what} name of {len(name)} characters; allowed: 1 to {limits.name_length}"

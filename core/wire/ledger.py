@@ -6,7 +6,10 @@ from typing import Literal
 
 from splitlab.core.contract.message import Kind, Message, Role
 
-__all__ = ["Ledger"]
+__all__ = ["Counts", "Ledger"]
+
+Counts = dict[str, dict[str, dict[str, int]]]
+"""Bytes by phase, direction and kind."""
 
 Direction = Literal["up", "down"]
 Phase = Literal["training", "evaluation", "control"]
@@ -26,8 +29,8 @@ class Ledger:
     (``control``) from both; the sum of all three is what the link carried.
     """
 
-    def __init__(self, counts: dict[str, dict[str, dict[str, int]]] | None = None) -> None:
-        self.counts: dict[str, dict[str, dict[str, int]]] = {
+    def __init__(self, counts: Counts | None = None) -> None:
+        self.counts: Counts = {
             phase: {"up": {}, "down": {}} for phase in ("training", "evaluation", "control")
         }
         for phase, directions in (counts or {}).items():
