@@ -7,7 +7,7 @@ import keyword
 import re
 from pathlib import Path
 
-from splitlab.core.catalogue.registry import entries
+from splitlab.core.catalogue.tables import entries
 from splitlab.core.contract.errors import ConfigError
 
 __all__ = ["new_plugin"]
