@@ -11,9 +11,9 @@ from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabErro
 from splitlab.core.contract.settings import Bound
 
 if TYPE_CHECKING:  # it imports torch, which a listing does not wait for
-    from splitlab.core.contract.link import Transport
+    from splitlab.core.contract.link import Link, PeerRole, Transport
 
-__all__ = ["bind_wrappers", "lacks", "load_transport", "working_transports"]
+__all__ = ["bind_wrappers", "lacks", "load_transport", "working_transports", "wrapped"]
 
 
 def load_transport(text: str) -> Transport:
@@ -51,6 +51,19 @@ def bind_wrappers(texts: Iterable[str]) -> list[Bound]:
         ConfigError, PluginError: as `bind`.
     """
     return [bind("links", text) for text in texts]
+
+
+def wrapped(link: Link, wrappers: Iterable[Bound], role: PeerRole) -> Link:
+    """Return this end of a link in new wrappers, the first one innermost.
+
+    Args:
+        link: as the transport made it.
+        wrappers: of `bind_wrappers`.
+        role: of the peer at this end.
+    """
+    for bound in wrappers:
+        link = bound.build().wrap(link, role)
+    return link
 
 
 def _built(text: str) -> tuple[Transport, str | None]:
