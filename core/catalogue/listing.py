@@ -18,7 +18,6 @@ from splitlab.core.catalogue.tables import SINGULAR, Entry, Loadable, entries
 from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError
 from splitlab.core.contract.hooks import HookSpecs, hookimpl
 from splitlab.core.contract.settings import Parameter, parameters
-from splitlab.core.contract.traits import Traits
 
 __all__ = [
     "link_facts",
@@ -197,6 +196,8 @@ def _hooks(kind: Loadable, name: str, factory: Any) -> list[str]:
 
 def _traits(name: str, factory: Any) -> Row | None:
     """Return what the plugin declares with its default parameters; None where there are none."""
+    from splitlab.core.contract.traits import Traits  # imports torch, as this plugin has
+
     if any(p.required for p in parameters(factory).values()) or not hasattr(factory, "traits"):
         return None
     plugin = bind("plugins", name).build()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitlab.core.catalogue.registry import ROOT
+from splitlab.core.catalogue.tables import ROOT
 from splitlab.core.contract.errors import ConfigError, unknown_name
 from splitlab.core.data.entry import DatasetEntry, dataset_entry
 from splitlab.core.data.images import AUGMENTATIONS, Augmentation
