@@ -15,7 +15,8 @@ import torch
 
 from splitlab.core import ProtocolError, Role
 from splitlab.core.run.plan import resolve
-from splitlab.core.command.main import _given, _parser, main
+from splitlab.core.command.main import main, parser
+from splitlab.core.command.options import given
 from splitlab.core.study.compare import split_stack
 from splitlab.core.run.config import Config
 from splitlab.core.catalogue.registry import bind_plugin, bind_stack
@@ -85,12 +86,12 @@ def test_two_processes() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_of_the_readme_are_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    arguments = _parser().parse_args(shlex.split(command)[1:])
+    arguments = parser().parse_args(shlex.split(command)[1:])
     if command.startswith("splitlab compare"):
         for stack in arguments.plugins:
             Stack(bind_stack(split_stack(stack)))
     elif hasattr(arguments, "config"):
-        resolved = resolve(Config.from_mapping(_given(arguments)))
+        resolved = resolve(Config.from_mapping(given(arguments)))
         assert all(f"--plugin {plugin}" in command for plugin in resolved.plugins)
     assert callable(arguments.command)
 

@@ -1,6 +1,6 @@
 """A run is described by one frozen `Config`: from defaults, a TOML file and the command line.
 
-Every field's help text stands beside it and is what ``splitlab run --help`` prints.
+Every field's help text and group stand beside it and are what ``splitlab run --help`` prints.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from splitlab.core.contract.errors import ConfigError, unknown_name
 
-__all__ = ["Budget", "Config"]
+__all__ = ["GROUPS", "Budget", "Config"]
 
 DEFAULT_DATASET = "fashion-mnist-mini"
 
@@ -28,8 +28,21 @@ _NOMINAL_HELP = (
 )
 
 
-def _option(default: Any, help: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": help, **metadata})
+# What a field is about: how its option is grouped where all are explained, in this order.
+GROUPS = (
+    "the stack",
+    "the data",
+    "the model",
+    "the training",
+    "the link",
+    "when it ends, what is measured and written",
+    "the machine",
+)
+_STACK, _DATA, _MODEL, _TRAINING, _LINK, _END, _MACHINE = GROUPS
+
+
+def _option(default: Any, help: str, *, group: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": help, "group": group, **metadata})
 
 
 @dataclass(frozen=True)
@@ -47,73 +60,107 @@ class Config:
         flag="--plugin",
         metavar="NAME[:key=value,…]",
         shared=True,
+        group=_STACK,
     )
     transport: str = _option(
-        "inprocess", "the link between the peers (see `splitlab transports`)", metavar="NAME"
+        "inprocess",
+        "the link between the peers (see `splitlab transports`)",
+        metavar="NAME",
+        group=_LINK,
     )
     dataset: str | None = _option(
         None,
         f"data set by name (see `splitlab datasets`); {DEFAULT_DATASET}, which ships, by default",
         metavar="NAME",
+        group=_DATA,
     )
     data_dir: str | None = _option(
         None,
         "local data: a folder with IDX files, Parquet files or train/CLASS/, test/CLASS/ images",
         metavar="DIR",
+        group=_DATA,
     )
     augment: str = _option(
         "none",
         "training augmentation; paper: RandAugment(2, 9), colour jitter, flip",
         choices=("none", "paper"),
+        group=_DATA,
     )
     model: str = _option(
         "vit-mini",
         "vit-mini, or the name of any timm VisionTransformer (see `splitlab models`)",
         metavar="NAME",
         shared=True,
+        group=_MODEL,
     )
     image_size: int | None = _option(
-        None, "input height and width in pixels; the model's own by default", shared=True
+        None,
+        "input height and width in pixels; the model's own by default",
+        shared=True,
+        group=_MODEL,
     )
     pretrained: bool = _option(
-        False, "start a timm model from its published weights (downloads them)", shared=True
+        False,
+        "start a timm model from its published weights (downloads them)",
+        shared=True,
+        group=_MODEL,
     )
     weights: str = _option(
         "default",
-        "start from a safetensors FILE, from what ships with the model (default), or from random "
-        "numbers (none)",
+        "what to start from: a safetensors FILE, default (what ships with the model) or none "
+        "(random numbers)",
         metavar="FILE|default|none",
         shared=True,
+        group=_MODEL,
     )
     cut: int | None = _option(
-        None, "how many blocks the client runs, 0 to depth; 3 by default", shared=True
+        None, "how many blocks the client runs, 0 to depth; 3 by default", shared=True, group=_MODEL
     )
-    batch_size: int = _option(128, "samples per step", shared=True)
+    batch_size: int = _option(128, "samples per step", shared=True, group=_TRAINING)
     optimizer: str = _option(
-        "adam", "optimizer of both halves", choices=("adam", "adamw", "sgd"), shared=True
+        "adam",
+        "optimizer of both halves",
+        choices=("adam", "adamw", "sgd"),
+        shared=True,
+        group=_TRAINING,
     )
-    lr: float = _option(3e-4, "learning rate of both halves", shared=True)
-    weight_decay: float = _option(0.0, "weight decay of both halves", shared=True)
-    seed: int = _option(0, "fixes everything that is random", shared=True)
-    budget: str = _option("nominal=1.0", _NOMINAL_HELP, metavar="UNIT=AMOUNT")
+    lr: float = _option(3e-4, "learning rate of both halves", shared=True, group=_TRAINING)
+    weight_decay: float = _option(0.0, "weight decay of both halves", shared=True, group=_TRAINING)
+    seed: int = _option(0, "fixes everything that is random", shared=True, group=_TRAINING)
+    budget: str = _option("nominal=1.0", _NOMINAL_HELP, metavar="UNIT=AMOUNT", group=_END)
     evaluate: str = _option(
         "both",
         "evaluate through the stack, without it, or both where a plugin acts in evaluation",
         choices=("both", "compressed", "uncompressed"),
+        group=_END,
     )
-    eval_every: int | None = _option(None, "steps between evaluations; one epoch by default")
+    eval_every: int | None = _option(
+        None, "steps between evaluations; one epoch by default", group=_END
+    )
     checkpoint_every: int | None = _option(
-        None, "steps between checkpoints; at every evaluation by default"
+        None, "steps between checkpoints; at every evaluation by default", group=_END
     )
     device: str = _option(
-        "auto", "cpu, cuda, cuda:1, …; auto takes a GPU where there is one", metavar="DEVICE"
+        "auto",
+        "cpu, cuda, cuda:1, …; auto takes a GPU where there is one",
+        metavar="DEVICE",
+        group=_MACHINE,
     )
     threads: int | None = _option(
-        None, "CPU threads of each peer; all cores by default", shared=True
+        None, "CPU threads of each peer; all cores by default", shared=True, group=_MACHINE
     )
-    workers: int = _option(0, "threads that decode images ahead; 0 decodes in the client's own")
-    timeout: float = _option(60.0, "seconds without progress after which a peer counts as gone")
-    output: str | None = _option(None, "the run folder; runs/STACK-TIME by default", metavar="DIR")
+    workers: int = _option(
+        0, "threads that decode images ahead; 0 decodes in the client's own", group=_MACHINE
+    )
+    timeout: float = _option(
+        60.0,
+        "time without progress after which a peer counts as gone",
+        metavar="SECONDS",
+        group=_LINK,
+    )
+    output: str | None = _option(
+        None, "the run folder; runs/STACK-TIME by default", metavar="DIR", group=_END
+    )
 
     def __post_init__(self) -> None:
         for name, low, high in (

@@ -1,307 +1,186 @@
-"""The command line as its users meet it: listings, help, and one clear line for every mistake."""
+"""The command line as a whole: its help, what comes before every command, and how it ends."""
 
 from __future__ import annotations
 
-import json
+import os
 import re
-import socket
-import struct
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from splitlab.core.command.main import main
-from splitlab.core.contract.hooks import HookSpecs
-from splitlab.core.catalogue.registry import catalogue, entries
-from splitlab.core.catalogue.links import load_transport
+from splitlab.core import SplitlabError
+from splitlab.core.command import datasets
+from splitlab.core.command import main as main_module
+from splitlab.core.command.main import main, parser
+from splitlab.core.run.loop import Interrupted
 
-FAST = ["--weights", "none", "--threads", "1", "--budget", "steps=1"]
-
-DATA_HOOKS = [name for name in vars(HookSpecs) if not name.startswith("_")][:5]
-
-
-def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """Run a command that must fail with one line on stderr; return that line."""
-    status = main(arguments)
-    captured = capsys.readouterr()
-    assert status == 1
-    assert captured.err.startswith("splitlab: error: ")
-    assert captured.err.count("\n") == 1
-    return captured.err
-
-
-def opening(body: int = 64, header: int = 16, version: int = 1) -> bytes:
-    """Return the first bytes of a HELLO frame that declares these lengths."""
-    return struct.pack("<4sHBBQQQQ", b"SPLT", version, 1, 3, 0, 0, body, header)
+COMMANDS = [
+    "check",
+    "compare",
+    "datasets",
+    "join",
+    "models",
+    "new-plugin",
+    "plugins",
+    "run",
+    "serve",
+    "trace",
+    "transports",
+]
 
 
-@contextmanager
-def started_server(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Start `splitlab serve`; yield the process and its address."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "splitlab.core.command.main", "serve", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+# Help.
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches(command: str, help_of: Callable[..., str]) -> None:
+    text = help_of(command)
+    assert text.startswith(f"usage: splitlab {command} ")
+    assert "--registry FILE.toml" in text
+    if command not in ("transports", "datasets"):
+        assert f"examples: splitlab {command} " in text
+
+
+def test_every_command_has_a_line_in_a_group(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    listed = re.findall(r"^  ([a-z-]+) +[a-z]+ \S", text.partition("\noptions:")[0], re.MULTILINE)
+    assert sorted(listed) == COMMANDS
+    titles = re.findall(r"^(\w[\w ]*):$", text, re.MULTILINE)
+    assert titles == ["train", "look", "write a method", "options", "examples"]
+
+
+def test_examples_of_all_helps_are_accepted(help_of: Callable[..., str]) -> None:
+    whole = parser()
+    tried = 0
+    for command in ([], *([name] for name in COMMANDS)):
+        examples = help_of(*command).partition("examples: ")[2].partition(" `splitlab")[0]
+        for example in re.split(r"(?:^| )splitlab (?=[a-z-]+ )", examples.replace("\\", ""))[1:]:
+            words = example.split()
+            known = whole.parse_known_args(words)[0]  # what explains an example is left over
+            assert known.command is not None
+            tried += 1
+    assert tried > 20
+
+
+# What comes before a command.
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_registry_is_named_before_or_after_the_command(
+    before: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("SPLITLAB_REGISTRY", "")  # and put back after the test
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "own.toml"
+    file.write_text("[stacks.mine-of-all]\nplugins = ['adc', 'zstd']\nsummary = 'both'\n")
+    option = ["--registry", "own.toml"]
+    assert main([*option, "plugins"] if before else ["plugins", *option]) == 0
+    assert "mine-of-all" in capsys.readouterr().out
+    assert os.environ["SPLITLAB_REGISTRY"] == str(file)  # a server inherits it, wherever it starts
+
+
+def test_without_the_option_the_environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SPLITLAB_REGISTRY", raising=False)
+    assert main(["datasets", "--json"]) == 0
+    assert "SPLITLAB_REGISTRY" not in os.environ
+
+
+def test_a_registry_that_is_not_there(fails: Callable[..., str]) -> None:
+    line = fails("plugins", "--registry", "gone.toml")
+    assert "--registry gone.toml: no such file" in line
+
+
+def test_notices_come_first_and_on_stderr(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(main_module, "_notices", lambda: ["an old key", "another"])
+    assert main(["datasets", "--json"]) == 0
+    out, error = capsys.readouterr()
+    assert error == "splitlab: note: an old key\nsplitlab: note: another\n"
+    assert out.startswith("[")
+
+
+# How it ends.
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "required: COMMAND; see `splitlab --help`"),
+        (["rnu"], "invalid choice: 'rnu'"),
+        (["run", "--sede", "1"], "unrecognized arguments: --sede 1; see `splitlab run --help`"),
+        (["run", "--seed", "x"], "--seed: invalid int value: 'x'; see `splitlab run --help`"),
+        (["join"], "required: ADDRESS; see `splitlab join --help`"),
+        (["datasets", "more"], "unrecognized arguments: more; see `splitlab datasets --help`"),
+    ],
+)
+def test_what_is_mistyped_is_one_line(
+    words: list[str], told: str, refuses: Callable[..., str]
+) -> None:
+    assert told in refuses(*words)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (SplitlabError("it broke"), 1, "splitlab: error: it broke\n"),
+        (Interrupted("after step 3"), 130, "splitlab: error: after step 3\n"),
+        (KeyboardInterrupt(), 130, "splitlab: interrupted\n"),
+    ],
+)
+def test_errors_are_one_line_and_a_status(
+    error: BaseException,
+    status: int,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(value: object) -> int:
+        raise error
+
+    monkeypatch.setattr(datasets, "print_json", fail)
+    assert main(["datasets", "--json"]) == status
+    assert capsys.readouterr().err == told
+
+
+def test_an_error_that_nobody_meant_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(value: object) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(datasets, "print_json", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["datasets", "--json"])
+
+
+def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
+    program = f"{sys.executable} -u -m splitlab.core.command plugins --json | head -c 1"
+    ended = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"[", b"")
+
+
+@pytest.mark.parametrize("module", ["splitlab.core.command", "splitlab.core.command.main"])
+def test_it_is_a_program(module: str, tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-P", "-m", module, "plugins", "acd"],
+        cwd=tmp_path,
+        capture_output=True,
         text=True,
-        cwd=folder,
-    ) as server:
-        try:
-            assert server.stdout is not None
-            address = re.search(r"tcp://\S+", server.stdout.readline())
-            assert address is not None
-            yield server, address[0]
-        finally:
-            server.kill()
-
-
-class TestListings:
-    def test_plugins(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["plugins"]) == 0
-        text = capsys.readouterr().out
-        for name in catalogue()["plugins"]:
-            assert re.search(rf"^\s*{name}\b", text, re.MULTILINE)
-        assert main(["plugins", "--json"]) == 0
-        assert {row["name"] for row in json.loads(capsys.readouterr().out)} >= {
-            *catalogue()["plugins"]
-        }
-
-    @pytest.mark.parametrize("name", [*catalogue()["plugins"]])
-    def test_every_plugin_is_explained(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["plugins", name, "--json"]) == 0
-        facts = json.loads(capsys.readouterr().out)
-        assert facts["summary"]
-        assert facts["description"]
-        listed = entries("plugins")[name].facts["hooks"]
-        assert [hook for hook in facts["hooks"] if hook in DATA_HOOKS] == listed
-        assert main(["plugins", name]) == 0
-        text = capsys.readouterr().out
-        assert all(parameter["name"] in text for parameter in facts["parameters"])
-        assert f"splitlab run --plugin {name}" in text
-
-    def test_transports_say_what_is_missing(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["transports", "--json"]) == 0
-        rows = json.loads(capsys.readouterr().out)
-        assert {row["name"] for row in rows} >= {*catalogue()["transports"]}
-        assert all(row["works_here"] == (row["missing"] is None) for row in rows)
-
-    def test_datasets_and_models(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["datasets", "--json"]) == 0
-        assert {row["name"] for row in json.loads(capsys.readouterr().out)} == {
-            *catalogue()["datasets"]
-        }
-        assert main(["models", "deit_tiny", "--json"]) == 0
-        names = [row["name"] for row in json.loads(capsys.readouterr().out)]
-        assert "deit_tiny_patch16_224" in names
-        assert all("deit_tiny" in name for name in names)
-
-    @pytest.mark.parametrize("command", ["run", "serve", "join", "plugins", "transports"])
-    def test_help_teaches(self, command: str, capsys: pytest.CaptureFixture[str]) -> None:
-        with pytest.raises(SystemExit) as stop:
-            main([command, "--help"])
-        assert stop.value.code == 0
-        assert "usage: splitlab" in capsys.readouterr().out
-
-
-class TestRun:
-    def test_run_prints_accuracy_bytes_and_folder(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert main(["run", "--plugin", "adc", *FAST, "--output", str(tmp_path / "r")]) == 0
-        text = capsys.readouterr().out
-        summary = json.loads((tmp_path / "r" / "summary.json").read_text())
-        assert f"{summary['accuracy']:.4f}" in text
-        assert str(tmp_path / "r") in text
-        for word in ("activation", "gradient", "targets", "side", "header", "measured", "nominal"):
-            assert word in text
-
-    def test_configuration_file_and_flags(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        file = tmp_path / "c.toml"
-        file.write_text('plugins = ["adc:ratio=0.2"]\nseed = 3\nbudget = "steps=9"\n')
-        output = tmp_path / "r"
-        assert main(["run", "--quiet", "--config", str(file), *FAST, "--output", str(output)]) == 0
-        assert capsys.readouterr().out == ""
-        resolved = (output / "config.toml").read_text()
-        assert 'plugins = ["adc:ratio=0.2"]' in resolved
-        assert "seed = 3" in resolved
-        assert 'budget = "steps=1"' in resolved
-        assert "output" not in resolved  # or the file could not be used again
-        again = ["run", "--quiet", "--config", str(output / "config.toml")]
-        assert main([*again, "--output", str(tmp_path / "s")]) == 0
-        logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in "rs"]
-        assert logs[0] == logs[1]
-
-
-class TestBadInput:
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            (["--plugin", "acd"], r"unknown plugin 'acd' \(did you mean 'adc'\?\); known: adc,"),
-            (["--plugin", "adc:ratoi=1"], r"plugin 'adc': unknown parameter 'ratoi' .*'ratio'"),
-            (["--plugin", "adc:ratio=x"], r"ratio=x is not allowed; ratio takes float"),
-            (["--plugin", "adc:ratio"], r"'ratio' is not a setting"),
-            (["--plugin", "adc:ratio=0"], r"ratio=0.0 is refused; allowed: more than 0, at most 1"),
-            (
-                ["--plugin", "adc:ratio=1.5"],
-                r"ratio=1.5 is refused; allowed: more than 0, at most 1",
-            ),
-            (["--plugin", "adc:alloc=cubic"], r"alloc=cubic is not allowed; alloc takes sqrt"),
-            (["--plugin", "nowhere.py:X"], r"plugin file 'nowhere.py' does not exist"),
-            (["--plugin", "adc", "--batch-size", "1"], r"batch.*1.*2"),
-            (["--plugin", "adc", "--cut", "0"], r"--cut 0 leaves the client none"),
-            (["--plugin", "adc", "--model", "vit_base_patch16_siglip_224"], r"class token"),
-            (["--transport", "tpc"], r"unknown transport 'tpc' \(did you mean 'tcp'\?\)"),
-            (["--dataset", "mnist"], r"unknown data set 'mnist'.*fashion-mnist"),
-            (["--model", "vit_tiny_patch99"], r"unknown model 'vit_tiny_patch99'"),
-            (["--model", "resnet18"], r"'resnet18' is a ResNet, not a timm VisionTransformer"),
-            (["--cut", "7"], r"--cut 7 is outside the model; allowed: 0 to 6"),
-            (["--lr", "-1"], r"--lr -1.0 is not allowed"),
-            (["--budget", "hours=3"], r"unknown budget 'hours'"),
-            (["--evaluate", "never"], r"unknown value of --evaluate 'never'"),
-            (["--weights", "gone.safetensors"], r"no such file"),
-            (["--device", "cuda:99"], r"--device cuda:99 cannot be used here"),
-            (["--device", "tpu!"], r"--device tpu! cannot be used here"),
-            (["--config", "gone.toml"], r"cannot read the configuration gone.toml"),
-            (["--resume", "gone"], r"--resume gone: no run folder"),
-            (["--data-dir", "gone"], r"gone.*No such file"),
-        ],
+        timeout=60,
+        check=False,
     )
-    def test_one_clear_line(
-        self,
-        arguments: list[str],
-        message: str,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
-        monkeypatch.chdir(tmp_path)
-        defaults = [] if "--resume" in arguments else ["--budget", "steps=1", "--threads", "1"]
-        assert re.search(message, fails(capsys, "run", *defaults, *arguments))
-        assert list(tmp_path.iterdir()) == []
-
-    def test_unknown_key_in_the_configuration(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        file = tmp_path / "c.toml"
-        file.write_text("batchsize = 3\n")
-        line = fails(capsys, "run", "--config", str(file))
-        assert "unknown key 'batchsize' (did you mean 'batch_size'?)" in line
-        file.write_text('batch_size = "3"\n')
-        assert "batch_size = '3' is not allowed; it takes int" in fails(
-            capsys, "run", "--config", str(file)
-        )
-
-    def test_data_folders(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        empty = tmp_path / "empty"
-        empty.mkdir()
-        assert "is empty" in fails(capsys, "run", "--data-dir", str(empty), *FAST)
-        for part in ("train", "test"):
-            for name in ("cat", "dog"):
-                folder = tmp_path / "images" / part / name
-                folder.mkdir(parents=True)
-                (folder / "x.png").write_bytes(b"\x89PNG\r\n\x1a\nnot an image")
-        line = fails(capsys, "run", "--data-dir", str(tmp_path / "images"), *FAST)
-        assert "x.png: not a readable image" in line
-
-    def test_a_transport_that_cannot_work_names_those_that_can(
-        self, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        if load_transport_or_none("nccl") is not None:
-            pytest.skip("NCCL works here")
-        line = fails(capsys, "run", "--transport", "nccl", *FAST)
-        assert re.search(r"'nccl' cannot be used here: .*; these can: gloo, inprocess, tcp", line)
-
-    def test_no_server_at_the_address(self, capsys: pytest.CaptureFixture[str]) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        line = fails(
-            capsys,
-            "join",
-            f"tcp://127.0.0.1:{port}",
-            "--timeout",
-            "0.5",
-            *FAST,
-            "--weights",
-            "none",
-        )
-        assert f"127.0.0.1:{port}" in line
-        assert "splitlab serve" in line
-        assert "names no transport" in fails(capsys, "join", "localhost:1", *FAST)
-
-    def test_a_port_in_use(self, capsys: pytest.CaptureFixture[str]) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-            line = fails(capsys, "serve", "--address", address, "--weights", "none")
-        assert address.removeprefix("tcp://") in line
-        assert "in use" in line
-
-    @pytest.mark.parametrize(
-        ("option", "value"), [("--classes", "0"), ("--wait", "-1"), ("--wait", "inf")]
-    )
-    def test_serve_refuses_numbers_that_cannot_be(
-        self, option: str, value: str, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert f"{option} {value}" in fails(capsys, "serve", f"{option}={value}")
-
-    def test_serve_needs_the_number_of_classes(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert "unknown data set" in fails(capsys, "serve", "--dataset", "mine")
-
-    @pytest.mark.parametrize(
-        ("sent", "told"),
-        [
-            (b"GET / HTTP/1.1\r\nHost: splitlab.example\r\n\r\n", "does not speak splitlab's wire"),
-            (opening(body=2**63), r"frame has \d+ bytes; allowed on this link: 65536"),
-            (opening(body=2**12, header=2**62), r"header of \d+ bytes; allowed"),
-            (opening(version=9), "speaks version 9 of the wire format, this side version 1"),
-            (opening(body=64, header=48)[:20], "the peer closed the connection"),
-            (b"", "the peer closed the connection"),
-        ],
-    )
-    def test_a_server_that_meets_nonsense(self, sent: bytes, told: str, tmp_path: Path) -> None:
-        with started_server(tmp_path, "--weights", "none", "--threads", "1") as (server, address):
-            host, port = address.removeprefix("tcp://").split(":")
-            with socket.create_connection((host, int(port))) as connection:
-                connection.sendall(sent)
-                with suppress(OSError):  # the server may have hung up already
-                    connection.shutdown(socket.SHUT_WR)
-                _, stderr = server.communicate(timeout=20)
-        assert server.returncode == 1
-        assert re.fullmatch(rf"splitlab: error: .*{told}.*\n", stderr)
-        with socket.create_server((host, int(port))):
-            pass  # the port is free again
-
-    @pytest.mark.parametrize(
-        ("theirs", "named"),
-        [
-            (["--plugin", "adc:ratio=0.2"], "stack"),
-            (["--cut", "2"], "cut"),
-            (["--model", "vit_tiny_patch16_224", "--image-size", "32"], "model"),
-        ],
-    )
-    def test_peers_that_differ(
-        self, theirs: list[str], named: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
-    ) -> None:
-        base = ["--weights", "none", "--threads", "1"]
-        own = ["--plugin", "adc"] if named == "stack" else []
-        with started_server(tmp_path, *base, *theirs) as (server, address):
-            line = fails(capsys, "join", address, *base, *own, "--output", str(tmp_path / "r"))
-            _, stderr = server.communicate(timeout=20)
-        assert re.search(rf"the peers differ in {named}: client .+, server .+; give both", line)
-        assert server.returncode == 1
-        assert stderr.startswith("splitlab: error: the peers differ in")
-        assert stderr.count("\n") == 1
-        assert not (tmp_path / "r").exists()
-
-
-def load_transport_or_none(name: str) -> Any:
-    try:
-        return load_transport(name)
-    except Exception:  # noqa: BLE001 - any reason will do
-        return None
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("splitlab: error: unknown plugin 'acd' (did you mean 'adc'?)")

@@ -47,7 +47,7 @@ def losses(folder: Path) -> list[str]:
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "splitlab.core.command.main", *arguments]
+    return [sys.executable, "-m", "splitlab.core.command", *arguments]
 
 
 def flags(data: str, output: Path, **options: object) -> list[str]:

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from splitlab.core import ConfigError, run
-from splitlab.core.command.main import main
-from splitlab.core.contract.batch import Batch
+from splitlab.core.data.data import Batch
 from splitlab.core.catalogue.registry import ROOT
 from splitlab.core.run.trace import Stage, TensorFacts, Trace, _Peers, trace
 
@@ -161,38 +160,6 @@ def test_what_is_gone_is_said() -> None:
     fact = TensorFacts("codes", "payload", (3, 4), "uint8", 12)
     stage = Stage("client", "m before_send", "m", "before_send", "up", (fact,), ("activations",))
     assert stage.lines() == [("codes", "(3, 4)", "uint8", "12"), ("activations", "gone", "", "")]
-
-
-def test_the_command(options: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    flags = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
-    arguments = ["trace", "--plugin", "adc", "--repeats", "1", *flags]
-    assert main(arguments) == 0
-    text = capsys.readouterr().out
-    for word in ("client half", "adc after_client_forward", "adc.clusters (side)", "sum down"):
-        assert word in text
-    assert "step 1 of adc:" in text
-    assert "medians of 1 further steps" in text
-    assert main([*arguments, "--json"]) == 0
-    facts = json.loads(capsys.readouterr().out)
-    assert facts["stack"] == ["adc"]
-    assert facts["stages"][0]["tensors"][0]["shape"] == [8, 50, 64]
-    assert sum(facts["stages"][2]["frame"].values()) / facts["base_bytes"] < 0.1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["--step", "0"], "--step 0 is not allowed; 1"),
-        (["--repeats", "0"], "--repeats 0 is not allowed; from 1"),
-        (["--plugin", "acd"], "unknown plugin 'acd'"),
-        (["--dataset", "fashion"], "unknown data set 'fashion'"),
-    ],
-)
-def test_bad_input(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["trace", *arguments]) == 1
-    error = capsys.readouterr().err
-    assert told in error
-    assert error.count("\n") == 1
 
 
 def test_the_empty_stack(options: dict[str, Any]) -> None:

@@ -1,0 +1,39 @@
+"""``splitlab datasets``: the data sets known by name."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from splitlab.core.command.options import Parser, add_json, declare, print_json
+
+if TYPE_CHECKING:
+    from splitlab.core.command.options import Commands
+
+__all__ = ["add"]
+
+
+def add(commands: Commands) -> Parser:
+    """Add the command."""
+    parser = declare(commands, "datasets", _datasets, "list the data sets known by name")
+    add_json(parser)
+    return parser
+
+
+def _datasets(arguments: argparse.Namespace) -> int:
+    from splitlab.core.catalogue.listing import dataset_rows
+
+    rows = dataset_rows()
+    if arguments.json:
+        return print_json(rows)
+    from splitlab.core.command.show import print_table
+
+    print_table(
+        ("data set", "classes", "from", "summary"),
+        [
+            (r["name"], str(r["classes"]), r.get("hub", "the package itself"), r["summary"])
+            for r in rows
+        ],
+    )
+    print("\n--data-dir DIR takes IDX files, Parquet files or train/CLASS/, test/CLASS/ images.")
+    return 0

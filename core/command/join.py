@@ -1,0 +1,51 @@
+"""``splitlab join``: a run whose server waits elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from splitlab.core.command.options import Parser, add_config, add_quiet, declare
+from splitlab.core.command.run import add_resume, train
+
+if TYPE_CHECKING:
+    from splitlab.core.command.options import Commands
+
+__all__ = ["add"]
+
+_MORE = """\
+The client has the data, decides when the run ends, and writes the run folder.
+Give it the same options as the server for what both must agree on. If one of
+them is killed, the other ends too: start the server again, and the client with
+--resume RUN.
+"""
+
+_EXAMPLES = """\
+  splitlab join tcp://HOST:4711 --plugin adc
+  splitlab join tcp://HOST:4711 --data-dir my-images --plugin adc
+  splitlab join tcp://HOST:4711 --resume runs/NAME
+"""
+
+
+def add(commands: Commands) -> Parser:
+    """Add the command."""
+    parser = declare(
+        commands,
+        "join",
+        _join,
+        "train as the client of a server that waits elsewhere",
+        takes="ADDRESS [options]",
+        more=_MORE,
+        examples=_EXAMPLES,
+    )
+    parser.add_argument(
+        "address", metavar="ADDRESS", help="as the server printed it: tcp://HOST:PORT"
+    )
+    add_resume(parser)
+    add_quiet(parser)
+    add_config(parser, exclude=("transport",))
+    return parser
+
+
+def _join(arguments: argparse.Namespace) -> int:
+    return train(arguments, connect=arguments.address)

@@ -1,0 +1,159 @@
+"""The displays of a run and of a comparison on a terminal, drawn anew a few times a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from splitlab.core.command.progress import ComparisonState, RunState, ending
+from splitlab.core.command.show import human_bytes
+
+if TYPE_CHECKING:
+    from splitlab.core.run.config import Config
+    from splitlab.core.run.loop import Progress, Result
+    from splitlab.core.study.results import Contender, Outcome
+    from splitlab.core.wire.ledger import Ledger
+
+__all__ = ["LiveComparison", "LiveReporter"]
+
+
+class LiveReporter(RunState):
+    """A run as a display.
+
+    Args:
+        comparison: in whose display this run is shown; by itself by default.
+    """
+
+    def __init__(self, comparison: LiveComparison | None = None) -> None:
+        super().__init__()
+        self._comparison = comparison
+        self._live = comparison.live if comparison else _live()
+        self._title = Text()
+        self._note = "starting"
+        self._numbers: list[tuple[str, str]] = []
+        self._accuracy = "—"
+        self._live.start()
+        self._draw()
+
+    def begin(self, config: Config, folder: Path, stack: str, total: Callable[[], float]) -> None:
+        """Show what runs and where it is written."""
+        self.total = total
+        self._title = Text.assemble(
+            (stack, "bold"),
+            f"  {config.dataset or config.data_dir} · {config.model} · cut {config.cut} · "
+            f"{config.transport} · {folder}",
+        )
+        self._note = f"budget {config.budget}"
+        self._draw()
+
+    def loading(self, part: str, done: int, total: int) -> None:
+        """Show how many images are decoded."""
+        self._note = f"loading {part}: {done:,} of {total:,} images"
+        self._draw()
+
+    def step(self, progress: Progress, ledger: Ledger, loss: float) -> None:
+        """Show all numbers anew."""
+        self._note = ""
+        spent = progress.client_seconds + progress.server_seconds + progress.link_seconds or 1.0
+        shares = (
+            f"{name} {seconds:.1f} s ({seconds / spent:.0%})"
+            for name, seconds in (
+                ("client", progress.client_seconds),
+                ("server", progress.server_seconds),
+                ("link", progress.link_seconds),
+            )
+        )
+        up, down = ledger.total("up", "training"), ledger.total("down", "training")
+        measured = (up + down) / progress.base_bytes if progress.base_bytes else 0.0
+        nominal = progress.nominal / progress.samples
+        self._numbers = [
+            ("step", f"{progress.step:,}   {self.speed(progress):,.0f} images/s"),
+            ("loss", f"{loss:.4f}"),
+            ("accuracy", self._accuracy),
+            ("up", human_bytes(up)),
+            ("down", human_bytes(down)),
+            ("ratio", f"measured {measured:.4f}   nominal ξ {nominal:.4f}"),
+            ("time", "   ".join(shares)),
+        ]
+        self._draw()
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Show how far an evaluation is."""
+        self._note = f"evaluating {done:,} of {total:,} images"
+        self._draw()
+
+    def evaluated(self, record: dict[str, Any]) -> None:
+        """Keep the accuracy, and leave a line above the display."""
+        self._accuracy = f"{record['accuracy']:.4f}"
+        self._note = ""
+        if self._comparison is None:
+            self._live.console.print(
+                f"step {record['step']:>6,}   accuracy {record['accuracy']:.4f}   "
+                f"loss {record['loss']:.4f}   {human_bytes(record['training_bytes'])}",
+                highlight=False,
+            )
+        self._draw()
+
+    def end(self, result: Result | None) -> None:
+        """Take the display away, if it is this run's alone."""
+        if self._comparison is None:
+            self._live.stop()
+
+    def _draw(self) -> None:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim", justify="right")
+        table.add_column()
+        for name, value in self._numbers:
+            table.add_row(name, value)
+        done = min(1.0, self.total())
+        above = [self._comparison.bar(done)] if self._comparison else []
+        self._live.update(Group(*above, self._title, _bar(done, self._note), table))
+
+
+class LiveComparison(ComparisonState):
+    """A comparison as a display.
+
+    Attributes:
+        live: the display; its runs draw into it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = _live()
+        self._number = 0
+        self._now = ""
+
+    def run(self, number: int, contender: Contender, seed: int) -> LiveReporter:
+        """Show which run begins."""
+        self._number, self._now = number, self.what(number, contender, seed)
+        return LiveReporter(self)
+
+    def bar(self, share: float) -> Table:
+        """Return the bar of the whole comparison, of whose present run this share is done."""
+        return _bar((self._number - 1 + share) / max(self.runs, 1), f"{self._now}, {self.folder}")
+
+    def ended(self, contender: Contender, outcome: Outcome) -> None:
+        """Leave a line above the display."""
+        self.live.console.print(f"{self._now}: {ending(outcome)}", highlight=False, markup=False)
+
+    def end(self) -> None:
+        """Take the display away."""
+        self.live.stop()
+
+
+def _live() -> Live:
+    return Live(console=Console(), refresh_per_second=6, transient=True)
+
+
+def _bar(done: float, note: str) -> Table:
+    bar = Table.grid(padding=(0, 2))
+    # The note holds names of folders and plugins, which are no markup.
+    bar.add_row(ProgressBar(total=1.0, completed=done, width=40), f"{done:.0%}", Text(note))
+    return bar

@@ -1,0 +1,164 @@
+"""What the parsers of several commands share; above all the options made from `Config`'s fields."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from splitlab.core.run.config import GROUPS, Config, flag, read_toml
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+
+__all__ = [
+    "Formatter",
+    "Parser",
+    "add_config",
+    "add_json",
+    "add_quiet",
+    "add_registry",
+    "declare",
+    "given",
+    "print_json",
+]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line that says where help is.
+
+    Attributes:
+        name: of the command, as it is typed.
+        summary: the command in one line, for the list of commands.
+    """
+
+    name = ""
+    summary = ""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the mistake on stderr and end with status 2."""
+        self.exit(2, f"splitlab: error: {message}; see `{self.prog} --help`\n")
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Texts as they are written, and room for the names of options beside their help."""
+
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, **{"max_help_position": 30, **options})
+
+
+def declare(
+    commands: Commands,
+    name: str,
+    does: Callable[[argparse.Namespace], int],
+    summary: str,
+    *,
+    takes: str = "[options]",
+    more: str = "",
+    examples: str = "",
+) -> Parser:
+    """Add the parser of a command.
+
+    Args:
+        commands: where to.
+        name: as the user types it.
+        does: is called with what was typed, and returns the exit status.
+        summary: one line without a full stop.
+        takes: what is typed after the name, for the usage line.
+        more: what the help says after the summary.
+        examples: lines that end the help.
+    """
+    parser = commands.add_parser(
+        name,
+        usage=f"splitlab {name} {takes}",
+        description=f"{summary[0].upper()}{summary[1:]}.\n{more and chr(10)}{more}",
+        epilog=f"examples:\n{examples}" if examples else None,
+        formatter_class=Formatter,
+    )
+    parser.name = name
+    parser.summary = summary
+    parser.set_defaults(command=does, parser=parser)
+    add_registry(parser)
+    return parser
+
+
+def add_registry(parser: Parser) -> None:
+    """Add ``--registry``, which every command takes; not given, it is not in the namespace."""
+    parser.add_argument(
+        "--registry",
+        metavar="FILE.toml",
+        default=argparse.SUPPRESS,
+        help="read names of your own from this file; sets $SPLITLAB_REGISTRY",
+    )
+
+
+def add_quiet(parser: Parser) -> None:
+    """Add ``--quiet``."""
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+
+def add_json(parser: Parser) -> None:
+    """Add ``--json``; `print_json` is for commands that find it set."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def print_json(value: Any) -> int:
+    """Print a value as JSON; returns the exit status 0."""
+    print(json.dumps(value, indent=2, default=str))
+    return 0
+
+
+def add_config(
+    parser: Parser, exclude: Sequence[str] = (), texts: Mapping[str, str] | None = None
+) -> None:
+    """Add an option for every field of `Config`; what is not given is not in the namespace.
+
+    Args:
+        parser: of the command.
+        exclude: fields that the command does not take.
+        texts: other help texts than the fields' own.
+    """
+    parser.add_argument(
+        "--config", metavar="FILE.toml", help="read options from a file; flags override it"
+    )
+    hints = typing.get_type_hints(Config)
+    fields = [spec for spec in dataclasses.fields(Config) if spec.name not in exclude]
+    for title in GROUPS:
+        members = [spec for spec in fields if spec.metadata["group"] == title]
+        group = parser.add_argument_group(title) if members else None
+        for spec in members:
+            assert group is not None
+            text = (texts or {}).get(spec.name)
+            group.add_argument(flag(spec.name), **_option(spec, hints[spec.name], text))
+
+
+def _option(spec: dataclasses.Field[Any], hint: Any, text: str | None) -> dict[str, Any]:
+    """Return what `add_argument` takes for a field of this type, with this help or its own."""
+    if text is None:
+        text = spec.metadata["help"].replace("%", "%%")
+        if spec.default not in (None, ()) and spec.default is not False:
+            text += f" (default: {spec.default})"
+    option: dict[str, Any] = {"dest": spec.name, "default": argparse.SUPPRESS, "help": text}
+    if hint is bool:
+        return option | {"action": "store_true"}
+    metavar = spec.metadata.get("metavar")
+    if spec.metadata.get("choices"):
+        metavar = "|".join(spec.metadata["choices"])
+    if typing.get_origin(hint) is tuple:
+        return option | {"action": "append", "metavar": metavar or "TEXT"}
+    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kind = next(member for member in members if member is not type(None))
+    return option | {"type": kind, "metavar": metavar or {int: "N", float: "X"}.get(kind, "TEXT")}
+
+
+def given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the configuration from ``--config`` and the flags, flags first."""
+    values = read_toml(arguments.config) if arguments.config else {}
+    names = {spec.name for spec in dataclasses.fields(Config)}
+    return values | {key: value for key, value in vars(arguments).items() if key in names}

@@ -1,0 +1,124 @@
+"""``splitlab plugins``: the compression methods, listed or explained."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from splitlab.core.command.options import Parser, add_json, declare, print_json
+
+if TYPE_CHECKING:
+    from splitlab.core.command.options import Commands
+
+__all__ = ["add", "show_plugin", "show_plugins"]
+
+_EXAMPLES = """\
+  splitlab plugins                                all that are known here, yours included
+  splitlab plugins adc                            what one does, sends, needs and takes
+  splitlab plugins my_method.py:MyMethod          the same of a file
+"""
+
+
+def add(commands: Commands) -> Parser:
+    """Add the command."""
+    parser = declare(
+        commands,
+        "plugins",
+        _plugins,
+        "list the compression methods, or explain one",
+        takes="[NAME] [options]",
+        examples=_EXAMPLES,
+    )
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", help="a plugin, a stack, or FILE.py:Class"
+    )
+    add_json(parser)
+    return parser
+
+
+def _plugins(arguments: argparse.Namespace) -> int:
+    from splitlab.core.catalogue.listing import plugin_facts, plugin_rows, stack_facts
+    from splitlab.core.catalogue.registry import entries
+
+    name = arguments.name
+    if name is None:
+        rows = plugin_rows()
+        if arguments.json:
+            return print_json(rows)
+        show_plugins(rows)
+        return 0
+    facts = stack_facts(name) if name in entries("stacks") else plugin_facts(name)
+    if arguments.json:
+        return print_json(facts)
+    show_plugin(facts)
+    return 0
+
+
+def show_plugins(rows: Sequence[dict[str, Any]]) -> None:
+    """Print all plugins, all stacks, and below them what is broken and why."""
+    from splitlab.core.command.show import print_table
+
+    well = [row for row in rows if not row["problem"]]
+    print_table(
+        ("plugin", "paper", "summary"),
+        [(r["title"], r.get("paper", ""), _summary(r)) for r in well if r["kind"] == "plugin"],
+    )
+    print()
+    print_table(
+        ("stack", "plugins", "summary"),
+        [(r["name"], " + ".join(r["plugins"]), _summary(r)) for r in well if r["kind"] == "stack"],
+    )
+    broken = [(row["name"], row["problem"]) for row in rows if row["problem"]]
+    if broken:
+        print()
+        print_table(("broken", "why"), broken)
+    print(
+        "\nsplitlab plugins NAME explains one; --plugin FILE.py:Class takes one from a file. "
+        "A method called …-recon was\nrebuilt from what its abstract says; type its name without "
+        "the suffix."
+    )
+
+
+def _summary(row: dict[str, Any]) -> str:
+    return f"{row['summary']}" + ("" if row["source"] == "splitlab" else f" (from {row['source']})")
+
+
+def show_plugin(facts: dict[str, Any]) -> None:
+    """Print all that is known of one plugin, or of one named stack."""
+    from splitlab.core.command.show import print_facts, print_line, print_table
+
+    print_line((facts.get("title", facts["name"]), "bold"), f": {facts['summary']}")
+    print_facts(_facts(facts))
+    rest = facts.get("description", "").partition("\n\n")[2]
+    if rest:
+        print()
+        print_line(rest)
+    if facts.get("parameters"):
+        print()
+        print_table(
+            ("parameter", "type", "default", "meaning"),
+            [(p["name"], p["type"], p["default_text"], p["meaning"]) for p in facts["parameters"]],
+        )
+    print(f"\nexample: {facts['example']}")
+
+
+def _facts(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    lines = [("paper", facts["paper"])]
+    if facts.get("reconstruction"):
+        lines.append(
+            ("reconstruction", "rebuilt from the abstract; its full text was not available")
+        )
+    lines.append(("plugins", " + ".join(facts.get("plugins", ()))))
+    lines.append(("sends", facts.get("sends", "")))
+    lines.append(("hooks", ", ".join(facts.get("hooks", ()))))
+    traits = facts.get("traits")
+    if traits:
+        lines += [
+            ("needs", ", ".join(traits["needs"])),
+            ("changes", ", ".join(traits["changes"])),
+            ("gradient", traits["gradient"]),
+            ("evaluation", "acts on it, too" if traits["evaluation"] else "leaves it alone"),
+            ("state", "kept over steps" if traits["stateful"] else ""),
+        ]
+    return [(name, text) for name, text in lines if text]

@@ -1,0 +1,197 @@
+"""How a run and a comparison are followed: in lines of text, or on a terminal in a `live` display.
+
+A reporter shows how things go; what came of them is shown by the command.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from splitlab.core.command.show import human_bytes
+
+if TYPE_CHECKING:
+    from splitlab.core.run.config import Config
+    from splitlab.core.run.loop import Progress, Result
+    from splitlab.core.study.results import Contender, Outcome
+    from splitlab.core.wire.ledger import Ledger
+
+__all__ = [
+    "ComparisonState",
+    "PlainComparison",
+    "PlainReporter",
+    "RunState",
+    "comparison_reporter",
+    "ending",
+    "reporter",
+]
+
+# Lines of text come one an evaluation, and besides one every so many seconds.
+_PLAIN_SECONDS = 5.0
+
+
+def reporter(quiet: bool) -> Any:
+    """Return the reporter of a run that suits the output."""
+    from splitlab.core.run.loop import Reporter
+
+    if quiet:
+        return Reporter()
+    if not sys.stdout.isatty():
+        return PlainReporter()
+    from splitlab.core.command.live import LiveReporter
+
+    return LiveReporter()
+
+
+def comparison_reporter(quiet: bool) -> Any:
+    """Return the reporter of a comparison that suits the output."""
+    from splitlab.core.study.compare import ComparisonReporter
+
+    if quiet:
+        return ComparisonReporter()
+    if not sys.stdout.isatty():
+        return PlainComparison()
+    from splitlab.core.command.live import LiveComparison
+
+    return LiveComparison()
+
+
+class RunState:
+    """What both reporters of a run keep.
+
+    Attributes:
+        total: returns the share of the budget that is used.
+    """
+
+    def __init__(self) -> None:
+        self.total: Callable[[], float] = lambda: 0.0
+        self._first: tuple[float, int] | None = None
+
+    def speed(self, progress: Progress) -> float:
+        """Return training samples per second of this session."""
+        spent = progress.client_seconds + progress.server_seconds + progress.link_seconds
+        if self._first is None:
+            self._first = (spent, progress.samples)
+        seconds, samples = self._first
+        elapsed = spent - seconds
+        return (progress.samples - samples) / elapsed if elapsed > 0 else 0.0
+
+
+class PlainReporter(RunState):
+    """Lines of text, for output that is no terminal.
+
+    Args:
+        alone: False in a comparison, which says itself what runs.
+    """
+
+    def __init__(self, alone: bool = True) -> None:
+        super().__init__()
+        self._alone = alone
+        self._last = 0.0
+
+    def begin(self, config: Config, folder: Path, stack: str, total: Callable[[], float]) -> None:
+        """Print what runs and where it is written."""
+        self.total = total
+        if not self._alone:
+            return
+        print(
+            f"run    {stack} on {config.dataset or config.data_dir}, {config.model}, "
+            f"cut {config.cut}"
+        )
+        print(f"link   {config.transport}, budget {config.budget}, folder {folder}", flush=True)
+
+    def loading(self, part: str, done: int, total: int) -> None:
+        """Print how many images are decoded, if it takes long."""
+        self._now_and_then(f"load   {part}: {done:,} of {total:,} images")
+
+    def step(self, progress: Progress, ledger: Ledger, loss: float) -> None:
+        """Print a line, if the last one is some seconds old."""
+        up, down = ledger.total("up", "training"), ledger.total("down", "training")
+        self._now_and_then(
+            f"step   {progress.step}: {min(1.0, self.total()):.0%} of the budget, "
+            f"loss {loss:.4f}, {self.speed(progress):.0f} images/s, "
+            f"up {human_bytes(up)}, down {human_bytes(down)}"
+        )
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Print how far a long evaluation is."""
+        self._now_and_then(f"eval   {done:,} of {total:,} images")
+
+    def evaluated(self, record: dict[str, Any]) -> None:
+        """Print the accuracy."""
+        both = record.get("accuracy_uncompressed")
+        more = f", uncompressed {both:.4f}" if both is not None else ""
+        print(
+            f"eval   step {record['step']}: accuracy {record['accuracy']:.4f}{more}, "
+            f"loss {record['loss']:.4f}, "
+            f"{human_bytes(record['training_bytes'])} of training traffic",
+            flush=True,
+        )
+
+    def end(self, result: Result | None) -> None:
+        """Do nothing: every line is printed."""
+
+    def _now_and_then(self, line: str) -> None:
+        now = time.monotonic()
+        self._last = self._last or now
+        if now - self._last >= _PLAIN_SECONDS:
+            self._last = now
+            print(line, flush=True)
+
+
+class ComparisonState:
+    """What both reporters of a comparison keep.
+
+    Attributes:
+        folder: the comparison's.
+        runs: how many there are.
+    """
+
+    def __init__(self) -> None:
+        self.folder = Path()
+        self.runs = 0
+
+    def begin(self, folder: Path, runs: int, finished: int) -> None:
+        """Keep where it is and how many runs there are."""
+        self.folder = folder
+        self.runs = runs
+
+    def what(self, number: int, contender: Contender, seed: int) -> str:
+        """Return in words which run this is."""
+        return f"run {number} of {self.runs}: {contender.title}, seed {seed}"
+
+
+class PlainComparison(ComparisonState):
+    """A comparison in lines of text, for output that is no terminal."""
+
+    def begin(self, folder: Path, runs: int, finished: int) -> None:
+        """Print what there is to do."""
+        super().begin(folder, runs, finished)
+        before = f", {finished} of them finished before" if finished else ""
+        print(f"compare {runs} runs in {folder}{before}", flush=True)
+
+    def run(self, number: int, contender: Contender, seed: int) -> PlainReporter:
+        """Print which run begins."""
+        print(self.what(number, contender, seed), flush=True)
+        return PlainReporter(alone=False)
+
+    def ended(self, contender: Contender, outcome: Outcome) -> None:
+        """Print how a run ended."""
+        print(ending(outcome), flush=True)
+
+    def end(self) -> None:
+        """Do nothing: every line is printed."""
+
+
+def ending(outcome: Outcome) -> str:
+    """Return in words how a run of a comparison ended."""
+    summary = outcome.summary
+    if summary is None:
+        return f"failed {outcome.error}"
+    return (
+        f"done   accuracy {summary['accuracy']:.4f}, {summary['steps']:,} steps, "
+        f"up {human_bytes(summary['bytes_up'])}, down {human_bytes(summary['bytes_down'])}"
+    )

@@ -1,0 +1,144 @@
+"""``splitlab run``: one run, and the table that ends it. ``join`` is a run, too."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from splitlab.core.command.options import Parser, add_config, add_quiet, declare, given
+from splitlab.core.command.serve import scheme, serve_config
+from splitlab.core.command.stop import StopAsked
+from splitlab.core.run.config import Config
+
+if TYPE_CHECKING:
+    from splitlab.core.command.options import Commands
+    from splitlab.core.run.loop import Result
+
+__all__ = ["add", "add_resume", "show_result", "train"]
+
+_MORE = """\
+Client and server are in this process, or the server is a second one that is
+started beside it, as --transport says. What comes of a run is a folder: its
+configuration, every step's loss and bytes, the ledger, a summary, and
+checkpoints. Ctrl-C ends a run after its step; --resume goes on with it. Under
+torchrun, rank 0 is the client and rank 1 the server.
+"""
+
+_EXAMPLES = """\
+  splitlab run --plugin adc                       ADC on the data and model that ship
+  splitlab run --plugin adc:ratio=0.05 --transport tcp
+  splitlab run --plugin adc-batch-merge:ratio=0.3 --plugin adc-token-select:ratio=0.3
+  splitlab run --plugin my_method.py:MyMethod --budget bytes=50MB
+  splitlab run --model deit_tiny_patch16_224 --pretrained --dataset cifar100 \\
+               --augment paper --budget nominal=10 --plugin adc
+  splitlab run --config runs/NAME/config.toml --seed 1
+  splitlab run --resume runs/NAME
+"""
+
+
+def add(commands: Commands) -> Parser:
+    """Add the command."""
+    parser = declare(
+        commands,
+        "run",
+        train,
+        "train a split model and count what crosses the link",
+        takes="[--plugin NAME[:key=value,…]]… [options]",
+        more=_MORE,
+        examples=_EXAMPLES,
+    )
+    add_resume(parser)
+    add_quiet(parser)
+    parser.add_argument(
+        "--classes",
+        type=int,
+        metavar="N",
+        help="classes of --data-dir, for the server that torchrun started where it is not",
+    )
+    add_config(parser)
+    return parser
+
+
+def add_resume(parser: Parser) -> None:
+    """Add ``--resume``."""
+    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+
+
+def train(arguments: argparse.Namespace, connect: str | None = None) -> int:
+    """Train as the arguments say.
+
+    Args:
+        arguments: of ``run`` or ``join``.
+        connect: address of a server that runs elsewhere, or None.
+    """
+    from splitlab.core.command.progress import reporter
+    from splitlab.core.contract.link import PairTransport, load_transport
+    from splitlab.core.run.folder import RunFolder
+    from splitlab.core.run.loop import run
+
+    options = given(arguments)
+    if connect:
+        options["transport"] = scheme(connect)
+    config = Config.from_mapping(options)
+    if arguments.resume is not None:
+        if connect:
+            del options["transport"]  # the run has one already
+        config = replace(RunFolder.open(arguments.resume).read_config(), output=arguments.resume)
+    transport = load_transport(config.transport)
+    launched = None if isinstance(transport, PairTransport) else transport.launched()
+    if launched and launched[0] == "server":
+        classes = getattr(arguments, "classes", None)
+        return serve_config(config, address=launched[1], classes=classes, quiet=arguments.quiet)
+    result = run(
+        resume=arguments.resume,
+        connect=connect,
+        reporter=reporter(arguments.quiet),
+        should_stop=StopAsked(),
+        **options,
+    )
+    if not arguments.quiet:
+        show_result(result)
+    return 0
+
+
+_KINDS = ("activation", "gradient", "targets", "side", "prediction", "header")
+
+
+def show_result(result: Result) -> None:
+    """Print what came of a run: its summary, and its bytes by phase, direction and kind."""
+    from splitlab.core.command.show import Cell, human_bytes, print_facts, print_table
+
+    summary, ledger = result.summary, result.ledger
+    facts: list[tuple[str, Cell]] = [("accuracy", (f"{summary['accuracy']:.4f}", "bold"))]
+    if "accuracy_uncompressed" in summary:
+        without = f"{summary['accuracy_uncompressed']:.4f} (evaluated without the stack)"
+        facts.append(("uncompressed", without))
+    ratio = f"measured {summary['ratio_measured']:.4f}, nominal ξ {summary['ratio_nominal']:.4f}"
+    parts = ", ".join(
+        f"{name} {summary[f'{name}_seconds']:.1f} s" for name in ("client", "server", "link")
+    )
+    facts += [
+        ("steps", f"{summary['steps']:,} ({summary['epochs']:.2f} epochs)"),
+        ("ratio", ratio),
+        ("time", f"{summary['seconds']:.1f} s (training: {parts})"),
+        ("run folder", str(result.folder)),
+    ]
+    print()
+    print_facts(facts)
+
+    shown = [k for k in _KINDS if any(k in d for phase in ledger.values() for d in phase.values())]
+    rows = [
+        (
+            f"{phase} {direction}",
+            *(human_bytes(counts[kind]) if kind in counts else "" for kind in shown),
+            human_bytes(sum(counts.values())),
+        )
+        for phase, directions in ledger.items()
+        for direction, counts in directions.items()
+    ]
+    header = ("", *shown, "sum")
+    print()
+    print_table(
+        header, rows, title="bytes that crossed the link", numbers=range(1, len(header)), fold=True
+    )

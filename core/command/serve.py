@@ -1,0 +1,163 @@
+"""``splitlab serve``: the server of a run whose client is elsewhere, or in another process."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+from splitlab.core.command.options import Parser, add_config, declare, given
+from splitlab.core.contract.errors import ConfigError
+from splitlab.core.run.config import Config
+
+if TYPE_CHECKING:
+    from splitlab.core.command.options import Commands
+
+__all__ = ["add", "scheme", "serve_config"]
+
+_MORE = """\
+Give both peers the same options for what they must agree on: stack, model,
+cut, weights, batch size, optimizer and seed; the handshake compares them and
+names what differs. Data, budget and evaluation are the client's. The link is
+neither encrypted nor authenticated: use it in a network that you trust.
+"""
+
+_EXAMPLES = """\
+  splitlab serve --plugin adc                                  this machine, a free port
+  splitlab serve --address tcp://0.0.0.0:4711 --plugin adc     on one machine, and on another
+  splitlab join tcp://HOST:4711 --plugin adc
+"""
+
+# Options of the client that a server would silently ignore.
+_CLIENT_ONLY = (
+    "data_dir",
+    "augment",
+    "budget",
+    "evaluate",
+    "eval_every",
+    "checkpoint_every",
+    "workers",
+)
+
+_TEXTS = {
+    "transport": "the link to the client, as in the address (default: tcp)",
+    "dataset": "the client's data set, which says how many classes there are (or --classes does)",
+    "output": "folder for the checkpoints; runs/NAME with the client's name by default",
+}
+
+_A_DAY = 86400.0
+
+
+def add(commands: Commands) -> Parser:
+    """Add the command."""
+    parser = declare(
+        commands,
+        "serve",
+        _serve,
+        "wait for one client on this machine and serve its run",
+        takes="[--address tcp://HOST:PORT] [options]",
+        more=_MORE,
+        examples=_EXAMPLES,
+    )
+    parser.add_argument(
+        "--address",
+        metavar="tcp://HOST:PORT",
+        help="where to listen; loopback and a free port by default; 0.0.0.0 for every interface",
+    )
+    parser.add_argument(
+        "--classes", type=int, metavar="N", help="classes of the client's data, if it has no name"
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=_A_DAY,
+        metavar="SECONDS",
+        help="how long to wait for a client (default: a day)",
+    )
+    # The server that a run starts beside itself writes its address to this file descriptor.
+    parser.add_argument("--announce", type=int, help=argparse.SUPPRESS)
+    add_config(parser, exclude=_CLIENT_ONLY, texts=_TEXTS)
+    return parser
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    options = given(arguments)
+    if arguments.address:
+        options["transport"] = scheme(arguments.address)
+    options.setdefault("transport", "tcp")
+    return serve_config(
+        Config.from_mapping(options),
+        address=arguments.address,
+        classes=arguments.classes,
+        wait=arguments.wait,
+        announce=arguments.announce,
+    )
+
+
+def serve_config(
+    config: Config,
+    *,
+    address: str | None,
+    classes: int | None,
+    wait: float = _A_DAY,
+    announce: int | None = None,
+    quiet: bool = False,
+) -> int:
+    """Serve one client of this configuration; returns the exit status.
+
+    Args:
+        config: need not be resolved.
+        address: where to listen; the transport's default if None.
+        classes: C, width of the head; that of the configuration's data if None.
+        wait: seconds to wait for a client.
+        announce: file descriptor for the address, if a client on this machine started this server.
+        quiet: print nothing.
+    """
+    from splitlab.core.data.entry import class_count
+    from splitlab.core.run.plan import resolve
+    from splitlab.core.run.serve import serve
+
+    config = resolve(config)
+    if classes is None:
+        classes = class_count(config.dataset) if config.dataset else _count_classes(config)
+    if classes < 1:
+        raise ConfigError(f"--classes {classes} is not allowed; 1 or more")
+    if not 0 < wait <= 1e6:
+        raise ConfigError(f"--wait {wait} is not allowed; more than 0, at most 1000000 seconds")
+    serve(
+        config,
+        classes,
+        address=address,
+        output=config.output,
+        announce=announce,
+        wait=wait,
+        peers_here=1 if announce is None else 2,
+        say=_say_nothing if quiet else _say,
+    )
+    return 0
+
+
+def _count_classes(config: Config) -> int:
+    if not os.path.isdir(config.data_dir or ""):
+        raise ConfigError(
+            "the server must know how many classes the client's data have; give --classes N"
+        )
+    from splitlab.core.run.loop import load_configured_data
+
+    return len(load_configured_data(config).train.classes)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # whoever waits for the address may read from a pipe
+
+
+def _say_nothing(line: str) -> None:
+    pass
+
+
+def scheme(address: str) -> str:
+    """Return the transport that an address names; `ConfigError` if it names none."""
+    name, separator, _ = address.partition("://")
+    if not separator:
+        raise ConfigError(f"address {address!r} names no transport; write it as tcp://HOST:PORT")
+    return name

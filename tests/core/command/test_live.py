@@ -1,0 +1,86 @@
+"""The displays on a terminal: what they show, and that they are gone in the end."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from splitlab.core.command.live import LiveComparison, LiveReporter
+from splitlab.core.run.config import Config
+from splitlab.core.run.loop import Progress
+
+LEDGER: Any = SimpleNamespace(total=lambda way, phase: 1500 if way == "up" else 500)
+CONFIG = Config(dataset="data", cut=3, budget="steps=9", transport="link")
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal of 120 columns."""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+def shown(capsys: pytest.CaptureFixture[str]) -> str:
+    """Return what was drawn since the last look, without colours and movements."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().out)
+
+
+def test_a_run(terminal: None, capsys: pytest.CaptureFixture[str]) -> None:
+    display = LiveReporter()
+    display.begin(CONFIG, Path("runs/x"), "a [b] + c", lambda: 0.25)
+    display._live.refresh()
+    text = shown(capsys)
+    assert "a [b] + c  data · vit-mini · cut 3 · link · runs/x" in text
+    assert "budget steps=9" in text
+    record = {"step": 1, "accuracy": 0.5, "loss": 1.25, "training_bytes": 2000}
+    display.evaluated(record)
+    assert "step      1   accuracy 0.5000   loss 1.2500   2 kB" in shown(capsys)
+    progress = Progress(
+        step=2, samples=8, nominal=2.0, base_bytes=8000, client_seconds=3.0, server_seconds=1.0
+    )
+    display.step(progress, LEDGER, 1.5)
+    display._live.refresh()
+    text = shown(capsys)
+    for words in (
+        r"25%",
+        r"loss +1\.5000",
+        r"accuracy +0\.5000",
+        r"up +1\.5 kB",
+        r"down +500 B",
+        r"measured 0\.2500 +nominal ξ 0\.2500",
+        r"client 3\.0 s \(75%\) +server 1\.0 s \(25%\) +link 0\.0 s \(0%\)",
+    ):
+        assert re.search(words, text), words
+    display.loading("train", 1000, 6000)
+    display._live.refresh()
+    assert "loading train: 1,000 of 6,000 images" in shown(capsys)
+    display.evaluating(10, 2000)
+    display._live.refresh()
+    assert "evaluating 10 of 2,000 images" in shown(capsys)
+    display.end(None)
+    assert not display._live.is_started
+
+
+def test_a_comparison_and_its_runs_share_a_display(
+    terminal: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    display = LiveComparison()
+    contender: Any = SimpleNamespace(title="a")
+    display.begin(Path("c"), 4, 0)
+    run = display.run(2, contender, 7)
+    run.begin(CONFIG, Path("c/a"), "a", lambda: 0.5)
+    display.live.refresh()
+    text = shown(capsys)
+    assert re.search(r"38%|37%", text)  # one run and a half of four are 37.5%
+    assert "run 2 of 4: a, seed 7, c" in text
+    run.end(None)
+    assert display.live.is_started  # a run does not take the comparison's display away
+    summary = {"accuracy": 0.5, "steps": 10, "bytes_up": 1, "bytes_down": 1}
+    display.ended(contender, SimpleNamespace(summary=summary))  # type: ignore[arg-type]
+    assert "run 2 of 4: a, seed 7: done   accuracy 0.5000" in shown(capsys)
+    display.end()
+    assert not display.live.is_started

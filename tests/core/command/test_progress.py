@@ -1,0 +1,119 @@
+"""Lines of text: which come always, which only now and then, and what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from splitlab.core.command import progress as module
+from splitlab.core.command.live import LiveComparison, LiveReporter
+from splitlab.core.command.progress import (
+    PlainComparison,
+    PlainReporter,
+    RunState,
+    comparison_reporter,
+    ending,
+    reporter,
+)
+from splitlab.core.run.config import Config
+from splitlab.core.run.loop import Progress, Reporter
+from splitlab.core.study.compare import ComparisonReporter
+
+LEDGER: Any = SimpleNamespace(total=lambda way, phase: 1500 if way == "up" else 2_000_000)
+
+
+class Clock:
+    """Stands in for `time.monotonic`."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))
+    return clock
+
+
+def progress(step: int, samples: int, seconds: float) -> Progress:
+    return Progress(step=step, samples=samples, client_seconds=seconds)
+
+
+def test_speed_is_of_this_session() -> None:
+    state = RunState()
+    assert state.speed(progress(10, 1000, 50.0)) == 0
+    assert state.speed(progress(11, 1100, 52.0)) == 50
+    assert state.speed(progress(12, 1200, 60.0)) == 20
+
+
+def test_a_run_in_lines(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = PlainReporter()
+    config = Config(dataset="data", cut=3, budget="steps=9", transport="link")
+    lines.begin(config, Path("runs/x"), "a + b", lambda: 0.25)
+    assert capsys.readouterr().out == (
+        "run    a + b on data, vit-mini, cut 3\nlink   link, budget steps=9, folder runs/x\n"
+    )
+    lines.step(progress(1, 8, 1.0), LEDGER, 2.0)
+    assert capsys.readouterr().out == ""  # the first lines are just printed
+    clock.now += 5
+    lines.step(progress(2, 16, 2.0), LEDGER, 1.5)
+    assert capsys.readouterr().out == (
+        "step   2: 25% of the budget, loss 1.5000, 8 images/s, up 1.5 kB, down 2 MB\n"
+    )
+    clock.now += 4.9
+    lines.evaluating(8, 1000)
+    assert capsys.readouterr().out == ""
+    clock.now += 0.2
+    lines.evaluating(16, 1000)
+    assert capsys.readouterr().out == "eval   16 of 1,000 images\n"
+    clock.now += 6
+    lines.loading("train", 1000, 6000)
+    assert capsys.readouterr().out == "load   train: 1,000 of 6,000 images\n"
+    record = {"step": 2, "accuracy": 0.5, "loss": 1.0, "training_bytes": 999}
+    lines.evaluated(record)
+    lines.evaluated(record | {"accuracy_uncompressed": 0.75})
+    assert capsys.readouterr().out.splitlines() == [
+        "eval   step 2: accuracy 0.5000, loss 1.0000, 999 B of training traffic",
+        "eval   step 2: accuracy 0.5000, uncompressed 0.7500, loss 1.0000, "
+        "999 B of training traffic",
+    ]
+    lines.end(None)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_comparison_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = PlainComparison()
+    contender: Any = SimpleNamespace(title="a + b")
+    lines.begin(Path("c"), 4, 0)
+    lines.begin(Path("c"), 4, 3)
+    run = lines.run(4, contender, 7)
+    run.begin(Config(), Path("c/a"), "a + b", lambda: 0.0)  # the comparison has said it
+    summary = {"accuracy": 0.5, "steps": 1000, "bytes_up": 1500, "bytes_down": 10}
+    lines.ended(contender, SimpleNamespace(summary=summary, error=None))  # type: ignore[arg-type]
+    lines.end()
+    assert capsys.readouterr().out.splitlines() == [
+        "compare 4 runs in c",
+        "compare 4 runs in c, 3 of them finished before",
+        "run 4 of 4: a + b, seed 7",
+        "done   accuracy 0.5000, 1,000 steps, up 1.5 kB, down 10 B",
+    ]
+    failed: Any = SimpleNamespace(summary=None, error="the loss is nan")
+    assert ending(failed) == "failed the loss is nan"
+
+
+def test_the_output_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert type(reporter(quiet=True)) is Reporter
+    assert type(comparison_reporter(quiet=True)) is ComparisonReporter
+    assert type(reporter(quiet=False)) is PlainReporter
+    assert type(comparison_reporter(quiet=False)) is PlainComparison
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    display = reporter(quiet=False)
+    display.end(None)
+    assert type(display) is LiveReporter
+    assert type(comparison_reporter(quiet=False)) is LiveComparison

@@ -1,0 +1,142 @@
+"""``splitlab run``: what it prints, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from splitlab.core.command.main import main
+from splitlab.core.command.run import show_result
+from splitlab.core.contract.link import load_transport
+
+FAST = ["--weights", "none", "--threads", "1", "--budget", "steps=1"]
+
+
+def test_run_prints_accuracy_bytes_and_folder(
+    self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "--plugin", "adc", *FAST, "--output", str(tmp_path / "r")]) == 0
+    text = capsys.readouterr().out
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert f"{summary['accuracy']:.4f}" in text
+    assert str(tmp_path / "r") in text
+    for word in ("activation", "gradient", "targets", "side", "header", "measured", "nominal"):
+        assert word in text
+
+
+def test_what_came_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    summary: dict[str, Any] = {
+        **{"accuracy": 0.75, "accuracy_uncompressed": 0.5, "steps": 1200, "epochs": 2.5},
+        **{"ratio_measured": 0.11, "ratio_nominal": 0.1, "seconds": 9.0},
+        **{"client_seconds": 4.0, "server_seconds": 3.0, "link_seconds": 2.0},
+    }
+    ledger = {
+        "training": {"up": {"activation": 1500, "header": 40}, "down": {"gradient": 2000}},
+        "control": {"up": {"header": 7}},
+    }
+    show_result(SimpleNamespace(summary=summary, ledger=ledger, folder=Path("runs/x")))  # type: ignore[arg-type]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["accuracy", "0.7500"] in lines
+    assert ["uncompressed", "0.5000", "(evaluated", "without", "the", "stack)"] in lines
+    assert ["steps", "1,200", "(2.50", "epochs)"] in lines
+    assert ["ratio", "measured", "0.1100,", "nominal", "ξ", "0.1000"] in lines
+    assert [
+        "time",
+        "9.0",
+        "s",
+        "(training:",
+        "client",
+        "4.0",
+        "s,",
+        "server",
+        "3.0",
+        "s,",
+        "link",
+        "2.0",
+        "s)",
+    ] in lines
+    assert ["run", "folder", "runs/x"] in lines
+    assert ["activation", "gradient", "header", "sum"] in lines  # only what there is
+    assert ["training", "up", "1.5", "kB", "40", "B", "1.54", "kB"] in lines
+    assert ["training", "down", "2", "kB", "2", "kB"] in lines
+    assert ["control", "up", "7", "B", "7", "B"] in lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--plugin", "acd"], r"unknown plugin 'acd' \(did you mean 'adc'\?\); known: adc,"),
+        (["--plugin", "adc:ratoi=1"], r"plugin 'adc': unknown parameter 'ratoi' .*'ratio'"),
+        (["--plugin", "adc:ratio=x"], r"ratio=x is not allowed; ratio takes float"),
+        (["--plugin", "adc:ratio"], r"'ratio' is not a setting"),
+        (["--plugin", "adc:ratio=0"], r"ratio=0.0 is refused; allowed: more than 0, at most 1"),
+        (
+            ["--plugin", "adc:ratio=1.5"],
+            r"ratio=1.5 is refused; allowed: more than 0, at most 1",
+        ),
+        (["--plugin", "adc:alloc=cubic"], r"alloc=cubic is not allowed; alloc takes sqrt"),
+        (["--plugin", "nowhere.py:X"], r"plugin file 'nowhere.py' does not exist"),
+        (["--plugin", "adc", "--batch-size", "1"], r"batch.*1.*2"),
+        (["--plugin", "adc", "--cut", "0"], r"--cut 0 leaves the client none"),
+        (["--plugin", "adc", "--model", "vit_base_patch16_siglip_224"], r"class token"),
+        (["--transport", "tpc"], r"unknown transport 'tpc' \(did you mean 'tcp'\?\)"),
+        (["--dataset", "mnist"], r"unknown data set 'mnist'.*fashion-mnist"),
+        (["--model", "vit_tiny_patch99"], r"unknown model 'vit_tiny_patch99'"),
+        (["--model", "resnet18"], r"'resnet18' is a ResNet, not a timm VisionTransformer"),
+        (["--cut", "7"], r"--cut 7 is outside the model; allowed: 0 to 6"),
+        (["--lr", "-1"], r"--lr -1.0 is not allowed"),
+        (["--budget", "hours=3"], r"unknown budget 'hours'"),
+        (["--evaluate", "never"], r"unknown value of --evaluate 'never'"),
+        (["--weights", "gone.safetensors"], r"no such file"),
+        (["--device", "cuda:99"], r"--device cuda:99 cannot be used here"),
+        (["--device", "tpu!"], r"--device tpu! cannot be used here"),
+        (["--config", "gone.toml"], r"cannot read the configuration gone.toml"),
+        (["--resume", "gone"], r"--resume gone: no run folder"),
+        (["--data-dir", "gone"], r"gone.*No such file"),
+    ],
+)
+def test_one_clear_line(
+    self,
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fails: Callable[..., str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    defaults = [] if "--resume" in arguments else ["--budget", "steps=1", "--threads", "1"]
+    assert re.search(message, fails("run", *defaults, *arguments))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_folders(self, tmp_path: Path, fails: Callable[..., str]) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "is empty" in fails("run", "--data-dir", str(empty), *FAST)
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            (folder / "x.png").write_bytes(b"\x89PNG\r\n\x1a\nnot an image")
+    line = fails("run", "--data-dir", str(tmp_path / "images"), *FAST)
+    assert "x.png: not a readable image" in line
+
+
+def test_a_transport_that_cannot_work_names_those_that_can(self, fails: Callable[..., str]) -> None:
+    if load_transport_or_none("nccl") is not None:
+        pytest.skip("NCCL works here")
+    line = fails("run", "--transport", "nccl", *FAST)
+    assert re.search(r"'nccl' cannot be used here: .*; these can: gloo, inprocess, tcp", line)
+
+
+def load_transport_or_none(name: str) -> Any:
+    try:
+        return load_transport(name)
+    except Exception:  # noqa: BLE001 - any reason will do
+        return None

@@ -1,0 +1,120 @@
+"""``splitlab serve``: what it refuses, what it prints, and how it meets nonsense."""
+
+from __future__ import annotations
+
+import re
+import socket
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitlab.core import Config, ConfigError
+from splitlab.core.command.main import main
+from splitlab.core.command.serve import scheme, serve_config
+
+
+def opening(body: int = 64, header: int = 16, version: int = 1) -> bytes:
+    """Return the first bytes of a HELLO frame that declares these lengths."""
+    return struct.pack("<4sHBBQQQQ", b"SPLT", version, 1, 3, 0, 0, body, header)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, int, dict[str, Any]]]:
+    """What the server would have been started with; it says one line."""
+    calls: list[tuple[Config, int, dict[str, Any]]] = []
+
+    def serve(config: Config, classes: int, *, say: Any, **options: Any) -> int:
+        calls.append((config, classes, options))
+        say("serving")
+        return 0
+
+    monkeypatch.setattr("splitlab.core.run.serve.serve", serve)
+    return calls
+
+
+def test_the_address_names_the_transport(served: list[Any]) -> None:
+    assert main(["serve"]) == 0
+    assert main(["serve", "--address", "gloo://127.0.0.1:0", "--classes", "7"]) == 0
+    assert main(["serve", "--transport", "gloo", "--dataset", "cifar100"]) == 0
+    assert [(config.transport, classes) for config, classes, _ in served] == [
+        ("tcp", 10),
+        ("gloo", 7),
+        ("gloo", 100),
+    ]
+    assert [options["address"] for *_, options in served] == [None, "gloo://127.0.0.1:0", None]
+    assert served[0][2]["wait"] == 86400
+    with pytest.raises(ConfigError, match="address 'localhost:1' names no transport; write it as"):
+        scheme("localhost:1")
+
+
+def test_a_server_that_a_run_started_shares_the_machine(served: list[Any]) -> None:
+    assert main(["serve", "--announce", "9", "--wait", "3"]) == 0
+    assert main(["serve", "--output", "here"]) == 0
+    assert [(o["announce"], o["peers_here"], o["output"]) for *_, o in served] == [
+        (9, 2, None),
+        (None, 1, "here"),
+    ]
+
+
+def test_it_says_what_goes_on_unless_it_is_to_be_quiet(
+    served: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {"address": None, "classes": 2}
+    assert serve_config(Config(transport="tcp"), **options) == 0
+    assert capsys.readouterr().out == "serving\n"
+    assert serve_config(Config(transport="tcp"), quiet=True, **options) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_options_of_the_client_are_refused(refuses: Callable[..., str]) -> None:
+    assert "unrecognized arguments: --budget steps=1" in refuses("serve", "--budget", "steps=1")
+
+
+def test_a_port_in_use(self, fails: Callable[..., str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        line = fails("serve", "--address", address, "--weights", "none")
+    assert address.removeprefix("tcp://") in line
+    assert "in use" in line
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--classes", "0"), ("--wait", "-1"), ("--wait", "inf")]
+)
+def test_serve_refuses_numbers_that_cannot_be(
+    self, option: str, value: str, fails: Callable[..., str]
+) -> None:
+    assert f"{option} {value}" in fails("serve", f"{option}={value}")
+
+
+def test_serve_needs_the_number_of_classes(self, fails: Callable[..., str]) -> None:
+    assert "unknown data set" in fails("serve", "--dataset", "mine")
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: splitlab.example\r\n\r\n", "does not speak splitlab's wire"),
+        (opening(body=2**63), r"frame has \d+ bytes; allowed on this link: 65536"),
+        (opening(body=2**12, header=2**62), r"header of \d+ bytes; allowed"),
+        (opening(version=9), "speaks version 9 of the wire format, this side version 1"),
+        (opening(body=64, header=48)[:20], "the peer closed the connection"),
+        (b"", "the peer closed the connection"),
+    ],
+)
+def test_a_server_that_meets_nonsense(self, sent: bytes, told: str, tmp_path: Path) -> None:
+    with started_server(tmp_path, "--weights", "none", "--threads", "1") as (server, address):
+        host, port = address.removeprefix("tcp://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(sent)
+            with suppress(OSError):  # the server may have hung up already
+                connection.shutdown(socket.SHUT_WR)
+            _, stderr = server.communicate(timeout=20)
+    assert server.returncode == 1
+    assert re.fullmatch(rf"splitlab: error: .*{told}.*\n", stderr)
+    with socket.create_server((host, int(port))):
+        pass  # the port is free again

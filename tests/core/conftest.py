@@ -1,0 +1,86 @@
+"""What tests of several rooms need: a run that takes no time, small data, and signals put back."""
+
+from __future__ import annotations
+
+import signal
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from splitlab.core import Config
+from splitlab.core.run.folder import RunFolder
+from splitlab.core.run.loop import Reporter, Result
+
+Fake = Callable[[Config], None]
+
+
+class Runs:
+    """Stands in for `run`: writes the folder of a finished run at once, unless told otherwise."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.before: Fake = lambda config: None
+
+    def __call__(self, config: Config | None = None, **arguments: Any) -> Result:
+        resume = arguments.get("resume")
+        folder = RunFolder.open(resume) if resume else None
+        if folder is not None:
+            config = folder.read_config()
+        assert config is not None
+        kind = "resume" if folder else "run"
+        self.log.append(f"{kind} {'+'.join(config.plugins)} {config.seed}")
+        if folder is None:
+            folder = RunFolder.create(config.output, config.plugins)
+            folder.write_config(replace(config, eval_every=1, checkpoint_every=1))
+        reporter = arguments.get("reporter") or Reporter()
+        reporter.begin(config, folder.path, "the stack", lambda: 0.5)
+        self.before(config)
+        accuracy = 0.5 + 0.1 * config.seed
+        folder.log({"kind": "eval", "step": 1, "accuracy": accuracy, "training_bytes": 1000})
+        summary = dict.fromkeys(("bytes_up", "bytes_down", "steps"), 1)
+        parts = ("client_seconds", "server_seconds", "link_seconds")
+        summary |= dict.fromkeys((*parts, "ratio_nominal", "ratio_measured", "epochs"), 1)
+        folder.write_summary(summary | {"accuracy": accuracy})
+        return Result(folder.path, summary | {"accuracy": accuracy}, {})
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
+    fake = Runs()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("splitlab.core.study.compare.run", fake)
+    monkeypatch.setattr("splitlab.core.study.compare._check_what_all_share", lambda config: None)
+    monkeypatch.setattr(
+        "splitlab.core.study.compare.gc", SimpleNamespace(collect=lambda: 0)
+    )  # slow
+    monkeypatch.setattr("splitlab.core.study.results.draw_curves", lambda *args, **options: None)
+    return fake
+
+
+@pytest.fixture
+def unlistened() -> Iterator[None]:
+    """Give the signals back that a command took."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of IDX files: 24 training, 8 test images of 2 classes."""
+    folder = tmp_path_factory.mktemp("idx")
+    draws = np.random.default_rng(0)
+    for prefix, count in (("train", 24), ("t10k", 8)):
+        labels = np.arange(count, dtype=np.uint8) % 2
+        images = draws.integers(0, 255, (count, 28, 28), dtype=np.uint8)
+        for what, array in (("images-idx3", images), ("labels-idx1", labels)):
+            head = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+            (folder / f"{prefix}-{what}-ubyte").write_bytes(head + array.tobytes())
+    return str(folder)
