@@ -16,14 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 
 from splitlab.core import run
 from splitlab.core.catalogue.registry import ROOT, bind_stack, catalogue
+from splitlab.core.testing.couple import Couple
 from splitlab.core.testing.subject import TINY, TURNS
-from splitlab.core.testing.tiny import Couple, thaw
-from splitlab.core.wire.frame import encode
-import torch
+from splitlab.core.testing.tiny import freeze, thaw
+
 torch.set_num_threads(1)
 
 STACKS = [
@@ -59,7 +60,7 @@ def conformance(name: str) -> dict[str, Any]:
     frames: list[str] = []
 
     def carry(message: Any, upward: bool) -> Any:
-        raw = b"".join(encode(message).buffers())
+        raw = freeze(message)
         frames.append(f"{len(raw)} {hashlib.sha256(raw).hexdigest()[:16]}")
         return thaw(raw)
 

@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import importlib
 import inspect
-import io
 import json
 import os
 import subprocess
@@ -26,10 +25,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from splitlab.core.contract.errors import PluginError, SplitlabError
 from splitlab.core.catalogue.registry import BoundPlugin, bind_plugin, bind_stack
-from splitlab.core.testing.tiny import Tiny, thaw
-from splitlab.core.wire.frame import encode
+from splitlab.core.contract.errors import PluginError, SplitlabError
+from splitlab.core.testing.tiny import Tiny, freeze, thaw
 
 __all__ = ["FreshPeers", "Turn", "address"]
 
@@ -230,23 +228,16 @@ def _play(
     if request["role"] == "server":
         server = tiny.server(stack)
         for frame in frames:
-            yield _freeze(server.handle(thaw(frame)))
+            yield freeze(server.handle(thaw(frame)))
         return
     client = tiny.client(stack)
     for (what, number), frame in zip(request["turns"], frames, strict=True):
         if what == "train":
-            yield _freeze(client.forward(tiny.batch(number), number))
+            yield freeze(client.forward(tiny.batch(number), number))
             client.backward(thaw(frame))
         else:
-            yield _freeze(client.query(tiny.batch(number), number, stacked=True))
+            yield freeze(client.query(tiny.batch(number), number, stacked=True))
             client.answer(thaw(frame))
-
-
-def _freeze(message: Any) -> bytes:
-    stream = io.BytesIO()
-    for buffer in encode(message).buffers():
-        stream.write(buffer)
-    return stream.getvalue()
 
 
 def _find(plugins: Mapping[str, Any]) -> list[BoundPlugin]:
