@@ -8,7 +8,8 @@ Three lines of pytest check a method, whether it is installed, registered or jus
         check_plugin("my-method").raise_if_failed()
 
 ``check_plugin`` also takes ``"FILE.py:Class:key=value"`` and a class; ``check_transport`` takes the
-name of a transport or its class. ``splitlab check`` prints the same reports. A `Report` has one row for every check; a row that failed says which plugin, which hook and
+name of a transport or its class, ``check_link`` a link wrapper. ``splitlab check`` prints the same
+reports. A `Report` has one row for every check; a row that failed says which plugin, which hook and
 the way out. A check's name says what holds, and ``only=["bytes-are-real"]`` runs it alone.
 
 `Tiny` makes models, batches and peers that train in milliseconds, for tests of a plugin's own.
@@ -30,6 +31,7 @@ from splitlab.core.testing.plugin import PLUGIN_CHECKS, check_plugin
 from splitlab.core.testing.report import ConformanceError, Report, Row
 from splitlab.core.testing.tiny import Tiny
 from splitlab.core.testing.transport import TRANSPORT_CHECKS, check_transport
+from splitlab.core.testing.wrapper import check_link
 
 __all__ = [
     "LINK_CHECKS",
@@ -40,6 +42,7 @@ __all__ = [
     "Report",
     "Row",
     "Tiny",
+    "check_link",
     "check_listed",
     "check_plugin",
     "check_transport",
