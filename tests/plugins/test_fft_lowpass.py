@@ -64,7 +64,7 @@ def test_it_is_fft_block_and_inverse_fft(N: int, D: int, tokens: float, width: f
     assert not there.side
     torch.testing.assert_close(there.activations, lowpass(X, M, Q), rtol=0, atol=1e-12)
 
-    # G5; the projection is its own adjoint, so that the gradient is smoothed likewise.
+    # The projection is its own adjoint, so that the gradient is smoothed likewise.
     gradient = noise(3, N, D, seed=1, dtype=torch.float64)
     down = torch.autograd.grad(there.activations, leaf, gradient)[0]
     assert down.shape == (3, M, Q)
