@@ -8,6 +8,8 @@ have one manager more, around the whole.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import random
 import sys
@@ -53,7 +55,7 @@ class Stack:
             label = f"{bound.label}#{twins + 1}" if twins else bound.label
             self._members.append(_Member(label, bound.build()))
         check_order([member.declared for member in self._members])
-        self._around = pluggy.PluginManager("splitlab")
+        self._around = _Manager("splitlab")
         self._around.add_hookspecs(HookSpecs)
         self._around.register(_Chain(self._members, self._ran), name="the stack")
         for i, observer in enumerate(observers):
@@ -214,7 +216,7 @@ class _Member:
 
     def __init__(self, label: str, plugin: object) -> None:
         self.label = label
-        self._manager = pluggy.PluginManager("splitlab")
+        self._manager = _Manager("splitlab")
         self._manager.add_hookspecs(HookSpecs)
         _register(self._manager, label, plugin)
         self._peer: Peer | None = None
@@ -346,6 +348,17 @@ def _global_draws() -> list[Any]:
         name, keys, *rest = numpy_random.get_state()
         states += [name, keys.tobytes(), *rest]
     return states
+
+
+class _Manager(pluggy.PluginManager):
+    """Registers a plugin without reading its properties: before setup they may have no value."""
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
+        if isinstance(
+            inspect.getattr_static(plugin, name, None), property | functools.cached_property
+        ):
+            return None
+        return super().parse_hookimpl_opts(plugin, name)
 
 
 def _register(manager: pluggy.PluginManager, label: str, plugin: object) -> None:
