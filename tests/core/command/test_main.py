@@ -8,6 +8,8 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,7 +22,8 @@ from splitlab.core.contract.hooks import HookSpecs
 from splitlab.core.catalogue.registry import catalogue, entries
 from splitlab.core.contract.link import load_transport
 
-FAST = ["--weights", "none", "--threads", "1", "--budget", "steps=1"]
+HERE = ["--weights", "none", "--threads", "1", "--device", "cpu"]
+FAST = [*HERE, "--budget", "steps=1"]
 
 DATA_HOOKS = [name for name in vars(HookSpecs) if not name.startswith("_")][:5]
 
@@ -182,6 +185,8 @@ class TestBadInput:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         defaults = [] if "--resume" in arguments else ["--budget", "steps=1", "--threads", "1"]
+        if not {"--resume", "--device"} & {*arguments}:
+            defaults += ["--device", "cpu"]
         assert re.search(message, fails(capsys, "run", *defaults, *arguments))
         assert list(tmp_path.iterdir()) == []
 
@@ -221,16 +226,7 @@ class TestBadInput:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        line = fails(
-            capsys,
-            "join",
-            f"tcp://127.0.0.1:{port}",
-            "--timeout",
-            "0.5",
-            *FAST,
-            "--weights",
-            "none",
-        )
+        line = fails(capsys, "join", f"tcp://127.0.0.1:{port}", "--timeout", "0.5", *FAST)
         assert f"127.0.0.1:{port}" in line
         assert "splitlab serve" in line
         assert "names no transport" in fails(capsys, "join", "localhost:1", *FAST)
@@ -238,7 +234,7 @@ class TestBadInput:
     def test_a_port_in_use(self, capsys: pytest.CaptureFixture[str]) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-            line = fails(capsys, "serve", "--address", address, "--weights", "none")
+            line = fails(capsys, "serve", "--address", address, *HERE)
         assert address.removeprefix("tcp://") in line
         assert "in use" in line
 
@@ -264,17 +260,26 @@ class TestBadInput:
             (b"", "the peer closed the connection"),
         ],
     )
-    def test_a_server_that_meets_nonsense(self, sent: bytes, told: str, tmp_path: Path) -> None:
-        with started_server(tmp_path, "--weights", "none", "--threads", "1") as (server, address):
-            host, port = address.removeprefix("tcp://").split(":")
-            with socket.create_connection((host, int(port))) as connection:
+    def test_a_server_that_meets_nonsense(
+        self, sent: bytes, told: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+
+        def talk() -> None:
+            with connected(port) as connection:
                 connection.sendall(sent)
                 with suppress(OSError):  # the server may have hung up already
                     connection.shutdown(socket.SHUT_WR)
-                _, stderr = server.communicate(timeout=20)
-        assert server.returncode == 1
-        assert re.fullmatch(rf"splitlab: error: .*{told}.*\n", stderr)
-        with socket.create_server((host, int(port))):
+                    connection.recv(1)
+
+        stranger = threading.Thread(target=talk)
+        stranger.start()
+        line = fails(capsys, "serve", "--address", f"tcp://127.0.0.1:{port}", *HERE)
+        stranger.join()
+        assert re.search(told, line)
+        with socket.create_server(("127.0.0.1", port)):
             pass  # the port is free again
 
     @pytest.mark.parametrize(
@@ -288,16 +293,26 @@ class TestBadInput:
     def test_peers_that_differ(
         self, theirs: list[str], named: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
-        base = ["--weights", "none", "--threads", "1"]
         own = ["--plugin", "adc"] if named == "stack" else []
-        with started_server(tmp_path, *base, *theirs) as (server, address):
-            line = fails(capsys, "join", address, *base, *own, "--output", str(tmp_path / "r"))
+        with started_server(tmp_path, *HERE, *theirs) as (server, address):
+            line = fails(capsys, "join", address, *HERE, *own, "--output", str(tmp_path / "r"))
             _, stderr = server.communicate(timeout=20)
         assert re.search(rf"the peers differ in {named}: client .+, server .+; give both", line)
         assert server.returncode == 1
         assert stderr.startswith("splitlab: error: the peers differ in")
         assert stderr.count("\n") == 1
         assert not (tmp_path / "r").exists()
+
+
+def connected(port: int) -> socket.socket:
+    """Connect to a port of this machine as soon as somebody listens there."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port))
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def load_transport_or_none(name: str) -> Any:

@@ -24,8 +24,8 @@ from splitlab.core.run.folder import RunFolder
 from splitlab.core.study.results import Comparison, Contender, Outcome
 from splitlab.core.run.loop import Interrupted, Reporter, Result
 
-FAST = {"threads": 1, "budget": "steps=2", "weights": "none"}
-FLAGS = ["--threads", "1", "--budget", "steps=2", "--weights", "none"]
+FAST = {"threads": 1, "budget": "steps=2", "weights": "none", "device": "cpu"}
+FLAGS = ["--threads", "1", "--budget", "steps=2", "--weights", "none", "--device", "cpu"]
 
 Fake = Callable[[Config], None]
 
@@ -409,6 +409,8 @@ def test_bad_input(
     unlistened: None,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if "--plugin" in arguments and "--device" not in arguments:
+        arguments = [*arguments, "--device", "cpu"]
     assert re.search(told, fails(capsys, *arguments))
     assert list(tmp_path.iterdir()) == []
 
@@ -423,7 +425,7 @@ def test_folders_of_something_else(
     compare(["adc"], seeds=1, output="c", **FAST)
     runs.log.clear()
     options = ["--plugin", "adc", "--output", "c", "--seeds", "1", "--weights", "none"]
-    options += ["--threads", "1"]
+    options += ["--threads", "1", "--device", "cpu"]
     line = fails(capsys, *options, "--budget", "steps=3")
     assert "other options: --budget was steps=2 and is now steps=3; give the same" in line
     line = fails(capsys, *options, "--budget", "steps=2", "--ratio", "0.2")
