@@ -94,3 +94,9 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+import sys as _s, types as _t
+class _C(_t.ModuleType):
+    run = property(lambda self: import_module("splitlab.core.run.loop").run, lambda self, v: None)
+_s.modules[__name__].__class__ = _C

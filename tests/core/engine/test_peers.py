@@ -50,7 +50,8 @@ def test_split_training_equals_unsplit_training(tiny: Any, cut: int, optimizer: 
         whole.zero_grad()
         expected.append(loss.item())
     assert losses == expected
-    assert len(set(losses)) == len(losses)
+    moved = vit.head.weight - tiny.vit().head.weight
+    assert moved.abs().max() > 1e-3, "the rate is 1e-2"
     trained = client._half.state_dict() | server._half.state_dict()
     assert_same(trained, vit.state_dict())
 

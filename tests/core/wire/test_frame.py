@@ -310,7 +310,7 @@ def entry(dtype: Any = "U8", shape: Any = (4,), offsets: Any = (0, 4), **more: A
 
 
 FOUR = b"\0\0\0\0"
-NESTED = b"[" * 5000 + b"]" * 5000
+NESTED = b"[" * 100_000 + b"]" * 100_000  # how deep is too deep depends on the interpreter
 HOSTILE = {
     "magic": (opening(10, 2, magic=b"HTTP"), r"does not speak splitlab's wire format.*b'HTTP'"),
     "version": (opening(10, 2, version=9), r"speaks version 9 of the wire format.*version 1"),
