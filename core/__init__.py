@@ -96,7 +96,10 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-import sys as _s, types as _t
+import sys as _s
+import types as _t
+
+
 class _C(_t.ModuleType):
     run = property(lambda self: import_module("splitlab.core.run.loop").run, lambda self, v: None)
 _s.modules[__name__].__class__ = _C

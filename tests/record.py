@@ -16,14 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 
 from splitlab.core import run
-from splitlab.core.catalogue.registry import ROOT, bind_stack, catalogue
+from splitlab.core.catalogue.binding import bind_stack
+from splitlab.core.catalogue.tables import ROOT, catalogue
 from splitlab.core.testing.subject import TINY, TURNS
 from splitlab.core.testing.tiny import Couple, thaw
 from splitlab.core.wire.encode import encode
-import torch
+
 torch.set_num_threads(1)
 
 STACKS = [

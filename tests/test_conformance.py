@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from splitlab.core.catalogue.registry import ROOT, catalogue
+from splitlab.core.catalogue.tables import ROOT, catalogue
 from splitlab.core.testing import FreshPeers, check_plugin, listed
 
 SHIPPED = [*catalogue()["plugins"], *catalogue()["stacks"]]

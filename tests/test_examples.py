@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from splitlab.core import ProtocolError, Role
-from splitlab.core.run.plan import resolve
+from splitlab.core.catalogue.binding import bind_plugin, bind_stack
 from splitlab.core.command.main import main, parser
 from splitlab.core.command.options import given
-from splitlab.core.study.compare import split_stack
-from splitlab.core.run.config import Config
-from splitlab.core.catalogue.registry import bind_plugin, bind_stack
 from splitlab.core.engine.stack import Stack
+from splitlab.core.run.config import Config
+from splitlab.core.run.plan import resolve
+from splitlab.core.study.compare import split_stack
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

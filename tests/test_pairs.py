@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import pytest
 
 from splitlab.core import ConfigError, Kind, Message
-from splitlab.core.catalogue.registry import bind_plugin, catalogue
+from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core.catalogue.tables import catalogue
 from splitlab.core.testing import joined
 from splitlab.core.testing.couple import Couple
 from splitlab.core.testing.links import Carry

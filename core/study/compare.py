@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from splitlab.core.catalogue.links import load_transport
 from splitlab.core.catalogue.binding import bind_stack
+from splitlab.core.catalogue.links import load_transport
 from splitlab.core.catalogue.tables import entries
 from splitlab.core.contract.errors import ConfigError, SplitlabError
 from splitlab.core.contract.traits import Ground

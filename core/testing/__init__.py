@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from typing import Literal
 
-from splitlab.core.catalogue.registry import entries
+from splitlab.core.catalogue.tables import entries
 from splitlab.core.contract.errors import SplitlabError
 from splitlab.core.testing.fresh import FreshPeers
 from splitlab.core.testing.link_checks import LINK_CHECKS

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from splitlab.core.catalogue.registry import BoundPlugin
+from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.cut import Cut
 from splitlab.core.contract.hooks import hookimpl
 from splitlab.core.contract.message import Message
-from splitlab.core.data.data import Batch
+from splitlab.core.contract.settings import Bound
+from splitlab.core.engine.conversation import hold
 from splitlab.core.testing.links import Carry
 from splitlab.core.testing.seen import Seen
 from splitlab.core.testing.tiny import Tiny
@@ -60,7 +61,7 @@ class Couple:
     def __init__(
         self,
         tiny: Tiny,
-        plugins: Sequence[BoundPlugin],
+        plugins: Sequence[Bound],
         *,
         carry: Carry | None = None,
         enter: Change | None = None,
@@ -80,17 +81,15 @@ class Couple:
 
     def train(self, batch: Batch, step: int) -> float:
         """Run a training step; returns the loss."""
-        up = self._cross(self.client.forward(self._as_wanted(batch), step), upward=True)
-        return self.client.backward(self._cross(self.server.handle(up), upward=False))
+        return hold(self.client.train(self._as_wanted(batch), step), self._ask).loss
 
     def evaluate(
         self, batch: Batch, number: int, *, stacked: bool = True
     ) -> tuple[torch.Tensor, float]:
         """Evaluate a batch; returns class ids and the summed loss."""
-        up = self._cross(
-            self.client.query(self._as_wanted(batch), number, stacked=stacked), upward=True
-        )
-        return self.client.answer(self._cross(self.server.handle(up), upward=False))
+        query = self.client.query(self._as_wanted(batch), number, stacked=stacked)
+        answer = hold(query, self._ask)
+        return answer.ids, answer.loss_sum
 
     def seen(self, role: str, hook: str, *, training: bool = True) -> list[Event]:
         """Return the events of a hook at one peer, in order."""
@@ -102,6 +101,10 @@ class Couple:
 
     def _as_wanted(self, batch: Batch) -> Batch:
         return Batch(batch.images.to(self._dtype), batch.targets, batch.sample_ids)
+
+    def _ask(self, message: Message) -> Message:
+        answer = self.server.handle(self._cross(message, upward=True))
+        return self._cross(answer, upward=False)
 
     def _cross(self, message: Message, *, upward: bool) -> Message:
         arrived = self._carry(message, upward)

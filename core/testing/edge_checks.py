@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.cut import Cut
 from splitlab.core.contract.errors import PluginError, SplitlabError
-from splitlab.core.data.data import Batch
 from splitlab.core.testing.couple import Couple
 from splitlab.core.testing.decoding import decoding_problem
 from splitlab.core.testing.report import Skipped

@@ -25,8 +25,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from splitlab.core.catalogue.registry import BoundPlugin, bind_plugin, bind_stack
+from splitlab.core.catalogue.binding import bind, bind_stack
 from splitlab.core.contract.errors import PluginError, SplitlabError
+from splitlab.core.contract.settings import Bound
 from splitlab.core.testing.tiny import Tiny, freeze, thaw
 
 __all__ = ["FreshPeers", "Turn", "address"]
@@ -37,7 +38,7 @@ Turn = tuple[Literal["train", "evaluate"], int]
 """What a peer is asked to do, and the number of the step or batch."""
 
 
-def address(stack: Sequence[BoundPlugin], text: str | None) -> dict[str, Any] | str:
+def address(stack: Sequence[Bound], text: str | None) -> dict[str, Any] | str:
     """Return how a process that starts from nothing finds the stack, or why it cannot.
 
     Args:
@@ -222,7 +223,7 @@ def _answer(request: Mapping[str, Any], frames: list[bytes], answers: Any) -> No
 
 
 def _play(
-    request: Mapping[str, Any], stack: Sequence[BoundPlugin], frames: Sequence[bytes]
+    request: Mapping[str, Any], stack: Sequence[Bound], frames: Sequence[bytes]
 ) -> Iterator[bytes]:
     tiny = Tiny(**request["tiny"])
     if request["role"] == "server":
@@ -240,7 +241,7 @@ def _play(
             client.answer(thaw(frame))
 
 
-def _find(plugins: Mapping[str, Any]) -> list[BoundPlugin]:
+def _find(plugins: Mapping[str, Any]) -> list[Bound]:
     if "text" in plugins:
         return bind_stack([plugins["text"]])
     name, file, label = plugins["name"], plugins["file"], plugins["label"]
@@ -249,8 +250,8 @@ def _find(plugins: Mapping[str, Any]) -> list[BoundPlugin]:
         module = importlib.import_module(plugins["module"])
         if Path(module.__file__ or "").resolve() == Path(file):
             factory = getattr(module, name)
-    factory = factory or bind_plugin(f"{file}:{name}").factory
-    return [BoundPlugin(label, label, factory, plugins["params"], plugins["params"])]
+    factory = factory or bind("plugins", f"{file}:{name}").factory
+    return [Bound(label, label, factory, plugins["params"], plugins["params"])]
 
 
 if __name__ == "__main__":

@@ -11,11 +11,9 @@ import torch
 from torch.nn import functional as F
 
 from splitlab.core.contract.cut import Cut
-from splitlab.core.models.model import ServerHalf
 from splitlab.core.testing.couple import Couple
 from splitlab.core.testing.report import Skipped, Warned
 from splitlab.core.testing.subject import GRADIENT, Subject, with_activations
-from splitlab.core.testing.tiny import CPU
 
 __all__ = ["gradient_as_declared"]
 
@@ -125,15 +123,15 @@ def _composed(s: Subject, X: torch.Tensor) -> torch.Tensor:
         cuts.append(cut)
 
     couple = _double(s, enter)
-    couple.client.forward(
-        dataclasses.replace(s.tiny.batch(), images=s.tiny.batch().images.double()), 0
-    )
+    batch = s.tiny.batch()
+    next(couple.client.train(dataclasses.replace(batch, images=batch.images.double()), 0))
     [sent] = cuts
     side = {name: tensor.detach() for name, tensor in sent.side.items()}
-    cut = Cut(sent.activations, sent.targets, 0, True, side=side)
+    cut = Cut(
+        activations=sent.activations, targets=sent.targets, step=0, training=True, side=side
+    )
     couple.server.stack.before_server_forward(cut)
-    half = ServerHalf(s.tiny.vit().double(), couple.server.peer.cut, CPU)
-    logits = half.forward(cut.activations, cut.token_sizes)
+    logits = s.tiny.server(dtype=torch.float64)._part.forward(cut.activations, cut.token_sizes)
     loss = F.cross_entropy(logits, cut.targets, reduction="none")
     weights = torch.ones_like(loss) if cut.weights is None else cut.weights
     gradient: torch.Tensor = torch.autograd.grad((loss * weights).sum() / weights.sum(), leaf)[0]

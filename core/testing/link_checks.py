@@ -11,13 +11,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from splitlab.core.contract.errors import NetworkError, ProtocolError
-from splitlab.core.contract.link import Link
+from splitlab.core.contract.link import Limits, Link
 from splitlab.core.contract.message import Kind, Message, Role
 from splitlab.core.testing.expect import raises, within
 from splitlab.core.testing.links import Ends, a_message
 from splitlab.core.testing.report import Check, Failed, Skipped
 from splitlab.core.testing.seen import Seen, difference
-from splitlab.core.wire.frame import Frame, Limits, encode
+from splitlab.core.wire.encode import Frame, encode
 
 __all__ = ["LINK_CHECKS"]
 

@@ -11,16 +11,11 @@ from typing import Any, Literal
 
 import torch
 
-from splitlab.core.catalogue.registry import entries, load
+from splitlab.core.catalogue.links import load_transport, working_transports
+from splitlab.core.catalogue.loading import load
+from splitlab.core.catalogue.tables import entries
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.contract.link import (
-    Link,
-    Listener,
-    PairTransport,
-    Transport,
-    load_transport,
-    working_transports,
-)
+from splitlab.core.contract.link import InsideTransport, Link, Listener, Transport
 from splitlab.core.contract.message import Kind, Message, Role
 from splitlab.core.testing.report import Skipped
 
@@ -63,11 +58,11 @@ def a_message(kind: Kind = Kind.ACTIVATION, step: int = 7, **meta: Any) -> Messa
 
 @contextmanager
 def both_ends(
-    transport: Transport | PairTransport, device: torch.device = CPU
+    transport: Transport, device: torch.device = CPU
 ) -> Iterator[tuple[Link, Link, ThreadPoolExecutor]]:
     """Yield the client's end of a link, the server's, and a thread for one of them."""
     with ThreadPoolExecutor(1) as aside, ExitStack() as cleanup:
-        if isinstance(transport, PairTransport):
+        if transport.place == "inside":
             client, server = transport.pair()
         else:
             listener = transport.listen(transport.default_address, device=device)
@@ -107,7 +102,7 @@ def one_of_each_kind() -> list[str]:
         if name in works:
             transport = load("transports", name)()
             if _device(transport) == CPU:
-                found.setdefault(isinstance(transport, PairTransport), name)
+                found.setdefault(transport.place == "inside", name)
     return [found[inside] for inside in (True, False) if inside in found]
 
 
@@ -126,7 +121,7 @@ class Ends:
 
     def __init__(
         self,
-        factory: Callable[[], Transport | PairTransport],
+        factory: Callable[[], Transport],
         wrap: Wrap | None = None,
         slack: float = 0.0,
     ) -> None:
@@ -157,18 +152,18 @@ class Ends:
     def networked(self) -> Network:
         """Return a transport that listens and connects, with the device that it reaches."""
         made = self._new()
-        if isinstance(made, PairTransport):
+        if made.place == "inside":
             raise Skipped("both ends are made in one process")
         return Network(made, _device(made), self.soon)
 
-    def paired(self) -> PairTransport:
+    def paired(self) -> InsideTransport:
         """Return a transport that makes both ends."""
         made = self._new()
-        if not isinstance(made, PairTransport):
+        if made.place != "inside":
             raise Skipped("its ends are made by listening and connecting")
         return made
 
-    def _new(self) -> Transport | PairTransport:
+    def _new(self) -> Transport:
         made = self._factory()
         if missing := made.unavailable():
             raise Skipped(missing)
@@ -200,9 +195,9 @@ class Network:
             return listener.address
 
 
-def _device(transport: Transport | PairTransport) -> torch.device:
+def _device(transport: Transport) -> torch.device:
     """Return where a peer of this transport computes: on the CPU, if its link reaches that."""
-    if not isinstance(transport, PairTransport):
+    if transport.place != "inside":
         try:
             transport.listen(transport.default_address, device=CPU).close()
         except ConfigError:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from contextlib import ExitStack
 
-from splitlab.core.catalogue.registry import BoundPlugin, bind_stack, parameters
-from splitlab.core.run.plan import limited_threads
+from splitlab.core.catalogue.binding import bind_stack
+from splitlab.core.contract.settings import Bound, parameters
+from splitlab.core.run.workers import limited_threads
 from splitlab.core.testing.edge_checks import survives_edge_inputs, takes_half_precision
 from splitlab.core.testing.fresh import FreshPeers
 from splitlab.core.testing.gradient_checks import gradient_as_declared
@@ -57,7 +58,7 @@ PLUGIN_CHECKS: list[Check[Subject]] = [
 
 
 def check_plugin(
-    plugin: str | type | BoundPlugin,
+    plugin: str | type | Bound,
     *,
     only: Collection[str] | None = None,
     fresh: FreshPeers | None = None,
@@ -79,11 +80,11 @@ def check_plugin(
     text = plugin if isinstance(plugin, str) else None
     if isinstance(plugin, str):
         stack = bind_stack([plugin])
-    elif isinstance(plugin, BoundPlugin):
+    elif isinstance(plugin, Bound):
         stack = [plugin]
     else:
         given = {name: p.default for name, p in parameters(plugin).items() if not p.required}
-        stack = [BoundPlugin(plugin.__name__, plugin.__name__, plugin, given, {})]
+        stack = [Bound(plugin.__name__, plugin.__name__, plugin, given, {})]
     with ExitStack() as cleanup:
         cleanup.enter_context(limited_threads(1))
         if fresh is None and (only is None or _FRAMES in only):

@@ -11,7 +11,7 @@ import torch
 
 from splitlab.core.contract.cut import Cut
 from splitlab.core.contract.message import Message, Role
-from splitlab.core.wire.frame import flat
+from splitlab.core.wire.layout import flat
 
 __all__ = ["Seen", "difference", "same"]
 

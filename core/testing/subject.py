@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from splitlab.core.catalogue.registry import BoundPlugin, parameters
 from splitlab.core.contract.cut import Cut
 from splitlab.core.contract.errors import ConfigError, SplitlabError
 from splitlab.core.contract.message import Message
+from splitlab.core.contract.settings import Bound, parameters
 from splitlab.core.contract.traits import Gradient, Traits
 from splitlab.core.run.checkpoint import Checkpoints
 from splitlab.core.testing.couple import Couple
@@ -94,7 +94,7 @@ class Subject:
 
     def __init__(
         self,
-        stack: Sequence[BoundPlugin],
+        stack: Sequence[Bound],
         text: str | None,
         tiny: Tiny,
         fresh: FreshPeers | None,
@@ -153,7 +153,7 @@ class Subject:
             gradient=min((traits.gradient for traits in declared), key=order.index),
         )
 
-    def couple(self, stack: Sequence[BoundPlugin] = (), **settings: Any) -> Couple:
+    def couple(self, stack: Sequence[Bound] = (), **settings: Any) -> Couple:
         """Build new peers."""
         return Couple(self.tiny, stack or self.stack, **settings)
 
@@ -262,7 +262,7 @@ def _saved(couple: Couple) -> dict[str, State] | Exception:
     return states
 
 
-def with_ratio(s: Subject, ratio: float) -> list[BoundPlugin]:
+def with_ratio(s: Subject, ratio: float) -> list[Bound]:
     """Return the plugin with another ratio."""
     return [dataclasses.replace(s.stack[0], params={**s.stack[0].params, "ratio": ratio})]
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
-from splitlab.core.catalogue.registry import BoundPlugin
+from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.message import Message
+from splitlab.core.contract.part import Layout
 from splitlab.core.contract.peer import Peer
 from splitlab.core.contract.seeding import isolated_rng
-from splitlab.core.data.data import Batch
-from splitlab.core.engine.peers import Client, Optimization, Server
+from splitlab.core.contract.settings import Bound
+from splitlab.core.engine.client import Client
+from splitlab.core.engine.conversation import hold
+from splitlab.core.engine.server import Server
 from splitlab.core.engine.stack import Stack
-from splitlab.core.models.model import ClientHalf, ServerHalf
-from splitlab.core.models.model import VisionTransformer as ViT  # type: ignore[attr-defined]
-from splitlab.core.wire.frame import Reader, encode
+from splitlab.core.engine.worker import Optimization
+from splitlab.core.models.vit import VisionTransformer, ViT
+from splitlab.core.wire.decode import Reader
+from splitlab.core.wire.encode import encode
 
 __all__ = ["Tiny", "freeze", "thaw"]
 
@@ -48,7 +53,7 @@ class Tiny:
     classes: int = 4
     samples: int = 6
 
-    def vit(self, seed: int = 0, **arguments: Any) -> ViT:
+    def vit(self, seed: int = 0, **arguments: Any) -> VisionTransformer:
         """Build timm's VisionTransformer, equal for equal seeds; arguments are timm's."""
         defaults = {
             "img_size": self.image,
@@ -60,7 +65,7 @@ class Tiny:
             "num_classes": self.classes,
         }
         with isolated_rng(seed, "tiny", device=CPU):
-            vit = ViT(**defaults | arguments)
+            vit = VisionTransformer(**defaults | arguments)
             for parameter in vit.parameters():  # as they are, all samples look the same to it
                 parameter.data += 0.3 * torch.randn_like(parameter)
             return vit
@@ -73,40 +78,42 @@ class Tiny:
         targets = torch.randint(classes or self.classes, (B,), generator=generator)
         return Batch(images, targets, torch.arange(B) + B * number)
 
-    def bound(self, plugin: type, label: str = "", **params: Any) -> BoundPlugin:
-        """Bind a plugin class as `splitlab.core.catalogue.registry.bind_plugin` would."""
+    def bound(self, plugin: type, label: str = "", **params: Any) -> Bound:
+        """Bind a plugin class as `splitlab.core.catalogue.binding.bind` would."""
         name = label or plugin.__name__.lower()
-        return BoundPlugin(name, name, plugin, params, params)
+        return Bound(name, name, plugin, params, params)
 
     def peer(self, role: Literal["client", "server"] = "client", **facts: Any) -> Peer:
-        """Make the `Peer` of this model, cut after its first block."""
+        """Make the `Peer` of this model, cut after its first block.
+
+        Facts are fields of `Peer`, and of its `Layout`.
+        """
         side = self.image // self.patch
         defaults: dict[str, Any] = {
             "seed": 0,
             "classes": self.classes,
-            "tokens": side * side + 1,
-            "width": self.width,
-            "grid": (side, side),
-            "prefix_tokens": 1,
-            "class_token": True,
             "cut": 1,
-            "depth": self.depth,
             "batch_size": self.samples,
             "device": CPU,
         }
+        layout = Layout(side * side + 1, self.width, 1, True, (side, side))
+        named = {spec.name for spec in dataclasses.fields(Layout)}
+        changed = {name: facts.pop(name) for name in named & facts.keys()}
+        if changed or "layout" not in facts:
+            facts["layout"] = dataclasses.replace(facts.get("layout", layout), **changed)
         return Peer(role=role, **defaults | facts)
 
-    def client(self, plugins: Sequence[BoundPlugin] = (), **settings: Any) -> Client:
+    def client(self, plugins: Sequence[Bound] = (), **settings: Any) -> Client:
         """Build a client; settings are those of `pair`."""
-        client: Client = self._worker("client", Client, ClientHalf, plugins, **settings)
+        client: Client = self._worker("client", Client, plugins, **settings)
         return client
 
-    def server(self, plugins: Sequence[BoundPlugin] = (), **settings: Any) -> Server:
+    def server(self, plugins: Sequence[Bound] = (), **settings: Any) -> Server:
         """Build a server; settings are those of `pair`."""
-        server: Server = self._worker("server", Server, ServerHalf, plugins, **settings)
+        server: Server = self._worker("server", Server, plugins, **settings)
         return server
 
-    def pair(self, plugins: Sequence[BoundPlugin] = (), **settings: Any) -> tuple[Client, Server]:
+    def pair(self, plugins: Sequence[Bound] = (), **settings: Any) -> tuple[Client, Server]:
         """Build a client and a server that fit.
 
         Args:
@@ -121,8 +128,7 @@ class Tiny:
         self,
         role: Literal["client", "server"],
         worker: Any,
-        half: Any,
-        plugins: Sequence[BoundPlugin],
+        plugins: Sequence[Bound],
         *,
         observers: Sequence[object] = (),
         cut: int = 1,
@@ -130,7 +136,7 @@ class Tiny:
         optimizer: str = "adam",
         lr: float = 1e-2,
         weight_decay: float = 0.0,
-        model: Callable[[], ViT] | None = None,
+        model: Callable[[], VisionTransformer] | None = None,
         classes: int | None = None,
         device: torch.device = CPU,
         dtype: torch.dtype = torch.float32,
@@ -138,22 +144,12 @@ class Tiny:
     ) -> Any:
         classes = classes or self.classes
         vit = model() if model else self.vit(seed, num_classes=classes, **arguments)
-        part = half(vit.to(dtype), cut, device)
-        peer = self.peer(
-            role,
-            seed=seed,
-            classes=classes,
-            tokens=part.tokens,
-            width=part.width,
-            grid=part.grid,
-            prefix_tokens=part.prefix_tokens,
-            class_token=part.class_token,
-            cut=cut,
-            depth=part.depth,
-            device=device,
-        )
+        whole = ViT(vit.to(dtype), channels=3, image_size=vit.patch_embed.img_size[0])
+        part = whole.part(int(role == "server"), (cut,), device)
+        layout = whole.layout(cut)
+        peer = self.peer(role, seed=seed, classes=classes, layout=layout, cut=cut, device=device)
         optimization = Optimization(optimizer, lr, weight_decay)
-        return worker(part, Stack(plugins, observers), peer, optimization)
+        return worker(part, Stack(plugins, observers=observers), peer, optimization)
 
     def travel(self, message: Message) -> Message:
         """Encode a message, and decode it from the bytes alone."""
@@ -161,16 +157,18 @@ class Tiny:
 
     def train(self, client: Client, server: Server, steps: Sequence[int]) -> list[float]:
         """Run these training steps through real frames; returns the losses."""
-        losses = []
-        for step in steps:
-            up = self.travel(client.forward(self.batch(step), step))
-            losses.append(client.backward(self.travel(server.handle(up))))
-        return losses
+
+        def ask(message: Message) -> Message:
+            return self.travel(server.handle(self.travel(message)))
+
+        return [hold(client.train(self.batch(step), step), ask).loss for step in steps]
 
 
 def freeze(message: Message) -> bytes:
     """Return the frame of a message."""
-    return b"".join(encode(message).buffers())
+    frame = encode(message)
+    message.sent(frame.nbytes)
+    return b"".join(frame.buffers())
 
 
 def thaw(raw: bytes) -> Message:

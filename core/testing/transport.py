@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from splitlab.core.catalogue.registry import load
+from splitlab.core.catalogue.loading import load
 from splitlab.core.testing.connect_checks import CONNECT_CHECKS
 from splitlab.core.testing.link_checks import LINK_CHECKS
 from splitlab.core.testing.links import Ends

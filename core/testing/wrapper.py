@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection
 from functools import partial
 from typing import Literal, Protocol
 
-from splitlab.core.contract.link import Link, load_transport
+from splitlab.core.catalogue.links import load_transport
+from splitlab.core.contract.link import Link
 from splitlab.core.testing.link_checks import LINK_CHECKS
 from splitlab.core.testing.links import Ends, one_of_each_kind
 from splitlab.core.testing.report import Check, Failed, Report, Skipped, run_checks

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import ConfigError, Cut, Peer, PluginError, ProtocolError
-from splitlab.core.catalogue.registry import bind_plugin
+from splitlab.core.catalogue.binding import bind_plugin
 from splitlab.core.engine.stack import Stack
 from splitlab.plugins.adc import ADC, ADCBatchMerge, ADCTokenSelect, merge_select
 from splitlab.plugins.common.kmeans import random_partition

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import ConfigError, Cut, Kind, Peer, ProtocolError, Role
-from splitlab.core.catalogue.registry import bind_plugin
+from splitlab.core.catalogue.binding import bind_plugin
 from splitlab.plugins import c3sl
 from splitlab.plugins.adc import ADC
 from splitlab.plugins.c3sl import C3SL, ROWS, STATISTICS, Keys, draw_keys

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from splitlab.core import ConfigError, Kind, Message, ProtocolError, Role
-from splitlab.core.catalogue.registry import bind_plugin
+from splitlab.core.catalogue.binding import bind_plugin
 from splitlab.plugins.cast import Cast
 from splitlab.plugins.quantize import Quantize
 

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import ConfigError, Cut, Kind, Message, PluginError, ProtocolError, Role
-from splitlab.core.catalogue.registry import ROOT, bind_plugin
+from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core.catalogue.tables import ROOT
 from splitlab.plugins.adc import ADC
 from splitlab.plugins.common.kmeans import codebooks
 from splitlab.plugins.fedlite import FedLite

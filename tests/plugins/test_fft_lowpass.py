@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import ConfigError, Cut, Kind, ProtocolError, Role
-from splitlab.core.catalogue.registry import bind_plugin
+from splitlab.core.catalogue.binding import bind_plugin
 from splitlab.plugins.adc import ADC
 from splitlab.plugins.c3sl import C3SL
 from splitlab.plugins.fft_lowpass import SIZE, FFTLowpass, fourier_basis

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from splitlab.core import ConfigError, Kind, Message, ProtocolError, Role
-from splitlab.core.catalogue.registry import ROOT, bind_plugin, entries
+from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core.catalogue.tables import ROOT, entries
 from splitlab.plugins.adc import ADC
 from splitlab.plugins.nsc_sl import NSCSL
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import ConfigError, Kind, Message, Peer, PluginError, ProtocolError, Role
-from splitlab.core.catalogue.registry import bind_plugin
+from splitlab.core.catalogue.binding import bind_plugin
 from splitlab.plugins.adc import ADC, ADCBatchMerge
 from splitlab.plugins.common.bits import unpack
 from splitlab.plugins.sl_fac import SLFAC, dct_basis, much_energy, widths_of, widths_within

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from splitlab.core import ConfigError, Cut, Peer, PluginError
-from splitlab.core.catalogue.registry import bind_plugin
+from splitlab.core.catalogue.binding import bind_plugin
 from splitlab.plugins.token_controls import GridPool, RandomTokens
 
 Plugin = RandomTokens | GridPool

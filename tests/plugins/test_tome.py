@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import ConfigError, Cut, Peer, PluginError, ProtocolError, hookimpl
-from splitlab.core.catalogue.registry import bind_plugin
+from splitlab.core.catalogue.binding import bind_plugin
 from splitlab.plugins.common.pooling import SIZES
 from splitlab.plugins.tome import ToMe, match
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from splitlab.core.catalogue.registry import catalogue, load
+from splitlab.core.catalogue.loading import load
+from splitlab.core.catalogue.tables import catalogue
 from splitlab.core.contract.errors import ConfigError, NetworkError
 from splitlab.core.contract.link import PairTransport
 from splitlab.core.testing import TRANSPORT_CHECKS, check_transport

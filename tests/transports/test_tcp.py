@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from splitlab.core.contract.errors import NetworkError, ProtocolError
+from splitlab.core.contract.link import Limits
 from splitlab.core.contract.message import Kind, Message, Role
 from splitlab.core.wire.encode import encode
-from splitlab.core.contract.link import Limits
 from splitlab.transports.tcp import Tcp, TcpLink
 
 CPU = torch.device("cpu")

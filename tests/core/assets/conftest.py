@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from splitlab.core.catalogue.registry import ROOT
+from splitlab.core.catalogue.tables import ROOT
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
-from splitlab.core.catalogue.registry import ROOT
+from splitlab.core.catalogue.tables import ROOT
 from splitlab.core.data.entry import dataset_entry
 
 ASSETS = ROOT / "core" / "assets"

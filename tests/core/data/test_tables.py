@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from splitlab.core.catalogue.registry import catalogue
+from splitlab.core.catalogue.tables import catalogue
 from splitlab.core.data.entry import dataset_entry
 
 

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from splitlab.core import Kind, PluginError, ProtocolError, Role, hookimpl
-from splitlab.core.run.checkpoint import Checkpoints
 from splitlab.core.contract.seeding import isolated_rng
+from splitlab.core.run.checkpoint import Checkpoints
 
 STEPS = range(4)
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}

@@ -14,21 +14,14 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from splitlab.core.models import model as model_module
+from splitlab.core.catalogue.tables import ROOT, catalogue
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.models.model import (
-    ClientHalf,
-    ServerHalf,
-    build_model,
-    class_attention,
-    default_cut,
-    fingerprint,
-    input_shape,
-    list_models,
-)
 from splitlab.core.contract.peer import AttentionRequest
-from splitlab.core.catalogue.registry import ROOT, catalogue
 from splitlab.core.contract.seeding import isolated_rng
+from splitlab.core.models import model as model_module
+from splitlab.core.models.build import build_model, fingerprint
+from splitlab.core.models.model import ClientHalf, ServerHalf, default_cut, input_shape, list_models
+from splitlab.core.models.vit import class_attention
 
 CPU = torch.device("cpu")
 LR = 1e-2

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from splitlab.core import ConfigError, SplitlabError, hookimpl, run
-from splitlab.core.run.loop import Interrupted
 from splitlab.core.catalogue.links import working_transports
+from splitlab.core.run.reporter import Interrupted
 
 TWO_PROCESS = [name for name in working_transports() if name != "inprocess"]
 SMALL = {

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from splitlab.core import ConfigError, run
-from splitlab.core.data.data import Batch
-from splitlab.core.catalogue.registry import ROOT
+from splitlab.core.catalogue.tables import ROOT
+from splitlab.core.contract.batch import Batch
 from splitlab.core.run.trace import Stage, TensorFacts, Trace, _Peers, trace
 
 HALF = str(ROOT / "examples" / "half_precision.py:HalfPrecision")

@@ -19,10 +19,10 @@ import pytest
 
 from splitlab.core import Config, ConfigError, SplitlabError, run
 from splitlab.core.command.main import main
-from splitlab.core.study.compare import ComparisonReporter, compare, redraw, split_stack
 from splitlab.core.run.folder import RunFolder
-from splitlab.core.study.results import Comparison, Contender, Outcome
-from splitlab.core.run.loop import Interrupted, Reporter, Result
+from splitlab.core.run.reporter import Interrupted, Reporter, Result
+from splitlab.core.study.compare import ComparisonReporter, compare, redraw, split_stack
+from splitlab.core.study.comparison import Comparison, Contender, Outcome
 
 FAST = {"threads": 1, "budget": "steps=2", "weights": "none", "device": "cpu"}
 FLAGS = ["--threads", "1", "--budget", "steps=2", "--weights", "none", "--device", "cpu"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from splitlab.core import Kind, Message, Role
-from splitlab.core.catalogue.registry import load
+from splitlab.core.catalogue.loading import load
 from splitlab.core.contract.link import PairTransport
 from splitlab.core.testing import joined, links
 

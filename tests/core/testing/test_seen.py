@@ -8,7 +8,7 @@ import torch
 
 from splitlab.core import Kind, Message, Role
 from splitlab.core.testing.seen import Seen, difference
-from splitlab.core.wire.frame import encode
+from splitlab.core.wire.encode import encode
 
 
 def test_where_two_rows_of_messages_differ_is_said_in_words() -> None:

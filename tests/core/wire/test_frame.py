@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core.contract.errors import PluginError, ProtocolError
+from splitlab.core.contract.link import Limits
 from splitlab.core.contract.message import Kind, Message, Role
 from splitlab.core.wire.decode import Reader, decode
 from splitlab.core.wire.encode import encode
 from splitlab.core.wire.layout import OPENING_BYTES
-from splitlab.core.contract.link import Limits
 
 DTYPES = [
     torch.float64,
