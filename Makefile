@@ -3,13 +3,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint types wheel bench clean
+.PHONY: run test test-everywhere lint types wheel bench clean
 
 run: .venv/installed-run
 	$(BIN)/splitlab run --plugin adc
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
+
+# The suite on what other machines compute and install: see the first lines of the script.
+test-everywhere: .venv/installed-test
+	tests/everywhere.sh $(BIN)/python
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

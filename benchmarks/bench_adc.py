@@ -18,7 +18,9 @@ import pytest
 import torch
 
 from splitlab.core import Cut, Peer
-from splitlab.core.models.model import ClientHalf, build_model, class_attention
+from splitlab.core.models.build import build_model
+from splitlab.core.models.model import ClientHalf
+from splitlab.core.models.vit import class_attention
 from splitlab.plugins.adc import ADC
 
 N, D = 197, 192

@@ -26,7 +26,8 @@ import torch
 import torch.distributed
 
 from splitlab.core.contract.message import Kind, Message, Role
-from splitlab.core.wire.frame import Reader, encode
+from splitlab.core.wire.decode import Reader
+from splitlab.core.wire.encode import encode
 from splitlab.transports.tcp import Tcp
 
 dist: Any = torch.distributed

@@ -20,11 +20,13 @@ import pytest
 import torch
 
 from splitlab.core import Config, Cut, Kind, Message, Peer, Role
-from splitlab.core.run.plan import resolve
-from splitlab.core.models.model import ClientHalf, build_model
+from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core.catalogue.tables import catalogue
 from splitlab.core.contract.peer import AttentionRequest
-from splitlab.core.catalogue.registry import bind_plugin, catalogue
 from splitlab.core.engine.stack import Stack
+from splitlab.core.models.build import build_model
+from splitlab.core.models.model import ClientHalf
+from splitlab.core.run.plan import resolve
 
 B, C = 128, 100
 MODEL = "deit_tiny_patch16_224"

@@ -15,13 +15,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from splitlab.core.run.plan import build_client, build_server, resolve
+from splitlab.core.catalogue.loading import load
+from splitlab.core.contract.batch import Batch
+from splitlab.core.models.build import build_model
+from splitlab.core.models.model import input_shape
 from splitlab.core.run.config import Config
-from splitlab.core.data.data import Batch
+from splitlab.core.run.plan import resolve
+from splitlab.core.run.workers import build_client, build_server
+from splitlab.core.session.client import ClientSession
+from splitlab.core.session.server import ServerSession
 from splitlab.core.wire.ledger import Ledger
-from splitlab.core.models.model import build_model, input_shape
-from splitlab.core.catalogue.registry import load
-from splitlab.core.session.session import ClientSession, ServerSession
 
 CPU = torch.device("cpu")
 CASES = [("vit-mini", 128, 15), ("deit_tiny_patch16_224", 64, 4)]

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from splitlab.core.run.config import Config
+    from splitlab.core.contract.batch import Batch
     from splitlab.core.contract.cut import Cut
     from splitlab.core.contract.errors import (
         ConfigError,
@@ -21,39 +21,66 @@ if TYPE_CHECKING:
         SplitlabError,
     )
     from splitlab.core.contract.hooks import hookimpl
+    from splitlab.core.contract.link import WrappedLink
+    from splitlab.core.contract.measure import Attention, Keys
     from splitlab.core.contract.message import Kind, Message, Role
+    from splitlab.core.contract.part import Layout
     from splitlab.core.contract.peer import Peer
-    from splitlab.core.run.loop import Result, run
     from splitlab.core.contract.traits import Traits
+    from splitlab.core.data.load import load_data
+    from splitlab.core.models.build import build_model
+    from splitlab.core.models.segments import Segments
+    from splitlab.core.run.config import Config
+    from splitlab.core.run.plan import Plan
+    from splitlab.core.run.reporter import Result
+    from splitlab.core.run.run import run
 
 __all__ = [
+    "Attention",
+    "Batch",
     "Config",
     "ConfigError",
     "Cut",
+    "Keys",
     "Kind",
+    "Layout",
     "LinkError",
     "Message",
     "NetworkError",
     "Peer",
+    "Plan",
     "PluginError",
     "ProtocolError",
     "Result",
     "Role",
+    "Segments",
     "SplitlabError",
     "Traits",
+    "WrappedLink",
+    "build_model",
     "hookimpl",
+    "load_data",
     "run",
 ]
 
 _HOMES = {
     "Config": "run.config",
+    "Attention": "contract.measure",
+    "Batch": "contract.batch",
     "Cut": "contract.cut",
+    "Keys": "contract.measure",
+    "Layout": "contract.part",
+    "Plan": "run.plan",
+    "Segments": "models.segments",
+    "WrappedLink": "contract.link",
+    "build_model": "models.build",
+    "load_data": "data.load",
     "Kind": "contract.message",
     "Message": "contract.message",
     "Role": "contract.message",
     "Peer": "contract.peer",
-    "Result": "run.loop",
-    "run": "run.loop",
+    "Result": "run.reporter",
+    "run": "run.run",
     "Traits": "contract.traits",
     "hookimpl": "contract.hooks",
 }
@@ -67,3 +94,12 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+import sys as _s
+import types as _t
+
+
+class _C(_t.ModuleType):
+    run = property(lambda self: import_module("splitlab.core.run.loop").run, lambda self, v: None)
+_s.modules[__name__].__class__ = _C

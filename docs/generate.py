@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from splitlab.core.contract import hooks
 from splitlab.core.catalogue.listing import plugin_facts, plugin_rows
-from splitlab.core.catalogue.registry import entries
+from splitlab.core.catalogue.tables import entries
+from splitlab.core.contract import hooks
 from splitlab.core.contract.traits import ASPECTS, Traits
 
 HERE = Path(__file__).resolve().parent

@@ -61,7 +61,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch.autograd.function import once_differentiable
 
-from splitlab.core import ConfigError, Cut, Peer, PluginError, ProtocolError, Traits, hookimpl
+from splitlab.core import Attention, ConfigError, Cut, Peer, ProtocolError, Traits, hookimpl
 from splitlab.plugins.common.kmeans import (
     cluster_means,
     kmeans,
@@ -69,7 +69,12 @@ from splitlab.plugins.common.kmeans import (
     membership,
     random_partition,
 )
-from splitlab.plugins.common.pooling import floor, select_in_cut
+from splitlab.plugins.common.pooling import (
+    attention_in_cut,
+    bring_attention,
+    floor,
+    select_in_cut,
+)
 from splitlab.plugins.common.settings import DEFAULT_RATIO, check_choice, check_share, refusal
 
 __all__ = ["ADC", "ADCBatchMerge", "ADCTokenSelect", "merge_select"]
@@ -129,12 +134,13 @@ class ADC:
         repo_token_bug: bool = False,
     ) -> None:
         tau, kappa, ratio = _allocate(ratio, alloc, tau, kappa)
+        attention = _request(heads, score_layer)
         self._ratio = ratio
         self._evaluation = evaluation
         self._merging = _Merging(
-            "adc", tau, criterion, iterations, tol, tol_mode, rounding, loss_weight
+            "adc", tau, criterion, iterations, tol, tol_mode, rounding, loss_weight, attention
         )
-        self._selection = _Selection("adc", kappa, rounding, heads, score_layer)
+        self._selection = _Selection("adc", kappa, rounding, attention)
         self._repo_token_bug = repo_token_bug
         if repo_token_bug and criterion not in ("cls_token", "avg_token"):
             raise refusal(
@@ -160,7 +166,7 @@ class ADC:
             return
         assignment_B = self._merging.partition(cut, self._peer)
         _announce(cut, assignment_B)
-        scores_TN = _attention(cut, self._selection.plugin)
+        scores_TN = self._selection.scores(cut)
         if self._repo_token_bug and cut.training:
             features_BF = self._merging.features(cut)
             scores_TN = _reference_scores(features_BF, assignment_B, N=scores_TN.shape[1])
@@ -234,8 +240,6 @@ class ADCBatchMerge:
         score_layer: ScoreLayer = "last",
     ) -> None:
         check_share("ratio", ratio)
-        check_choice("heads", heads, get_args(Heads))
-        check_choice("score_layer", score_layer, get_args(ScoreLayer))
         self._merging = _Merging(
             "adc-batch-merge",
             ratio,
@@ -245,9 +249,8 @@ class ADCBatchMerge:
             tol_mode,
             rounding,
             loss_weight,
+            _request(heads, score_layer),
         )
-        self._heads = heads
-        self._score_layer = score_layer
 
     @hookimpl
     def setup(self, peer: Peer) -> None:
@@ -255,7 +258,7 @@ class ADCBatchMerge:
         self._peer = peer
         self._merging.check(peer)
         if self._merging.criterion == "cls_score":
-            peer.require_attention(self._merging.plugin, heads=self._heads, layer=self._score_layer)
+            peer.request(self._merging.plugin, self._merging.attention)
 
     @hookimpl
     def after_client_forward(self, cut: Cut) -> None:
@@ -302,7 +305,8 @@ class ADCTokenSelect:
         evaluation: bool = False,
     ) -> None:
         check_share("ratio", ratio)
-        self._selection = _Selection("adc-token-select", ratio, rounding, heads, score_layer)
+        attention = _request(heads, score_layer)
+        self._selection = _Selection("adc-token-select", ratio, rounding, attention)
         self._evaluation = evaluation
 
     @hookimpl
@@ -316,7 +320,7 @@ class ADCTokenSelect:
         """Replace (B, N, D) by (B, K, D)."""
         if not (cut.training or self._evaluation):
             return
-        scores_BN = _attention(cut, self._selection.plugin)
+        scores_BN = self._selection.scores(cut)
         _replace(cut, None, self._selection.choose(scores_BN, self._peer.prefix_tokens))
 
     @hookimpl
@@ -334,6 +338,13 @@ class ADCTokenSelect:
         )
 
 
+def _request(heads: Heads, score_layer: ScoreLayer) -> Attention:
+    """Return what the client's part is asked to measure."""
+    check_choice("heads", heads, get_args(Heads))
+    check_choice("score_layer", score_layer, get_args(ScoreLayer))
+    return Attention(heads, score_layer)
+
+
 @dataclass(frozen=True, slots=True)
 class _Merging:
     """Which samples become one row, and what their labels become."""
@@ -346,6 +357,7 @@ class _Merging:
     tol_mode: TolMode
     rounding: Rounding
     loss_weight: LossWeight
+    attention: Attention
 
     def __post_init__(self) -> None:
         check_choice("criterion", self.criterion, get_args(Criterion))
@@ -383,7 +395,7 @@ class _Merging:
     def features(self, cut: Cut) -> torch.Tensor:
         """Return what K-means clusters, (B, F), detached."""
         if self.criterion == "cls_score":
-            return _attention(cut, self.plugin)
+            return attention_in_cut(cut, self.attention, self.plugin)
         activations_BND = cut.activations.detach()
         if self.criterion == "cls_token":
             return activations_BND[:, 0]
@@ -446,13 +458,10 @@ class _Selection:
     plugin: str
     kappa: float
     rounding: Rounding
-    heads: Heads
-    score_layer: ScoreLayer
+    attention: Attention
 
     def __post_init__(self) -> None:
         check_choice("rounding", self.rounding, get_args(Rounding))
-        check_choice("heads", self.heads, get_args(Heads))
-        check_choice("score_layer", self.score_layer, get_args(ScoreLayer))
 
     def count(self, N: int) -> int:
         """Return k for N tokens, special tokens counted."""
@@ -460,7 +469,11 @@ class _Selection:
 
     def check(self, peer: Peer) -> None:
         """Ask for attention."""
-        peer.require_attention(self.plugin, heads=self.heads, layer=self.score_layer)
+        peer.request(self.plugin, self.attention)
+
+    def scores(self, cut: Cut) -> torch.Tensor:
+        """Return what tokens are chosen by: the class token's attention to each of them."""
+        return attention_in_cut(cut, self.attention, self.plugin)
 
     def choose(self, scores_TN: torch.Tensor, prefix: int) -> torch.Tensor | None:
         """Return the tokens kept, (T, K) in ascending order, or None if all are.
@@ -551,8 +564,9 @@ def _replace(cut: Cut, assignment_B: torch.Tensor | None, tokens_TK: torch.Tenso
     if tokens_TK is None:
         T, N = _clusters(assignment_B), cut.activations.shape[1]
         tokens_TK = torch.arange(N, device=assignment_B.device).expand(T, N)
-    elif cut.attention is not None:
-        cut.attention = cut.attention.gather(1, tokens_TK)
+    else:
+        kept_TK = tokens_TK
+        bring_attention(cut, lambda attention_TN: attention_TN.gather(1, kept_TK))
     cut.activations = merge_select(cut.activations, assignment_B, tokens_TK)
 
 
@@ -563,25 +577,12 @@ def _announce(cut: Cut, assignment_B: torch.Tensor | None) -> None:
     T = _clusters(assignment_B)
     cut.side[CLUSTERS] = assignment_B.to(torch.uint8 if T <= 2**8 else torch.uint16)
     cut.sample_ids = None  # a merged row is no sample
-    if cut.attention is not None:
-        cut.attention = cluster_means(cut.attention, assignment_B, T)
+    bring_attention(cut, lambda attention_BN: cluster_means(attention_BN, assignment_B, T))
 
 
 def _clusters(assignment_B: torch.Tensor) -> int:
     """Return T: a partition without empty clusters uses every id below it."""
     return int(assignment_B.max()) + 1
-
-
-def _attention(cut: Cut, plugin: str) -> torch.Tensor:
-    """Return the attention (B, N) to the tokens that the activations hold now."""
-    if cut.attention is None or cut.attention.shape[1] != cut.activations.shape[1]:
-        found = "none" if cut.attention is None else f"shape {[*cut.attention.shape]}"
-        raise PluginError(
-            f"plugin {plugin!r} needs class-token attention to each of the "
-            f"{cut.activations.shape[1]} tokens at the cut and finds {found}; put it in front of "
-            "plugins that change the tokens"
-        )
-    return cut.attention
 
 
 def _reference_scores(

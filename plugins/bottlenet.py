@@ -139,7 +139,7 @@ class BottleNet:
             B, _, D = tokens.shape
             whole = F.pad(tokens[:, :P], (0, -D % self._width))
             codes = torch.cat((whole.reshape(B, -1, self._width), codes), dim=1)
-            cut.attention = cut.keys = None
+            cut.measured = {}
         cut.activations = codes
 
     @hookimpl

@@ -42,8 +42,8 @@ from typing import Literal, get_args
 
 import torch
 
-from splitlab.core import Cut, Peer, PluginError, Traits, hookimpl
-from splitlab.plugins.common.pooling import Share, merge_in_cut, select_in_cut
+from splitlab.core import Attention, Cut, Peer, Traits, hookimpl
+from splitlab.plugins.common.pooling import Share, attention_in_cut, merge_in_cut, select_in_cut
 from splitlab.plugins.common.settings import check_choice
 
 __all__ = ["EViT"]
@@ -83,14 +83,13 @@ class EViT:
         self._share = Share("evit", keep, ratio, fused=int(fuse != "none"))
         self._fuse = fuse
         self._evaluation = evaluation
-        self._heads = heads
-        self._score_layer = score_layer
+        self._attention = Attention(heads, score_layer)
 
     @hookimpl
     def setup(self, peer: Peer) -> None:
         """Check ξ against the model, ask for attention."""
         self._peer = peer
-        peer.require_attention("evit", heads=self._heads, layer=self._score_layer)
+        peer.request("evit", self._attention)
         self._share.check(peer)
 
     @hookimpl
@@ -103,7 +102,7 @@ class EViT:
         M = self._share.patches(N, P)
         if M >= N - P:
             return
-        scores_BN = _attention(cut)
+        scores_BN = attention_in_cut(cut, self._attention, "evit")
         # Not topk: which of two equal scores it takes is not defined.
         ranked = scores_BN[:, P:].argsort(dim=1, descending=True, stable=True)
         special_BP = torch.arange(P, device=ranked.device).expand(B, P)
@@ -140,15 +139,3 @@ class EViT:
             return even_B1.expand_as(scores_BN)
         total_B1 = torch.where(fused_BN, scores_BN, 0.0).sum(dim=1, keepdim=True)
         return torch.where(total_B1 == 0, even_B1, scores_BN / total_B1)
-
-
-def _attention(cut: Cut) -> torch.Tensor:
-    """Return the attention (B, N) to the tokens that the activations hold now."""
-    if cut.attention is None or cut.attention.shape != cut.activations.shape[:2]:
-        found = "none" if cut.attention is None else f"shape {[*cut.attention.shape]}"
-        raise PluginError(
-            f"plugin 'evit' needs class-token attention of shape {[*cut.activations.shape[:2]]}, "
-            f"to every token at the cut, and finds {found}; put it in front of plugins that change "
-            "the tokens"
-        )
-    return cut.attention

@@ -46,7 +46,7 @@ from typing import Literal, get_args
 
 import torch
 
-from splitlab.core import ConfigError, Cut, Peer, PluginError, ProtocolError, Traits, hookimpl
+from splitlab.core import ConfigError, Cut, Keys, Peer, PluginError, ProtocolError, Traits, hookimpl
 from splitlab.plugins.common.pooling import SIZES, floor, merge_in_cut, merge_tokens, unreachable
 from splitlab.plugins.common.settings import (
     DEFAULT_RATIO,
@@ -101,7 +101,7 @@ class ToMe:
         """Check the parameters against the model, ask for keys."""
         self._peer = peer
         if self._metric == "keys":
-            peer.require_keys("tome")
+            peer.request("tome", Keys())
         N, least = peer.tokens, self._least(peer.tokens)
         if self._r is not None and self._r > N - least:
             raise ConfigError(
@@ -184,14 +184,15 @@ class ToMe:
     def _compared(self, cut: Cut) -> torch.Tensor:
         if self._metric == "tokens":
             return cut.activations.detach()
-        if cut.keys is None or cut.keys.shape[:2] != cut.activations.shape[:2]:
-            found = "none" if cut.keys is None else f"shape {[*cut.keys.shape]}"
+        keys = cut.measured.get(Keys())
+        if keys is None or keys.shape[:2] != cut.activations.shape[:2]:
+            found = "none" if keys is None else f"shape {[*keys.shape]}"
             raise PluginError(
                 f"plugin 'tome' needs an attention key of every token at the cut, "
                 f"{[*cut.activations.shape[:2]]}, and finds {found}; put it in front of plugins "
                 "that change the tokens, or give metric=tokens"
             )
-        return cut.keys
+        return keys
 
 
 def match(metric_BNF: torch.Tensor, sizes_BN: torch.Tensor, P: int, K: int) -> torch.Tensor:

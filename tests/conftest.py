@@ -18,17 +18,27 @@ from typing import Any
 import pytest
 from tqdm import tqdm
 
-# Set by pytest, by torch when timm is imported, and by the command line for its process.
-_NOT_OURS = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "GOMP_SPINCOUNT")
+# Models this small lose time with more threads, and workers of pytest-xdist share the cores.
+_THREADS = int(os.environ.get("SPLITLAB_TEST_THREADS", "1"))
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # of the processes that tests start, too
+    os.environ[_variable] = str(_THREADS)
+
+# Set by pytest, by torch when timm is imported or a GPU is first used, and by the command line.
+_NOT_OURS = (
+    "PYTEST_CURRENT_TEST",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "CUDA_MODULE_LOADING",
+    "GOMP_SPINCOUNT",
+)
 _PATIENCE = 3.0  # seconds that a thread, a child or a socket may take to go
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Compute with one thread: models this small lose time with more."""
+def few_threads() -> None:
+    """Compute with one thread, or as many as ``SPLITLAB_TEST_THREADS`` says."""
     torch = sys.modules.get("torch")
     if torch is not None:
-        torch.set_num_threads(1)
+        torch.set_num_threads(_THREADS)
     tqdm.monitor_interval = 0  # its thread would outlive the first test that loads data
 
 

@@ -16,14 +16,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch
 from safetensors import safe_open
 
 from splitlab.core import run
-from splitlab.core.catalogue.registry import ROOT, bind_stack, catalogue
+from splitlab.core.catalogue.binding import bind_stack
+from splitlab.core.catalogue.tables import ROOT, catalogue
 from splitlab.core.testing.subject import TINY, TURNS
-from splitlab.core.testing.tiny import Couple, thaw
-from splitlab.core.wire.frame import encode
-import torch
+from splitlab.core.testing.couple import Couple
+from splitlab.core.testing.tiny import thaw
+from splitlab.core.wire.encode import encode
+
 torch.set_num_threads(1)
 
 STACKS = [
@@ -83,7 +87,9 @@ def training(options: dict[str, Any], folder: Path) -> dict[str, Any]:
                 digest.update(key.encode() + file.get_tensor(key).numpy().tobytes())
         checkpoints[str(path.relative_to(folder))] = digest.hexdigest()[:16]
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    kept = {key: v for key, v in result.summary.items() if "seconds" not in key}
+    records = [record for record in records if record["kind"] != "records"]
+    summary = result.summary.as_dict()
+    kept = {key: v for key, v in summary.items() if "seconds" not in key and key != "version"}
     return {"records": records, "ledger": result.ledger, "summary": kept, "checkpoints": checkpoints}
 
 
@@ -96,6 +102,7 @@ def recorded() -> Iterator[tuple[str, Any]]:
 
 
 def main() -> int:
+    torch.set_num_threads(1)
     file, compare = Path(sys.argv[1]), "--compare" in sys.argv
     found = {}
     for name, value in recorded():

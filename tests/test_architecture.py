@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from splitlab.core import __all__ as PUBLIC
-from splitlab.core.catalogue.registry import ROOT, catalogue
+from splitlab.core.catalogue.tables import ROOT, catalogue
 
 FOLDERS = ("core", "plugins", "transports")
 MODULES = {
@@ -273,7 +273,8 @@ def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
     [(group, name) for group in ("plugins", "transports") for name in catalogue()[group]],
 )
 def test_every_target_of_the_catalogue_is_a_documented_class(group: Any, name: str) -> None:
-    from splitlab.core.catalogue.registry import load, parameters
+    from splitlab.core.catalogue.loading import load
+    from splitlab.core.contract.settings import parameters
 
     factory = load(group, name)
     assert isinstance(factory, type)
@@ -292,8 +293,8 @@ def test_every_target_of_the_catalogue_is_a_documented_class(group: Any, name: s
 
 @pytest.mark.parametrize("name", catalogue()["plugins"])
 def test_the_catalogue_names_the_hooks_that_a_plugin_has(name: str) -> None:
+    from splitlab.core.catalogue.loading import load
     from splitlab.core.contract.hooks import HookSpecs
-    from splitlab.core.catalogue.registry import load
 
     listed = set(catalogue()["plugins"][name]["hooks"])
     data = list(vars(HookSpecs))

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from splitlab.core.catalogue.registry import ROOT, catalogue
+from splitlab.core.catalogue.tables import ROOT, catalogue
 from splitlab.core.testing import FreshPeers, check_plugin, listed
 
 SHIPPED = [*catalogue()["plugins"], *catalogue()["stacks"]]
 EXAMPLES = ["half_precision.py:HalfPrecision", "feature_energy.py:FeatureEnergy"]
 
-MAY_SKIP = {"G5": "gradient='corrected'"}
+MAY_SKIP = {"gradient-as-declared": "gradient='corrected'"}
 """Checks that a plugin of ours may leave out, and how the reason begins."""
 
 

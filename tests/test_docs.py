@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from splitlab.core import Cut, Kind, Message, SplitlabError, Traits, hookimpl
-from splitlab.core.catalogue.registry import bind_plugin
+from splitlab.core.catalogue.binding import bind_plugin
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from splitlab.core import ProtocolError, Role
-from splitlab.core.run.plan import resolve
+from splitlab.core.catalogue.binding import bind_plugin, bind_stack
 from splitlab.core.command.main import main, parser
 from splitlab.core.command.options import given
-from splitlab.core.study.compare import split_stack
-from splitlab.core.run.config import Config
-from splitlab.core.catalogue.registry import bind_plugin, bind_stack
 from splitlab.core.engine.stack import Stack
+from splitlab.core.run.config import Config
+from splitlab.core.run.plan import resolve
+from splitlab.core.study.compare import split_stack
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -35,8 +35,9 @@ COMMANDS = [
 
 
 def environment() -> dict[str, str]:
-    """Return an environment in which `splitlab` is the one under test."""
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    """Return an environment in which `splitlab` is the one under test, and no GPU is seen."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "CUDA_VISIBLE_DEVICES": ""}
 
 
 @pytest.mark.slow
@@ -47,6 +48,7 @@ def test_quickstart() -> None:
         text=True,
         timeout=120,
         check=True,
+        env=environment(),
     )
     lines = done.stdout.strip().splitlines()
     assert re.fullmatch(
@@ -60,6 +62,7 @@ def test_quickstart() -> None:
 def test_plugin_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plugin = f"{ROOT / 'examples/half_precision.py'}:HalfPrecision"
     arguments = ["--plugin", "adc", "--plugin", f"{plugin}:dtype=bfloat16", "--threads", "1"]
+    arguments += ["--device", "cpu"]
     output = ["--output", str(tmp_path / "r"), "--budget", "steps=2"]
     assert main(["run", *arguments, *output]) == 0
     assert "measured 0.047" in capsys.readouterr().out
@@ -103,6 +106,7 @@ def test_the_readme_has_commands() -> None:
 @pytest.mark.slow
 def test_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     [code] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     scope: dict[str, object] = {}
     exec(code.replace("nominal=0.2", "steps=1"), scope)

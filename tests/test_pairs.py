@@ -12,10 +12,13 @@ from collections.abc import Iterator
 import pytest
 
 from splitlab.core import ConfigError, Kind, Message
-from splitlab.core.catalogue.registry import bind_plugin, catalogue
+from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core.catalogue.tables import catalogue
 from splitlab.core.testing import joined
+from splitlab.core.testing.couple import Couple
+from splitlab.core.testing.links import Carry
+from splitlab.core.testing.seen import difference
 from splitlab.core.testing.subject import TINY
-from splitlab.core.testing.tiny import Carry, Couple, difference
 
 PLUGINS = [*catalogue()["plugins"], "cast:dtype=fp8_e4m3", "bottlenet:cls_bypass=true"]
 """All that ship, and settings that change what a plugin leaves behind."""

@@ -26,17 +26,11 @@ import torch
 import torch.distributed
 
 from splitlab.core.contract.errors import ConfigError, NetworkError, ProtocolError
+from splitlab.core.contract.link import DEFAULT_LIMITS, Limits
 from splitlab.core.contract.message import Message
-from splitlab.core.wire.frame import (
-    DEFAULT_LIMITS,
-    OPENING_BYTES,
-    Limits,
-    assemble,
-    encode,
-    flat,
-    parse_header,
-    parse_opening,
-)
+from splitlab.core.wire.decode import assemble, parse_header, parse_opening
+from splitlab.core.wire.encode import encode
+from splitlab.core.wire.layout import OPENING_BYTES, flat
 from splitlab.transports.address import Address
 from splitlab.transports.tcp import bind, dial
 
@@ -59,7 +53,7 @@ class CollectiveLink(ABC):
         rank: the own rank.
         device: the peer's device.
         interface: address of the own network interface; gloo's choice if None.
-        peer: who is at the other end.
+        remote: who is at the other end.
         timeout: seconds for opening the group.
     """
 
@@ -72,11 +66,11 @@ class CollectiveLink(ABC):
         rank: int,
         device: torch.device,
         interface: str | None,
-        peer: str,
+        remote: str,
         timeout: float,
     ) -> None:
         self.limits: Limits = DEFAULT_LIMITS
-        self.peer = peer
+        self.remote = remote
         self._other = 1 - rank
         store.set_timeout(timedelta(seconds=timeout))
         self._group: Any = self._open(store, rank, device, interface, timeout)
@@ -84,6 +78,7 @@ class CollectiveLink(ABC):
     def send(self, message: Message, timeout: float) -> int:
         """Send the message; tensors on other devices than the link's are copied there."""
         frame = encode(message)
+        message.sent(frame.nbytes)
         head = torch.frombuffer(bytearray(frame.head), dtype=torch.uint8)
         parts = [head[:OPENING_BYTES], head[OPENING_BYTES:], *map(flat, frame.tensors)]
         parts = [part.to(self.device) for part in parts]
@@ -125,12 +120,12 @@ class CollectiveLink(ABC):
         self, operation: str, parts: Sequence[torch.Tensor], timeout: float, silence: str
     ) -> None:
         if self._group is None:
-            raise NetworkError(f"{self.peer}: this link is closed")
+            raise NetworkError(f"{self.remote}: this link is closed")
         try:
             self._try(operation, parts, timeout)
             return
         except RuntimeError as error:
-            failure = _translate(self.peer, error, silence)
+            failure = _translate(self.remote, error, silence)
         # Outside of the handler: the traceback of the library's error holds the connections open.
         self.close()
         raise failure
@@ -255,9 +250,9 @@ class CollectiveListener:
             store.wait(["interface"], timedelta(seconds=timeout))
             self._turn += 1
             interface = store.get("interface").decode()
-            peer = f"the client of {self.address}"
+            remote = f"the client of {self.address}"
             opening = min(timeout, _OPENING_SECONDS)
-            return self._link(store, _SERVER, self._device, interface, peer, opening)
+            return self._link(store, _SERVER, self._device, interface, remote, opening)
         except RuntimeError as error:
             raise _translate(self.address, error, silence) from None
 
@@ -269,6 +264,7 @@ class CollectiveListener:
 class _Collective:
     """How the peers meet."""
 
+    place: Literal["beside"] = "beside"
     scheme: str
     link: type[CollectiveLink]
 
@@ -405,12 +401,12 @@ def _meet_by_torchrun(
         raise _translate(_TORCHRUN, error, f"the peer did not come in {timeout:g} s") from None
 
 
-def _translate(peer: str, error: RuntimeError, silence: str) -> NetworkError:
+def _translate(remote: str, error: RuntimeError, silence: str) -> NetworkError:
     """Say in one line what the library's error means; ``silence`` is what a timeout means here."""
     text = str(error).lower()
     if "timed out" in text or "timeout" in text:
-        return NetworkError(f"{peer}: {silence}")
+        return NetworkError(f"{remote}: {silence}")
     if any(sign in text for sign in ("closed", "reset by peer", "broken pipe", "remote")):
-        return NetworkError(f"{peer}: the peer closed the connection")
+        return NetworkError(f"{remote}: the peer closed the connection")
     line = re.sub(r"^\[[^\]]*\] *", "", str(error).strip()).split("\n")[0]
-    return NetworkError(f"{peer}: {line}")
+    return NetworkError(f"{remote}: {line}")

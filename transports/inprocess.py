@@ -10,16 +10,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Literal
 
 from splitlab.core.contract.errors import NetworkError
+from splitlab.core.contract.link import DEFAULT_LIMITS, Limits
 from splitlab.core.contract.message import Message
-from splitlab.core.wire.frame import DEFAULT_LIMITS, Frame, Limits, decode, encode
+from splitlab.core.wire.decode import decode
+from splitlab.core.wire.encode import Frame, encode
 
 __all__ = ["InProcess"]
 
 
 class InProcess:
-    """Makes both ends of a link in this process (a `splitlab.core.contract.link.PairTransport`)."""
+    """Makes both ends of a link in this process (an `InsideTransport`)."""
+
+    place: Literal["inside"] = "inside"
 
     def unavailable(self) -> str | None:
         """Return None: it works everywhere."""
@@ -44,14 +49,14 @@ class PairLink:
 
     def __init__(
         self,
-        peer: str,
+        remote: str,
         *,
         inbox: _Pipe,
         outbox: _Pipe,
         serve: Callable[[], object] | None = None,
     ) -> None:
         self.limits: Limits = DEFAULT_LIMITS
-        self.peer = peer
+        self.remote = remote
         self._inbox = inbox
         self._outbox = outbox
         self._serve = serve
@@ -59,8 +64,9 @@ class PairLink:
     def send(self, message: Message, timeout: float) -> int:
         """Send without waiting: only memory bounds what is in flight."""
         frame = encode(message)
+        message.sent(frame.nbytes)
         if not self._outbox.put(frame):
-            raise NetworkError(f"{self.peer}: the peer closed the connection")
+            raise NetworkError(f"{self.remote}: the peer closed the connection")
         return frame.nbytes
 
     def receive(self, timeout: float) -> Message:
@@ -73,7 +79,7 @@ class PairLink:
         arrived = self._inbox.get(patience)
         if arrived is None:
             reason = "closed the connection" if self._inbox.closed else "sent nothing"
-            raise NetworkError(f"{self.peer}: the peer {reason}")
+            raise NetworkError(f"{self.remote}: the peer {reason}")
         return decode(*arrived, self.limits)
 
     def close(self) -> None:

@@ -14,12 +14,15 @@ import select
 import socket
 import struct
 import time
+from typing import Literal
 
 import torch
 
 from splitlab.core.contract.errors import NetworkError
+from splitlab.core.contract.link import Limits
 from splitlab.core.contract.message import Message
-from splitlab.core.wire.frame import Limits, Reader, encode
+from splitlab.core.wire.decode import Reader
+from splitlab.core.wire.encode import encode
 from splitlab.transports.address import Address
 
 __all__ = ["Tcp", "TcpLink", "TcpListener", "bind", "dial"]
@@ -31,9 +34,18 @@ _MAX_BUFFERS = os.sysconf("SC_IOV_MAX")
 
 
 class Tcp:
-    """Frames on a TCP stream (a `splitlab.core.contract.link.Transport`)."""
+    """Frames on a TCP stream (a `splitlab.core.contract.link.NetworkTransport`).
 
+    Args:
+        nodelay: whether a message leaves at once; otherwise the kernel may hold its tail back until
+            what was sent before is acknowledged (Nagle's algorithm), which saves packets.
+    """
+
+    place: Literal["beside"] = "beside"
     default_address = "tcp://127.0.0.1:0"
+
+    def __init__(self, *, nodelay: bool = True) -> None:
+        self._nodelay = nodelay
 
     def unavailable(self) -> str | None:
         """Return None: it works everywhere."""
@@ -47,20 +59,22 @@ class Tcp:
         """Bind exactly the host and port of the address."""
         parsed = Address.parse(address, "tcp")
         bound = bind(parsed)
-        return TcpListener(bound, parsed._replace(port=bound.getsockname()[1]))
+        address = str(parsed._replace(port=bound.getsockname()[1]))
+        return TcpListener(bound, address, nodelay=self._nodelay)
 
     def connect(self, address: str, *, device: torch.device, timeout: float) -> TcpLink:
         """Connect, waiting for a server that is not there yet. Tensors arrive in CPU memory."""
         parsed = Address.parse(address, "tcp")
-        return TcpLink(dial(parsed, timeout), str(parsed))
+        return TcpLink(dial(parsed, timeout), str(parsed), nodelay=self._nodelay)
 
 
 class TcpListener:
     """A bound port (a `splitlab.core.contract.link.Listener`)."""
 
-    def __init__(self, bound: socket.socket, address: Address) -> None:
-        self.address = str(address)
+    def __init__(self, bound: socket.socket, address: str, *, nodelay: bool) -> None:
+        self.address = address
         self._socket = bound
+        self._nodelay = nodelay
 
     def accept(self, timeout: float) -> TcpLink:
         """Return the link to the peer that connects first."""
@@ -75,7 +89,7 @@ class TcpListener:
         except OSError as error:
             reason = "this listener is closed" if self._socket.fileno() < 0 else error.strerror
             raise NetworkError(f"{self.address}: {reason}") from None
-        return TcpLink(connection, str(Address("tcp", where[0], where[1])))
+        return TcpLink(connection, str(Address("tcp", where[0], where[1])), nodelay=self._nodelay)
 
     def close(self) -> None:
         """Free the port."""
@@ -85,11 +99,10 @@ class TcpListener:
 class TcpLink:
     """One end of a connection (a `splitlab.core.contract.link.Link`)."""
 
-    def __init__(self, connection: socket.socket, peer: str) -> None:
+    def __init__(self, connection: socket.socket, remote: str, *, nodelay: bool = True) -> None:
         connection.settimeout(None)
-        # A message is one sendmsg; holding its tail back to fill a packet would only delay it.
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.peer = peer
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, int(nodelay))
+        self.remote = remote
         self._socket = connection
         self._reader = Reader()
         self._readable = select.poll()
@@ -108,6 +121,7 @@ class TcpLink:
     def send(self, message: Message, timeout: float) -> int:
         """Send the message from where its tensors lie; those of a GPU are copied to the CPU."""
         frame = encode(message)
+        message.sent(frame.nbytes)
         buffers = frame.buffers()
         try:
             self._set_deadline(timeout)
@@ -162,11 +176,11 @@ class TcpLink:
 
     def _blame(self, error: OSError, silence: str) -> NetworkError:
         if isinstance(error, BlockingIOError):
-            return NetworkError(f"{self.peer}: the peer {silence}")
+            return NetworkError(f"{self.remote}: the peer {silence}")
         if isinstance(error, ConnectionError):
-            return NetworkError(f"{self.peer}: the peer closed the connection")
+            return NetworkError(f"{self.remote}: the peer closed the connection")
         reason = "this link is closed" if self._socket.fileno() < 0 else error.strerror
-        return NetworkError(f"{self.peer}: {reason}")
+        return NetworkError(f"{self.remote}: {reason}")
 
 
 def bind(address: Address) -> socket.socket:

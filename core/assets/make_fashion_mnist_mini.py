@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from splitlab.core.data.data import read_idx
+from splitlab.core.data.idx import read_idx
 
 ASSETS = Path(__file__).parent
 SEED = 0

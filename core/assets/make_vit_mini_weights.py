@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from splitlab.core.data.data import read_idx
+from splitlab.core.data.idx import read_idx
 
 ASSETS = Path(__file__).parent
 SEED = 0

@@ -8,25 +8,24 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from splitlab.core.contract.errors import ConfigError, SplitlabError
-from splitlab.core.contract.hooks import HookSpecs
-from splitlab.core.catalogue.registry import (
-    Entry,
-    bind_plugin,
-    broken,
-    catalogue,
-    entries,
-    load,
-    parameters,
-)
+from splitlab.core.catalogue.binding import bind, broken
+from splitlab.core.catalogue.links import lacks
+from splitlab.core.catalogue.loading import load, split
+from splitlab.core.catalogue.tables import SINGULAR, Entry, Loadable, entries
+from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError
+from splitlab.core.contract.hooks import HookSpecs, hookimpl
+from splitlab.core.contract.settings import Parameter, parameters
 
 __all__ = [
-    "dataset_rows",
-    "model_rows",
+    "link_facts",
+    "link_rows",
     "plugin_facts",
     "plugin_rows",
+    "probe_facts",
+    "probe_rows",
     "stack_facts",
     "transport_rows",
 ]
@@ -34,31 +33,52 @@ __all__ = [
 Row = dict[str, Any]
 
 
+# All of a kind.
+
+
 def plugin_rows() -> list[Row]:
     """Return name, title, summary, paper, source and problem of every plugin and named stack."""
-    plugins = [(entry, broken("plugins", entry)) for entry in entries("plugins").values()]
-    stacks = [(entry, broken("stacks", entry)) for entry in entries("stacks").values()]
-    return [_row("plugin", *pair) for pair in plugins] + [_row("stack", *pair) for pair in stacks]
+    kinds: tuple[Literal["plugins", "stacks"], ...] = ("plugins", "stacks")
+    return [
+        {**entry.facts, **_row(kind, entry), "title": _title(entry), "kind": SINGULAR[kind]}
+        for kind in kinds
+        for entry in entries(kind).values()
+    ]
 
 
-def _row(kind: str, entry: Entry, problem: str | None) -> Row:
-    return {
-        **entry.facts,
-        "name": entry.name,
-        "title": _title(entry),
-        "kind": kind,
-        "summary": entry.summary or ("" if problem or kind == "stack" else _first_line(entry)),
-        "source": entry.source,
-        "problem": problem,
-    }
+def probe_rows() -> list[Row]:
+    """Return name, summary, source and problem of every probe."""
+    return [_row("probes", entry) for entry in entries("probes").values()]
+
+
+def link_rows() -> list[Row]:
+    """Return name, summary, source and problem of every link wrapper."""
+    return [_row("links", entry) for entry in entries("links").values()]
+
+
+def transport_rows() -> list[Row]:
+    """Return name, summary and source of every transport, and what it lacks here."""
+    rows = []
+    for entry in entries("transports").values():
+        missing = lacks(entry.name)
+        facts = {"name": entry.name, "summary": entry.summary, "source": entry.source}
+        rows.append({**facts, "works_here": missing is None, "missing": missing})
+    return rows
+
+
+def _row(kind: Loadable | Literal["stacks"], entry: Entry) -> Row:
+    problem = broken(kind, entry)
+    summary = entry.summary
+    if not (summary or problem or kind == "stacks"):
+        summary = (inspect.getdoc(load(kind, entry.name)) or "").partition("\n")[0]
+    return {"name": entry.name, "summary": summary, "source": entry.source, "problem": problem}
 
 
 def _title(entry: Entry) -> str:
     return f"{entry.name}-recon" if entry.facts.get("reconstruction") else entry.name
 
 
-def _first_line(entry: Entry) -> str:
-    return (inspect.getdoc(load("plugins", entry.name)) or "").partition("\n")[0]
+# One of a kind.
 
 
 def plugin_facts(name: str) -> Row:
@@ -66,27 +86,71 @@ def plugin_facts(name: str) -> Row:
 
     Raises:
         ConfigError: no such plugin.
-        PluginError: it cannot be imported.
+        PluginError: it cannot be imported, or breaks the contract of its hooks.
     """
+    known = _facts("plugins", name)
+    factory = load("plugins", name)
     entry = entries("plugins").get(name)
-    bound = None if entry else bind_plugin(name)
-    if bound and bound.given:
-        raise ConfigError(f"{name} has settings; explain the plugin without them")
-    factory = bound.factory if bound else load("plugins", name)
-    known = parameters(factory)
-    description, meanings = _parsed(inspect.getdoc(factory) or "")
-    listed = dict(entry.facts) if entry else {}
+    listed: Mapping[str, Any] = entry.facts if entry else {}
     return {
-        "name": name,
+        **known,
         "title": _title(entry) if entry else name,
-        "summary": entry.summary if entry and entry.summary else description.partition("\n")[0],
         "paper": listed.get("paper", ""),
         "reconstruction": bool(listed.get("reconstruction")),
         "sends": _sends(inspect.getdoc(sys.modules[factory.__module__]) or ""),
-        "hooks": [
-            hook for hook in vars(HookSpecs) if not hook.startswith("_") and hasattr(factory, hook)
-        ],
+        "hooks": _hooks("plugins", name, factory),
         "traits": _traits(name, factory),
+    }
+
+
+def probe_facts(name: str) -> Row:
+    """Return everything that is known of one probe, or of ``FILE.py:Class``. Imports it.
+
+    Raises:
+        ConfigError, PluginError: as `plugin_facts`.
+    """
+    known = _facts("probes", name)
+    return {**known, "hooks": _hooks("probes", name, load("probes", name))}
+
+
+def link_facts(name: str) -> Row:
+    """Return everything that is known of one link wrapper, or of ``FILE.py:Class``. Imports it.
+
+    Raises:
+        ConfigError: no such link wrapper.
+        PluginError: it cannot be imported.
+    """
+    return _facts("links", name)
+
+
+def stack_facts(name: str) -> Row:
+    """Return everything that is known of one named stack."""
+    entry = entries("stacks")[name]
+    if entry.problem:
+        raise ConfigError(entry.problem)
+    return {
+        "name": name,
+        "title": _title(entry),
+        "summary": entry.summary,
+        "paper": entry.facts.get("paper", ""),
+        "reconstruction": bool(entry.facts.get("reconstruction")),
+        "plugins": list(entry.facts["plugins"]),
+        "example": f"splitlab run --plugin {name}",
+    }
+
+
+def _facts(kind: Loadable, name: str) -> Row:
+    """Return what is known of one of any kind."""
+    head, given = split(kind, name)
+    if given:
+        raise ConfigError(f"{name} has settings; explain the {SINGULAR[kind]} without them")
+    factory = load(kind, head)
+    entry = entries(kind).get(head)
+    takes = parameters(factory)
+    description, meanings = _parsed(inspect.getdoc(factory) or "")
+    return {
+        "name": name,
+        "summary": entry.summary if entry and entry.summary else description.partition("\n")[0],
         "parameters": [
             {
                 "name": p.name,
@@ -96,34 +160,60 @@ def plugin_facts(name: str) -> Row:
                 "required": p.required,
                 "meaning": meanings.get(p.name, ""),
             }
-            for p in known.values()
+            for p in takes.values()
         ],
         "description": description,
-        "example": f"splitlab run --plugin {name}{_setting(name, list(known.values()))}",
+        "example": f"splitlab run --{SINGULAR[kind]} {name}{_setting(kind, name, takes)}",
     }
 
 
-def _setting(name: str, known: list[Any]) -> str:
+def _setting(kind: Loadable, name: str, takes: Mapping[str, Parameter]) -> str:
     """Return settings for an example: what is needed, or else the ratio or the first parameter."""
-    needed = [f"{p.name}=…" for p in known if p.required]
-    shown = next((p for p in known if p.name == "ratio"), known[0] if known else None)
+    needed = [f"{p.name}=…" for p in takes.values() if p.required]
+    shown = takes.get("ratio", next(iter(takes.values()), None))
     if needed or shown is None:
         return ":" + ",".join(needed) if needed else ""
     value = "0.1" if shown.name == "ratio" and shown.default is None else shown.default_text
     try:
-        bind_plugin(f"{name}:{shown.name}={value}").build()
+        bind(kind, f"{name}:{shown.name}={value}").build()
     except SplitlabError:
         return ""  # it takes other values; without settings it works
     return "" if value == "none" else f":{shown.name}={value}"
 
 
+def _hooks(kind: Loadable, name: str, factory: Any) -> list[str]:
+    """Return the hooks that a class implements, in the order of the menu."""
+    found = [hook for hook in vars(HookSpecs) if not hook.startswith("_")]
+    found = [hook for hook in found if callable(getattr(factory, hook, None))]
+    for hook in found:
+        if not hasattr(getattr(factory, hook), f"{hookimpl.project_name}_impl"):
+            raise PluginError(
+                f"{SINGULAR[kind]} {name!r}: its method {hook!r} is called like a hook and not "
+                "marked as one, so that it would never be called; put @hookimpl above it"
+            )
+    return found
+
+
 def _traits(name: str, factory: Any) -> Row | None:
     """Return what the plugin declares with its default parameters; None where there are none."""
-    from splitlab.core.engine.stack import Stack
+    from splitlab.core.contract.traits import Traits  # imports torch, as this plugin has
 
     if any(p.required for p in parameters(factory).values()) or not hasattr(factory, "traits"):
         return None
-    [declared] = Stack([bind_plugin(name)]).traits().values()
+    plugin = bind("plugins", name).build()
+    try:
+        declared = plugin.traits()
+    except SplitlabError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"plugin {name!r} failed in traits: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(declared, Traits | None):
+        raise PluginError(
+            f"plugin {name!r} failed in traits: it must return Traits, and returns {declared!r}"
+        )
+    declared = declared or Traits()
     return {
         "needs": sorted(declared.needs),
         "changes": sorted(declared.changes),
@@ -148,55 +238,3 @@ def _parsed(doc: str) -> tuple[str, dict[str, str]]:
     for match in re.finditer(r"^    (\w+): (.*(?:\n     +.*)*)", arguments, re.MULTILINE):
         meanings[match[1]] = " ".join(match[2].split())
     return "\n\n".join(filter(None, (text.strip(), rest.strip()))), meanings
-
-
-def stack_facts(name: str) -> Row:
-    """Return everything that is known of one named stack."""
-    entry = entries("stacks")[name]
-    if entry.problem:
-        raise ConfigError(entry.problem)
-    return {
-        "name": name,
-        "title": _title(entry),
-        "summary": entry.summary,
-        "paper": entry.facts.get("paper", ""),
-        "reconstruction": bool(entry.facts.get("reconstruction")),
-        "plugins": list(entry.facts["plugins"]),
-        "example": f"splitlab run --plugin {name}",
-    }
-
-
-def transport_rows() -> list[Row]:
-    """Return name, summary and source of every transport, and what it lacks here."""
-    rows = []
-    for entry in entries("transports").values():
-        try:
-            missing = load("transports", entry.name)().unavailable()
-        except Exception as error:  # noqa: BLE001 (an outside package that is broken)
-            missing = f"{type(error).__name__}: {error}"
-        facts = {"name": entry.name, "summary": entry.summary, "source": entry.source}
-        rows.append({**facts, "works_here": missing is None, "missing": missing})
-    return rows
-
-
-def dataset_rows() -> list[Row]:
-    """Return the tables of all data sets known by name."""
-    return [{"name": name, **table} for name, table in catalogue()["datasets"].items()]
-
-
-def model_rows(part: str = "") -> list[Row]:
-    """Return name and summary of every model with this in its name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    from splitlab.core.models.model import list_models
-
-    rows = [
-        {"name": name, "summary": table["summary"]} for name, table in catalogue()["models"].items()
-    ]
-    rows += [{"name": name, "summary": "timm"} for name in list_models()]
-    rows = [row for row in rows if part in row["name"]]
-    if not rows:
-        raise ConfigError(f"no model has {part!r} in its name; `splitlab models` lists all")
-    return rows

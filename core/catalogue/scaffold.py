@@ -7,8 +7,8 @@ import keyword
 import re
 from pathlib import Path
 
+from splitlab.core.catalogue.tables import entries
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.catalogue.registry import entries
 
 __all__ = ["new_plugin"]
 

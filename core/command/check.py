@@ -50,7 +50,7 @@ def add(commands: Commands) -> Parser:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from splitlab.core.catalogue.registry import entries
+    from splitlab.core.catalogue.tables import entries
     from splitlab.core.testing import check_listed, check_plugin, check_transport, listed
 
     name, transport = arguments.name, arguments.transport

@@ -12,7 +12,7 @@ from splitlab.core.run.config import Config, flag
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
-    from splitlab.core.study.results import Comparison
+    from splitlab.core.study.comparison import Comparison
 
 __all__ = ["add", "show_comparison"]
 
@@ -125,9 +125,9 @@ def _compare(arguments: argparse.Namespace) -> int:
 def show_comparison(comparison: Comparison) -> None:
     """Print the table of a comparison, and where it is written."""
     from splitlab.core.command.show import print_line, print_table, width
-    from splitlab.core.study.results import Table
+    from splitlab.core.report.table import Table
 
-    cells = Table.of(comparison)
+    cells = Table.of(comparison.rows())
     print()
     print(comparison.description())
     # Numbers are never folded: where they do not all fit beside each other, two tables do.

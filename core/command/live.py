@@ -16,9 +16,10 @@ from splitlab.core.command.progress import ComparisonState, RunState, ending
 from splitlab.core.command.show import human_bytes
 
 if TYPE_CHECKING:
-    from splitlab.core.run.config import Config
-    from splitlab.core.run.loop import Progress, Result
-    from splitlab.core.study.results import Contender, Outcome
+    from splitlab.core.run.plan import Plan
+    from splitlab.core.run.records import EvaluationRecord
+    from splitlab.core.run.reporter import Progress, Result
+    from splitlab.core.study.comparison import Contender, Outcome
     from splitlab.core.wire.ledger import Ledger
 
 __all__ = ["LiveComparison", "LiveReporter"]
@@ -42,11 +43,12 @@ class LiveReporter(RunState):
         self._live.start()
         self._draw()
 
-    def begin(self, config: Config, folder: Path, stack: str, total: Callable[[], float]) -> None:
+    def begin(self, plan: Plan, folder: Path, used: Callable[[], float]) -> None:
         """Show what runs and where it is written."""
-        self.total = total
+        self.total = used
+        config = plan.config
         self._title = Text.assemble(
-            (stack, "bold"),
+            (" + ".join(plan.titles) or "none", "bold"),
             f"  {config.dataset or config.data_dir} · {config.model} · cut {config.cut} · "
             f"{config.transport} · {folder}",
         )
@@ -89,14 +91,14 @@ class LiveReporter(RunState):
         self._note = f"evaluating {done:,} of {total:,} images"
         self._draw()
 
-    def evaluated(self, record: dict[str, Any]) -> None:
+    def evaluated(self, record: EvaluationRecord) -> None:
         """Keep the accuracy, and leave a line above the display."""
-        self._accuracy = f"{record['accuracy']:.4f}"
+        self._accuracy = f"{record.accuracy:.4f}"
         self._note = ""
         if self._comparison is None:
             self._live.console.print(
-                f"step {record['step']:>6,}   accuracy {record['accuracy']:.4f}   "
-                f"loss {record['loss']:.4f}   {human_bytes(record['training_bytes'])}",
+                f"step {record.step:>6,}   accuracy {record.accuracy:.4f}   "
+                f"loss {record.loss:.4f}   {human_bytes(record.training_bytes)}",
                 highlight=False,
             )
         self._draw()

@@ -120,7 +120,9 @@ def _use_registry(arguments: argparse.Namespace) -> None:
 
 def _notices() -> list[str]:
     """Return what the catalogue has to say before a command runs."""
-    return []
+    from splitlab.core.catalogue.tables import notices
+
+    return notices()
 
 
 if __name__ == "__main__":

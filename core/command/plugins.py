@@ -39,7 +39,7 @@ def add(commands: Commands) -> Parser:
 
 def _plugins(arguments: argparse.Namespace) -> int:
     from splitlab.core.catalogue.listing import plugin_facts, plugin_rows, stack_facts
-    from splitlab.core.catalogue.registry import entries
+    from splitlab.core.catalogue.tables import entries
 
     name = arguments.name
     if name is None:

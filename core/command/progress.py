@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from splitlab.core.command.show import human_bytes
 
 if TYPE_CHECKING:
-    from splitlab.core.run.config import Config
-    from splitlab.core.run.loop import Progress, Result
-    from splitlab.core.study.results import Contender, Outcome
+    from splitlab.core.run.plan import Plan
+    from splitlab.core.run.records import EvaluationRecord
+    from splitlab.core.run.reporter import Progress, Result
+    from splitlab.core.study.comparison import Contender, Outcome
     from splitlab.core.wire.ledger import Ledger
 
 __all__ = [
@@ -35,7 +36,7 @@ _PLAIN_SECONDS = 5.0
 
 def reporter(quiet: bool) -> Any:
     """Return the reporter of a run that suits the output."""
-    from splitlab.core.run.loop import Reporter
+    from splitlab.core.run.reporter import Reporter
 
     if quiet:
         return Reporter()
@@ -92,11 +93,12 @@ class PlainReporter(RunState):
         self._alone = alone
         self._last = 0.0
 
-    def begin(self, config: Config, folder: Path, stack: str, total: Callable[[], float]) -> None:
+    def begin(self, plan: Plan, folder: Path, used: Callable[[], float]) -> None:
         """Print what runs and where it is written."""
-        self.total = total
+        self.total = used
         if not self._alone:
             return
+        config, stack = plan.config, " + ".join(plan.titles) or "none"
         print(
             f"run    {stack} on {config.dataset or config.data_dir}, {config.model}, "
             f"cut {config.cut}"
@@ -120,14 +122,14 @@ class PlainReporter(RunState):
         """Print how far a long evaluation is."""
         self._now_and_then(f"eval   {done:,} of {total:,} images")
 
-    def evaluated(self, record: dict[str, Any]) -> None:
+    def evaluated(self, record: EvaluationRecord) -> None:
         """Print the accuracy."""
-        both = record.get("accuracy_uncompressed")
+        both = record.accuracy_uncompressed
         more = f", uncompressed {both:.4f}" if both is not None else ""
         print(
-            f"eval   step {record['step']}: accuracy {record['accuracy']:.4f}{more}, "
-            f"loss {record['loss']:.4f}, "
-            f"{human_bytes(record['training_bytes'])} of training traffic",
+            f"eval   step {record.step}: accuracy {record.accuracy:.4f}{more}, "
+            f"loss {record.loss:.4f}, "
+            f"{human_bytes(record.training_bytes)} of training traffic",
             flush=True,
         )
 
@@ -192,6 +194,6 @@ def ending(outcome: Outcome) -> str:
     if summary is None:
         return f"failed {outcome.error}"
     return (
-        f"done   accuracy {summary['accuracy']:.4f}, {summary['steps']:,} steps, "
-        f"up {human_bytes(summary['bytes_up'])}, down {human_bytes(summary['bytes_down'])}"
+        f"done   accuracy {summary.accuracy:.4f}, {summary.steps:,} steps, "
+        f"up {human_bytes(summary.bytes_up)}, down {human_bytes(summary.bytes_down)}"
     )

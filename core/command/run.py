@@ -13,7 +13,7 @@ from splitlab.core.run.config import Config
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
-    from splitlab.core.run.loop import Result
+    from splitlab.core.run.reporter import Result
 
 __all__ = ["add", "add_resume", "show_result", "train"]
 
@@ -72,10 +72,10 @@ def train(arguments: argparse.Namespace, connect: str | None = None) -> int:
         arguments: of ``run`` or ``join``.
         connect: address of a server that runs elsewhere, or None.
     """
+    from splitlab.core.catalogue.links import load_transport
     from splitlab.core.command.progress import reporter
-    from splitlab.core.contract.link import PairTransport, load_transport
     from splitlab.core.run.folder import RunFolder
-    from splitlab.core.run.loop import run
+    from splitlab.core.run.run import run
 
     options = given(arguments)
     if connect:
@@ -86,7 +86,7 @@ def train(arguments: argparse.Namespace, connect: str | None = None) -> int:
             del options["transport"]  # the run has one already
         config = replace(RunFolder.open(arguments.resume).read_config(), output=arguments.resume)
     transport = load_transport(config.transport)
-    launched = None if isinstance(transport, PairTransport) else transport.launched()
+    launched = transport.launched() if transport.place == "beside" else None
     if launched and launched[0] == "server":
         classes = getattr(arguments, "classes", None)
         return serve_config(config, address=launched[1], classes=classes, quiet=arguments.quiet)
@@ -110,18 +110,18 @@ def show_result(result: Result) -> None:
     from splitlab.core.command.show import Cell, human_bytes, print_facts, print_table
 
     summary, ledger = result.summary, result.ledger
-    facts: list[tuple[str, Cell]] = [("accuracy", (f"{summary['accuracy']:.4f}", "bold"))]
-    if "accuracy_uncompressed" in summary:
-        without = f"{summary['accuracy_uncompressed']:.4f} (evaluated without the stack)"
+    facts: list[tuple[str, Cell]] = [("accuracy", (f"{summary.accuracy:.4f}", "bold"))]
+    if summary.accuracy_uncompressed is not None:
+        without = f"{summary.accuracy_uncompressed:.4f} (evaluated without the stack)"
         facts.append(("uncompressed", without))
-    ratio = f"measured {summary['ratio_measured']:.4f}, nominal ξ {summary['ratio_nominal']:.4f}"
+    ratio = f"measured {summary.ratio_measured:.4f}, nominal ξ {summary.ratio_nominal:.4f}"
     parts = ", ".join(
-        f"{name} {summary[f'{name}_seconds']:.1f} s" for name in ("client", "server", "link")
+        f"{name} {getattr(summary, f'{name}_seconds'):.1f} s" for name in ("client", "server", "link")
     )
     facts += [
-        ("steps", f"{summary['steps']:,} ({summary['epochs']:.2f} epochs)"),
+        ("steps", f"{summary.steps:,} ({summary.epochs:.2f} epochs)"),
         ("ratio", ratio),
-        ("time", f"{summary['seconds']:.1f} s (training: {parts})"),
+        ("time", f"{summary.seconds:.1f} s (training: {parts})"),
         ("run folder", str(result.folder)),
     ]
     print()

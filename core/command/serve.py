@@ -12,6 +12,7 @@ from splitlab.core.run.config import Config
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
+    from splitlab.core.models.build import ModelFacts
 
 __all__ = ["add", "scheme", "serve_config"]
 
@@ -114,12 +115,12 @@ def serve_config(
         quiet: print nothing.
     """
     from splitlab.core.data.entry import class_count
-    from splitlab.core.run.plan import resolve
+    from splitlab.core.run.plan import settled
     from splitlab.core.run.serve import serve
 
-    config = resolve(config)
+    config, facts = settled(config)
     if classes is None:
-        classes = class_count(config.dataset) if config.dataset else _count_classes(config)
+        classes = class_count(config.dataset) if config.dataset else _count_classes(config, facts)
     if classes < 1:
         raise ConfigError(f"--classes {classes} is not allowed; 1 or more")
     if not 0 < wait <= 1e6:
@@ -137,14 +138,14 @@ def serve_config(
     return 0
 
 
-def _count_classes(config: Config) -> int:
+def _count_classes(config: Config, facts: ModelFacts) -> int:
     if not os.path.isdir(config.data_dir or ""):
         raise ConfigError(
             "the server must know how many classes the client's data have; give --classes N"
         )
-    from splitlab.core.run.loop import load_configured_data
+    from splitlab.core.run.plan import load_configured_data
 
-    return len(load_configured_data(config).train.classes)
+    return len(load_configured_data(config, facts).train.classes)
 
 
 def _say(line: str) -> None:

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 
 import torch
 
+from splitlab.core.contract.measure import Measurement
+
 __all__ = ["Cut"]
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, kw_only=True)
 class Cut:
     """One batch at the cut layer, on the autograd graph of the peer that holds it.
 
@@ -17,15 +19,13 @@ class Cut:
     of them (ADC turns (B, N, D) into (T, K, D)); its partner on the other peer gets what it left.
 
     Attributes:
-        activations: (B, N, D); on the client attached to the client half's graph, on the server a
+        activations: (B, N, D); on the client attached to the client part's graph, on the server a
             fresh leaf that requires grad (training) or a plain tensor (evaluation).
         targets: class ids (B,) int64, or after a merge class probabilities (T, C) float32.
         step: training step, or batch number within an evaluation.
         training: False in evaluation.
-        attention: (B, N) float32, detached: how much the class token attends to every token in the
-            last client block. Client only, and only if a plugin asked for it in ``setup``.
-        keys: (B, N, K) float32, detached: the attention keys of the last client block, mean over
-            heads, K features each. Client only, and only if a plugin asked for them in ``setup``.
+        measured: what plugins asked for with `Peer.request`, by request, detached. Client only. A
+            plugin that changes tokens or samples brings what follows along, and drops the rest.
         sample_ids: (B,) int64, stable over epochs. Client only.
         side: extra tensors for the server: sent, counted, never differentiated. The server finds
             the same names here. Prefix a name with the plugin's own: ``"adc.clusters"``.
@@ -41,9 +41,8 @@ class Cut:
     targets: torch.Tensor
     step: int
     training: bool
-    attention: torch.Tensor | None = None
+    measured: dict[Measurement, torch.Tensor] = field(default_factory=dict)
     sample_ids: torch.Tensor | None = None
-    keys: torch.Tensor | None = None
     side: dict[str, torch.Tensor] = field(default_factory=dict)
     weights: torch.Tensor | None = None
     token_sizes: torch.Tensor | None = None

@@ -8,17 +8,17 @@ name: take those you need, in any order, without defaults.
 The path of one training step::
 
     CLIENT                                              SERVER
-    client half
+    client part
     after_client_forward(cut)    stack order
     before_send(message)         stack order
         ─────────── ACTIVATION ───────────►  after_receive(message)        reverse order
                                              before_server_forward(cut)    reverse order
-                                             server half, loss, backward, optimizer step
+                                             server part, loss, backward, optimizer step
                                              before_send(message)          stack order
         ◄─────────── GRADIENT ────────────
     after_receive(message)       reverse order
     gradient_return(cut)         reverse order
-    client half's backward, optimizer step
+    client part's backward, optimizer step
     step_end(step)                           step_end(step)
 
 An evaluation batch takes the same way with ``training`` False; a PREDICTION comes back, which
@@ -32,12 +32,16 @@ torch's global random generator is seeded for every plugin in ``setup`` and in t
 take a cut, so that modules and dropout repeat themselves; anywhere else, and for draws that both
 peers must share, take ``peer.generator``.
 
-An observer measures without changing: ``@hookimpl(wrapper=True)``, one ``yield``, outermost always.
+A probe is such a class, too, but it watches and changes nothing. A data hook of a probe with
+``@hookimpl(wrapper=True)`` and one ``yield`` stands around the whole stack; ``plugin_ran`` hears of
+every single call; ``metrics`` returns numbers for the log, ``report`` may draw into the run folder.
+Users name it with ``--probe``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -62,10 +66,10 @@ class HookSpecs:
 
     @hookspec
     def after_client_forward(self, cut: Cut) -> None:
-        """Client, after its half ran, on the autograd graph, in stack order.
+        """Client, after its part ran, on the autograd graph, in stack order.
 
         May replace ``cut.activations`` by any differentiable function of it, and set
-        ``cut.targets``, ``cut.attention``, ``cut.keys`` and ``cut.side``. Not called in an
+        ``cut.targets``, ``cut.measured`` and ``cut.side``. Not called in an
         uncompressed evaluation.
         """
 
@@ -73,7 +77,7 @@ class HookSpecs:
     def before_send(self, message: Message) -> None:
         """Sender, in both directions, on detached tensors, in stack order.
 
-        May replace, add and remove tensors and metadata. ``message.kind`` tells the direction:
+        May replace, add and remove tensors, and leave notes. ``message.kind`` tells the direction:
         ACTIVATION goes up, GRADIENT and PREDICTION come down. HELLO, CONTROL and ERROR do not pass.
         """
 
@@ -87,7 +91,7 @@ class HookSpecs:
 
     @hookspec
     def before_server_forward(self, cut: Cut) -> None:
-        """Server, before its half runs, on the autograd graph, in reverse stack order.
+        """Server, before its part runs, on the autograd graph, in reverse stack order.
 
         ``cut.activations`` is the leaf whose gradient will be sent back. May replace it by any
         differentiable function of it, and set ``cut.targets``, ``cut.weights`` and
@@ -108,8 +112,8 @@ class HookSpecs:
         """Both peers, once, before the first step and before state is loaded.
 
         The place to check the parameters against model and batch size (raise ``ConfigError``), to
-        ask for attention or keys, to register modules whose parameters are trained, and to keep
-        ``peer``, which gives random generators from the agreed seed.
+        ask for measurements (`Peer.request`), to register modules whose parameters are trained,
+        and to keep ``peer``, which gives random generators from the agreed seed.
         """
 
     @hookspec
@@ -145,11 +149,27 @@ class HookSpecs:
         nothing, keeps no state, leaves evaluation alone.
         """
 
-    # What only an observer implements.
+    @hookspec
+    def metrics(self, step: int) -> Mapping[str, float]:  # type: ignore[empty-body]
+        """Plugins and probes, after every training step: return numbers by name, or none at all.
+
+        They are logged with the step under the plugin's or the probe's name: the client's in
+        ``metrics.jsonl``, the server's in ``server-metrics.jsonl``.
+        """
+
+    # What only a probe implements.
 
     @hookspec
     def plugin_ran(self, label: str, hook: str, subject: Cut | Message, nanoseconds: int) -> None:
-        """Observers only: a plugin's data hook has just run, on this cut or message."""
+        """Probes only: a plugin's data hook has just run, on this cut or message."""
+
+    @hookspec
+    def report(self, folder: Path) -> None:
+        """Probes only, when a run has come to its end: write files into this folder of its own.
+
+        It is ``RUN/probes/NAME`` at the client and ``RUN/probes/NAME-server`` at the server; it
+        exists already.
+        """
 
 
 DATA_HOOKS = (

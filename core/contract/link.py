@@ -1,25 +1,54 @@
-"""The contract of a link between the two peers, and of the transports that make links.
+"""The contract of a link between two peers, of the transports that make links, and of wrappers.
 
 A transport is a class named in ``registry.toml`` (or by an entry point of the group
-``splitlab.transports``), built without arguments. It moves frames of `splitlab.core.wire.frame` and knows
-neither hooks nor models. Every wait has a deadline. Blame, as in `splitlab.core.contract.errors`:
-`ConfigError` for an address or device that cannot be used, `ProtocolError` for a frame that the
-format does not allow, `NetworkError` for silence, loss of connection and addresses in use.
+``splitlab.transports``, or as ``FILE.py:Class``); its constructor's parameters are its settings. It
+moves messages as frames and knows neither hooks nor models. Every wait has a deadline. Blame, as in
+`splitlab.core.contract.errors`: `ConfigError` for an address or device that cannot be used,
+`ProtocolError` for a frame that the format does not allow, `NetworkError` for silence, loss of
+connection and addresses in use.
+
+A link wrapper stands around any link and passes on what it does not change: it delays, loses,
+shapes or watches. It is named the same way (``[links.NAME]``, group ``splitlab.links``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
 
 import torch
 
-from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.message import Message
-from splitlab.core.catalogue.registry import entries, load
-from splitlab.core.wire.frame import Limits
 
-__all__ = ["Link", "Listener", "PairTransport", "Transport", "load_transport", "working_transports"]
+__all__ = [
+    "DEFAULT_LIMITS",
+    "InsideTransport",
+    "Limits",
+    "Link",
+    "LinkWrapper",
+    "Listener",
+    "NetworkTransport",
+    "PeerRole",
+    "Transport",
+    "WrappedLink",
+]
+
+PeerRole = Literal["client", "server"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an incoming frame may declare; see `splitlab.core.wire`."""
+
+    frame_bytes: int = 2**31
+    header_bytes: int = 2**20
+    tensors: int = 1024
+    dimensions: int = 8
+    name_length: int = 128
+
+
+DEFAULT_LIMITS: Final = Limits()
 
 
 class Link(Protocol):
@@ -29,14 +58,18 @@ class Link(Protocol):
 
     Attributes:
         limits: what an incoming frame may declare; the session narrows it after the handshake.
-        peer: who is at the other end, for error messages, such as ``"tcp://10.0.0.2:4711"``.
+        remote: who is at the other end, for error messages, such as ``"tcp://10.0.0.2:4711"``.
     """
 
     limits: Limits
-    peer: str
+
+    @property
+    def remote(self) -> str:
+        """Who is at the other end."""
+        ...
 
     def send(self, message: Message, timeout: float) -> int:
-        """Freeze the message, send it and return the bytes of its frame (``message.frame_bytes``).
+        """Send the message, mark it as sent (`Message.sent`) and return the bytes of its frame.
 
         May wait until the other end receives.
 
@@ -73,24 +106,32 @@ class Listener(Protocol):
         ...
 
 
-@runtime_checkable
-class Transport(Protocol):
+class NetworkTransport(Protocol):
     """Makes links between two processes. The server listens, the client connects.
 
     The device is where the peer computes. Tensors arrive there if the transport reaches it by
     itself (NCCL), and in CPU memory otherwise.
 
     Attributes:
+        place: says that the server is a process beside the client's, or elsewhere.
         default_address: where `listen` listens if no address is given; loopback, a free port.
     """
 
-    default_address: str
+    @property
+    def place(self) -> Literal["beside"]:
+        """Say that the server is a process of its own."""
+        ...
+
+    @property
+    def default_address(self) -> str:
+        """Say where `listen` listens if no address is given."""
+        ...
 
     def unavailable(self) -> str | None:
         """Return why this transport cannot work on this machine, or None if it can."""
         ...
 
-    def launched(self) -> tuple[Literal["client", "server"], str] | None:
+    def launched(self) -> tuple[PeerRole, str] | None:
         """Return (role, address) if a launcher such as torchrun started both peers, else None."""
         ...
 
@@ -103,9 +144,17 @@ class Transport(Protocol):
         ...
 
 
-@runtime_checkable
-class PairTransport(Protocol):
-    """Makes both ends of a link in one process."""
+class InsideTransport(Protocol):
+    """Makes both ends of a link in one process.
+
+    Attributes:
+        place: says that the server is inside of the client's process.
+    """
+
+    @property
+    def place(self) -> Literal["inside"]:
+        """Say that the server is in the client's process."""
+        ...
 
     def unavailable(self) -> str | None:
         """Return why this transport cannot work on this machine, or None if it can."""
@@ -122,28 +171,53 @@ class PairTransport(Protocol):
         ...
 
 
-def load_transport(name: str) -> Transport | PairTransport:
-    """Return a new transport of that name.
-
-    Raises:
-        ConfigError: no such name, or it cannot work on this machine: says what is missing and
-            which transports work here.
-    """
-    transport: Transport | PairTransport = load("transports", name)()
-    missing = transport.unavailable()
-    if missing:
-        works = ", ".join(working_transports()) or "none"
-        raise ConfigError(f"transport {name!r} cannot be used here: {missing}; these can: {works}")
-    return transport
+Transport = NetworkTransport | InsideTransport
+"""A transport says itself, by its ``place``, how its server comes to be."""
 
 
-def working_transports() -> list[str]:
-    """Return the names of all transports that work on this machine."""
-    found = []
-    for name in entries("transports"):
-        try:
-            if load("transports", name)().unavailable() is None:
-                found.append(name)
-        except Exception:  # noqa: BLE001 (an outside package that is broken works nowhere)
-            continue
-    return sorted(found)
+class LinkWrapper(Protocol):
+    """Stands around links; one instance for each end, built with the user's settings."""
+
+    def wrap(self, link: Link, role: PeerRole) -> Link:
+        """Return a link that does what the wrapper adds, and everything else as ``link`` does.
+
+        Args:
+            link: the end of a link, perhaps wrapped already; most wrappers return a subclass of
+                `WrappedLink` made of it.
+            role: of the peer at this end. Both ends are wrapped: what an end sends is its own to
+                delay or lose.
+        """
+        ...
+
+
+class WrappedLink:
+    """Passes everything on to the link inside (a `Link`); subclasses change what they are for."""
+
+    def __init__(self, inside: Link) -> None:
+        self.inside = inside
+
+    @property
+    def limits(self) -> Limits:
+        """What an incoming frame may declare."""
+        return self.inside.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self.inside.limits = limits
+
+    @property
+    def remote(self) -> str:
+        """Who is at the other end."""
+        return self.inside.remote
+
+    def send(self, message: Message, timeout: float) -> int:
+        """Send the message; see `Link.send`."""
+        return self.inside.send(message, timeout)
+
+    def receive(self, timeout: float) -> Message:
+        """Return the next message; see `Link.receive`."""
+        return self.inside.receive(timeout)
+
+    def close(self) -> None:
+        """Release everything; see `Link.close`."""
+        self.inside.close()

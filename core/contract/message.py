@@ -2,7 +2,7 @@
 
 A message is built by one peer, changed by the ``before_send`` hooks of its stack, frozen when it is
 sent, and rebuilt by the other peer, whose ``after_receive`` hooks change it back. How it becomes
-bytes is `splitlab.core.wire.frame`'s business; how bytes move is a transport's.
+bytes is `splitlab.core.wire`'s business; how bytes move is a transport's.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from typing import Any
 
 import torch
 
-from splitlab.core.contract.errors import PluginError, ProtocolError
+from splitlab.core.contract.errors import PluginError
 
-__all__ = ["Kind", "Message", "Role"]
+__all__ = ["WORDS", "Kind", "Message", "Role"]
+
+WORDS = ("agreement", "did", "do", "error", "loss", "loss_sum", "protocol", "run", "step")
+"""The names under which the engine and the session say something in ``Message.meta``."""
 
 
 class Kind(enum.IntEnum):
@@ -54,12 +57,14 @@ class Message:
         step: training step, or batch number of an evaluation; 0 ≤ step < 2**64.
         training: whether it belongs to a training step (the ledger counts evaluation apart).
         stacked: whether the stack of plugins acts on it; an uncompressed evaluation says ``False``.
-        meta: JSON values by name; small, for numbers such as the loss. Tensors go by `put`.
+        meta: what the engine and the session say besides tensors: JSON values under names of
+            `WORDS`. Plugins leave notes, with `push`.
 
     Attributes:
         elapsed_ns: nanoseconds that the sender computed to produce this message; a fixed-width
             field of the frame, so that timing never changes a byte count.
-        frame_bytes: length of the encoded frame; set by the wire when it is sent or received.
+        frame_bytes: length of its frame, once it was sent or received.
+        notes: of plugins, by the plugin's name: lists of JSON values.
     """
 
     __slots__ = (
@@ -70,6 +75,7 @@ class Message:
         "frame_bytes",
         "kind",
         "meta",
+        "notes",
         "stacked",
         "step",
         "training",
@@ -89,6 +95,7 @@ class Message:
         self.training = training
         self.stacked = stacked
         self.meta: dict[str, Any] = dict(meta or {})
+        self.notes: dict[str, list[Any]] = {}
         self.elapsed_ns = 0
         self.frame_bytes = 0
         self._tensors: dict[str, torch.Tensor] = {}
@@ -120,19 +127,17 @@ class Message:
         note first, so that a stack may hold a plugin twice.
         """
         self._check_open(f"leave a note of {plugin!r}")
-        self.meta.setdefault(plugin, []).append(note)
+        self.notes.setdefault(plugin, []).append(note)
 
     def pop(self, plugin: str) -> Any:
         """Take the last note of the plugin; None if it left none: it did not act."""
         self._check_open(f"take a note of {plugin!r}")
-        notes = self.meta.get(plugin)
-        if notes is None:
+        notes = self.notes.get(plugin)
+        if not notes:
             return None
-        if not isinstance(notes, list) or not notes:
-            raise ProtocolError(f"a {self.kind.name} message holds no notes of plugin {plugin!r}")
         note = notes.pop()
         if not notes:
-            del self.meta[plugin]
+            del self.notes[plugin]
         return note
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -162,8 +167,9 @@ class Message:
         """Return the names of all tensors of this role, in the order they were put."""
         return tuple(name for name, own in self._roles.items() if own is role)
 
-    def freeze(self) -> None:
-        """Refuse every later `put` and `take`: what was sent cannot change any more."""
+    def sent(self, frame_bytes: int) -> None:
+        """Take note that it left in a frame of so many bytes; from now on it cannot change."""
+        self.frame_bytes = frame_bytes
         self._frozen = True
 
     def to(self, device: torch.device) -> Message:

@@ -1,28 +1,29 @@
-"""What a plugin knows of the peer that it lives in: the argument of the hook ``setup``."""
+"""What a plugin or a probe knows of the peer that it lives in; ``setup`` is given it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
 
 from splitlab.core.contract.errors import ConfigError
+from splitlab.core.contract.measure import Measurement
+from splitlab.core.contract.part import Layout
 from splitlab.core.contract.seeding import generator
 
-__all__ = ["AttentionRequest", "Peer"]
+__all__ = ["Peer"]
+
+M = TypeVar("M", bound=Measurement)
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionRequest:
-    """Which class-token attention the client shall measure (see `Peer.require_attention`)."""
-
-    heads: Literal["mean", "max"] = "mean"
-    layer: Literal["last", "rollout"] = "last"
+def _anything(request: Measurement) -> None:
+    """Return None: everything can be measured."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Peer:
     """One peer's facts, and what a plugin may ask of it.
 
@@ -30,91 +31,72 @@ class Peer:
         role: ``"client"`` or ``"server"``.
         seed: the run's seed, the same at both peers; draw with `generator`.
         classes: C, number of classes.
-        tokens: N, tokens per sample at the cut, special tokens included.
-        width: D, width of a token.
-        prefix_tokens: how many special tokens (class, distillation, registers) stand in front.
-        class_token: whether the first of them is a class token.
-        cut: how many blocks the client runs.
-        depth: blocks of the whole model.
+        layout: what plugins see at the cut; `tokens` and the like are its fields.
+        cut: behind which segment of the model the cut lies.
         batch_size: B of a full batch; the last batch of an epoch may be smaller.
         device: where this peer computes.
-        grid: patches (down, across); None where the model has no such grid.
         augmented: whether the images of a sample differ from epoch to epoch. Client only.
-        attention: what the plugins asked for with `require_attention`, or None.
-        keys: whether a plugin asked for them with `require_keys`.
+        unable: why the client's part cannot measure something, or None; asked by `request`.
+        requests: what was asked for with `request`.
         modules: what the plugins registered with `add_module`.
     """
 
     role: Literal["client", "server"]
     seed: int
     classes: int
-    tokens: int
-    width: int
-    prefix_tokens: int
-    class_token: bool
+    layout: Layout
     cut: int
-    depth: int
     batch_size: int
     device: torch.device
-    grid: tuple[int, int] | None = None
     augmented: bool = False
-    attention: AttentionRequest | None = None
-    keys: bool = False
+    unable: Callable[[Measurement], str | None] = _anything
+    requests: list[Measurement] = field(default_factory=list)
     modules: list[nn.Module] = field(default_factory=list)
 
-    def require_attention(
-        self,
-        plugin: str,
-        *,
-        heads: Literal["mean", "max"] = "mean",
-        layer: Literal["last", "rollout"] = "last",
-    ) -> None:
-        """Ask the client to fill ``cut.attention``; call it in ``setup``, at either peer.
+    @property
+    def tokens(self) -> int:
+        """N, tokens per sample at the cut, special tokens included."""
+        return self.layout.tokens
+
+    @property
+    def width(self) -> int:
+        """D, width of a token."""
+        return self.layout.width
+
+    @property
+    def prefix_tokens(self) -> int:
+        """How many special tokens (class, distillation, registers) stand in front."""
+        return self.layout.prefix_tokens
+
+    @property
+    def class_token(self) -> bool:
+        """Whether the first special token is a class token."""
+        return self.layout.class_token
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Patches (down, across); None where the model has no such grid."""
+        return self.layout.grid
+
+    def request(self, plugin: str, what: M) -> M:
+        """Ask the client's part to measure something; call it in ``setup``, at either peer.
 
         Args:
             plugin: who asks, for the error message.
-            heads: how the attention heads are reduced.
-            layer: the class token's row in the last client block, or its attention rollout through
-                all client blocks (mean over heads, half identity; Abnar and Zuidema, 2020).
+            what: a request such as ``Attention(heads="max")``.
+
+        Returns:
+            The request, under which the answer lies in ``cut.measured`` at the client.
 
         Raises:
-            ConfigError: the model has no class token, the client runs no block, or another plugin
-                of the stack asked for a different kind of attention.
+            ConfigError: this model, cut here, cannot measure that.
         """
-        if not self.class_token:
-            raise ConfigError(
-                f"plugin {plugin!r} needs the attention of a class token, which this model does "
-                "not have; choose a model with one (for example vit-mini or deit_tiny_patch16_224)"
-            )
-        if self.cut == 0:
-            raise ConfigError(
-                f"plugin {plugin!r} needs the attention of a client block, but --cut 0 leaves the "
-                f"client none; allowed here: --cut 1 to {self.depth}"
-            )
-        request = AttentionRequest(heads, layer)
-        if self.attention not in (None, request):
-            raise ConfigError(
-                f"plugin {plugin!r} asks for attention {request.heads}/{request.layer}, another "
-                f"plugin of the stack for {self.attention.heads}/{self.attention.layer}; "
-                "give both the same"
-            )
-        self.attention = request
-
-    def require_keys(self, plugin: str) -> None:
-        """Ask the client to fill ``cut.keys``; call it in ``setup``, at either peer.
-
-        Args:
-            plugin: who asks, for the error message.
-
-        Raises:
-            ConfigError: the client runs no block.
-        """
-        if self.cut == 0:
-            raise ConfigError(
-                f"plugin {plugin!r} needs the attention keys of a client block, but --cut 0 leaves "
-                f"the client none; allowed here: --cut 1 to {self.depth}"
-            )
-        self.keys = True
+        reason = self.unable(what)
+        if reason:
+            raise ConfigError(f"plugin {plugin!r} needs {reason}")
+        if what not in self.requests:
+            self.requests.append(what)
+        return what
 
     def add_module(self, module: nn.Module) -> None:
         """Register a module: moved to the device, trained by the peer's optimizer, checkpointed.

@@ -1,21 +1,24 @@
 """What a plugin declares of itself, and which stacks can work.
 
 A stack is checked before anything is trained: every plugin says with `Traits` which aspects of the
-cut it needs and which it changes. An aspect is true at the client's output and stays true until a
-plugin changes it; a plugin whose need is gone is refused, with the reason and a stack that works.
+cut it needs and which it changes. An aspect is true at the client's output, unless the model lacks
+it, and stays true until a plugin changes it; a plugin whose need is gone is refused, with the
+reason and a stack that works.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from splitlab.core.contract.errors import ConfigError, PluginError, unknown_name
+from splitlab.core.contract.measure import Attention, Keys, Measurement
+from splitlab.core.contract.part import Layout
 
-__all__ = ["ASPECTS", "Declared", "Traits", "check_order"]
+__all__ = ["ASPECTS", "Declared", "Ground", "Traits", "check_order"]
 
 Gradient = Literal["natural", "straight-through", "corrected"]
 
@@ -118,18 +121,47 @@ class Declared:
         return bool(self.traits.needs or self.traits.changes)
 
 
-def check_order(stack: Sequence[Declared]) -> None:
-    """Refuse a stack that cannot work.
+@dataclass(frozen=True)
+class Ground:
+    """What a model, cut where it is, gives a stack to stand on.
+
+    Attributes:
+        lacks: aspects that are not true even at the client's output, each with what is lacking,
+            as it follows "needs".
+        fixed_tokens: what the server's part takes, in words, if it takes nothing else; empty if it
+            takes any number of tokens.
+    """
+
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    fixed_tokens: str = ""
+
+    @classmethod
+    def of(cls, layout: Layout, unable: Callable[[Measurement], str | None]) -> Ground:
+        """Return that of a layout, and of the measurements that the client's part can take."""
+        measured = {"attention": unable(Attention()), "keys": unable(Keys())}
+        lacks = {aspect: reason for aspect, reason in measured.items() if reason}
+        if layout.grid is None:
+            lacks["grid"] = "a grid of patches, which this model does not have"
+        if layout.any_tokens:
+            return cls(lacks)
+        places = f" in a grid of {layout.grid[0]} x {layout.grid[1]}" if layout.grid else ""
+        return cls(lacks, f"its {layout.tokens} tokens{places}, all of them")
+
+
+def check_order(stack: Sequence[Declared], ground: Ground | None = None) -> None:
+    """Refuse a stack that cannot work, on any model or on this ground.
 
     Raises:
         ConfigError: names the plugin, what it lacks, who took that away, and a stack that works.
     """
-    problem = _problem(stack)
+    ground = ground or Ground()
+    problem = _problem(stack, ground)
     if problem:
-        raise ConfigError(f"the stack {_written(stack)} cannot work: {problem}; {_remedy(stack)}")
+        remedy = _remedy(stack, ground)
+        raise ConfigError(f"the stack {_written(stack)} cannot work: {problem}{remedy}")
 
 
-def _problem(stack: Iterable[Declared]) -> str | None:
+def _problem(stack: Iterable[Declared], ground: Ground) -> str | None:
     gone: dict[str, str] = {}
     off_graph = ""
     seen: set[str] = set()
@@ -144,11 +176,18 @@ def _problem(stack: Iterable[Declared]) -> str | None:
                 f"{off_graph!r} in front of it on the message: they would act in the other order"
             )
         for aspect in ASPECTS:  # in their order, so that an error is the same every time
+            if aspect in plugin.traits.needs and aspect in ground.lacks:
+                return f"{plugin.label!r} needs {ground.lacks[aspect]}"
             if aspect in plugin.traits.needs and aspect in gone:
                 return (
                     f"{plugin.label!r} needs {aspect} ({ASPECTS[aspect]}), which {gone[aspect]!r} "
                     "in front of it takes away"
                 )
+        if "tokens" in plugin.traits.changes and ground.fixed_tokens:
+            return (
+                f"{plugin.label!r} leaves other tokens than the model made, and the server's part "
+                f"of this model takes {ground.fixed_tokens}"
+            )
         if plugin.on_message and plugin.acts:
             off_graph = plugin.label
         for aspect in plugin.traits.takes_away:
@@ -156,26 +195,28 @@ def _problem(stack: Iterable[Declared]) -> str | None:
     return None
 
 
-def _remedy(stack: Sequence[Declared]) -> str:
-    works = next(order for order in _others(stack) if _problem(order) is None)
+def _remedy(stack: Sequence[Declared], ground: Ground) -> str:
+    works = next((order for order in _others(stack, ground) if _problem(order, ground) is None), ())
+    if not works:
+        return "; choose another model or another method"
     left_out = [plugin.label for plugin in stack if plugin not in works]
     without = f" (without {', '.join(left_out)})" if left_out else ""
-    return f"a stack that works: {_written(works)}{without}"
+    return f"; a stack that works: {_written(works)}{without}"
 
 
-def _others(stack: Sequence[Declared]) -> Iterator[Sequence[Declared]]:
+def _others(stack: Sequence[Declared], ground: Ground) -> Iterator[Sequence[Declared]]:
     """Yield the same plugins in other orders, then fewer of them in the order given.
 
     A long stack yields one only: every plugin that works with those in front of it.
     """
     if len(stack) <= _MOST_TRIED:
         yield from itertools.permutations(stack)
-        for count in range(len(stack) - 1, 0, -1):  # one alone always works
+        for count in range(len(stack) - 1, 0, -1):
             yield from itertools.combinations(stack, count)
         return
     kept: list[Declared] = []
     for plugin in stack:  # too many to try them all
-        if _problem([*kept, plugin]) is None:
+        if _problem([*kept, plugin], ground) is None:
             kept.append(plugin)
     yield kept
 

@@ -62,10 +62,24 @@ class Config:
         shared=True,
         group=_STACK,
     )
+    probes: tuple[str, ...] = _option(
+        (),
+        "a probe and its settings, which watches and changes nothing; repeat it for several",
+        flag="--probe",
+        metavar="NAME[:key=value,…]",
+        group=_STACK,
+    )
     transport: str = _option(
         "inprocess",
         "the link between the peers (see `splitlab transports`)",
         metavar="NAME",
+        group=_LINK,
+    )
+    links: tuple[str, ...] = _option(
+        (),
+        "a wrapper around the link and its settings; repeat it for several, innermost first",
+        flag="--link",
+        metavar="NAME[:key=value,…]",
         group=_LINK,
     )
     dataset: str | None = _option(
@@ -88,7 +102,8 @@ class Config:
     )
     model: str = _option(
         "vit-mini",
-        "vit-mini, or the name of any timm VisionTransformer (see `splitlab models`)",
+        "a model and its settings, FILE.py:function, or the name of any timm Vision Transformer or CNN "
+        "(see `splitlab models`)",
         metavar="NAME",
         shared=True,
         group=_MODEL,
@@ -114,18 +129,18 @@ class Config:
         group=_MODEL,
     )
     cut: int | None = _option(
-        None, "how many blocks the client runs, 0 to depth; 3 by default", shared=True, group=_MODEL
+        None, "how many blocks or stages the client runs; 3 blocks by default", shared=True, group=_MODEL
     )
     batch_size: int = _option(128, "samples per step", shared=True, group=_TRAINING)
     optimizer: str = _option(
         "adam",
-        "optimizer of both halves",
+        "optimizer of both parts",
         choices=("adam", "adamw", "sgd"),
         shared=True,
         group=_TRAINING,
     )
-    lr: float = _option(3e-4, "learning rate of both halves", shared=True, group=_TRAINING)
-    weight_decay: float = _option(0.0, "weight decay of both halves", shared=True, group=_TRAINING)
+    lr: float = _option(3e-4, "learning rate of both parts", shared=True, group=_TRAINING)
+    weight_decay: float = _option(0.0, "weight decay of both parts", shared=True, group=_TRAINING)
     seed: int = _option(0, "fixes everything that is random", shared=True, group=_TRAINING)
     budget: str = _option("nominal=1.0", _NOMINAL_HELP, metavar="UNIT=AMOUNT", group=_END)
     evaluate: str = _option(

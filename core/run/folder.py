@@ -2,10 +2,9 @@
 
 config.toml        the configuration, with everything decided
 environment.json   versions and hardware
-metrics.jsonl      one object a training step and one an evaluation
-ledger.json        bytes by phase, direction and kind
-summary.json       the result; only a run that reached its budget has one
+metrics.jsonl      and the other records: see `splitlab.core.run.records`
 checkpoints/       see `splitlab.core.run.checkpoint`
+probes/            what probes wrote
 server.log         what the server of a two-process run printed
 """
 
@@ -26,11 +25,23 @@ from typing import Any
 
 import torch
 
-from splitlab.core.run.config import Config
 from splitlab.core.contract.errors import ConfigError
+from splitlab.core.run.config import Config
+from splitlab.core.run.records import (
+    LEDGER,
+    METRICS,
+    SUMMARY,
+    EvaluationRecord,
+    StepRecord,
+    Summary,
+    ledger_text,
+    parse_record,
+    read_evaluations,
+    version_line,
+)
 from splitlab.core.wire.ledger import Ledger
 
-__all__ = ["RunFolder", "run_name"]
+__all__ = ["RunFolder", "append", "cut_after", "run_name"]
 
 _PACKAGES = (
     "splitlab",
@@ -55,7 +66,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._metrics = path / "metrics.jsonl"
+        self._metrics = path / METRICS
 
     @classmethod
     def create(cls, output: str | None, plugins: Sequence[str]) -> RunFolder:
@@ -105,10 +116,13 @@ class RunFolder:
         }
         _write(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
 
-    def log(self, record: dict[str, Any]) -> None:
-        """Append one object to ``metrics.jsonl``."""
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+    def log(self, record: StepRecord | EvaluationRecord) -> None:
+        """Append one record to ``metrics.jsonl``."""
+        append(self._metrics, record)
+
+    def has_records(self) -> bool:
+        """Return whether anything was logged."""
+        return bool(self.metrics_size())
 
     def metrics_size(self) -> int:
         """Return how long ``metrics.jsonl`` is, in bytes."""
@@ -123,34 +137,53 @@ class RunFolder:
 
     def write_ledger(self, ledger: Ledger) -> None:
         """Write the bytes counted so far."""
-        _write(self.path / "ledger.json", json.dumps(ledger.counts, indent=2) + "\n")
+        _write(self.path / LEDGER, ledger_text(ledger))
 
-    def write_summary(self, summary: dict[str, Any]) -> None:
+    def write_summary(self, summary: Summary) -> None:
         """Write the result."""
-        _write(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+        _write(self.path / SUMMARY, summary.text())
 
     def remove_summary(self) -> None:
         """Take the result away: the run goes on."""
-        (self.path / "summary.json").unlink(missing_ok=True)
+        (self.path / SUMMARY).unlink(missing_ok=True)
 
     def server_log(self) -> Path:
         """Return where the server of a two-process run prints."""
         return self.path / "server.log"
 
-    def last_evaluation(self) -> dict[str, Any] | None:
-        """Return the newest evaluation in ``metrics.jsonl``."""
-        lines = (
-            self._metrics.read_text(encoding="utf-8").splitlines() if self.metrics_size() else []
-        )
-        for line in reversed(lines):
-            record: dict[str, Any] = json.loads(line)
-            if record["kind"] == "eval":
-                return record
-        return None
+    def probes(self) -> Path:
+        """Return where probes write; the folder of each is made when it does."""
+        return self.path / "probes"
+
+    def last_evaluation(self) -> EvaluationRecord | None:
+        """Return the newest evaluation that was logged."""
+        found = read_evaluations(self.path) if self.has_records() else []
+        return found[-1] if found else None
 
     def remove(self) -> None:
         """Delete the folder of a run that never made a step."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def append(path: Path, record: StepRecord | EvaluationRecord) -> None:
+    """Append a record to a log; a new log begins with the version of its records."""
+    with path.open("a", encoding="utf-8") as file:
+        if not file.tell():
+            file.write(version_line())
+        file.write(record.line())
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Forget the records of a log that are of later steps."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        records = [parse_record(line) for line in lines]
+        kept = [
+            line
+            for line, record in zip(lines, records, strict=True)
+            if record is None or record.step <= step
+        ]
+        _write(path, "".join(kept))
 
 
 def _free(path: Path) -> Path:

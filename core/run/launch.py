@@ -7,76 +7,80 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-import torch
-
-from splitlab.core.run.plan import build_server
-from splitlab.core.run.config import Config
-from splitlab.core.contract.errors import ConfigError, NetworkError
+from splitlab.core.catalogue.links import wrapped
+from splitlab.core.contract.errors import NetworkError
+from splitlab.core.contract.link import InsideTransport, Link, NetworkTransport
+from splitlab.core.engine.server import Server
 from splitlab.core.run.folder import RunFolder
+from splitlab.core.run.plan import Plan
 from splitlab.core.run.serve import open_session
-from splitlab.core.contract.link import Link, PairTransport, Transport
 
-__all__ = ["Launch"]
+__all__ = ["Launch", "link_inside"]
 
 # A second process imports torch and builds the model before it listens.
 _STARTUP_SECONDS = 180.0
 _PARTING_SECONDS = 5.0
 
 
+@contextmanager
+def link_inside(
+    transport: InsideTransport, plan: Plan, server: Server, folder: RunFolder
+) -> Iterator[Link]:
+    """Yield the client's end of a link to a server in this process, which takes its turns there."""
+    client_end, server_end = transport.pair(lambda: session.turn() and None)
+    client_end = wrapped(client_end, plan.links, "client")
+    server_end = wrapped(server_end, plan.links, "server")
+    session = open_session(server_end, server, plan, folder.path)
+    try:
+        yield client_end
+    finally:
+        client_end.close()
+        server_end.close()
+
+
 class Launch:
-    """Makes the client's end of a link, and the server if there is none yet.
+    """Makes the client's end of a link to another process, and that process if there is none yet.
 
     Args:
-        config: the run's, resolved.
-        classes: C, width of the head.
+        plan: of the run.
         folder: where the server's checkpoints and what it prints go.
-        device: the client's.
-        observers: watch the server's hooks too, if it is in this process.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        classes: int,
-        folder: RunFolder,
-        device: torch.device,
-        observers: Sequence[object],
-    ) -> None:
-        self._config = config
-        self._classes = classes
+    def __init__(self, plan: Plan, folder: RunFolder) -> None:
+        self._plan = plan
         self._folder = folder
-        self._device = device
-        self._observers = observers
         self._process: subprocess.Popen[bytes] | None = None
 
     @contextmanager
-    def link(self, transport: Transport | PairTransport, connect: str | None) -> Iterator[Link]:
+    def link(self, transport: NetworkTransport, connect: str | None) -> Iterator[Link]:
         """Yield the client's end; whatever was started ends with the block.
 
         Args:
             transport: an object of the configuration's transport.
             connect: address of a server that runs already, or None.
         """
-        if isinstance(transport, PairTransport):
-            if connect:
-                raise ConfigError(f"transport {self._config.transport!r} cannot join a server")
-            with self._server_inside(transport) as link:
-                yield link
-            return
         launched = transport.launched()
-        address = connect or (launched and launched[1])
+        address = connect or (launched[1] if launched else None)
         if address:
-            timeout = self._config.timeout
-            with closing(transport.connect(address, device=self._device, timeout=timeout)) as link:
+            with self._connected(transport, address, self._plan.config.timeout) as link:
                 yield link
             return
-        with self._server_process() as address:
-            timeout = _STARTUP_SECONDS
-            with closing(transport.connect(address, device=self._device, timeout=timeout)) as link:
-                yield link
+        with (
+            self._server_process() as address,
+            self._connected(transport, address, _STARTUP_SECONDS) as link,
+        ):
+            yield link
+
+    @contextmanager
+    def _connected(
+        self, transport: NetworkTransport, address: str, timeout: float
+    ) -> Iterator[Link]:
+        bare = transport.connect(address, device=self._plan.device, timeout=timeout)
+        with closing(wrapped(bare, self._plan.links, "client")) as link:
+            yield link
 
     def last_words(self) -> str:
         """Return why the server's process ended, as the end of an error line, if it did."""
@@ -93,27 +97,15 @@ class Launch:
         return f"; the server process ended with status {status}: {last}"
 
     @contextmanager
-    def _server_inside(self, transport: PairTransport) -> Iterator[Link]:
-        built = build_server(self._config, self._classes, self._device, self._observers)
-        client_end, server_end = transport.pair(lambda: session.turn() and None)
-        session = open_session(server_end, built, self._config, self._folder.path)
-        try:
-            yield client_end
-        finally:
-            client_end.close()
-            server_end.close()
-            built.worker.stack.run_end()
-
-    @contextmanager
     def _server_process(self) -> Iterator[str]:
         """Start a server on this machine and yield its address."""
         reading, writing = os.pipe()
         command = [sys.executable, "-P", "-m", "splitlab.core.command", "serve"]
         command += ["--config", str(self._folder.path / "config.toml")]
         command += ["--output", str(self._folder.path)]
-        command += ["--classes", str(self._classes)]
+        command += ["--classes", str(self._plan.data.classes)]
         command += ["--announce", str(writing), "--wait", str(_STARTUP_SECONDS)]
-        command += ["--timeout", str(self._config.timeout)]
+        command += ["--timeout", str(self._plan.config.timeout)]
         with self._folder.server_log().open("wb") as log:
             # A session of its own: Ctrl-C reaches the client only, which ends both in good order.
             process = subprocess.Popen(

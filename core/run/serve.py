@@ -8,14 +8,17 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from splitlab.core.run.plan import Built, build_server, choose_device, limited_threads, resolve
+from splitlab.core.catalogue.links import load_transport, wrapped
+from splitlab.core.contract.errors import ConfigError, ProtocolError
+from splitlab.core.contract.link import Link
+from splitlab.core.engine.server import Server
 from splitlab.core.run.checkpoint import Checkpoints
 from splitlab.core.run.config import Config
-from splitlab.core.engine.peers import Server
-from splitlab.core.contract.errors import ConfigError, ProtocolError
-from splitlab.core.catalogue.registry import bind_stack
-from splitlab.core.session.session import ServerSession
-from splitlab.core.contract.link import Link, PairTransport, load_transport
+from splitlab.core.run.folder import append, cut_after
+from splitlab.core.run.plan import Plan, make_for_server
+from splitlab.core.run.records import SERVER_METRICS, StepRecord
+from splitlab.core.run.workers import build_server, limited_threads
+from splitlab.core.session.server import ServerSession
 
 __all__ = ["open_session", "serve"]
 
@@ -42,28 +45,30 @@ def serve(
         announce: file descriptor to which the real address is written once the server listens.
         wait: seconds to wait for a client.
         peers_here: 2 if the client runs on this machine too; it then has the first GPU.
-        say: is told in a line where the server listens, and in another how it went.
+        say: is told in a line where it listens, and how it went.
 
     Raises:
         SplitlabError: also when the client is gone before the end of its run.
     """
-    config = resolve(config)
     transport = load_transport(config.transport)
-    if isinstance(transport, PairTransport):
+    if transport.place == "inside":
         raise ConfigError(f"transport {config.transport!r} has both peers in one process; use tcp")
-    device = choose_device(config.device, "server", peers_here=peers_here)
-    with limited_threads(config.threads or 1), ExitStack() as cleanup:
-        built = build_server(config, classes, device)
-        cleanup.callback(built.worker.stack.run_end)
-        listener = transport.listen(address or transport.default_address, device=device)
+    with ExitStack() as cleanup:
+        cleanup.enter_context(limited_threads(config.threads or 1))
+        plan, model = make_for_server(config, classes, peers_here=peers_here)
+        cleanup.enter_context(limited_threads(plan.threads))
+        server = build_server(plan, model)
+        del model  # of which the server has its part
+        cleanup.callback(server.stack.run_end)
+        listener = transport.listen(address or transport.default_address, device=plan.device)
         with closing(listener):
-            stack = " + ".join(map(str, bind_stack(config.plugins))) or "none"
-            say(f"serving {stack} on {listener.address}")
+            say(f"serving {' + '.join(plan.titles) or 'none'} on {listener.address}")
             if announce is not None:
                 with os.fdopen(announce, "w") as pipe:
                     pipe.write(listener.address + "\n")
-            link = cleanup.enter_context(closing(listener.accept(wait)))
-        session = open_session(link, built, config, output)
+            link = wrapped(listener.accept(wait), plan.links, "server")
+            cleanup.enter_context(closing(link))
+        session = open_session(link, server, plan, output)
         while session.turn():
             pass
     say(f"served {session.steps} steps to the end of the client's run")
@@ -71,36 +76,45 @@ def serve(
 
 
 def open_session(
-    link: Link, built: Built[Server], config: Config, output: str | Path | None
+    link: Link, server: Server, plan: Plan, output: str | Path | None
 ) -> ServerSession:
-    """Return the server's session on a link, with checkpoints below ``output``."""
+    """Return the server's session on a link; what it leaves is written below ``output``."""
+    folder = Path(output) if output is not None else Path("runs")
     checkpoints: list[Checkpoints] = []
 
     def resume(run: str, step: int) -> None:
-        if output is None and not re.fullmatch(r"\w[\w.+-]{0,199}", run):
-            raise ProtocolError(
-                f"the client's name for the run, {run!r}, cannot name a folder; "
-                "name the server's own with --output DIR"
-            )
-        folder = Path(output) if output is not None else Path("runs") / run
+        nonlocal folder
+        if output is None:
+            if not re.fullmatch(r"\w[\w.+-]{0,199}", run):
+                raise ProtocolError(
+                    f"the client's name for the run, {run!r}, cannot name a folder; "
+                    "name the server's own with --output DIR"
+                )
+            folder = folder / run
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--output {folder} cannot be made: {error.strerror}") from None
         checkpoints.append(Checkpoints(folder, "server"))
         if step:
-            built.worker.load_state(*checkpoints[0].load(step))
+            server.load_state(*checkpoints[0].load(step))
         checkpoints[0].forget_after(step)
+        cut_after(folder / SERVER_METRICS, step)
 
     def save(step: int) -> None:
-        checkpoints[0].save(step, *built.worker.state())
+        checkpoints[0].save(step, *server.state())
+
+    def measured(step: int) -> None:
+        append(folder / SERVER_METRICS, StepRecord(step, metrics=server.metrics))
 
     return ServerSession(
         link,
-        built.worker,
-        built.agreement,
-        batch_bytes=built.batch_bytes,
-        timeout=config.timeout,
+        server,
+        dict(plan.agreement),
+        batch_bytes=plan.batch_bytes,
+        timeout=plan.config.timeout,
         resume=resume,
         save=save,
+        measured=measured,
+        finish=lambda: server.stack.report(folder / "probes"),
     )

@@ -2,7 +2,7 @@
 
 Every run is an ordinary run folder. A comparison that was interrupted goes on with what is missing
 when it is started again with the same folder, and grows when it is given more stacks or seeds. What
-it leaves behind is described in `splitlab.core.study.results`.
+it leaves behind is described in `splitlab.core.study.comparison`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from splitlab.core.run.plan import build_client, choose_device, resolve
-from splitlab.core.run.config import Config
+from splitlab.core.catalogue.binding import bind_stack
+from splitlab.core.catalogue.links import load_transport
+from splitlab.core.catalogue.tables import entries
 from splitlab.core.contract.errors import ConfigError, SplitlabError
-from splitlab.core.catalogue.registry import bind_stack, entries
-from splitlab.core.study.results import Comparison, Contender, Outcome, XScale, differs
-from splitlab.core.run.loop import Interrupted, Reporter, load_configured_data, run
+from splitlab.core.contract.traits import Ground
 from splitlab.core.engine.stack import Stack
-from splitlab.core.contract.link import PairTransport, load_transport
+from splitlab.core.run.config import Config
+from splitlab.core.run.plan import make, settled
+from splitlab.core.run.reporter import Interrupted, Reporter
+from splitlab.core.run.run import run
+from splitlab.core.study.comparison import Comparison, Contender, Outcome, XScale, differs
 
 __all__ = ["ComparisonReporter", "compare", "redraw", "split_stack"]
 
@@ -33,7 +36,7 @@ _MOST_SEEDS = 1000
 
 
 class ComparisonReporter:
-    """Is told how a comparison goes. This one stays silent; `splitlab.core.command.progress` shows."""
+    """Is told how a comparison goes. This one stays silent; the command line's show."""
 
     def begin(self, folder: Path, runs: int, finished: int) -> None:
         """It begins: so many runs there are to be, of which so many are finished already."""
@@ -86,8 +89,8 @@ def compare(
     """
     reporter = reporter or ComparisonReporter()
     try:
-        contenders = _contenders(stacks, ratio)
-        common = _common(config, options)
+        common, ground = _common(config, options)
+        contenders = _contenders(stacks, ratio, ground)
         first = options.get("seed", config.seed if config else 0)
         chosen = _seeds(seeds, first, given="seed" in options)
         folder = Path(output) if output is not None else _new_folder()
@@ -166,12 +169,12 @@ def _seeds(seeds: int | str | Sequence[int], first: int, *, given: bool) -> tupl
     return chosen
 
 
-def _contenders(stacks: Sequence[str], ratio: float | None) -> list[Contender]:
+def _contenders(stacks: Sequence[str], ratio: float | None, ground: Ground) -> list[Contender]:
     if not stacks:
         raise ConfigError("nothing to compare; name every stack with --plugin, as in NAME+NAME")
     if ratio is not None and not 0 < ratio <= 1:
         raise ConfigError(f"--ratio {ratio} is not allowed; more than 0, at most 1")
-    found = [_contender(split_stack(text), ratio) for text in stacks]
+    found = [_contender(split_stack(text), ratio, ground) for text in stacks]
     if ratio is not None and all(contender.remark for contender in found):
         raise ConfigError(
             f"--ratio {ratio:g} is not allowed here: in no stack the first plugin that takes a "
@@ -180,7 +183,7 @@ def _contenders(stacks: Sequence[str], ratio: float | None) -> list[Contender]:
     return found
 
 
-def _contender(members: tuple[str, ...], ratio: float | None) -> Contender:
+def _contender(members: tuple[str, ...], ratio: float | None, ground: Ground) -> Contender:
     bound = bind_stack(members)
     title = " + ".join(map(_title, members))
     plugins, remark = members, ""
@@ -190,7 +193,7 @@ def _contender(members: tuple[str, ...], ratio: float | None) -> Contender:
             remark = f"without --ratio {ratio:g}"
         else:
             bound = bind_stack(plugins)
-    Stack(bound)  # refuses plugins that cannot work together
+    Stack(bound).check(ground)  # refuses plugins that cannot work together, or on this model
     agreement = " + ".join(plugin.agreement() for plugin in bound)
     return Contender("+".join(members), title, "", plugins, agreement, remark)
 
@@ -218,8 +221,8 @@ def _with_ratio(members: tuple[str, ...], ratio: float) -> tuple[str, ...]:
     return members
 
 
-def _common(config: Config | None, options: dict[str, Any]) -> Config:
-    """Return what all runs have in common, resolved."""
+def _common(config: Config | None, options: dict[str, Any]) -> tuple[Config, Ground]:
+    """Return what all runs have in common, decided, and what their model gives a stack."""
     per_run = sorted({"plugins", "output"} & options.keys())
     if per_run:
         raise ConfigError(
@@ -228,7 +231,8 @@ def _common(config: Config | None, options: dict[str, Any]) -> Config:
     Config.from_mapping(options)
     known = dataclasses.asdict(config) if config else {}
     mine = {"plugins": (), "seed": 0, "output": None}
-    return resolve(Config.from_mapping(known | options | mine))
+    common, facts = settled(Config.from_mapping(known | options | mine))
+    return common, facts.ground
 
 
 def _new_folder() -> Path:
@@ -299,13 +303,11 @@ def _check_different(contenders: Sequence[Contender]) -> None:
 def _check_what_all_share(common: Config) -> None:
     """Say once, before the first run, what every run would stumble over."""
     transport = load_transport(common.transport)
-    if not isinstance(transport, PairTransport) and transport.launched():
+    if transport.place == "beside" and transport.launched():
         raise ConfigError(
             "a comparison starts a server for every run itself; start it without a launcher"
         )
-    device = choose_device(common.device, "client", peers_here=1)
-    data = load_configured_data(common)
-    build_client(common, len(data.train.classes), device)
+    make(common)
 
 
 # Running.

@@ -8,8 +8,9 @@ Three lines of pytest check a method, whether it is installed, registered or jus
         check_plugin("my-method").raise_if_failed()
 
 ``check_plugin`` also takes ``"FILE.py:Class:key=value"`` and a class; ``check_transport`` takes the
-name of a transport or its class. ``splitlab check`` prints the same reports. A `Report` has one row
-for every check; a row that failed says which plugin, which hook and the way out.
+name of a transport or its class, ``check_link`` a link wrapper. ``splitlab check`` prints the same
+reports. A `Report` has one row for every check; a row that failed says which plugin, which hook and
+the way out. A check's name says what holds, and ``only=["bytes-are-real"]`` runs it alone.
 
 `Tiny` makes models, batches and peers that train in milliseconds, for tests of a plugin's own.
 Where many plugins are checked, one `FreshPeers` for all of them saves seconds each.
@@ -21,15 +22,19 @@ import time
 from collections.abc import Iterator
 from typing import Literal
 
+from splitlab.core.catalogue.tables import entries
 from splitlab.core.contract.errors import SplitlabError
-from splitlab.core.catalogue.registry import entries
 from splitlab.core.testing.fresh import FreshPeers
+from splitlab.core.testing.link_checks import LINK_CHECKS
+from splitlab.core.testing.links import joined
 from splitlab.core.testing.plugin import PLUGIN_CHECKS, check_plugin
 from splitlab.core.testing.report import ConformanceError, Report, Row
-from splitlab.core.testing.tiny import Tiny, joined
+from splitlab.core.testing.tiny import Tiny
 from splitlab.core.testing.transport import TRANSPORT_CHECKS, check_transport
+from splitlab.core.testing.wrapper import check_link
 
 __all__ = [
+    "LINK_CHECKS",
     "PLUGIN_CHECKS",
     "TRANSPORT_CHECKS",
     "ConformanceError",
@@ -37,6 +42,7 @@ __all__ = [
     "Report",
     "Row",
     "Tiny",
+    "check_link",
     "check_listed",
     "check_plugin",
     "check_transport",
@@ -63,5 +69,5 @@ def check_listed() -> Iterator[tuple[Report, float]]:
                 plugin = kind == "plugin"
                 report = check_plugin(name, fresh=fresh) if plugin else check_transport(name)
             except SplitlabError as error:
-                report = Report(name, (Row("G0", "can be loaded", "failed", str(error)),))
+                report = Report(name, (Row("can-be-loaded", "by its name", "failed", str(error)),))
             yield report, time.perf_counter() - start

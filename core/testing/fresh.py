@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import importlib
 import inspect
-import io
 import json
 import os
 import subprocess
@@ -26,10 +25,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from splitlab.core.catalogue.binding import bind, bind_stack
 from splitlab.core.contract.errors import PluginError, SplitlabError
-from splitlab.core.catalogue.registry import BoundPlugin, bind_plugin, bind_stack
-from splitlab.core.testing.tiny import Tiny, thaw
-from splitlab.core.wire.frame import encode
+from splitlab.core.contract.settings import Bound
+from splitlab.core.testing.tiny import Tiny, freeze, thaw
 
 __all__ = ["FreshPeers", "Turn", "address"]
 
@@ -39,7 +38,7 @@ Turn = tuple[Literal["train", "evaluate"], int]
 """What a peer is asked to do, and the number of the step or batch."""
 
 
-def address(stack: Sequence[BoundPlugin], text: str | None) -> dict[str, Any] | str:
+def address(stack: Sequence[Bound], text: str | None) -> dict[str, Any] | str:
     """Return how a process that starts from nothing finds the stack, or why it cannot.
 
     Args:
@@ -224,32 +223,25 @@ def _answer(request: Mapping[str, Any], frames: list[bytes], answers: Any) -> No
 
 
 def _play(
-    request: Mapping[str, Any], stack: Sequence[BoundPlugin], frames: Sequence[bytes]
+    request: Mapping[str, Any], stack: Sequence[Bound], frames: Sequence[bytes]
 ) -> Iterator[bytes]:
     tiny = Tiny(**request["tiny"])
     if request["role"] == "server":
         server = tiny.server(stack)
         for frame in frames:
-            yield _freeze(server.handle(thaw(frame)))
+            yield freeze(server.handle(thaw(frame)))
         return
     client = tiny.client(stack)
     for (what, number), frame in zip(request["turns"], frames, strict=True):
         if what == "train":
-            yield _freeze(client.forward(tiny.batch(number), number))
+            yield freeze(client.forward(tiny.batch(number), number))
             client.backward(thaw(frame))
         else:
-            yield _freeze(client.query(tiny.batch(number), number, stacked=True))
+            yield freeze(client.query(tiny.batch(number), number, stacked=True))
             client.answer(thaw(frame))
 
 
-def _freeze(message: Any) -> bytes:
-    stream = io.BytesIO()
-    for buffer in encode(message).buffers():
-        stream.write(buffer)
-    return stream.getvalue()
-
-
-def _find(plugins: Mapping[str, Any]) -> list[BoundPlugin]:
+def _find(plugins: Mapping[str, Any]) -> list[Bound]:
     if "text" in plugins:
         return bind_stack([plugins["text"]])
     name, file, label = plugins["name"], plugins["file"], plugins["label"]
@@ -258,8 +250,8 @@ def _find(plugins: Mapping[str, Any]) -> list[BoundPlugin]:
         module = importlib.import_module(plugins["module"])
         if Path(module.__file__ or "").resolve() == Path(file):
             factory = getattr(module, name)
-    factory = factory or bind_plugin(f"{file}:{name}").factory
-    return [BoundPlugin(label, label, factory, plugins["params"], plugins["params"])]
+    factory = factory or bind("plugins", f"{file}:{name}").factory
+    return [Bound(label, label, factory, plugins["params"], plugins["params"])]
 
 
 if __name__ == "__main__":

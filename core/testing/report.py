@@ -48,8 +48,8 @@ class Row:
     """What one check found.
 
     Attributes:
-        check: its id, such as ``"G3"``.
-        title: what it checks, in a few words.
+        check: its name, which says what holds: ``"bytes-are-real"``.
+        title: explains the name.
         outcome: passed, warning (passed, and something is odd), skipped or failed.
         reason: why it failed or was skipped, with a way out; or a measurement.
     """
@@ -78,7 +78,7 @@ class Report:
         return not self.failed()
 
     def failed(self) -> list[str]:
-        """Return the ids of the checks that failed."""
+        """Return the names of the checks that failed."""
         return [row.check for row in self.rows if row.outcome == "failed"]
 
     def counts(self) -> str:
@@ -100,17 +100,24 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.subject}: {self.counts()}"]
+        width = max((len(row.check) for row in self.rows), default=0)
         for row in self.rows:
             reason = f": {row.reason}" if row.reason else ""
-            lines.append(f"  {row.outcome:<8}{row.check:<4} {row.title}{reason}")
+            lines.append(f"  {row.outcome:<8}{row.check:<{width}}  {row.title}{reason}")
         return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class Check(Generic[S]):
-    """One check: a function of the subject that returns a remark or nothing, or raises."""
+    """One check: a function of the subject that returns a remark or nothing, or raises.
 
-    id: str
+    Attributes:
+        name: says what holds, in words with hyphens.
+        title: explains the name.
+        run: raises `Failed` or `Skipped`, or returns what is worth saying.
+    """
+
+    name: str
     title: str
     run: Callable[[S], str | None]
 
@@ -118,17 +125,17 @@ class Check(Generic[S]):
 def run_checks(
     name: str, subject: S, checks: Sequence[Check[S]], only: Collection[str] | None = None
 ) -> Report:
-    """Run the checks on the subject, all or those with the ids in ``only``.
+    """Run the checks on the subject, all or those with the names in ``only``.
 
     Raises:
-        ConfigError: an id is unknown.
+        ConfigError: a name is unknown.
     """
-    known = [check.id for check in checks]
+    known = [check.name for check in checks]
     for wanted in only or ():
         if wanted not in known:
             raise unknown_name("check", wanted, known)
     return Report(
-        name, tuple(_run(check, subject) for check in checks if only is None or check.id in only)
+        name, tuple(_run(check, subject) for check in checks if only is None or check.name in only)
     )
 
 
@@ -144,4 +151,4 @@ def _run(check: Check[S], subject: S) -> Row:
         outcome, reason = "failed", str(error)
     except Exception as error:  # noqa: BLE001 (what is checked may raise anything)
         outcome, reason = "failed", f"{type(error).__name__}: {error}"
-    return Row(check.id, check.title, outcome, " ".join(reason.split()))
+    return Row(check.name, check.title, outcome, " ".join(reason.split()))

@@ -1,7 +1,4 @@
-"""A plugin under test: the run that most of its checks look at, and what is wrong with that run.
-
-Shapes: B samples, N tokens, D width; rows and tokens as a stack leaves them.
-"""
+"""A plugin under test: the run that most of its checks look at, and whose fault its end is."""
 
 from __future__ import annotations
 
@@ -16,18 +13,39 @@ from typing import Any
 
 import torch
 
-from splitlab.core.run.checkpoint import Checkpoints
+from splitlab.core.contract.cut import Cut
 from splitlab.core.contract.errors import ConfigError, SplitlabError
 from splitlab.core.contract.message import Message
-from splitlab.core.catalogue.registry import BoundPlugin, parameters
+from splitlab.core.contract.settings import Bound, parameters
+from splitlab.core.contract.traits import Gradient, Traits
+from splitlab.core.run.checkpoint import Checkpoints
+from splitlab.core.testing.couple import Couple
+from splitlab.core.testing.decoding import decoding_problem
 from splitlab.core.testing.fresh import FreshPeers, Turn
 from splitlab.core.testing.report import Failed, Skipped
+from splitlab.core.testing.seen import difference
 from splitlab.core.testing.state import Belongings, GlobalRandom
-from splitlab.core.testing.tiny import Couple, Event, Tiny, difference, thaw
-from splitlab.core.contract.traits import Gradient, Traits
-from splitlab.core.wire.frame import encode
+from splitlab.core.testing.tiny import Tiny, freeze, thaw
 
-__all__ = ["SAVED", "TINY", "TURNS", "State", "Subject", "decoding_problem", "with_ratio"]
+__all__ = [
+    "DECODED",
+    "GRADIENT",
+    "REPEATS",
+    "RUNS",
+    "SAVED",
+    "TINY",
+    "TURNS",
+    "State",
+    "Subject",
+    "with_activations",
+    "with_ratio",
+]
+
+# The checks that an error of the run belongs to, and that others refer to.
+RUNS = "builds-and-runs"
+DECODED = "decoded-fits-the-model"
+REPEATS = "repeats-itself"
+GRADIENT = "gradient-as-declared"
 
 TINY = Tiny(image=16, patch=4, width=32, depth=2, samples=10)
 """N = 17: a class token and 4 x 4 patches, so that pooling and merging have something to do."""
@@ -76,7 +94,7 @@ class Subject:
 
     def __init__(
         self,
-        stack: Sequence[BoundPlugin],
+        stack: Sequence[Bound],
         text: str | None,
         tiny: Tiny,
         fresh: FreshPeers | None,
@@ -93,7 +111,7 @@ class Subject:
         frames: list[bytes] = []
 
         def carry(message: Message, upward: bool) -> Message:
-            frames.append(b"".join(encode(message).buffers()))
+            frames.append(freeze(message))
             return thaw(frames[-1])
 
         instances: list[object] = []
@@ -135,7 +153,7 @@ class Subject:
             gradient=min((traits.gradient for traits in declared), key=order.index),
         )
 
-    def couple(self, stack: Sequence[BoundPlugin] = (), **settings: Any) -> Couple:
+    def couple(self, stack: Sequence[Bound] = (), **settings: Any) -> Couple:
         """Build new peers."""
         return Couple(self.tiny, stack or self.stack, **settings)
 
@@ -173,7 +191,7 @@ class Subject:
         """Return the peers of the base run; skip the check if that run does not repeat itself."""
         couple = self.working()
         if self.irregular:
-            raise Skipped("needs runs that repeat themselves, see G3")
+            raise Skipped(f"needs runs that repeat themselves, see {REPEATS}")
         return couple
 
     @cached_property
@@ -214,20 +232,20 @@ def _last(base: _Base) -> str:
 def _whose(base: _Base) -> str:
     """Return the check that the error of the base run belongs to."""
     if base.disturbed:
-        return "G3"
+        return REPEATS
     if base.couple is None or not base.couple.events:
-        return "G0"
+        return RUNS
     event = base.couple.events[-1]
     if event.hook in ("after_client_forward", "before_server_forward") and event.training:
         left = event.after.tensors.get("activations")
         floats = left is not None and left.is_floating_point()
         if floats and event.before.on_graph and not event.after.on_graph:
-            return "G5"
+            return GRADIENT
     if decoding_problem(base.couple):
-        return "G2"
+        return DECODED
     behind = (event.role, event.hook, event.training) == ("server", "before_server_forward", True)
     # The server's half ran on what was decoded, and its gradient has nowhere to go.
-    return "G5" if behind and "no gradient" in str(base.error) else "G0"
+    return GRADIENT if behind and "no gradient" in str(base.error) else RUNS
 
 
 def _saved(couple: Couple) -> dict[str, State] | Exception:
@@ -244,90 +262,11 @@ def _saved(couple: Couple) -> dict[str, State] | Exception:
     return states
 
 
-def with_ratio(s: Subject, ratio: float) -> list[BoundPlugin]:
+def with_ratio(s: Subject, ratio: float) -> list[Bound]:
     """Return the plugin with another ratio."""
     return [dataclasses.replace(s.stack[0], params={**s.stack[0].params, "ratio": ratio})]
 
 
-# What is wrong behind the decoding hooks.
-
-
-def decoding_problem(couple: Couple) -> str | None:
-    """Return what is wrong with shapes, dtypes or devices behind the decoding hooks."""
-    for training in (True, False):
-        outputs = couple.seen("client", "after_client_forward", training=training)
-        problem = (
-            _arrived_problem(couple, training)
-            or _cut_problem(couple, outputs, training)
-            or (_gradient_problem(couple, outputs) if training else None)
-        )
-        if problem:
-            return problem
-    return None
-
-
-def _arrived_problem(couple: Couple, training: bool) -> str | None:
-    for role, name in (("server", "activations"), ("client", "gradient")):
-        for event in couple.seen(role, "after_receive", training=training):
-            found = event.after.tensors.get(name)
-            if name == "gradient" and not training:
-                continue
-            if found is None or not found.is_floating_point():
-                left = _described(found) if found is not None else "gone"
-                return (
-                    f"after after_receive at the {role} {name!r} is {left}; undo there what "
-                    "before_send did, under the same name"
-                )
-    return None
-
-
-def _cut_problem(couple: Couple, outputs: Sequence[Event], training: bool) -> str | None:
-    decoded = couple.seen("server", "before_server_forward", training=training)
-    for output, event in zip(outputs, decoded, strict=False):
-        X, left = output.before.tensors["activations"], event.after.tensors
-        Y = left.get("activations")
-        D = X.shape[-1]
-        if Y is None or Y.ndim != 3 or Y.shape[-1] != D:
-            found = "gone" if Y is None else _described(Y)
-            return (
-                f"after before_server_forward the activations are {found}, the server's half takes "
-                f"(rows, tokens, {D}); decode them there or in after_receive"
-            )
-        if Y.dtype != X.dtype or Y.device != X.device:
-            return (
-                f"after before_server_forward the activations are {Y.dtype} on {Y.device}, those "
-                f"of the client were {X.dtype} on {X.device}; restore dtype and device in the "
-                "decoding hook"
-            )
-        rows, targets = len(Y), left.get("targets")
-        if not training and rows != len(X):
-            return f"{rows} rows are left of {len(X)} samples in an evaluation; keep them apart"
-        if targets is None or targets.shape[:1] != Y.shape[:1]:
-            found = "gone" if targets is None else _described(targets)
-            return f"{rows} rows reach the server's half with targets {found}; one for each row"
-        sums = targets.sum(-1) if targets.is_floating_point() else targets.new_ones(())
-        if not torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
-            return "after before_server_forward the target probabilities of a row do not sum to 1"
-        for name, shape in (("weights", Y.shape[:1]), ("token_sizes", Y.shape[:2])):
-            extra = left.get(name)
-            if extra is not None and (extra.shape != shape or extra.device != Y.device):
-                return f"cut.{name} is {_described(extra)}; it must have the shape {[*shape]}"
-    return None
-
-
-def _gradient_problem(couple: Couple, outputs: Sequence[Event]) -> str | None:
-    for hook in ("after_receive", "gradient_return"):
-        for output, event in zip(outputs, couple.seen("client", hook), strict=False):
-            Z, G = output.after.tensors["activations"], event.after.tensors.get("gradient")
-            if G is None or (G.shape, G.dtype, G.device) != (Z.shape, Z.dtype, Z.device):
-                found = "gone" if G is None else f"{_described(G)} on {G.device}"
-                return (
-                    f"after {hook} at the client the gradient is {found}, the activations that "
-                    f"were sent are {_described(Z)} on {Z.device}; restore shape, dtype and device "
-                    "there"
-                )
-    return None
-
-
-def _described(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {[*tensor.shape]}"
+def with_activations(cut: Cut, value: torch.Tensor) -> None:
+    """Give the cut other activations, on the same graph."""
+    cut.activations = cut.activations * 0 + value.to(cut.activations)

@@ -6,7 +6,10 @@ from typing import Literal
 
 from splitlab.core.contract.message import Kind, Message, Role
 
-__all__ = ["Ledger"]
+__all__ = ["Counts", "Ledger"]
+
+Counts = dict[str, dict[str, dict[str, int]]]
+"""Bytes by phase, direction and kind."""
 
 Direction = Literal["up", "down"]
 Phase = Literal["training", "evaluation", "control"]
@@ -26,8 +29,8 @@ class Ledger:
     (``control``) from both; the sum of all three is what the link carried.
     """
 
-    def __init__(self, counts: dict[str, dict[str, dict[str, int]]] | None = None) -> None:
-        self.counts: dict[str, dict[str, dict[str, int]]] = {
+    def __init__(self, counts: Counts | None = None) -> None:
+        self.counts: Counts = {
             phase: {"up": {}, "down": {}} for phase in ("training", "evaluation", "control")
         }
         for phase, directions in (counts or {}).items():
@@ -48,6 +51,21 @@ class Ledger:
             counts[kind] = counts.get(kind, 0) + size
             rest -= size
         counts["header"] = counts.get("header", 0) + rest
+
+    def mark(self) -> Ledger:
+        """Return a copy of what is counted so far, for `since`."""
+        return Ledger(self.counts)
+
+    def since(self, mark: Ledger) -> Ledger:
+        """Return what was counted after `mark` was made."""
+        grown = Ledger()
+        for phase, directions in self.counts.items():
+            for direction, kinds in directions.items():
+                before = mark.counts[phase][direction]
+                grown.counts[phase][direction] = {
+                    kind: count - before.get(kind, 0) for kind, count in kinds.items()
+                }
+        return grown
 
     def total(self, direction: Direction, phase: Phase | None = None) -> int:
         """Return the bytes of one direction, of one phase or of all."""

@@ -9,13 +9,14 @@ Shapes: B rows, N tokens, P special tokens in front, K tokens that are left, D w
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from splitlab.core import ConfigError, Cut, Peer
+from splitlab.core import Attention, ConfigError, Cut, Peer, PluginError
 from splitlab.plugins.common.settings import DEFAULT_RATIO, check_share, either
 
 __all__ = [
@@ -95,26 +96,44 @@ def unreachable(plugin: str, ratio: float, least: int, N: int) -> ConfigError:
     )
 
 
+def attention_in_cut(cut: Cut, request: Attention, plugin: str) -> torch.Tensor:
+    """Client: return the attention (B, N) to the tokens that the activations hold now."""
+    found = cut.measured.get(request)
+    N = cut.activations.shape[1]
+    if found is None or found.shape[1] != N:
+        what = "none" if found is None else f"shape {[*found.shape]}"
+        raise PluginError(
+            f"plugin {plugin!r} needs class-token attention to each of the {N} tokens at the cut "
+            f"and finds {what}; put it in front of plugins that change the tokens"
+        )
+    return found
+
+
+def bring_attention(cut: Cut, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Client: change every attention (B, N) as tokens or samples were, and drop the rest."""
+    cut.measured = {
+        request: change(value)
+        for request, value in cut.measured.items()
+        if isinstance(request, Attention)
+    }
+
+
 def select_in_cut(cut: Cut, tokens_BK: torch.Tensor) -> None:
     """Client: leave these tokens, in this order, of activations, attention and token sizes."""
     cut.activations = select_tokens(cut.activations, tokens_BK)
-    if cut.attention is not None:
-        cut.attention = cut.attention.gather(1, tokens_BK)
+    bring_attention(cut, lambda attention_BN: attention_BN.gather(1, tokens_BK))
     if SIZES in cut.side:
         sizes_BN = cut.side[SIZES]
         cut.side[SIZES] = sizes_BN.int().gather(1, tokens_BK).to(sizes_BN.dtype)
-    cut.keys = None
 
 
 def merge_in_cut(cut: Cut, slots_BN: torch.Tensor, weights_BN: torch.Tensor, K: int) -> None:
     """Client: merge activations by `merge_tokens`; attention and token sizes are summed."""
     cut.activations = merge_tokens(cut.activations, slots_BN, weights_BN, K)
-    if cut.attention is not None:
-        cut.attention = _sums(cut.attention, slots_BN, K)
+    bring_attention(cut, lambda attention_BN: _sums(attention_BN, slots_BN, K))
     if SIZES in cut.side:
         sizes_BN = cut.side[SIZES]
         cut.side[SIZES] = _sums(sizes_BN.float(), slots_BN, K).to(sizes_BN.dtype)
-    cut.keys = None
 
 
 def select_tokens(activations_BND: torch.Tensor, tokens_BK: torch.Tensor) -> torch.Tensor:

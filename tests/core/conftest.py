@@ -15,7 +15,7 @@ import pytest
 
 from splitlab.core import Config
 from splitlab.core.run.folder import RunFolder
-from splitlab.core.run.loop import Reporter, Result
+from splitlab.core.run.reporter import Reporter, Result
 
 Fake = Callable[[Config], None]
 

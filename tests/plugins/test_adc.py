@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import ConfigError, Cut, Peer, PluginError, ProtocolError
-from splitlab.core.catalogue.registry import bind_plugin
+from splitlab.core.catalogue.binding import bind_plugin
 from splitlab.core.engine.stack import Stack
 from splitlab.plugins.adc import ADC, ADCBatchMerge, ADCTokenSelect, merge_select
 from splitlab.plugins.common.kmeans import random_partition
@@ -183,7 +183,7 @@ def test_table_of_sizes_and_bytes(ratio: float, alloc: Any) -> None:
     assert out.wire["activations"].shape == (T, K, D)
     assert plugin.nominal_ratio() == (ratio, ratio), "what the authors charge, bug or no bug"
 
-    # G1: bytes of what travels, both ways.
+    # Bytes of what travels, both ways.
     assert out.wire.keys() == {"activations", "targets", "adc.clusters"}
     assert sum(t.nbytes for t in out.wire.values()) == 4 * T * K * D + 2 * 128
     assert out.client.activations.nbytes == 4 * T * K * D
@@ -340,7 +340,7 @@ def test_permuted_tokens_permute_what_is_sent() -> None:
         )
 
 
-# --- Gradients (G5) -------------------------------------------------------------------------------
+# --- Gradients ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("T", "K"), [(1, 1), (1, 9), (3, 4), (8, 9), (8, 1), (5, 9)])
@@ -407,7 +407,7 @@ def test_half_precision_adds_in_float32(dtype: torch.dtype) -> None:
     assert torch.equal(grad[:, 1], torch.zeros(200, 5, dtype=dtype))
 
 
-# --- Sizes, special tokens, ties, values out of the ordinary (G2, G6, G7) -------------------------
+# --- Sizes, special tokens, ties, values out of the ordinary --------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -499,7 +499,7 @@ def test_more_than_256_clusters_travel_as_uint16() -> None:
     assert int(small.wire["adc.clusters"].max()) == 255
 
 
-# --- Randomness and state (G3, G8, G10) -----------------------------------------------------------
+# --- Randomness and state -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -534,7 +534,7 @@ def test_a_fresh_server_decodes_from_the_wire_alone() -> None:
     assert torch.equal(fresh.weights, out.server.weights)
 
 
-# --- Loss weights, evaluation, what the plugins say of themselves (G4) ----------------------------
+# --- Loss weights, evaluation, what the plugins say of themselves ---------------------------------
 
 
 def test_size_weights_average_over_samples() -> None:

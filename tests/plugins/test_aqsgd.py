@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import ConfigError, Cut, Kind, Message, Peer, PluginError, ProtocolError, Role
-from splitlab.core.catalogue.registry import bind_plugin
+from splitlab.core.catalogue.binding import bind_plugin
 from splitlab.plugins.aqsgd import AQSGD, dequantize, quantize
 from splitlab.plugins.common.bits import packed_bytes
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from splitlab.core import ConfigError, Cut, Peer, ProtocolError
-from splitlab.core.catalogue.registry import bind_plugin
+from splitlab.core.catalogue.binding import bind_plugin
 from splitlab.core.contract.seeding import isolated_rng
 from splitlab.plugins.bottlenet import BottleNet
 

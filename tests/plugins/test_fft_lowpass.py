@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import ConfigError, Cut, Kind, ProtocolError, Role
-from splitlab.core.catalogue.registry import bind_plugin
+from splitlab.core.catalogue.binding import bind_plugin
 from splitlab.plugins.adc import ADC
 from splitlab.plugins.c3sl import C3SL
 from splitlab.plugins.fft_lowpass import SIZE, FFTLowpass, fourier_basis
@@ -64,7 +64,7 @@ def test_it_is_fft_block_and_inverse_fft(N: int, D: int, tokens: float, width: f
     assert not there.side
     torch.testing.assert_close(there.activations, lowpass(X, M, Q), rtol=0, atol=1e-12)
 
-    # G5; the projection is its own adjoint, so that the gradient is smoothed likewise.
+    # The projection is its own adjoint, so that the gradient is smoothed likewise.
     gradient = noise(3, N, D, seed=1, dtype=torch.float64)
     down = torch.autograd.grad(there.activations, leaf, gradient)[0]
     assert down.shape == (3, M, Q)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from splitlab.core import Cut, Kind, Message, Role, Traits
-from splitlab.core.catalogue.registry import bind_plugin
+from splitlab.core.catalogue.binding import bind_plugin
 from splitlab.plugins.none import Nothing
 
 

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import ConfigError, Kind, Message, ProtocolError, Role
-from splitlab.core.catalogue.registry import ROOT, bind_plugin
+from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core.catalogue.tables import ROOT
 from splitlab.core.engine.stack import Stack
 from splitlab.plugins.adc import ADC
 from splitlab.plugins.common.low_rank import (

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import ConfigError, Kind, Message, Peer, ProtocolError, Role
-from splitlab.core.catalogue.registry import bind_plugin, catalogue
+from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core.catalogue.tables import catalogue
 from splitlab.plugins import sl_acc
 from splitlab.plugins.adc import ADC
 from splitlab.plugins.common.bits import packed_bytes, unpack

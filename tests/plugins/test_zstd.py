@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import ConfigError, Kind, Message, ProtocolError, Role
-from splitlab.core.catalogue.registry import bind_plugin
-from splitlab.core.wire.frame import encode
+from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core.wire.encode import encode
 from splitlab.plugins.quantize import Quantize
 from splitlab.plugins.zstd import Zstd
 

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 
+from splitlab.core.catalogue.loading import load
+from splitlab.core.catalogue.tables import catalogue
 from splitlab.core.contract.errors import ConfigError, NetworkError
-from splitlab.core.catalogue.registry import catalogue, load
-from splitlab.core.testing import TRANSPORT_CHECKS, check_transport
-from splitlab.core.testing.tiny import both_ends
 from splitlab.core.contract.link import PairTransport
+from splitlab.core.testing import TRANSPORT_CHECKS, check_transport
+from splitlab.core.testing.links import both_ends
 
 
-@pytest.mark.parametrize("check", [check.id for check in TRANSPORT_CHECKS])
+@pytest.mark.parametrize("check", [check.name for check in TRANSPORT_CHECKS])
 @pytest.mark.parametrize("name", sorted(catalogue()["transports"]))
 def test_the_contract(name: str, check: str) -> None:
     report = check_transport(name, only=[check])

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from splitlab.core.contract.errors import NetworkError, ProtocolError
+from splitlab.core.contract.link import Limits
 from splitlab.core.contract.message import Kind, Message, Role
-from splitlab.core.wire.frame import Limits, encode
+from splitlab.core.wire.encode import encode
 from splitlab.transports.tcp import Tcp, TcpLink
 
 CPU = torch.device("cpu")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-import importlib.metadata
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from splitlab.core import ConfigError
-from splitlab.core.catalogue import registry as registry_module
-from splitlab.core.catalogue.registry import bind_plugin
+from splitlab.core.catalogue.binding import bind
 from splitlab.core.catalogue.scaffold import new_plugin
 
 
@@ -36,7 +35,7 @@ def test_the_package_is_complete(folder: Path) -> None:
 
 
 def test_the_method_trains_and_gradients_are_those_of_autograd(folder: Path, tiny: Any) -> None:
-    bound = bind_plugin(f"{folder / 'my_method.py'}:MyMethod:ratio=0.5")
+    bound = bind("plugins", f"{folder / 'my_method.py'}:MyMethod:ratio=0.5")
     client, server = tiny.pair([bound])
     message = client.forward(tiny.batch(), 0)
     assert message["activations"].shape == (6, 5, 8)
@@ -50,16 +49,15 @@ def test_the_method_trains_and_gradients_are_those_of_autograd(folder: Path, tin
 @pytest.mark.parametrize("ratio", ["0", "1.5", "nan"])
 def test_the_method_refuses_odd_ratios(folder: Path, ratio: str) -> None:
     with pytest.raises(ConfigError, match=r"ratio=.* is refused"):
-        bind_plugin(f"{folder / 'my_method.py'}:MyMethod:ratio={ratio}").build()
+        bind("plugins", f"{folder / 'my_method.py'}:MyMethod:ratio={ratio}").build()
 
 
 def test_it_is_found_by_its_name_once_it_is_installed(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, install: Callable[..., None]
 ) -> None:
     monkeypatch.syspath_prepend(folder)
-    point = importlib.metadata.EntryPoint("my-method", "my_method:MyMethod", "splitlab.plugins")
-    monkeypatch.setattr(registry_module, "entry_points", lambda group: [point])
-    assert bind_plugin("my-method:ratio=0.2").build() is not None
+    install("splitlab.plugins", **{"my-method": "my_method:MyMethod"})
+    assert bind("plugins", "my-method:ratio=0.2").build() is not None
     del sys.modules["my_method"]
 
 
@@ -90,3 +88,17 @@ def test_nothing_is_overwritten(folder: Path) -> None:
     assert (folder / "my_method.py").read_text() == "mine"
     with pytest.raises(ConfigError, match="cannot write to"):
         new_plugin("other", folder / "my_method.py" / "below")
+
+
+def test_the_command_says_what_it_wrote_and_what_comes_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from splitlab.core.command.main import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["new-plugin", "token-norm"]) == 0
+    text = capsys.readouterr().out
+    assert "wrote token-norm/token_norm.py" in text
+    assert "splitlab check token-norm" in text
+    assert main(["new-plugin", "token-norm"]) == 1
+    assert "exists already" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from splitlab.core.catalogue.registry import catalogue
+from splitlab.core.catalogue.tables import catalogue
 from splitlab.core.command.main import main
 
 

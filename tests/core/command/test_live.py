@@ -11,7 +11,7 @@ import pytest
 
 from splitlab.core.command.live import LiveComparison, LiveReporter
 from splitlab.core.run.config import Config
-from splitlab.core.run.loop import Progress
+from splitlab.core.run.reporter import Progress
 
 LEDGER: Any = SimpleNamespace(total=lambda way, phase: 1500 if way == "up" else 500)
 CONFIG = Config(dataset="data", cut=3, budget="steps=9", transport="link")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from splitlab.core.catalogue import registry as registry_module
-from splitlab.core.catalogue.registry import catalogue, entries
+from splitlab.core.catalogue.tables import catalogue, entries
 from splitlab.core.command.main import main
 from splitlab.core.contract.hooks import HookSpecs
 

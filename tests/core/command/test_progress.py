@@ -19,7 +19,7 @@ from splitlab.core.command.progress import (
     reporter,
 )
 from splitlab.core.run.config import Config
-from splitlab.core.run.loop import Progress, Reporter
+from splitlab.core.run.reporter import Progress, Reporter
 from splitlab.core.study.compare import ComparisonReporter
 
 LEDGER: Any = SimpleNamespace(total=lambda way, phase: 1500 if way == "up" else 2_000_000)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from splitlab.core.catalogue.links import load_transport
 from splitlab.core.command.main import main
 from splitlab.core.command.run import show_result
-from splitlab.core.contract.link import load_transport
 
 FAST = ["--weights", "none", "--threads", "1", "--budget", "steps=1"]
 

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from splitlab.core import Kind, PluginError, ProtocolError, Role, hookimpl
-from splitlab.core.run.checkpoint import Checkpoints
 from splitlab.core.contract.seeding import isolated_rng
+from splitlab.core.run.checkpoint import Checkpoints
 
 STEPS = range(4)
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
@@ -50,7 +50,8 @@ def test_split_training_equals_unsplit_training(tiny: Any, cut: int, optimizer: 
         whole.zero_grad()
         expected.append(loss.item())
     assert losses == expected
-    assert len(set(losses)) == len(losses)
+    moved = vit.head.weight - tiny.vit().head.weight
+    assert moved.abs().max() > 1e-3, "the rate is 1e-2"
     trained = client._half.state_dict() | server._half.state_dict()
     assert_same(trained, vit.state_dict())
 

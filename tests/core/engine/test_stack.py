@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from typing import Any
 
@@ -102,6 +103,29 @@ def test_a_nominal_ratio_is_two_numbers(tiny: Any, answer: Any) -> None:
         PluginError, match="'odd' failed in nominal_ratio: it must return two numbers"
     ):
         stack.nominal_ratio()
+
+
+def test_properties_are_not_read_before_setup(tiny: Any) -> None:
+    class Late:
+        @hookimpl
+        def setup(self, peer: Any) -> None:
+            self._peer = peer
+
+        @property
+        def batch(self) -> int:
+            return self._peer.batch_size  # type: ignore[no-any-return]
+
+        @functools.cached_property
+        def width(self) -> int:
+            return self._peer.width  # type: ignore[no-any-return]
+
+        @hookimpl
+        def nominal_ratio(self) -> tuple[float, float]:
+            return 1 / self.batch, 1 / self.width
+
+    stack = Stack([tiny.bound(Late)], observers=[Late()])
+    stack.setup(tiny.peer(batch_size=4, width=16))
+    assert stack.nominal_ratio() == (1 / 4, 1 / 16)
 
 
 def test_states_are_kept_by_label_and_given_back_to_their_owner(tiny: Any) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from splitlab.core.contract.errors import ConfigError
 from splitlab.core.run import checkpoint as checkpoint_module
 from splitlab.core.run.checkpoint import Checkpoints
-from splitlab.core.contract.errors import ConfigError
 
 DTYPES = [
     torch.float64,

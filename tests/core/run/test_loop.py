@@ -18,11 +18,18 @@ import numpy as np
 import pytest
 
 from splitlab.core import ConfigError, SplitlabError, hookimpl, run
-from splitlab.core.run.loop import Interrupted
-from splitlab.core.contract.link import working_transports
+from splitlab.core.catalogue.links import working_transports
+from splitlab.core.run.reporter import Interrupted
 
 TWO_PROCESS = [name for name in working_transports() if name != "inprocess"]
-SMALL = {"weights": "none", "batch_size": 32, "threads": 1, "model": "vit-mini", "lr": 1e-3}
+SMALL = {
+    "weights": "none",
+    "batch_size": 32,
+    "threads": 1,
+    "model": "vit-mini",
+    "lr": 1e-3,
+    "device": "cpu",
+}
 
 
 @pytest.fixture(scope="session")
@@ -278,24 +285,23 @@ class TestResume:
     def test_killed_and_resumed_equals_not_killed(
         self, transport: str, small_data: str, tmp_path: Path
     ) -> None:
-        options = {"transport": transport, "budget": "steps=40", "checkpoint_every": 3}
-        options |= {"eval_every": 20, "plugin": "adc"}
-        subprocess.run(
-            command("run", "--quiet", *flags(small_data, tmp_path / "whole", **options)),
-            check=True,
-            timeout=90,
+        options = {"budget": "steps=40", "checkpoint_every": 3, "eval_every": 20}
+        run(
+            plugins=["adc"],
+            data_dir=small_data,
+            output=str(tmp_path / "whole" / "r"),
+            **SMALL,
+            **options,
         )
-        victim = subprocess.Popen(
-            command("run", "--quiet", *flags(small_data, tmp_path / "parts", **options))
-        )
-        wait_for_steps(tmp_path / "parts", 8, victim)
+        parts = tmp_path / "parts" / "r"  # its name travels too
+        options |= {"transport": transport, "plugin": "adc"}
+        victim = subprocess.Popen(command("run", "--quiet", *flags(small_data, parts, **options)))
+        wait_for_steps(parts, 8, victim)
         victim.send_signal(signal.SIGKILL)
         victim.wait(10)
-        assert not (tmp_path / "parts" / "summary.json").exists()
-        subprocess.run(
-            command("run", "--quiet", "--resume", str(tmp_path / "parts")), check=True, timeout=90
-        )
-        assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+        assert not (parts / "summary.json").exists()
+        run(resume=parts)
+        assert losses(parts) == losses(tmp_path / "whole" / "r")
 
     @pytest.mark.parametrize("transport", ["inprocess", "tcp"])
     def test_ctrl_c_ends_both_peers_with_a_checkpoint(
@@ -343,7 +349,7 @@ class TestTwoMachines:
     def test_serve_and_join_go_on_where_they_were(self, small_data: str, tmp_path: Path) -> None:
         options = {"plugin": "adc", "checkpoint_every": 3, "eval_every": 100}
         client = flags(small_data, tmp_path / "client" / "r", **options, budget="steps=9")
-        own = {key: SMALL[key] for key in ("weights", "batch_size", "threads", "lr")}
+        own = {key: SMALL[key] for key in ("weights", "batch_size", "threads", "lr", "device")}
         server = ["--plugin", "adc", "--classes", "4"]
         server += [t for k, v in own.items() for t in (f"--{k.replace('_', '-')}", str(v))]
 

@@ -9,14 +9,9 @@ import pytest
 import torch
 
 from splitlab.core import Config, ConfigError
-from splitlab.core.run.plan import (
-    build_client,
-    build_server,
-    choose_device,
-    limited_threads,
-    resolve,
-)
 from splitlab.core.run.config import DEFAULT_DATASET
+from splitlab.core.run.plan import choose_device, resolve
+from splitlab.core.run.workers import build_client, build_server, limited_threads
 
 CPU = torch.device("cpu")
 SMALL = Config(image_size=8, batch_size=6, cut=1, threads=1, seed=3, weights="none")

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from splitlab.core import ConfigError, run
-from splitlab.core.data.data import Batch
-from splitlab.core.catalogue.registry import ROOT
+from splitlab.core.catalogue.tables import ROOT
+from splitlab.core.contract.batch import Batch
 from splitlab.core.run.trace import Stage, TensorFacts, Trace, _Peers, trace
 
 HALF = str(ROOT / "examples" / "half_precision.py:HalfPrecision")
@@ -49,7 +49,8 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         for what, array in (("images-idx3", images), ("labels-idx1", labels)):
             head = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
             (folder / f"{prefix}-{what}-ubyte").write_bytes(head + array.tobytes())
-    return {"data_dir": str(folder), "batch_size": 8, "threads": 1, "weights": "none"}
+    small = {"batch_size": 8, "threads": 1, "weights": "none", "device": "cpu"}
+    return {"data_dir": str(folder), **small}
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import ConfigError, Kind, LinkError, Message, NetworkError, ProtocolError, Role
+from splitlab.core.contract.link import DEFAULT_LIMITS
 from splitlab.core.run.config import Config
-from splitlab.core.wire.ledger import Ledger
 from splitlab.core.run.serve import open_session
-from splitlab.core.session.session import PROTOCOL, ClientSession, ServerSession
-from splitlab.core.wire.frame import DEFAULT_LIMITS
+from splitlab.core.session.client import ClientSession
+from splitlab.core.session.protocol import PROTOCOL
+from splitlab.core.session.server import ServerSession
+from splitlab.core.wire.ledger import Ledger
 from splitlab.transports.inprocess import InProcess
 
 AGREEMENT = {

@@ -18,8 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core.contract.errors import PluginError, ProtocolError
+from splitlab.core.contract.link import Limits
 from splitlab.core.contract.message import Kind, Message, Role
-from splitlab.core.wire.frame import OPENING_BYTES, Limits, Reader, decode, encode
+from splitlab.core.wire.decode import Reader, decode
+from splitlab.core.wire.encode import encode
+from splitlab.core.wire.layout import OPENING_BYTES
 
 DTYPES = [
     torch.float64,
@@ -307,7 +310,7 @@ def entry(dtype: Any = "U8", shape: Any = (4,), offsets: Any = (0, 4), **more: A
 
 
 FOUR = b"\0\0\0\0"
-NESTED = b"[" * 5000 + b"]" * 5000
+NESTED = b"[" * 100_000 + b"]" * 100_000  # how deep is too deep depends on the interpreter
 HOSTILE = {
     "magic": (opening(10, 2, magic=b"HTTP"), r"does not speak splitlab's wire format.*b'HTTP'"),
     "version": (opening(10, 2, version=9), r"speaks version 9 of the wire format.*version 1"),

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from splitlab.core import Kind, Message, Role
+from splitlab.core.wire.encode import encode
 from splitlab.core.wire.ledger import Ledger
-from splitlab.core.wire.frame import encode
 
 
 def sent(kind: Kind, *, training: bool = True, **tensors: Any) -> Message:

@@ -138,7 +138,7 @@ def test_gpu_repeats_itself_and_agrees_with_the_cpu(dtype: torch.dtype) -> None:
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(32, 197, 64, generator=draw).to(dtype)
     kept = torch.rand(32, 197, generator=draw).argsort(dim=1)[:, :20]
-    slots, weights = torch.randint(20, (32, 197), generator=draw), torch.rand(32, 197)
+    slots, weights = torch.randint(20, (32, 197), generator=draw), torch.rand(32, 197, generator=draw)
     gradient = torch.randn(32, 20, 64, generator=draw).to(dtype)
 
     def run(device: str) -> list[torch.Tensor]:

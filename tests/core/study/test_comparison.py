@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from splitlab.core import Config, ConfigError
+from splitlab.core.report.table import Spread, Table
 from splitlab.core.run.folder import RunFolder
-from splitlab.core.study.results import Comparison, Contender, Outcome, Spread, Table, differs
+from splitlab.core.study.comparison import Comparison, Contender, Outcome, differs
 
 COMMON = Config(dataset="fashion-mnist-mini", cut=3, image_size=28, threads=1, budget="steps=4")
 A = Contender("a", "a-recon", "a", ("a:ratio=0.1",), "a:ratio=0.1")

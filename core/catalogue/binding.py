@@ -1,0 +1,131 @@
+"""A text of the user's becomes something to build: its class, with every parameter checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from splitlab.core.catalogue.loading import known, resolve, split
+from splitlab.core.catalogue.tables import LOADABLE, SINGULAR, Entry, Kind, Loadable, entries
+from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError, unknown_name
+from splitlab.core.contract.settings import Bound, Parameter, parameters
+
+__all__ = ["bind", "bind_stack", "broken"]
+
+_NOT_SETTINGS: Mapping[Loadable, frozenset[str]] = {"models": frozenset({"classes"})}
+"""Parameters that are not the user's to set: `Bound.build` is given them."""
+
+
+def bind(kind: Loadable, text: str) -> Bound:
+    """Resolve ``NAME[:key=value,…]`` or ``FILE.py:Name[:key=value,…]``.
+
+    A preset is the model that it names, with the preset's settings and the user's on top.
+
+    Raises:
+        ConfigError: unknown name, key, value or file.
+        PluginError: what is named cannot be imported.
+    """
+    return _bind(kind, *split(kind, text))
+
+
+def bind_stack(texts: Iterable[str]) -> list[Bound]:
+    """Resolve the plugins of a stack, in order; the name of a stack stands for its plugins.
+
+    A setting of a named stack goes to the first of its plugins that takes it.
+
+    Raises:
+        ConfigError, PluginError: as `bind`.
+    """
+    bound: list[Bound] = []
+    stacks = entries("stacks")
+    for text in texts:
+        head, given = split("plugins", text)
+        if head not in stacks:
+            bound.append(_bind("plugins", head, given))
+            continue
+        stack = stacks[head]
+        if stack.problem:
+            raise ConfigError(stack.problem)
+        members = [split("plugins", member) for member in stack.facts["plugins"]]
+        nested = next((name for name, _ in members if name in stacks), None)
+        if nested is not None:
+            raise ConfigError(
+                f"stack {head!r} names the stack {nested!r}; a stack is made of plugins: write "
+                f"{stacks[nested].target.replace(' + ', ', ')} instead"
+            )
+        takes = [_takes("plugins", name, resolve("plugins", name).factory) for name, _ in members]
+        for key, value in given.items():
+            owner = next((i for i, taken in enumerate(takes) if key in taken), None)
+            if owner is None:
+                error = unknown_name("parameter", key, {key for taken in takes for key in taken})
+                raise ConfigError(f"stack {head!r} ({stack.target}): {error}")
+            members[owner][1][key] = value
+        bound += [_bind("plugins", name, settings) for name, settings in members]
+    return bound
+
+
+def broken(kind: Kind, entry: Entry) -> str | None:
+    """Return why the entry cannot be used, or None. Imports it, unless it ships with splitlab.
+
+    That a setting must be given does not make it broken, unless a stack names it without.
+    """
+    if entry.problem or entry.source == "splitlab":
+        return entry.problem
+    try:
+        if kind == "stacks":
+            bind_stack([entry.name])
+        elif kind in LOADABLE:
+            loaded = resolve(kind, entry.name)
+            _parsed(kind, entry.name, _takes(kind, entry.name, loaded.factory), loaded.settings)
+    except SplitlabError as error:
+        return str(error)
+    return None
+
+
+def _bind(kind: Loadable, head: str, settings: Mapping[str, str]) -> Bound:
+    entry = None if ".py:" in head else known(kind, head)
+    label = entry.name if entry else head.partition(".py:")[2]
+    loaded = resolve(kind, head)
+    takes = _takes(kind, label, loaded.factory)
+    preset = _parsed(kind, label, takes, loaded.settings)
+    given = _parsed(kind, label, takes, settings)
+    defaults = {key: parameter.default for key, parameter in takes.items()}
+    params = {key: (defaults | preset | given)[key] for key in takes}
+    missing = [key for key, p in takes.items() if p.required and params[key] is p.default]
+    if missing:
+        raise ConfigError(
+            f"{SINGULAR[kind]} {label!r} needs {', '.join(missing)}; write {label}:{missing[0]}=…"
+        )
+    return Bound(
+        label,
+        loaded.identity,
+        loaded.factory,
+        params,
+        given,
+        reconstruction=bool(entry and entry.facts.get("reconstruction")),
+        kind=SINGULAR[kind],
+    )
+
+
+def _takes(kind: Loadable, label: str, factory: Any) -> dict[str, Parameter]:
+    """Return the parameters that users may set."""
+    try:
+        found = parameters(factory)
+    except ValueError as error:  # of a class that is not written in Python
+        raise PluginError(
+            f"the parameters of {SINGULAR[kind]} {label!r} cannot be read: {error}"
+        ) from error
+    hidden = _NOT_SETTINGS.get(kind, frozenset())
+    return {name: parameter for name, parameter in found.items() if name not in hidden}
+
+
+def _parsed(
+    kind: Loadable, label: str, takes: Mapping[str, Parameter], settings: Mapping[str, str]
+) -> dict[str, Any]:
+    owner = f"{SINGULAR[kind]} {label!r}"
+    values: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key not in takes:
+            raise ConfigError(f"{owner}: {unknown_name('parameter', key, takes)}")
+        values[key] = takes[key].parse(owner, value)
+    return values

@@ -1,0 +1,167 @@
+"""The client: has the data, runs the first part of the model, and asks the server for the rest.
+
+It imports no link: `train` and `query` are conversations (`splitlab.core.engine.conversation`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from splitlab.core.contract.batch import Batch
+from splitlab.core.contract.cut import Cut
+from splitlab.core.contract.errors import PluginError, ProtocolError
+from splitlab.core.contract.message import Kind, Message, Role
+from splitlab.core.contract.part import Part
+from splitlab.core.contract.peer import Peer
+from splitlab.core.contract.seeding import isolated_rng
+from splitlab.core.engine.conversation import Conversation
+from splitlab.core.engine.stack import Stack
+from splitlab.core.engine.worker import (
+    ACTIVATIONS,
+    GRADIENT,
+    PREDICTIONS,
+    TARGETS,
+    Optimization,
+    Worker,
+    check_tensor,
+    class_ids,
+)
+
+__all__ = ["Answer", "Client", "Trained"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What came of a training step.
+
+    Attributes:
+        step: its number, from 0.
+        samples: of its batch.
+        loss: of its batch.
+        metrics: numbers of the client's plugins and probes, by their labels.
+    """
+
+    step: int
+    samples: int
+    loss: float
+    metrics: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answer:
+    """What came of an evaluation batch: class ids (B,) int64 on the CPU, and the summed loss."""
+
+    ids: torch.Tensor
+    loss_sum: float
+
+
+class Client(Worker):
+    """Has the data: runs the first part, and backward through it with what comes back."""
+
+    def __init__(self, part: Part, stack: Stack, peer: Peer, optimization: Optimization) -> None:
+        super().__init__(part, stack, peer, optimization)
+        for request in peer.requests:
+            part.watch(request)
+
+    def train(self, batch: Batch, step: int) -> Conversation[Trained]:
+        """Train on a batch: an ACTIVATION goes out, a GRADIENT comes in."""
+        with isolated_rng(self.peer.seed, "client", step, device=self.peer.device):
+            cut = self._cut(batch, step, training=True)
+            self.stack.after_client_forward(cut)
+        message = yield self._message(cut, stacked=True)
+        self._expect(message, Kind.GRADIENT, step)
+        message.to(self.peer.device)
+        self.stack.after_receive(message)
+        cut.gradient = message[GRADIENT]
+        self._check_gradient(cut)
+        self.stack.gradient_return(cut)
+        if cut.activations.requires_grad:
+            self._backward(cut.activations, cut.gradient, step)
+        self._step(step)
+        loss = message.meta.get("loss")
+        if not isinstance(loss, float):
+            raise ProtocolError(f"step {step}: the server's answer holds no loss")
+        return Trained(step, len(batch.targets), loss, self.stack.metrics(step))
+
+    def query(self, batch: Batch, number: int, *, stacked: bool) -> Conversation[Answer]:
+        """Evaluate a batch: an ACTIVATION goes out, a PREDICTION comes in.
+
+        Args:
+            batch: images and their labels, which travel with them for the loss.
+            number: of the batch within this evaluation.
+            stacked: whether the plugins act; without, the evaluation is uncompressed.
+        """
+        with torch.no_grad():
+            seed = self.peer.seed
+            with isolated_rng(seed, "client-evaluation", number, device=self.peer.device):
+                cut = self._cut(batch, number, training=False)
+                if stacked:
+                    self.stack.after_client_forward(cut)
+            asked = self._message(cut, stacked=stacked)
+        message = yield asked
+        self._expect(message, Kind.PREDICTION, number)
+        with torch.no_grad():
+            if message.stacked:
+                self.stack.after_receive(message.to(self.peer.device))
+        loss = message.meta.get("loss_sum")
+        if not isinstance(loss, float):
+            raise ProtocolError("the server's PREDICTION holds no summed loss")
+        ids = message[PREDICTIONS].cpu().long()
+        if ids.shape != batch.targets.shape:
+            raise PluginError(
+                f"{[*ids.shape]} predictions came back for {len(batch.targets)} samples; the stack "
+                "must keep samples apart in evaluation"
+            )
+        return Answer(ids, loss)
+
+    def _expect(self, message: Message, kind: Kind, step: int) -> None:
+        if message.kind is not kind or message.step != step:
+            raise ProtocolError(
+                f"got a {message.kind.name} for step {message.step}, expected a {kind.name} for "
+                f"step {step}"
+            )
+
+    def _cut(self, batch: Batch, step: int, *, training: bool) -> Cut:
+        self._part.train(training)
+        return Cut(
+            activations=self._part.forward(batch.images.to(self.peer.device)),
+            targets=batch.targets.to(self.peer.device),
+            step=step,
+            training=training,
+            measured=self._part.measured(),
+            sample_ids=batch.sample_ids,
+        )
+
+    def _message(self, cut: Cut, *, stacked: bool) -> Message:
+        message = Message(Kind.ACTIVATION, cut.step, training=cut.training, stacked=stacked)
+        for name in (ACTIVATIONS, TARGETS):
+            check_tensor(cut, f"cut.{name}", getattr(cut, name), "after_client_forward")
+        message.put(ACTIVATIONS, cut.activations.detach(), Role.PAYLOAD)
+        ids = cut.targets
+        if not ids.is_floating_point():
+            ids = class_ids(ids, self.peer.classes)
+        message.put(TARGETS, ids, Role.TARGETS)
+        for name, tensor in cut.side.items():
+            check_tensor(cut, f"cut.side[{name!r}]", tensor, "after_client_forward")
+            if name in message:
+                raise PluginError(f"cut.side has a tensor {name!r}, a name that the engine uses")
+            message.put(name, tensor.detach(), Role.SIDE)
+        if stacked:
+            self.stack.before_send(message)
+        return message
+
+    def _check_gradient(self, cut: Cut) -> None:
+        gradient = cut.gradient
+        if not isinstance(gradient, torch.Tensor):
+            check_tensor(cut, "cut.gradient", gradient, "after_receive")
+        # autograd would cast the codes of a quantizer without a word
+        elif gradient.shape != cut.activations.shape or not gradient.is_floating_point():
+            raise PluginError(
+                f"step {cut.step}: after after_receive the gradient is {gradient.dtype} "
+                f"{[*gradient.shape]}, the activations that were sent {cut.activations.dtype} "
+                f"{[*cut.activations.shape]}; a plugin of the stack does not undo in one direction "
+                f"what it does in the other{self._suspects()}"
+            )

@@ -1,0 +1,232 @@
+"""One plugin of a stack: calls its hooks, looks after every call, and says what went wrong."""
+
+from __future__ import annotations
+
+import inspect
+import random
+import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from typing import Any
+
+import pluggy
+import torch
+
+from splitlab.core.contract.cut import Cut
+from splitlab.core.contract.errors import PluginError, SplitlabError
+from splitlab.core.contract.hooks import HookSpecs
+from splitlab.core.contract.message import Message
+from splitlab.core.contract.peer import Peer
+from splitlab.core.contract.seeding import isolated_rng
+from splitlab.core.contract.traits import Declared, Traits
+
+__all__ = ["Asked", "Manager", "Member", "register"]
+
+_WATCHED_CALLS = 2
+"""So many calls of every data hook are watched for draws from global random state."""
+
+
+class Manager(pluggy.PluginManager):
+    """pluggy's, of which older ones read the properties of a plugin that is not set up yet."""
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
+        """Look for a hook's mark; a property bears none."""
+        if isinstance(inspect.getattr_static(plugin, name, None), (property, cached_property)):
+            return None
+        return super().parse_hookimpl_opts(plugin, name)
+
+
+class Asked:
+    """A plugin or a probe whose hooks are called one by one.
+
+    Attributes:
+        label: its name in the stack.
+    """
+
+    kind = "probe"
+
+    def __init__(self, label: str, plugin: object) -> None:
+        self.label = label
+        self.plugin = plugin
+        self._manager = Manager("splitlab")
+        self._manager.add_hookspecs(HookSpecs)
+        register(self._manager, label, plugin, self.kind)
+
+    def has(self, hook: str) -> bool:
+        """Return whether it implements the hook."""
+        return bool(getattr(self._manager.hook, hook).get_hookimpls())
+
+    def ask(self, hook: str, **arguments: Any) -> Any:
+        """Call a hook and return its answer, None if there is none."""
+        try:
+            answers = getattr(self._manager.hook, hook)(**arguments)
+        except SplitlabError:
+            raise
+        except Exception as error:
+            raise self._error(hook, f"{type(error).__name__}: {error}") from error
+        return answers[0] if answers else None
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """Return its numbers after this step; none at all if it has none."""
+        answer = self.ask("metrics", step=step)
+        if answer is None:
+            return {}
+        if not isinstance(answer, Mapping):
+            raise self._error("metrics", f"it returned {answer!r}, not numbers by name")
+        for name, value in answer.items():
+            if not isinstance(name, str) or not isinstance(value, (int, float)):
+                raise self._error("metrics", f"{name!r} is {value!r}, not a number by name")
+        return {name: float(value) for name, value in answer.items()}
+
+    def _error(self, hook: str, text: str) -> PluginError:
+        return PluginError(f"{self.kind} {self.label!r} failed in {hook}: {text}")
+
+
+class Member(Asked):
+    """One plugin of the stack: calls its hooks, and says what is wrong with them."""
+
+    kind = "plugin"
+
+    def __init__(self, label: str, plugin: object) -> None:
+        super().__init__(label, plugin)
+        self._peer: Peer | None = None
+        self._calls: dict[str, int] = {}
+        self.declared = Declared(
+            label,
+            self._traits(),
+            on_graph=self.has("after_client_forward"),
+            on_message=self.has("before_send"),
+        )
+
+    def setup(self, peer: Peer) -> None:
+        """Tell the plugin where it lives; what it draws comes from the run's seed."""
+        self._peer = peer
+        with self._random("setup", 0):
+            self.ask("setup", peer=peer)
+
+    def work(self, hook: str, subject: Cut | Message) -> None:
+        """Call a data hook, and check what the plugin did to the cut or message."""
+        watched = self._calls.get(hook, 0) < _WATCHED_CALLS
+        self._calls[hook] = self._calls.get(hook, 0) + 1
+        before = _global_draws() if watched else None
+        if isinstance(subject, Cut):
+            graph = subject.activations.requires_grad and torch.is_grad_enabled()
+            wanted = subject.gradient.shape if subject.gradient is not None else None
+            with self._random(hook, subject.step):
+                answer = self.ask(hook, cut=subject)
+            self._check_cut(hook, subject, graph, wanted)
+        else:
+            answer = self.ask(hook, message=subject)
+        if answer is not None:
+            raise self._broken(
+                hook,
+                subject.step,
+                f"it returned a {type(answer).__name__}; a data hook changes the object that it is "
+                "given, as in cut.activations = …, and returns nothing",
+            )
+        if watched and before != _global_draws():
+            raise self._broken(
+                hook,
+                subject.step,
+                "it drew from global random state, so that no run can be repeated; draw from "
+                "peer.generator(purpose, step), with the peer that setup was given",
+            )
+
+    def nominal_ratio(self) -> tuple[float, float]:
+        """Return the plugin's nominal ratios (up, down)."""
+        answer = self.ask("nominal_ratio")
+        try:
+            up, down = (1.0, 1.0) if answer is None else map(float, answer)
+        except (TypeError, ValueError):
+            raise self._error(
+                "nominal_ratio", f"it must return two numbers, (up, down), and returns {answer!r}"
+            ) from None
+        return up, down
+
+    def _traits(self) -> Traits:
+        answer = self.ask("traits")
+        if not isinstance(answer, Traits | None):
+            raise self._error("traits", f"it must return Traits, and returns {answer!r}")
+        return answer or Traits()
+
+    def _check_cut(
+        self, hook: str, cut: Cut, graph: bool, gradient_shape: torch.Size | None
+    ) -> None:
+        what = "gradient" if hook == "gradient_return" else "activations"
+        value = getattr(cut, what)
+        if not isinstance(value, torch.Tensor):
+            raise self._broken(
+                hook, cut.step, f"it leaves cut.{what} as {type(value).__name__}, not a tensor"
+            )
+        if not value.is_floating_point():
+            raise self._broken(
+                hook,
+                cut.step,
+                f"it leaves cut.{what} as {value.dtype}, which has no gradient; a method that "
+                "sends codes encodes in before_send and decodes in after_receive",
+            )
+        if hook == "gradient_return" and value.shape != gradient_shape:
+            raise self._broken(
+                hook,
+                cut.step,
+                f"it changes the gradient's shape from {[*(gradient_shape or ())]} to "
+                f"{[*value.shape]}; it must stay that of the activations that were sent",
+            )
+        if graph and hook != "gradient_return" and not value.requires_grad:
+            raise self._broken(
+                hook,
+                cut.step,
+                "it cuts cut.activations off the autograd graph; replace them by a differentiable "
+                "function of what they were, or work in before_send and after_receive",
+            )
+
+    def _random(self, hook: str, step: int) -> AbstractContextManager[None]:
+        """Seed torch's global generator for this plugin alone."""
+        if self._peer is None:
+            return nullcontext()
+        purpose = ("plugin", self.label, hook, step)
+        return isolated_rng(self._peer.seed, *purpose, device=self._peer.device)
+
+    def _broken(self, hook: str, step: int, text: str) -> PluginError:
+        return self._error(f"{hook} (step {step})", text)
+
+
+def _global_draws() -> list[Any]:
+    """Return the state of every global random generator that a plugin might draw from."""
+    states: list[Any] = [random.getstate(), torch.get_rng_state().numpy().tobytes()]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states += [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()]
+    numpy_random = sys.modules.get("numpy.random")
+    if numpy_random is not None:
+        name, keys, *rest = numpy_random.get_state()
+        states += [name, keys.tobytes(), *rest]
+    return states
+
+
+def register(
+    manager: pluggy.PluginManager, label: str, plugin: object, kind: str = "plugin"
+) -> None:
+    """Register a plugin, or raise `PluginError` for what can never be called."""
+    try:
+        manager.register(plugin, name=label)
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        reason = str(error).strip().split("\n")[-1]
+        raise PluginError(
+            f"{kind} {label!r}: {reason}; the hooks are in splitlab.core.contract.hooks"
+        ) from error
+    own = {caller.name for caller in manager.get_hookcallers(plugin) or ()}
+    for name in vars(HookSpecs):
+        if not name.startswith("_") and name not in own and callable(getattr(plugin, name, None)):
+            raise PluginError(
+                f"{kind} {label!r}: its method {name!r} is called like a hook and not marked as "
+                "one, so that it would never be called; put @hookimpl above it"
+            )
+    for caller in manager.get_hookcallers(plugin) or ():
+        for impl in caller.get_hookimpls():
+            if impl.plugin is plugin and impl.kwargnames:
+                raise PluginError(
+                    f"{kind} {label!r}: argument {impl.kwargnames[0]!r} of hook {caller.name!r} "
+                    "has a default value, so that it would never be passed; take the default away"
+                )

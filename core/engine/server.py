@@ -1,0 +1,182 @@
+"""The server: runs the other part of the model and the loss, and answers every message.
+
+It imports no link, and keeps what is open by client and step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+
+import torch
+from torch.nn import functional as F
+
+from splitlab.core.contract.cut import Cut
+from splitlab.core.contract.errors import PluginError, ProtocolError
+from splitlab.core.contract.message import Kind, Message, Role
+from splitlab.core.contract.part import Part
+from splitlab.core.contract.peer import Peer
+from splitlab.core.contract.seeding import isolated_rng
+from splitlab.core.engine.stack import Stack
+from splitlab.core.engine.worker import (
+    ACTIVATIONS,
+    GRADIENT,
+    PREDICTIONS,
+    TARGETS,
+    Optimization,
+    Worker,
+    check_tensor,
+    class_ids,
+)
+
+__all__ = ["Server"]
+
+
+_LAST_WORDS = (Kind.GRADIENT, Kind.PREDICTION)
+
+
+class Server(Worker):
+    """Runs the other part and the loss; answers every ACTIVATION message.
+
+    Attributes:
+        metrics: numbers of its plugins and probes after the step that was trained last.
+    """
+
+    def __init__(self, part: Part, stack: Stack, peer: Peer, optimization: Optimization) -> None:
+        super().__init__(part, stack, peer, optimization)
+        self.metrics: Mapping[str, Mapping[str, float]] = {}
+        self._open: dict[tuple[int, bool, int], Generator[Message, Message, None]] = {}
+
+    def handle(self, message: Message, client: int = 0) -> Message:
+        """Take one message of a client and return the answer.
+
+        Args:
+            message: an ACTIVATION, which begins a step or an evaluation batch, or what continues
+                one that is open.
+            client: who sent it.
+
+        Returns:
+            A GRADIENT message with the loss (training), or a PREDICTION message with the summed
+            loss (evaluation).
+        """
+        key = client, message.training, message.step
+        conversation = self._open.pop(key, None)
+        if conversation is None:
+            conversation = self._converse(message)
+            answer = next(conversation)
+        else:
+            answer = conversation.send(message)
+        if answer.kind not in _LAST_WORDS:
+            self._open[key] = conversation
+        return answer
+
+    def _converse(self, message: Message) -> Generator[Message, Message, None]:
+        """Hold the server's side of a step: yield an answer to every message of the client.
+
+        A step whose labels come with its activations has one of each.
+        """
+        cut = self._arrived(message)
+        yield self._train(cut) if message.training else self._evaluate(cut, message.stacked)
+
+    def _arrived(self, message: Message) -> Cut:
+        if message.kind is not Kind.ACTIVATION:
+            raise ProtocolError(
+                f"got a {message.kind.name} for step {message.step}, which is not open; expected "
+                "an ACTIVATION"
+            )
+        message.to(self.peer.device)
+        if message.stacked:
+            self.stack.after_receive(message)
+        targets = message[TARGETS]
+        if not targets.is_floating_point():
+            targets = targets.long()
+            if (
+                targets.numel()
+                and not 0 <= int(targets.min()) <= int(targets.max()) < self.peer.classes
+            ):
+                raise ProtocolError(
+                    f"step {message.step}: a class id is outside 0 to {self.peer.classes - 1}"
+                )
+        side = {name: message[name] for name in message.names(Role.SIDE)}
+        leaf = message[ACTIVATIONS]
+        if leaf.ndim < 2 or not leaf.is_floating_point():
+            raise ProtocolError(
+                f"step {message.step}: activations arrived as {leaf.dtype} {[*leaf.shape]}, and no "
+                f"plugin made floating-point rows of them{self._suspects()}"
+            )
+        return Cut(
+            activations=leaf,
+            targets=targets,
+            step=message.step,
+            training=message.training,
+            side=side,
+        )
+
+    def _train(self, cut: Cut) -> Message:
+        leaf = cut.activations.requires_grad_()
+        self._part.train(True)
+        with isolated_rng(self.peer.seed, "server", cut.step, device=self.peer.device):
+            self.stack.before_server_forward(cut)
+            logits = self._logits(cut)
+        if cut.weights is None:
+            loss = F.cross_entropy(logits, cut.targets)
+        else:
+            check_tensor(cut, "cut.weights", cut.weights, "before_server_forward")
+            if cut.weights.shape != logits.shape[:1]:
+                raise PluginError(
+                    f"step {cut.step}: cut.weights have shape {[*cut.weights.shape]}, one weight "
+                    f"is needed for each of {len(logits)} rows"
+                )
+            per_row = F.cross_entropy(logits, cut.targets, reduction="none")
+            loss = (per_row * cut.weights).sum() / cut.weights.sum()
+        self._backward(loss, None, cut.step)
+        if leaf.grad is None:
+            raise PluginError(
+                f"step {cut.step}: after before_server_forward cut.activations no longer depend on "
+                "what the client sent, so there is no gradient to return"
+            )
+        self._step(cut.step)
+        answer = Message(Kind.GRADIENT, cut.step, meta={"loss": loss.item()})
+        answer.put(GRADIENT, leaf.grad, Role.PAYLOAD)
+        self.stack.before_send(answer)
+        self.metrics = self.stack.metrics(cut.step)
+        return answer
+
+    @torch.no_grad()
+    def _evaluate(self, cut: Cut, stacked: bool) -> Message:
+        self._part.train(False)
+        purpose = "server-evaluation"
+        with isolated_rng(self.peer.seed, purpose, cut.step, device=self.peer.device):
+            if stacked:
+                self.stack.before_server_forward(cut)
+            logits = self._logits(cut)
+        loss = F.cross_entropy(logits, cut.targets, reduction="sum").item()
+        ids = class_ids(logits.argmax(-1), self.peer.classes)
+        answer = Message(
+            Kind.PREDICTION, cut.step, training=False, stacked=stacked, meta={"loss_sum": loss}
+        )
+        answer.put(PREDICTIONS, ids, Role.PAYLOAD)
+        if stacked:
+            self.stack.before_send(answer)
+        return answer
+
+    def _logits(self, cut: Cut) -> torch.Tensor:
+        for name in (ACTIVATIONS, TARGETS):
+            check_tensor(cut, f"cut.{name}", getattr(cut, name), "before_server_forward")
+        shape, targets = [*cut.activations.shape], [*cut.targets.shape]
+        D, C = self.peer.width, self.peer.classes
+        wanted = [*shape[:1], C] if cut.targets.is_floating_point() else shape[:1]
+        if len(shape) != 3 or shape[2] != D or targets != wanted:
+            raise PluginError(
+                f"step {cut.step}: the stack gives the server activations {shape} and "
+                f"{cut.targets.dtype} targets {targets}; it takes (rows, tokens, {D}) and for "
+                f"every row a class id (rows) or probabilities (rows, {C}){self._suspects()}"
+            )
+        sizes = cut.token_sizes
+        if sizes is not None:
+            check_tensor(cut, "cut.token_sizes", sizes, "before_server_forward")
+            if [*sizes.shape] != shape[:2] or not bool((sizes > 0).all()):
+                raise PluginError(
+                    f"step {cut.step}: cut.token_sizes have shape {[*sizes.shape]}; for each of "
+                    f"{shape[:2]} tokens a number above 0 is needed"
+                )
+        return self._part.forward(cut.activations, sizes)

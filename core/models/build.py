@@ -1,0 +1,239 @@
+"""From a model's name to the whole model: settings, first numbers, weights, looks."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from splitlab.core.catalogue.binding import bind
+from splitlab.core.catalogue.tables import Entry, entries
+from splitlab.core.contract.errors import ConfigError, SplitlabError
+from splitlab.core.contract.part import Layout
+from splitlab.core.contract.seeding import isolated_rng
+from splitlab.core.contract.settings import Bound, parameters
+from splitlab.core.contract.traits import Ground
+from splitlab.core.models.segments import Segmented
+
+__all__ = ["ModelFacts", "bind_model", "build_model", "describe", "fingerprint"]
+
+_ANY_CLASSES = 10
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model that is cut somewhere, without its numbers.
+
+    Attributes:
+        name: as the user wrote it.
+        identity: what both peers compare: the name, or function and content hash of a file.
+        channels: of the images that it takes.
+        image_size: their height and width in pixels.
+        cut: behind which segment it is cut.
+        last_cut: cuts are 0 to this one.
+        cut_noun: what a cut counts, in the plural.
+        layout: what plugins see at the cut.
+        ground: what a stack of plugins can stand on there.
+        client_parameters: how many numbers the client trains.
+        server_parameters: how many the server trains.
+    """
+
+    name: str
+    identity: str
+    channels: int
+    image_size: int
+    cut: int
+    last_cut: int
+    cut_noun: str
+    layout: Layout
+    ground: Ground
+    client_parameters: int
+    server_parameters: int
+
+
+def bind_model(text: str) -> Bound:
+    """Resolve ``NAME[:key=value,…]``: of the catalogue, a file's, or else one of timm's.
+
+    Raises:
+        ConfigError: an unknown name, key or value.
+    """
+    head, _, settings = text.partition(":")
+    if ".py:" in text or head in entries("models"):
+        return bind("models", text)
+    name = f"name={head}"
+    bound = bind("models", f"timm:{name},{settings}" if settings else f"timm:{name}")
+    given = {key: value for key, value in bound.given.items() if key != "name"}
+    return dataclasses.replace(bound, label=head, identity=head, given=given)
+
+
+def _entry(bound: Bound) -> Entry | None:
+    """Return the catalogue's table of the model, where it has one."""
+    return entries("models").get(bound.label)
+
+
+def build_model(
+    name: str,
+    *,
+    classes: int,
+    seed: int,
+    image_size: int | None = None,
+    pretrained: bool = False,
+    weights: str = "default",
+) -> Segmented:
+    """Build a whole model, the same at both peers for the same arguments.
+
+    Args:
+        name: of the catalogue with settings, ``FILE.py:function``, or any timm model that can be
+            cut.
+        classes: C, width of the new head.
+        seed: of the initial numbers; global random state is left as it was.
+        image_size: input height and width in pixels; None for the model's own.
+        pretrained: take timm's published weights (a download).
+        weights: a safetensors file, ``"default"`` for what ships with the model (nothing for a timm
+            name), or ``"none"``. A head for another number of classes is left out.
+
+    Raises:
+        ConfigError: an unknown name or setting, a model that cannot be cut, weights that do not fit
+            or cannot be had.
+    """
+    bound = bind_model(name)
+    if pretrained:
+        if "pretrained" not in bound.params:
+            raise ConfigError(f"nobody publishes weights for {name!r}; leave --pretrained out")
+        bound = dataclasses.replace(bound, params={**bound.params, "pretrained": True})
+    with isolated_rng(seed, "model", device=torch.device("cpu")):
+        model = _built(bound, classes, image_size)
+    entry = _entry(bound)
+    if weights == "default" and entry is not None and "weights" in entry.facts:
+        weights = str(entry.folder / entry.facts["weights"])
+    if weights not in ("default", "none"):
+        _load_weights(model, Path(weights))
+    return model
+
+
+def describe(
+    name: str, *, image_size: int | None = None, cut: int | None = None, classes: int | None = None
+) -> ModelFacts:
+    """Return what a model looks like when it is cut, without drawing its numbers.
+
+    Args:
+        name: as in `build_model`.
+        image_size: as in `build_model`.
+        cut: behind which segment; None for the model's own choice.
+        classes: C; without it, the head's parameters are those of ten classes.
+
+    Raises:
+        ConfigError: as `build_model`; or a cut outside of the model.
+    """
+    bound = bind_model(name)
+    classes = classes or _ANY_CLASSES
+    with isolated_rng(0, "model", device=torch.device("cpu")):
+        try:
+            with torch.device("meta"):
+                model = _built(bound, classes, image_size)
+        except SplitlabError as error:
+            if not isinstance(error.__cause__, Exception):
+                raise
+            model = _built(bound, classes, image_size)  # one that cannot do without numbers
+    entry = _entry(bound)
+    own = int(entry.facts.get("cut", model.default_cut)) if entry else model.default_cut
+    cut = own if cut is None else cut
+    model.check_cut(cut)
+    sizes = [0, 0]
+    for parameter, tensor in model.module.named_parameters():
+        sizes[model.segment_of(parameter) > cut] += tensor.numel()
+    layout = model.layout(cut)
+    client = model.part(0, (cut,), torch.device("meta"))
+    return ModelFacts(
+        name,
+        bound.agreement() if "@" in bound.identity else name,
+        model.channels,
+        model.image_size,
+        cut,
+        model.last_cut,
+        model.cut_noun,
+        layout,
+        Ground.of(layout, client.unable),
+        *sizes,
+    )
+
+
+def _built(bound: Bound, classes: int, image_size: int | None) -> Segmented:
+    known = parameters(bound.factory)
+    if "classes" not in known:
+        raise ConfigError(
+            f"model {bound.label!r} takes no parameter 'classes', the width of its head; write "
+            "def my_model(*, classes: int, …)"
+        )
+    given = bound.given.get("image_size")
+    if image_size is not None and "image_size" in known:
+        if given not in (None, image_size):
+            raise ConfigError(
+                f"--image-size {image_size} and image_size={given} of the model exclude each "
+                "other; keep one of them"
+            )
+        bound = dataclasses.replace(bound, params={**bound.params, "image_size": image_size})
+    model: Any = bound.build(classes=classes)
+    if not isinstance(model, Segmented):
+        raise ConfigError(
+            f"model {bound.label!r} returned a {type(model).__name__}; it must return Segments of "
+            "splitlab.core, or another model with parts"
+        )
+    if image_size not in (None, model.image_size):
+        raise ConfigError(
+            f"--image-size {image_size} is not allowed: model {bound.label!r} takes images of "
+            f"{model.image_size} pixels, and has no setting image_size"
+        )
+    return model
+
+
+def _load_weights(model: Segmented, path: Path) -> None:
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise ConfigError(
+            f"--weights {path}: no such file; give a safetensors file, default or none"
+        )
+    try:
+        state = model.adapted(load_file(path))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"--weights {path}: not a safetensors file of such a model ({reason})"
+        ) from error
+    target = model.module.state_dict()
+    heads = model.heads
+    fitting = {
+        key: value
+        for key, value in state.items()
+        if not (key.startswith(heads) and (key not in target or target[key].shape != value.shape))
+    }
+    wrong = sorted(
+        key
+        for key in target.keys() | fitting.keys()
+        if not (key in fitting and key in target and target[key].shape == fitting[key].shape)
+        and not (key.startswith(heads) and key not in fitting)
+    )
+    if wrong:
+        raise ConfigError(
+            f"--weights {path} does not fit the model: {len(wrong)} tensors missing, unexpected or "
+            f"of another shape, first {wrong[0]!r}; give weights of the same model"
+        )
+    model.module.load_state_dict(fitting, strict=False)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Return a short hash of all names, shapes, dtypes and numbers of a model."""
+    digest = hashlib.sha256()
+    state: Mapping[str, torch.Tensor] = module.state_dict()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(flat.numpy().data)
+    return digest.hexdigest()[:16]

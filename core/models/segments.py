@@ -1,0 +1,354 @@
+"""Models as rows of segments: what every family is made of, and how one's own becomes one.
+
+A model of one's own is a function that returns `Segments`::
+
+    def small_cnn(*, classes: int, width: int = 32) -> Segments:
+        return Segments([stem, stage, head], channels=3, image_size=32)
+
+    splitlab run --model my_model.py:small_cnn:width=64
+
+A part runs segments of the whole model in the whole model's order, on a copy of it. What belongs to
+other parts is on torch's meta device in that copy: it has no numbers and takes no memory.
+
+Shapes: B samples, N tokens, D width, H x W places of an image.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from splitlab.core.contract.errors import ConfigError
+from splitlab.core.contract.measure import Measurement
+from splitlab.core.contract.part import Layout
+
+__all__ = ["Segment", "Segmented", "SegmentedPart", "Segments"]
+
+Segment = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Segmented(ABC):
+    """A whole model (a `splitlab.core.contract.part.Model`) that knows its segments.
+
+    Subclasses say which segments there are and what leaves each.
+    """
+
+    module: nn.Module
+    channels: int
+    image_size: int
+    last_cut: int
+    default_cut: int
+    cut_noun: str = "segments"
+    heads: tuple[str, ...] = ()
+    """How the names begin of what weights for another number of classes do not fit."""
+
+    @abstractmethod
+    def segments(self, module: nn.Module) -> Sequence[Segment]:
+        """Return all segments of the module, which is a copy of `module`, in order."""
+
+    @abstractmethod
+    def segment_of(self, name: str) -> int:
+        """Return the segment that a parameter or buffer of this name belongs to."""
+
+    @abstractmethod
+    def shape(self, cut: int) -> tuple[int, ...]:
+        """Return what leaves a segment for one sample: (N, D), (D, H, W) or (D,)."""
+
+    def layout(self, cut: int) -> Layout:
+        """Return what plugins see at this cut."""
+        return _seen(self.shape(cut))
+
+    def adapted(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return published weights under this model's names and in its shapes."""
+        return dict(state)
+
+    def check_cut(self, cut: int) -> None:
+        """Raise `ConfigError` for a cut outside of the model."""
+        if not 0 <= cut <= self.last_cut:
+            raise ConfigError(
+                f"--cut {cut} is outside the model; allowed: 0 to {self.last_cut} ({self.cut_noun})"
+            )
+
+    def part(self, index: int, cuts: Sequence[int], device: torch.device) -> SegmentedPart:
+        """Return one of the parts that one or two cuts make; see the contract."""
+        return SegmentedPart(self, index, cuts, device)
+
+
+class SegmentedPart:
+    """Some segments of a model (a `splitlab.core.contract.part.Part`).
+
+    Attributes:
+        module: a copy of the whole model, of which other parts' numbers are left out.
+    """
+
+    def __init__(
+        self, model: Segmented, index: int, cuts: Sequence[int], device: torch.device
+    ) -> None:
+        for cut in cuts:
+            model.check_cut(cut)
+        if not 1 <= len(cuts) <= 2 or sorted(set(cuts)) != [*cuts] or not 0 <= index <= len(cuts):
+            raise ConfigError(f"part {index} of cuts {[*cuts]}: one cut, or two in rising order")
+        bounds = [0, *(cut + 1 for cut in cuts), None]
+        first, end = bounds[index], bounds[index + 1]
+        self.module = _copied(model, first or 0, end, device)
+        self._segments = list(model.segments(self.module))[first:end]
+        # Whichever tokens arrive, an image segment is given its image back.
+        arriving = model.shape(first - 1) if first else ()
+        leaving = model.shape(end - 1) if end else ()
+        self._image = arriving if len(arriving) != 2 else ()
+        self._as_tokens = len(leaving) in (1, 3)
+
+    def forward(
+        self, inputs: torch.Tensor, token_sizes: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Run the segments; see the contract."""
+        if token_sizes is not None:
+            raise ConfigError(
+                "this model does not weigh tokens by their size; choose a Vision Transformer, or a "
+                "method that sends no token sizes"
+            )
+        x = from_tokens(inputs, self._image) if self._image else inputs
+        try:
+            for segment in self._segments:
+                x = segment(x)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ConfigError(
+                f"batch norm cannot train on a batch of {len(x)} of this image size ({error}); "
+                "choose a --batch-size whose last batch is larger, or larger images"
+            ) from None
+        return to_tokens(x) if self._as_tokens else x
+
+    def unable(self, request: Measurement) -> str | None:
+        """Return why the client's part cannot measure that; None if it can."""
+        return (
+            f"{_WORDS.get(type(request).__name__, 'a measurement')}, which this model does not "
+            "have; choose a model with one (for example vit-mini or deit_tiny_patch16_224)"
+        )
+
+    def watch(self, request: Measurement) -> None:
+        """Measure this in every `forward` from now on."""
+        raise ConfigError(f"a plugin needs {self.unable(request)}")
+
+    def measured(self) -> dict[Measurement, torch.Tensor]:
+        """Return what was measured in the `forward` that just ran."""
+        return {}
+
+    def train(self, mode: bool) -> None:
+        """Switch dropout, batch statistics and the like on or off."""
+        self.module.train(mode)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield this part's own parameters, under the whole model's names."""
+        return ((name, p) for name, p in self.module.named_parameters() if not p.is_meta)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return this part's own parameters and buffers, under the whole model's names."""
+        return {name: t for name, t in self.module.state_dict().items() if not t.is_meta}
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Load what `state_dict` returned; `ConfigError` if it is of another model or cut."""
+        own = {name: tensor.shape for name, tensor in self.state_dict().items()}
+        given = {name: tensor.shape for name, tensor in state.items()}
+        odd = sorted(n for n in own.keys() | given.keys() if own.get(n) != given.get(n))
+        if odd:
+            raise ConfigError(
+                f"the checkpoint is of another model or cut: {len(odd)} tensors are missing, "
+                f"unexpected or of another shape, first {odd[0]!r}"
+            )
+        self.module.load_state_dict(dict(state), strict=False)
+
+
+_WORDS = {
+    "Attention": "the attention of a class token",
+    "Keys": "the attention keys of a transformer's block",
+}
+
+
+class Segments(Segmented):
+    """A model of one's own: modules that run one after another.
+
+    Args:
+        segments: at least two; each takes what the one before makes: images or (B, D, H, W),
+            tokens (B, N, D), or vectors (B, D). The last one makes logits (B, C).
+        channels: of the images.
+        image_size: their height and width in pixels.
+        default_cut: where it is cut if the user names no cut; behind segment 0 by default.
+        any_tokens: whether the segments take tokens (B, N, D) in any number, as transformers do.
+        class_token: whether the first token is a class token.
+        prefix_tokens: how many special tokens stand in front, the class token included.
+        cut_noun: what a cut counts, in the plural.
+    """
+
+    def __init__(
+        self,
+        segments: Sequence[nn.Module],
+        *,
+        channels: int,
+        image_size: int,
+        default_cut: int = 0,
+        any_tokens: bool = False,
+        class_token: bool = False,
+        prefix_tokens: int = 0,
+        cut_noun: str = "segments",
+    ) -> None:
+        if len(segments) < 2:
+            raise ConfigError(f"a model of {len(segments)} segments cannot be cut; 2 or more")
+        self.module = nn.Sequential(*segments)
+        self.channels = channels
+        self.image_size = image_size
+        self.last_cut = len(segments) - 2
+        self.default_cut = default_cut
+        self.cut_noun = cut_noun
+        self._any_tokens = any_tokens
+        self._class_token = class_token
+        self._prefix_tokens = prefix_tokens or int(class_token)
+        self._shapes: list[tuple[int, ...]] = []
+
+    def segments(self, module: nn.Module) -> Sequence[Segment]:
+        """Return the modules."""
+        return [*module.children()]
+
+    def segment_of(self, name: str) -> int:
+        """Return the number in front of the name."""
+        return int(name.partition(".")[0])
+
+    def shape(self, cut: int) -> tuple[int, ...]:
+        """Return what leaves a segment for one sample; one image is tried."""
+        self._shapes = self._shapes or tried(self)
+        return self._shapes[cut]
+
+    def layout(self, cut: int) -> Layout:
+        """Return what plugins see at this cut."""
+        seen = _seen(self.shape(cut))
+        if len(self.shape(cut)) != 2:
+            return seen
+        return Layout(
+            seen.tokens, seen.width, self._prefix_tokens, self._class_token, None, self._any_tokens
+        )
+
+
+@torch.no_grad()
+def tried(model: Segmented) -> list[tuple[int, ...]]:
+    """Run one image of zeros through all segments; returns what leaves each, for one sample."""
+    module = model.module
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    was = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        x = torch.zeros(1, model.channels, model.image_size, model.image_size, device=device)
+        shapes = []
+        for number, segment in enumerate(model.segments(module)):
+            try:
+                x = segment(x)
+            except (RuntimeError, ValueError, TypeError) as error:
+                raise ConfigError(
+                    f"segment {number} of the model does not take what the one before makes, "
+                    f"{[*x.shape]}: {str(error).splitlines()[0]}"
+                ) from error
+            shapes.append(tuple(x.shape[1:]))
+    finally:
+        for part, mode in was.items():
+            part.training = mode
+    return shapes
+
+
+def _seen(shape: tuple[int, ...]) -> Layout:
+    if len(shape) == 3:
+        D, H, W = shape
+        return Layout(H * W, D, grid=(H, W), any_tokens=False)
+    if len(shape) == 1:
+        return Layout(1, shape[0], any_tokens=False)
+    if len(shape) != 2:
+        raise ConfigError(
+            f"a model cannot be cut where {[*shape]} leaves it for one sample; tokens (N, D), "
+            "images (D, H, W) or a vector (D) can cross a link"
+        )
+    return Layout(*shape, any_tokens=False)
+
+
+def _copied(model: Segmented, first: int, end: int | None, device: torch.device) -> nn.Module:
+    """Return a copy of the model, with the numbers of some segments only."""
+    new: dict[int, Any] = {}
+    owners: dict[int, bool] = {}
+    module = model.module
+    named = itertools.chain(
+        module.named_parameters(remove_duplicate=False),
+        module.named_buffers(remove_duplicate=False),
+    )
+    for name, tensor in named:
+        segment = model.segment_of(name)
+        owned = first <= segment and (end is None or segment < end)
+        if owners.setdefault(id(tensor), owned) is not owned:
+            raise ConfigError(
+                f"the tensor {name!r} is used on both sides of a cut, where it could not stay the "
+                "same; cut elsewhere"
+            )
+        if id(tensor) in new:
+            continue
+        moved = tensor.detach().to(device, copy=True) if owned else tensor.detach().to("meta")
+        if isinstance(tensor, nn.Parameter):
+            moved = nn.Parameter(moved, requires_grad=tensor.requires_grad)
+        new[id(tensor)] = moved
+    return copy.deepcopy(module, new)
+
+
+# Between images and tokens. Both directions, and both of their gradients, are made contiguous, as
+# they are in the whole model: the layout in memory decides which kernels run, and with them the
+# last bits.
+
+
+class _ToTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.places = x.shape[2:]
+        return x.flatten(2).transpose(1, 2).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return gradient.transpose(1, 2).contiguous().unflatten(2, ctx.places)
+
+
+class _FromTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, places: tuple[int, int]) -> torch.Tensor:
+        # A copy always: the first segment may change it in place.
+        image = x.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+        return image.unflatten(2, places)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        return gradient.flatten(2).transpose(1, 2).contiguous(), None
+
+
+def to_tokens(x: torch.Tensor) -> torch.Tensor:
+    """Return (B, D, H, W) as tokens (B, H·W, D), and (B, D) as one token (B, 1, D)."""
+    if x.ndim == 2:
+        return x[:, None]
+    tokens: torch.Tensor = _ToTokens.apply(x)  # type: ignore[no-untyped-call]
+    return tokens
+
+
+def from_tokens(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return tokens as what they were made of, (rows, *shape).
+
+    Raises:
+        ConfigError: other tokens than that takes.
+    """
+    tokens = shape[1] * shape[2] if len(shape) == 3 else 1
+    if [*x.shape[1:]] != [tokens, shape[0]]:
+        raise ConfigError(
+            f"tokens {[*x.shape]} arrived where this model takes (rows, {tokens}, {shape[0]}); "
+            "choose methods that give the server all tokens back"
+        )
+    if len(shape) == 1:
+        return x[:, 0]
+    image: torch.Tensor = _FromTokens.apply(x, shape[1:])  # type: ignore[no-untyped-call]
+    return image

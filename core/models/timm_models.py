@@ -1,0 +1,94 @@
+"""Every model of timm that can be cut, by timm's name.
+
+Which family a name belongs to is read from the model that timm builds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+from timm.models.vision_transformer import VisionTransformer
+
+from splitlab.core.contract.errors import ConfigError, unknown_name
+from splitlab.core.models.cnn import StagedCNN
+from splitlab.core.models.segments import Segmented
+from splitlab.core.models.vit import ViT
+
+__all__ = ["timm_model", "timm_names"]
+
+_VITS = ("vision_transformer", "deit")
+_CNNS = (
+    "convnext",
+    "cspnet",
+    "densenet",
+    "edgenext",
+    "efficientnet",
+    "fasternet",
+    "ghostnet",
+    "mobilenetv3",
+    "nfnet",
+    "regnet",
+    "resnet",
+    "resnetv2",
+    "rexnet",
+    "vgg",
+)
+"""Modules of timm whose models are listed; others are tried when they are named."""
+
+
+def timm_names() -> dict[str, list[str]]:
+    """Return timm's names of the models that can be cut, by family."""
+    return {
+        "vit": sorted(name for module in _VITS for name in timm.list_models(module=module)),
+        "cnn": sorted(name for module in _CNNS for name in timm.list_models(module=module)),
+    }
+
+
+def timm_model(
+    *,
+    classes: int,
+    name: str,
+    image_size: int | None = None,
+    channels: int = 3,
+    pretrained: bool = False,
+) -> Segmented:
+    """A model of timm, by timm's name.
+
+    Args:
+        classes: C, width of the new head.
+        name: timm's, with or without the tag of a set of weights.
+        image_size: height and width of an image, in pixels; none for what the model was made for.
+        channels: of an image, 1 or 3.
+        pretrained: whether to take timm's published weights (a download).
+
+    Raises:
+        ConfigError: an unknown name, a model that cannot be cut, weights that cannot be had.
+    """
+    if not timm.is_model(name.partition(".")[0]):
+        known = [own for names in timm_names().values() for own in names]
+        near = [own for own in known if own.startswith(name[:4])] or known[:8]
+        raise unknown_name("model", name, near, "; `splitlab models` lists all")
+    made_for = timm.get_pretrained_cfg(name)
+    _, height, width = made_for.input_size if made_for else (3, 224, 224)
+    if image_size is None and height != width:
+        raise ConfigError(f"model {name!r} takes {height}x{width} images; choose --image-size")
+    size = image_size or height
+    options: dict[str, Any] = {} if channels == 3 else {"in_chans": channels}
+    if size != height and _takes_image_size(name):
+        options["img_size"] = size
+    try:
+        module: Any = timm.create_model(name, pretrained=pretrained, num_classes=classes, **options)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        way_out = "; download the file elsewhere and pass it with --weights FILE"
+        raise ConfigError(
+            f"model {name!r} cannot be built: {reason[:300]}{way_out if pretrained else ''}"
+        ) from error
+    if isinstance(module, VisionTransformer):
+        return ViT(module, channels=channels, image_size=size)
+    return StagedCNN(name, module, channels=channels, image_size=size)
+
+
+def _takes_image_size(name: str) -> bool:
+    return any(name.partition(".")[0] in timm.list_models(module=module) for module in _VITS)

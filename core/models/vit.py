@@ -1,0 +1,322 @@
+"""timm's Vision Transformers, cut between their blocks.
+
+Nothing of timm is re-typed. A part runs timm's own submodules in timm's order: cut 0 lies behind
+the embedding, cut c behind block c. Measurements read what passes by anyway, with forward hooks.
+
+Shapes: B samples, N tokens (P special ones first), D width, H heads, C classes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import nn
+
+from splitlab.core.contract.errors import ConfigError
+from splitlab.core.contract.measure import Attention, Keys, Measurement
+from splitlab.core.contract.part import Layout
+from splitlab.core.models.segments import Segment, Segmented, SegmentedPart
+
+__all__ = ["ViT", "class_attention", "vit"]
+
+_OF_THE_HEAD = ("norm", "fc_norm", "attn_pool", "head_drop", "head", "head_dist")
+_USUAL_CUT = 3  # the paper's
+
+
+def vit(
+    *,
+    classes: int,
+    image_size: int = 224,
+    patch: int = 16,
+    channels: int = 3,
+    width: int = 192,
+    depth: int = 12,
+    heads: int = 3,
+    class_token: bool = True,
+) -> ViT:
+    """A Vision Transformer of any shape, with new numbers.
+
+    Args:
+        classes: C, width of the head.
+        image_size: height and width of an image, in pixels; a multiple of the patch.
+        patch: height and width of a patch, in pixels.
+        channels: of an image, 1 or 3.
+        width: D, a multiple of the heads.
+        depth: how many blocks.
+        heads: attention heads of every block.
+        class_token: whether a class token stands in front; without, the head takes the mean.
+    """
+    for name, value in (("patch", patch), ("width", width), ("depth", depth), ("heads", heads)):
+        if value < 1:
+            raise ConfigError(f"{name}={value} is not allowed; 1 or more")
+    if width % heads:
+        raise ConfigError(
+            f"width={width} is no multiple of heads={heads}; take width={width - width % heads} or "
+            f"{width - width % heads + heads}"
+        )
+    whole = {} if class_token else {"class_token": False, "global_pool": "avg"}
+    _check_image_size(image_size, patch)
+    return ViT(
+        VisionTransformer(
+            num_classes=classes,
+            img_size=image_size,
+            patch_size=patch,
+            in_chans=channels,
+            embed_dim=width,
+            depth=depth,
+            num_heads=heads,
+            **whole,
+        ),
+        channels=channels,
+        image_size=image_size,
+    )
+
+
+def _check_image_size(image_size: int, patch: int) -> None:
+    if image_size < 1 or image_size % patch:
+        below = max(patch, image_size - image_size % patch)
+        raise ConfigError(
+            f"an image size of {image_size} is no multiple of the patch, {patch} pixels; take "
+            f"{below} or {below + patch}"
+        )
+
+
+class ViT(Segmented):
+    """A Vision Transformer of timm (a `splitlab.core.contract.part.Model`).
+
+    Args:
+        module: timm's model.
+        channels: of the images.
+        image_size: their height and width in pixels.
+    """
+
+    cut_noun = "blocks"
+    heads = ("head.", "head_dist.")
+    module: VisionTransformer
+
+    def __init__(self, module: VisionTransformer, *, channels: int, image_size: int) -> None:
+        patch = module.patch_embed.patch_size[0]
+        if not getattr(module.patch_embed, "dynamic_img_pad", False):
+            _check_image_size(image_size, patch)
+        self.module = module
+        self.channels = channels
+        self.image_size = image_size
+        self.last_cut = len(module.blocks)
+        self.default_cut = min(_USUAL_CUT, self.last_cut)
+
+    def segments(self, module: nn.Module) -> Sequence[Segment]:
+        """Return embedding, blocks, and norm with the head."""
+        own: Any = module
+
+        def embed(images: torch.Tensor) -> torch.Tensor:
+            x = own._pos_embed(own.patch_embed(images))
+            embedded: torch.Tensor = own.norm_pre(own.patch_drop(x))
+            return embedded
+
+        def head(x: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = own.forward_head(own.norm(x))
+            return logits
+
+        return [embed, *own.blocks, head]
+
+    def segment_of(self, name: str) -> int:
+        """Return 0 for the embedding, c for block c, and the last one for norm and head."""
+        part, _, rest = name.partition(".")
+        if part == "blocks":
+            return int(rest.partition(".")[0]) + 1
+        return self.last_cut + 1 if part in _OF_THE_HEAD else 0
+
+    def shape(self, cut: int) -> tuple[int, ...]:
+        """Return (N, D)."""
+        tokens = int(self.module.patch_embed.num_patches) + int(self.module.num_prefix_tokens)
+        return tokens, int(self.module.embed_dim)
+
+    def layout(self, cut: int) -> Layout:
+        """Return what plugins see, the same at every cut."""
+        (tokens, width), prefix = self.shape(cut), int(self.module.num_prefix_tokens)
+        grid = getattr(self.module.patch_embed, "grid_size", None)
+        fits = grid and grid[0] * grid[1] + prefix == tokens
+        return Layout(
+            tokens,
+            width,
+            prefix,
+            self.module.cls_token is not None,
+            (int(grid[0]), int(grid[1])) if fits else None,
+        )
+
+    def part(self, index: int, cuts: Sequence[int], device: torch.device) -> ViTPart:
+        """Return one of the parts that one or two cuts make; see the contract."""
+        return ViTPart(self, index, cuts, device)
+
+    def adapted(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return published weights under this model's names, resampled to its image size."""
+        fitting: dict[str, torch.Tensor] = checkpoint_filter_fn(dict(state), self.module)
+        return fitting
+
+
+class ViTPart(SegmentedPart):
+    """Some segments of a ViT, with measurements, and tokens that count by their size."""
+
+    def __init__(self, model: ViT, index: int, cuts: Sequence[int], device: torch.device) -> None:
+        super().__init__(model, index, cuts, device)
+        self._blocks: Any = self.module.blocks
+        self._client_blocks = cuts[0]
+        self._class_token = model.layout(cuts[0]).class_token
+        self._readers: dict[Measurement, _Reader] = {}
+
+    def forward(
+        self, inputs: torch.Tensor, token_sizes: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Run the segments; with sizes, every block attends to a token as to so many equal ones.
+
+        Log sizes are added to the attention logits.
+        """
+        if token_sizes is None:
+            return super().forward(inputs)
+        bias = token_sizes.to(inputs.dtype).log()[:, None, None, :]
+        x = inputs
+        for segment in self._segments:
+            if not isinstance(segment, nn.Module):
+                x = segment(x)
+                continue
+            if "attn_mask" not in inspect.signature(segment.forward).parameters:
+                raise ConfigError(
+                    f"a {type(segment).__name__} of this model takes no attention mask, which "
+                    "weighing tokens by their size needs; choose another model, or a method "
+                    "that sends no token sizes"
+                )
+            x = segment(x, attn_mask=bias)
+        return x
+
+    def unable(self, request: Measurement) -> str | None:
+        """Return why the client's part cannot measure that; None if it can."""
+        if not isinstance(request, (Attention, Keys)):
+            return super().unable(request)
+        what = "the attention" if isinstance(request, Attention) else "the attention keys"
+        if isinstance(request, Attention) and not self._class_token:
+            return (
+                "the attention of a class token, which this model does not have; choose a model "
+                "with one (for example vit-mini or deit_tiny_patch16_224)"
+            )
+        if self._client_blocks == 0:
+            return (
+                f"{what} of a client block, but --cut 0 leaves the client none; allowed here: "
+                f"--cut 1 to {len(self._blocks)}"
+            )
+        for block in self._watched(request):
+            attention = getattr(block, "attn", None)
+            if not hasattr(attention, "qkv") or not hasattr(attention, "num_heads"):
+                return (
+                    f"{what} of a {type(block).__name__}, which has no attn.qkv to read it from; "
+                    "choose another model or a method that needs no attention"
+                )
+        return None
+
+    def watch(self, request: Measurement) -> None:
+        """Measure this in every `forward` from now on."""
+        reason = self.unable(request)
+        if reason:
+            raise ConfigError(f"a plugin needs {reason}")
+        if request not in self._readers:
+            read = _read_keys if isinstance(request, Keys) else _read_attention
+            self._readers[request] = _Reader(self._watched(request), request, read)
+
+    def measured(self) -> dict[Measurement, torch.Tensor]:
+        """Return what was measured in the `forward` that just ran."""
+        return {request: reader.read() for request, reader in self._readers.items()}
+
+    def _watched(self, request: Measurement) -> Sequence[nn.Module]:
+        mine = list(self._blocks[: self._client_blocks])
+        every = isinstance(request, Attention) and request.layer == "rollout"
+        return mine if every else mine[-1:]
+
+
+class _Reader:
+    """Keeps queries and keys that pass by the ``attn.qkv`` of some blocks, for one measurement.
+
+    A forward hook, so timm's fused attention stays on. Only the class token's row is computed,
+    N·D multiplications a sample; rollout needs whole maps and costs accordingly.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        request: Measurement,
+        measure: Callable[[Any, _Seen], torch.Tensor],
+    ) -> None:
+        self._request = request
+        self._measure = measure
+        self._seen: _Seen = []
+        for block in blocks:
+            attention: Any = block.attn
+            attention.qkv.register_forward_hook(self._remember(attention))
+
+    def _remember(self, attention: Any) -> Any:
+        def hook(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+            self._seen.append((attention, output.detach()))
+
+        return hook
+
+    @torch.no_grad()
+    def read(self) -> torch.Tensor:
+        """Return the measurement of the forward pass that just ran."""
+        seen, self._seen = self._seen, []
+        return self._measure(self._request, seen)
+
+
+_Seen = list[tuple[Any, torch.Tensor]]
+"""Attention modules of timm, and what left their ``qkv`` layers, (B, N, 3·H·D/H)."""
+
+
+def _read_attention(request: Attention, seen: _Seen) -> torch.Tensor:
+    """Return (B, N) float32."""
+    if request.layer == "last":
+        [(attention, qkv)] = seen
+        return class_attention(attention, qkv, heads=request.heads)
+    attention, qkv = seen[-1]
+    row = qkv.new_zeros(len(qkv), 1, qkv.shape[1], dtype=torch.float32)
+    row[..., 0] = 1
+    for attention, qkv in reversed(seen):
+        whole = _attention_rows(attention, qkv, slice(None))
+        whole_BNN = whole.mean(1) if request.heads == "mean" else whole.amax(1)
+        row = 0.5 * row + 0.5 * row @ (whole_BNN / whole_BNN.sum(-1, keepdim=True))
+    return row[:, 0]
+
+
+def _read_keys(request: Keys, seen: _Seen) -> torch.Tensor:
+    """Return (B, N, D/H) float32."""
+    [(attention, qkv)] = seen
+    B, N, _ = qkv.shape
+    key_BNHK = qkv.view(B, N, 3, attention.num_heads, -1)[:, :, 1]
+    keys_BNK: torch.Tensor = attention.k_norm(key_BNHK).float().mean(2)
+    return keys_BNK
+
+
+def class_attention(attention: Any, qkv: torch.Tensor, *, heads: str = "mean") -> torch.Tensor:
+    """Return how much the class token attends to every token, (B, N) float32, detached.
+
+    Args:
+        attention: timm's attention module (heads, scale, query and key norms).
+        qkv: output of its ``qkv`` layer, (B, N, 3·H·D/H).
+        heads: ``"mean"`` or ``"max"`` over the heads.
+
+    The softmax is taken in float32 whatever the dtype, before attention dropout, and includes the
+    class token's attention to itself.
+    """
+    with torch.no_grad():
+        row_BHN = _attention_rows(attention, qkv, slice(0, 1))[:, :, 0]
+        return row_BHN.mean(1) if heads == "mean" else row_BHN.amax(1)
+
+
+def _attention_rows(attention: Any, qkv: torch.Tensor, rows: slice) -> torch.Tensor:
+    """Return softmax(q kᵀ · scale) of the query rows, (B, H, rows, N) float32."""
+    B, N, _ = qkv.shape
+    query, key, _ = qkv.view(B, N, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    query, key = attention.q_norm(query[:, :, rows]), attention.k_norm(key)
+    scores = (query * attention.scale) @ key.transpose(-2, -1)
+    rows_BHN: torch.Tensor = scores.float().softmax(-1)
+    return rows_BHN

@@ -1,0 +1,257 @@
+"""What a run leaves in its folder, typed: the only place where records are written and read.
+
+metrics.jsonl         a line that says which version of these records it holds, then one object a
+                      training step and one an evaluation, in their order
+server-metrics.jsonl  the same of the server, if its plugins or probes have numbers to log
+ledger.json           bytes by phase, direction and kind
+summary.json          the result; only a run that reached its budget has one
+
+Version 1 had no such line, and no numbers of plugins and probes; it is read as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from splitlab.core.contract.errors import ConfigError
+from splitlab.core.wire.ledger import Ledger
+
+__all__ = [
+    "LEDGER",
+    "METRICS",
+    "SERVER_METRICS",
+    "SUMMARY",
+    "VERSION",
+    "EvaluationRecord",
+    "Numbers",
+    "StepRecord",
+    "Summary",
+    "ledger_text",
+    "parse_record",
+    "read_evaluations",
+    "read_ledger",
+    "read_records",
+    "read_summary",
+    "version_line",
+]
+
+VERSION = 2
+METRICS = "metrics.jsonl"
+SERVER_METRICS = "server-metrics.jsonl"
+LEDGER = "ledger.json"
+SUMMARY = "summary.json"
+
+Numbers = Mapping[str, Mapping[str, float]]
+"""What plugins and probes measured: numbers by name, by the label of who returned them."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One training step.
+
+    Attributes:
+        step: from 1.
+        loss: of the batch; at the server, which logs numbers only, None.
+        bytes_up: training bytes that the client sent for it; None at the server.
+        bytes_down: training bytes that the server sent for it; None at the server.
+        metrics: of plugins and probes.
+    """
+
+    step: int
+    loss: float | None = None
+    bytes_up: int | None = None
+    bytes_down: int | None = None
+    metrics: Numbers = field(default_factory=dict)
+
+    def line(self) -> str:
+        """Return the line of ``metrics.jsonl``."""
+        return _line("train", self)
+
+
+@dataclass(frozen=True)
+class EvaluationRecord:
+    """One evaluation on the test images.
+
+    Attributes:
+        step: training steps done before it.
+        accuracy: through the stack, if a plugin acts in evaluation and that was asked for.
+        loss: mean over the images, as accuracy.
+        compressed: whether accuracy and loss are those through the stack.
+        bytes_up: bytes of the evaluation that the client sent.
+        bytes_down: bytes of the evaluation that the server sent.
+        training_bytes: training bytes until then, both directions.
+        accuracy_uncompressed: the same without the stack, if both were asked for.
+        loss_uncompressed: the same without the stack, if both were asked for.
+    """
+
+    step: int
+    accuracy: float
+    loss: float
+    compressed: bool
+    bytes_up: int
+    bytes_down: int
+    training_bytes: int
+    accuracy_uncompressed: float | None = None
+    loss_uncompressed: float | None = None
+
+    def line(self) -> str:
+        """Return the line of ``metrics.jsonl``."""
+        return _line("eval", self)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run ended with. ``summary["accuracy"]`` is ``summary.accuracy``.
+
+    Attributes:
+        accuracy: of the last evaluation; so are the next three, see `EvaluationRecord`.
+        loss: see there.
+        accuracy_uncompressed: see there.
+        loss_uncompressed: see there.
+        steps: training steps.
+        epochs: training samples over those of one epoch.
+        seconds: wall time, evaluations included.
+        client_seconds: of the training steps, reading data included; so are the next two.
+        server_seconds: what the server computed.
+        link_seconds: encoding, waiting and decoding.
+        ratio_nominal: what the methods' papers would charge.
+        ratio_measured: training bytes over those of uncompressed float32 activations and gradients.
+        bytes_up: training bytes that the client sent.
+        bytes_down: training bytes that the server sent.
+        stack: the plugins, as tables call them.
+        transport: of the run, with its settings.
+        dataset: name of the data.
+        model: name of the model, with its settings.
+        cut: where it was cut.
+        seed: of everything.
+        version: of this record.
+    """
+
+    accuracy: float
+    loss: float
+    steps: int
+    epochs: float
+    seconds: float
+    client_seconds: float
+    server_seconds: float
+    link_seconds: float
+    ratio_nominal: float
+    ratio_measured: float
+    bytes_up: int
+    bytes_down: int
+    stack: tuple[str, ...]
+    transport: str
+    dataset: str
+    model: str
+    cut: int
+    seed: int
+    accuracy_uncompressed: float | None = None
+    loss_uncompressed: float | None = None
+    version: int = VERSION
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.as_dict():
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.as_dict()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the content of ``summary.json``."""
+        return _object(self)
+
+    def text(self) -> str:
+        """Return the text of ``summary.json``."""
+        return json.dumps(self.as_dict(), indent=2) + "\n"
+
+
+def _object(record: Any) -> dict[str, Any]:
+    """Return the fields of a record that say something."""
+    values = {spec.name: getattr(record, spec.name) for spec in dataclasses.fields(record)}
+    return {name: value for name, value in values.items() if value is not None and value != {}}
+
+
+def _line(kind: str, record: StepRecord | EvaluationRecord) -> str:
+    return json.dumps({"kind": kind, **_object(record)}) + "\n"
+
+
+def version_line() -> str:
+    """Return the first line of ``metrics.jsonl``."""
+    return json.dumps({"kind": "records", "version": VERSION}) + "\n"
+
+
+def ledger_text(ledger: Ledger) -> str:
+    """Return the text of ``ledger.json``."""
+    return json.dumps({"version": VERSION, **ledger.counts}, indent=2) + "\n"
+
+
+# Reading.
+
+
+def read_summary(folder: Path) -> Summary:
+    """Return the summary of a run; `ConfigError` if it is damaged, or of a later version."""
+    with _reading(folder / SUMMARY) as text:
+        values = json.loads(text)
+        _check_version(values.setdefault("version", 1))
+        return Summary(**values | {"stack": tuple(values["stack"])})
+
+
+def read_ledger(folder: Path) -> Ledger:
+    """Return the ledger of a run; `ConfigError` if it is damaged, or of a later version."""
+    with _reading(folder / LEDGER) as text:
+        values = json.loads(text)
+        _check_version(values.pop("version", 1))
+        return Ledger(values)
+
+
+def read_records(folder: Path, name: str = METRICS) -> list[StepRecord | EvaluationRecord]:
+    """Return all records of a run, in their order; `ConfigError` if a line is none."""
+    with _reading(folder / name) as text:
+        found = [parse_record(line) for line in text.splitlines()]
+        return [record for record in found if record is not None]
+
+
+def read_evaluations(folder: Path) -> list[EvaluationRecord]:
+    """Return the evaluations of a run, in their order; skips steps without parsing them."""
+    with _reading(folder / METRICS) as text:
+        lines = text.splitlines()
+        found = [parse_record(line) for line in lines if '"train"' not in line[:20]]
+        return [record for record in found if isinstance(record, EvaluationRecord)]
+
+
+def parse_record(line: str) -> StepRecord | EvaluationRecord | None:
+    """Return the record of a line; None for the line that tells the version."""
+    values = json.loads(line)
+    kind = values.pop("kind")
+    if kind == "records":
+        _check_version(values["version"])
+        return None
+    kinds: dict[str, type[StepRecord | EvaluationRecord]] = {
+        "train": StepRecord,
+        "eval": EvaluationRecord,
+    }
+    return kinds[kind](**values)
+
+
+def _check_version(version: object) -> None:
+    if version not in range(1, VERSION + 1):
+        raise ValueError(
+            f"records of version {version}, this splitlab reads 1 to {VERSION}: use a newer one"
+        )
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[str]:
+    """Yield the text of a file; whatever is wrong with it names the file."""
+    try:
+        yield path.read_text(encoding="utf-8")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{path} is damaged ({reason}); delete the run to run it again") from None

@@ -1,0 +1,78 @@
+"""What a run tells while it goes, and what it ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from splitlab.core.contract.errors import SplitlabError
+from splitlab.core.run.plan import Plan
+from splitlab.core.run.records import EvaluationRecord, Summary
+from splitlab.core.wire.ledger import Counts, Ledger
+
+__all__ = ["Interrupted", "Progress", "Reporter", "Result"]
+
+
+class Interrupted(SplitlabError):
+    """The run was asked to stop; its checkpoint is written."""
+
+
+@dataclass
+class Progress:
+    """How far a run is; kept in its checkpoints.
+
+    Attributes:
+        step: training steps done.
+        samples: training samples seen.
+        nominal: nominal communication so far, in uncompressed samples.
+        base_bytes: what uncompressed activations and gradients of the same samples would weigh.
+        seconds: wall time, evaluations included; `client_seconds` (with data), `server_seconds`
+            and `link_seconds` (with encoding) are the parts of its training steps.
+    """
+
+    step: int = 0
+    samples: int = 0
+    nominal: float = 0.0
+    base_bytes: int = 0
+    seconds: float = 0.0
+    client_seconds: float = 0.0
+    server_seconds: float = 0.0
+    link_seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ended with.
+
+    Attributes:
+        folder: the run folder.
+        summary: the content of ``summary.json``.
+        ledger: bytes by phase, direction and kind, as in ``ledger.json``.
+    """
+
+    folder: Path
+    summary: Summary
+    ledger: Counts
+
+
+class Reporter:
+    """Is told how a run goes. This one stays silent; the command line's show."""
+
+    def begin(self, plan: Plan, folder: Path, used: Callable[[], float]) -> None:
+        """The run begins; ``used()`` is the share of the budget that is used, 0 to 1."""
+
+    def loading(self, part: str, done: int, total: int) -> None:
+        """So many images of a part of the data set are decoded."""
+
+    def step(self, progress: Progress, ledger: Ledger, loss: float) -> None:
+        """A training step is done."""
+
+    def evaluating(self, done: int, total: int) -> None:
+        """An evaluation has come this far, in samples."""
+
+    def evaluated(self, record: EvaluationRecord) -> None:
+        """An evaluation is done."""
+
+    def end(self, result: Result | None) -> None:
+        """The run is over; None if it failed."""

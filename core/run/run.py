@@ -1,0 +1,129 @@
+"""A run from its configuration to its result: plan, folder, server, loop, in that order.
+
+The order is that in which they may fail: what can be known before a folder is made is known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from splitlab.core.catalogue.links import load_transport
+from splitlab.core.contract.errors import ConfigError
+from splitlab.core.run.config import Config, flag
+from splitlab.core.run.folder import RunFolder
+from splitlab.core.run.launch import Launch, link_inside
+from splitlab.core.run.loop import Loop
+from splitlab.core.run.plan import make
+from splitlab.core.run.reporter import Reporter, Result
+from splitlab.core.run.workers import build_client, build_server, limited_threads
+
+__all__ = ["run"]
+
+
+def run(
+    config: Config | None = None,
+    *,
+    resume: str | Path | None = None,
+    connect: str | None = None,
+    observers: Sequence[object] = (),
+    reporter: Reporter | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    **options: Any,
+) -> Result:
+    """Train a split model and return what came of it.
+
+    Args:
+        config: the run; ``run(plugins=["adc"], seed=1)`` is short for
+            ``run(Config(plugins=("adc",), seed=1))``.
+        resume: go on with the run in this folder; of the options only ``budget`` and ``timeout``
+            may be given then.
+        connect: address of a server that runs already (``splitlab serve``); by default the
+            transport decides whether the server is in this process or in a second one on this
+            machine.
+        observers: objects with ``@hookimpl(wrapper=True)`` methods that watch the client's hooks,
+            and the server's too if it is in this process.
+        reporter: is told how the run goes.
+        should_stop: asked after every step; True ends the run with a checkpoint and `Interrupted`.
+        options: fields of `Config`, instead of ``config`` or on top of it.
+
+    Raises:
+        SplitlabError: everything that is wrong with configuration, plugins, data or link.
+    """
+    reporter = reporter or Reporter()
+    result = None
+    try:
+        config, folder = _chosen(config, resume, options)
+        result = _run(config, folder, connect, observers, reporter, should_stop)
+        return result
+    finally:
+        reporter.end(result)
+
+
+def _chosen(
+    config: Config | None, resume: str | Path | None, options: dict[str, Any]
+) -> tuple[Config, RunFolder | None]:
+    """Return the configuration of a new run, or that of the run to go on with and its folder."""
+    Config.from_mapping(options)  # a key that does not exist is the first thing to say
+    folder = RunFolder.open(resume) if resume is not None else None
+    if folder is not None:
+        fixed = sorted(options.keys() - {"budget", "timeout"})
+        if config is not None or fixed:
+            what = ", ".join(map(flag, fixed)) or "a configuration"
+            raise ConfigError(
+                f"{what} cannot be given with --resume: the run goes on as it began; "
+                "only --budget and --timeout may change"
+            )
+        config = folder.read_config()
+    known = dataclasses.asdict(config) if config else {}
+    return Config.from_mapping(known | options), folder
+
+
+def _run(
+    config: Config,
+    folder: RunFolder | None,
+    connect: str | None,
+    observers: Sequence[object],
+    reporter: Reporter,
+    should_stop: Callable[[], bool],
+) -> Result:
+    transport = load_transport(config.transport)
+    if transport.place == "inside" and connect:
+        raise ConfigError(f"transport {config.transport!r} cannot join a server")
+    alone = transport.place == "inside" or connect is not None
+    with ExitStack() as cleanup:
+        cleanup.enter_context(limited_threads(config.threads or 1))
+        plan, model, data = make(config, loading=reporter.loading, peers_here=1 if alone else 2)
+        cleanup.enter_context(limited_threads(plan.threads))
+        client = build_client(plan, model, observers)
+        cleanup.callback(client.stack.run_end)
+        if folder is None:
+            folder = RunFolder.create(config.output, plan.titles)
+            folder.write_config(plan.config)
+            folder.write_environment(device=str(plan.device), threads=plan.threads)
+            cleanup.push(_remove_if_unused(folder))
+        last_words: Callable[[], str] = str
+        if transport.place == "inside":
+            server = build_server(plan, model, observers)
+            cleanup.callback(server.stack.run_end)
+            link = cleanup.enter_context(link_inside(transport, plan, server, folder))
+        else:
+            launch = Launch(plan, folder)
+            last_words = launch.last_words
+            link = cleanup.enter_context(launch.link(transport, connect))
+        del model  # each peer has its own part
+        loop = Loop(plan, data, client, link, folder, reporter, should_stop, connect)
+        return loop.go(last_words)
+
+
+def _remove_if_unused(folder: RunFolder) -> Callable[..., None]:
+    """Return an exit callback: a failed run that made no step leaves no folder behind."""
+
+    def leave(kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is not None and not folder.has_records():
+            folder.remove()
+
+    return leave

@@ -1,0 +1,47 @@
+"""From a plan to the two peers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from splitlab.core.contract.part import Model
+from splitlab.core.engine.client import Client
+from splitlab.core.engine.server import Server
+from splitlab.core.engine.stack import Stack
+from splitlab.core.engine.worker import Optimization
+from splitlab.core.run.plan import Plan
+
+__all__ = ["build_client", "build_server", "limited_threads"]
+
+
+def build_client(plan: Plan, model: Model, observers: Sequence[object] = ()) -> Client:
+    """Build the client of a plan; it gets its part of the model in memory of its own."""
+    part = model.part(0, (plan.cut,), plan.device)
+    stack = Stack(plan.stack, plan.probes, observers)
+    return Client(part, stack, plan.peer("client", plan.device), _optimization(plan))
+
+
+def build_server(plan: Plan, model: Model, observers: Sequence[object] = ()) -> Server:
+    """Build the server of a plan; it gets its part of the model in memory of its own."""
+    part = model.part(1, (plan.cut,), plan.device)
+    stack = Stack(plan.stack, plan.probes, observers)
+    return Server(part, stack, plan.peer("server", plan.device), _optimization(plan))
+
+
+def _optimization(plan: Plan) -> Optimization:
+    config = plan.config
+    return Optimization(config.optimizer, config.lr, config.weight_decay)
+
+
+@contextmanager
+def limited_threads(count: int) -> Iterator[None]:
+    """Let torch compute with so many CPU threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,102 @@
+"""The client's side of a session: it speaks first, and waits for every answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import TypeVar
+
+from splitlab.core.contract.errors import ProtocolError
+from splitlab.core.contract.link import Link
+from splitlab.core.contract.message import Kind, Message
+from splitlab.core.engine.conversation import Conversation, hold
+from splitlab.core.session.protocol import (
+    HELLO_BYTES,
+    PROTOCOL,
+    Agreement,
+    frame_limit,
+    reason,
+    tell,
+)
+from splitlab.core.wire.ledger import Ledger
+
+__all__ = ["ClientSession"]
+
+R = TypeVar("R")
+
+
+class ClientSession:
+    """The client's side of one link.
+
+    Args:
+        link: to the server.
+        ledger: counts every frame.
+        timeout: seconds of silence after which the server counts as gone.
+
+    Attributes:
+        server_seconds: what the server says it computed in all its answers so far.
+        link_seconds: what was spent waiting for answers besides.
+    """
+
+    def __init__(self, link: Link, ledger: Ledger, timeout: float) -> None:
+        self._link = link
+        self._ledger = ledger
+        self._timeout = timeout
+        self.server_seconds = 0.0
+        self.link_seconds = 0.0
+
+    def open(self, agreement: Agreement, *, run: str, step: int, batch_bytes: int) -> None:
+        """Shake hands.
+
+        Args:
+            agreement: what must be equal at both peers.
+            run: name of the run folder, under which the server keeps its checkpoints.
+            step: to resume from; 0 for a new run.
+            batch_bytes: size of one uncompressed batch, from which the frame limit follows.
+
+        Raises:
+            ProtocolError: the peers do not fit; names both values.
+        """
+        self._link.limits = dataclasses.replace(self._link.limits, frame_bytes=HELLO_BYTES)
+        hello = {"protocol": PROTOCOL, "agreement": agreement, "run": run, "step": step}
+        answer = self.exchange(Message(Kind.HELLO, meta=hello))
+        if answer.kind is not Kind.HELLO:
+            raise ProtocolError(f"{self._link.remote} answered a HELLO with {answer.kind.name}")
+        self._link.limits = dataclasses.replace(
+            self._link.limits, frame_bytes=frame_limit(batch_bytes)
+        )
+
+    def exchange(self, message: Message) -> Message:
+        """Send a message and return the answer; the server's ERROR is raised here."""
+        started = time.perf_counter()
+        self._link.send(message, self._timeout)
+        self._ledger.add(message, "up")
+        answer = self._link.receive(self._timeout)
+        self._ledger.add(answer, "down")
+        server = answer.elapsed_ns * 1e-9
+        self.server_seconds += server
+        self.link_seconds += max(0.0, time.perf_counter() - started - server)
+        if answer.kind is Kind.ERROR:
+            raise ProtocolError(f"the server ended the run: {reason(answer)}")
+        return answer
+
+    def hold(self, conversation: Conversation[R]) -> R:
+        """Hold a conversation with the server, and return what came of it."""
+        return hold(conversation, self.exchange)
+
+    def save(self, step: int) -> None:
+        """Make the server write its checkpoint of this step."""
+        self._control("save", "saved", step)
+
+    def finish(self, step: int) -> None:
+        """Say goodbye; the server ends in good order."""
+        self._control("finish", "finished", step)
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the server, if it still listens, why this client ends."""
+        tell(self._link, error, min(self._timeout, 5.0))
+
+    def _control(self, request: str, expected: str, step: int) -> None:
+        answer = self.exchange(Message(Kind.CONTROL, step, meta={"do": request}))
+        if answer.kind is not Kind.CONTROL or answer.meta.get("did") != expected:
+            raise ProtocolError(f"the server answered {request!r} with {answer!r}")

@@ -1,0 +1,132 @@
+"""The server's side of a session: one turn is one message and its answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+from splitlab.core.contract.errors import LinkError, NetworkError, ProtocolError
+from splitlab.core.contract.link import Link
+from splitlab.core.contract.message import Kind, Message
+from splitlab.core.engine.server import Server
+from splitlab.core.session.protocol import (
+    HELLO_BYTES,
+    PROTOCOL,
+    Agreement,
+    compare,
+    frame_limit,
+    reason,
+    tell,
+)
+
+__all__ = ["ServerSession"]
+
+
+class ServerSession:
+    """The server's side of one link.
+
+    Args:
+        link: to the client.
+        agreement: what must be equal at both peers.
+        batch_bytes: size of one uncompressed batch, from which the frame limit follows.
+        timeout: seconds of silence after which the client counts as gone.
+        resume: called with run name and step after the handshake; loads the server's state.
+        save: called with the step; writes the server's checkpoint.
+        measured: called after every training step that has metrics, with its number from 1.
+        finish: called when the client says goodbye.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        server: Server,
+        agreement: Agreement,
+        *,
+        batch_bytes: int,
+        timeout: float,
+        resume: Callable[[str, int], None],
+        save: Callable[[int], None],
+        measured: Callable[[int], None] = lambda step: None,
+        finish: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._link = link
+        self._server = server
+        self._agreement = agreement
+        self._batch_bytes = batch_bytes
+        self._timeout = timeout
+        self._resume = resume
+        self._save = save
+        self._measured = measured
+        self._finish = finish
+        self._open = False
+        self.steps = 0
+        link.limits = dataclasses.replace(link.limits, frame_bytes=HELLO_BYTES)
+
+    def turn(self) -> bool:
+        """Receive one message and send the answer; returns False after goodbye.
+
+        Raises:
+            SplitlabError: something is wrong; the client has been told.
+        """
+        try:
+            message = self._link.receive(self._timeout)
+            started = time.perf_counter_ns()
+            answer = self._answer(message)
+            answer.elapsed_ns = time.perf_counter_ns() - started
+            self._link.send(answer, self._timeout)
+        except NetworkError:
+            raise  # nobody can be told
+        except Exception as error:
+            tell(self._link, error, min(self._timeout, 5.0))
+            raise
+        return answer.meta.get("did") != "finished"
+
+    def _answer(self, message: Message) -> Message:
+        if message.kind is Kind.ERROR:
+            raise LinkError(f"the client ended the run: {reason(message)}")
+        if not self._open:
+            return self._hello(message)
+        if message.kind is Kind.ACTIVATION:
+            answer = self._server.handle(message)
+            if message.training:
+                self.steps += 1
+                if self._server.metrics:
+                    self._measured(message.step + 1)
+            return answer
+        if message.kind is Kind.CONTROL:
+            request = message.meta.get("do")
+            if request == "save":
+                self._save(message.step)
+                return Message(Kind.CONTROL, message.step, meta={"did": "saved"})
+            if request == "finish":
+                self._finish()
+                return Message(Kind.CONTROL, message.step, meta={"did": "finished"})
+        raise ProtocolError(f"{self._link.remote} sent what a server does not take: {message!r}")
+
+    def _hello(self, message: Message) -> Message:
+        meta = message.meta
+        if message.kind is not Kind.HELLO:
+            raise ProtocolError(
+                f"{self._link.remote} began with {message.kind.name}, not with HELLO"
+            )
+        protocol = meta.get("protocol")
+        if type(protocol) is int:  # a bool is an int, and True equals 1
+            compare({"protocol": str(protocol)}, {"protocol": str(PROTOCOL)})
+        theirs, run, step = meta.get("agreement"), meta.get("run"), meta.get("step")
+        if (
+            type(protocol) is not int
+            or not isinstance(theirs, dict)
+            or not all(isinstance(value, str) for value in theirs.values())
+            or not isinstance(run, str)
+            or type(step) is not int
+            or step < 0
+        ):
+            raise ProtocolError(f"{self._link.remote} sent a malformed HELLO")
+        compare(theirs, self._agreement)
+        self._resume(run, step)
+        self._open = True
+        self._link.limits = dataclasses.replace(
+            self._link.limits, frame_bytes=frame_limit(self._batch_bytes)
+        )
+        return Message(Kind.HELLO, meta={"protocol": PROTOCOL})

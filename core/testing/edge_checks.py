@@ -1,0 +1,143 @@
+"""Checks of inputs that a training seldom sees: at the edge, and in half precision."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from splitlab.core.contract.batch import Batch
+from splitlab.core.contract.cut import Cut
+from splitlab.core.contract.errors import PluginError, SplitlabError
+from splitlab.core.testing.couple import Couple
+from splitlab.core.testing.decoding import decoding_problem
+from splitlab.core.testing.report import Skipped
+from splitlab.core.testing.subject import DECODED, Subject, with_activations, with_ratio
+
+__all__ = ["survives_edge_inputs", "takes_half_precision"]
+
+_PATIENCE = 20.0
+"""Seconds that an edge input may take."""
+
+
+def survives_edge_inputs(s: Subject) -> str | None:
+    """Nothing crashes, hangs or turns infinite on inputs at the edge."""
+    s.working()
+    now = ("", time.monotonic())
+    failure: list[Exception] = []
+
+    def work() -> None:
+        nonlocal now
+        try:
+            for name, case in _cases(s):
+                now = (name, time.monotonic())
+                case()
+        except Exception as error:  # noqa: BLE001 (raised again where the check runs)
+            failure.append(error)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    while worker.is_alive():
+        worker.join(0.1)
+        name, since = now
+        if worker.is_alive() and time.monotonic() - since > _PATIENCE:
+            raise s.failed(f"with {name} it does not end in {_PATIENCE:g} s; bound its loops")
+    if failure:
+        raise s.failed(f"with {now[0]}: {failure[0]}")
+    return f"smallest ratio taken: {s.smallest_ratio:g}" if s.smallest_ratio else None
+
+
+def _cases(s: Subject) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield what to say of an edge input, and the run to do with it."""
+    tiny, one = s.tiny, s.tiny.batch(0, 1)
+
+    def injected(change: Callable[[torch.Tensor], torch.Tensor], **settings: Any) -> Couple:
+        return s.couple(
+            enter=lambda cut: with_activations(cut, change(cut.activations.detach())), **settings
+        )
+
+    def outlier(X: torch.Tensor) -> torch.Tensor:
+        X = X.clone()
+        X[0, 1, 2] = 1e4  # within float16, which some methods send
+        return X
+
+    def not_a_number(X: torch.Tensor) -> torch.Tensor:
+        X = X.clone()
+        X[0, 1, 2] = math.nan
+        return X
+
+    def finite(couple: Couple, *batches: Batch) -> None:
+        for step, batch in enumerate(batches):
+            couple.train(batch, step)
+        couple.evaluate(batches[-1], 0)
+        if found := _infinite(couple):
+            raise PluginError(f"{found}; guard divisions, logarithms and roots")
+
+    def explained(couple: Couple) -> None:
+        try:
+            couple.train(tiny.batch(), 0)
+        except SplitlabError as error:
+            if isinstance(error.__cause__, Exception):
+                raise  # a crash that the stack reported, not an error of the plugin's own
+
+    alike = dataclasses.replace(
+        tiny.batch(),
+        images=one.images.expand(tiny.samples, -1, -1, -1).clone(),
+        targets=one.targets.expand(tiny.samples).clone(),
+    )
+    few = tiny.batch(1, max(1, tiny.samples // 2 - 1))
+    yield "zeros everywhere", lambda: finite(injected(torch.zeros_like), tiny.batch())
+    yield (
+        "one constant everywhere",
+        lambda: finite(injected(lambda X: torch.full_like(X, 0.5)), tiny.batch()),
+    )
+    yield "one huge value (1e4)", lambda: finite(injected(outlier), tiny.batch())
+    yield "equal samples", lambda: finite(s.couple(), alike)
+    yield "a single sample", lambda: finite(s.couple(), one)
+    yield "a smaller last batch", lambda: finite(s.couple(), tiny.batch(), few)
+    if smallest := s.smallest_ratio:
+        yield (
+            f"ratio={smallest:g}",
+            lambda: finite(s.couple(with_ratio(s, smallest)), tiny.batch()),
+        )
+    yield "a value that is not a number", lambda: explained(injected(not_a_number))
+
+
+def takes_half_precision(s: Subject) -> str | None:
+    """Activations of bfloat16 and float16 come back as they were."""
+    if decoding_problem(s.working()):
+        raise Skipped(f"needs float32 to be decoded, see {DECODED}")
+    for dtype in (torch.bfloat16, torch.float16):
+        name = str(dtype).removeprefix("torch.")
+
+        def enter(cut: Cut, dtype: torch.dtype = dtype) -> None:
+            cut.activations = cut.activations.to(dtype)
+
+        def leave(cut: Cut) -> None:
+            cut.activations = cut.activations.float()  # for the server's half, in float32
+
+        couple = s.couple(enter=enter, leave=leave)
+        try:
+            for step in range(2):
+                couple.train(s.tiny.batch(step), step)
+        except (SplitlabError, RuntimeError) as error:
+            raise s.failed(
+                f"with {name} activations: {decoding_problem(couple) or error}; take statistics "
+                "in float32 and restore the dtype"
+            ) from error
+        if problem := decoding_problem(couple) or _infinite(couple):
+            raise s.failed(f"with {name} activations: {problem}")
+    return None
+
+
+def _infinite(couple: Couple) -> str | None:
+    for event in couple.events:
+        for name, tensor in event.after.tensors.items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                return f"{event.hook} at the {event.role} leaves {name!r} that is not finite"
+    return None

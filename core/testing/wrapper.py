@@ -1,0 +1,82 @@
+"""The checks of a link wrapper: a link that is wrapped at both ends holds what every link holds."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Literal, Protocol
+
+from splitlab.core.catalogue.links import load_transport
+from splitlab.core.contract.link import Link
+from splitlab.core.testing.link_checks import LINK_CHECKS
+from splitlab.core.testing.links import Ends, one_of_each_kind
+from splitlab.core.testing.report import Check, Failed, Report, Skipped, run_checks
+
+__all__ = ["check_link"]
+
+_SLACK = 10.0
+"""Seconds that a wrapper may add to what a link does at once."""
+
+_Roads = dict[str, Ends]
+"""The wrapped ends, by the transport inside."""
+
+
+class LinkWrapper(Protocol):
+    """Stands around links; one instance for each end."""
+
+    def wrap(self, link: Link, role: Literal["client", "server"]) -> Link:
+        """Return a link that does what the wrapper adds, and everything else as ``link`` does."""
+        ...
+
+
+def check_link(
+    wrapper: type[LinkWrapper] | LinkWrapper, *, only: Collection[str] | None = None
+) -> Report:
+    """Check that links hold the contract of `splitlab.core.contract.link` while they are wrapped.
+
+    Both ends are wrapped, of a link inside of one process and of one over a network. What the
+    wrapper adds may take time (a second a message is well within the deadlines); the messages
+    have to arrive all the same.
+
+    Args:
+        wrapper: a class, built with its defaults for each end, or an object, copied for each end.
+        only: names of checks, of those in `LINK_CHECKS`; all by default.
+
+    Raises:
+        ConfigError: an unknown name of a check.
+    """
+    build: Callable[[], LinkWrapper]
+    if isinstance(wrapper, type):
+        name, build = wrapper.__name__, wrapper
+    else:
+        name, build = type(wrapper).__name__, partial(copy.deepcopy, wrapper)
+
+    def wrap(link: Link, role: Literal["client", "server"]) -> Link:
+        return build().wrap(link, role)
+
+    roads = {road: Ends(partial(load_transport, road), wrap, _SLACK) for road in one_of_each_kind()}
+    checks = [Check(check.name, check.title, _everywhere(check)) for check in LINK_CHECKS]
+    return run_checks(name, roads, checks, only)
+
+
+def _everywhere(check: Check[Ends]) -> Callable[[_Roads], str]:
+    """Return the check of a link as one of the same link over every transport."""
+
+    def run(roads: _Roads) -> str:
+        skipped = {}
+        for road, ends in roads.items():
+            try:
+                check.run(ends)
+            except Skipped as skip:
+                skipped[road] = f"not over {road}: {skip}"
+            except Failed as error:
+                raise Failed(f"over {road}: {error}") from error
+            except Exception as error:
+                raise Failed(f"over {road}: {type(error).__name__}: {error}") from error
+        held = [road for road in roads if road not in skipped]
+        if not held:
+            raise Skipped("; ".join(skipped.values()) or "no transport works here")
+        return "; ".join([f"over {' and '.join(held)}", *skipped.values()])
+
+    return run

@@ -1,0 +1,277 @@
+"""A frame becomes a message.
+
+Three pure functions for transports that know where each part of a frame ends (`parse_opening`,
+`parse_header`, `assemble`), `decode` for a whole frame, and a `Reader` for a stream.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+
+from splitlab.core.contract.errors import ProtocolError
+from splitlab.core.contract.link import DEFAULT_LIMITS, Limits
+from splitlab.core.contract.message import Kind, Message
+from splitlab.core.wire.layout import (
+    DTYPES,
+    KINDS,
+    MAGIC,
+    OPENING,
+    OPENING_BYTES,
+    PREFIX_BYTES,
+    ROLES,
+    STACKED,
+    TRAINING,
+    VERSION,
+    Description,
+    Slot,
+    check_name,
+    layout,
+)
+
+__all__ = ["Header", "Opening", "Reader", "assemble", "decode", "parse_header", "parse_opening"]
+
+_Raw = bytes | bytearray | memoryview
+
+
+class Opening(NamedTuple):
+    """The first `OPENING_BYTES` of a frame, checked against the limits."""
+
+    kind: Kind
+    training: bool
+    stacked: bool
+    step: int
+    elapsed_ns: int
+    header_bytes: int
+    data_bytes: int
+
+
+class Header(NamedTuple):
+    """The metadata, still as text, and the places of the tensors, in the order of the message."""
+
+    meta: dict[str, str]
+    slots: tuple[Slot, ...]
+
+
+def parse_opening(raw: _Raw, limits: Limits) -> Opening:
+    """Read the first `OPENING_BYTES` of a frame, or raise `ProtocolError`."""
+    magic, version, kind, flags, step, elapsed_ns, body_bytes, header_bytes = OPENING.unpack(raw)
+    if magic != MAGIC:
+        raise ProtocolError(
+            f"the peer does not speak splitlab's wire format: its frame begins with {magic!r}, "
+            f"not {MAGIC!r}"
+        )
+    if version != VERSION:
+        raise ProtocolError(
+            f"the peer speaks version {version} of the wire format, this side version {VERSION}; "
+            "install the same splitlab on both sides"
+        )
+    if kind not in KINDS:
+        raise ProtocolError(f"malformed frame: unknown kind {kind}; known: {[*KINDS]}")
+    if flags & ~(TRAINING | STACKED):
+        raise ProtocolError(f"malformed frame: unknown flags {flags:#04x}; known: bits 0 and 1")
+    if PREFIX_BYTES + body_bytes > limits.frame_bytes:
+        raise ProtocolError(
+            f"the peer's frame has {PREFIX_BYTES + body_bytes} bytes; "
+            f"allowed on this link: {limits.frame_bytes} (frame_bytes)"
+        )
+    if header_bytes > limits.header_bytes:
+        raise ProtocolError(
+            f"the peer's frame has a header of {header_bytes} bytes; "
+            f"allowed: {limits.header_bytes} (header_bytes)"
+        )
+    data_bytes = PREFIX_BYTES + body_bytes - OPENING_BYTES - header_bytes
+    if header_bytes == 0 or data_bytes < 0:
+        raise ProtocolError(
+            f"malformed frame: a header of {header_bytes} bytes in a body of {body_bytes}"
+        )
+    return Opening(
+        KINDS[kind],
+        bool(flags & TRAINING),
+        bool(flags & STACKED),
+        step,
+        elapsed_ns,
+        header_bytes,
+        data_bytes,
+    )
+
+
+def parse_header(raw: _Raw, opening: Opening, limits: Limits) -> Header:
+    """Read the header of the frame, or raise `ProtocolError`."""
+    read = _read_small_header if len(raw) <= _SMALL_BYTES else _read_header
+    try:
+        return read(bytes(raw), opening.data_bytes, limits)
+    except ValueError as error:
+        raise ProtocolError(f"malformed frame: {error}") from None
+    except RecursionError:
+        raise ProtocolError("malformed frame: its JSON is nested too deeply") from None
+
+
+def assemble(opening: Opening, header: Header, tensors: Iterable[torch.Tensor]) -> Message:
+    """Return the message; its tensors are given in the order of the header's slots."""
+    try:
+        values = {name: _read_value(text) for name, text in header.meta.items()}
+    except ValueError as error:
+        raise ProtocolError(f"malformed frame: metadata: {error}") from None
+    except RecursionError:
+        raise ProtocolError("malformed frame: its metadata are nested too deeply") from None
+    message = Message(
+        opening.kind, opening.step, training=opening.training, stacked=opening.stacked
+    )
+    for name, value in values.items():
+        if isinstance(value, list):
+            message.notes[name.removesuffix(":")] = value
+        else:
+            message.meta[name] = value
+    message.elapsed_ns = opening.elapsed_ns
+    message.frame_bytes = OPENING_BYTES + opening.header_bytes + opening.data_bytes
+    for slot, tensor in zip(header.slots, tensors, strict=True):
+        message.put(slot.name, tensor, slot.role)
+    return message
+
+
+def decode(head: bytes, data: bytearray, limits: Limits = DEFAULT_LIMITS) -> Message:
+    """Return the message of a frame whose head and data are at hand; its tensors view the data."""
+    opening = parse_opening(head[:OPENING_BYTES], limits)
+    header = parse_header(head[OPENING_BYTES:], opening, limits)
+    return assemble(opening, header, [slot.in_memory(data) for slot in header.slots])
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a JSON object repeats a key")
+    return found
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} outside of a metadata value")
+
+
+_read_json = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant).decode
+_read_value = json.JSONDecoder(object_pairs_hook=_unique).decode
+
+
+def _read_header(raw: bytes, data_bytes: int, limits: Limits) -> Header:
+    text = raw.decode()
+    if not text.startswith("{"):  # safetensors allows no white space here
+        raise ValueError("its header is not a JSON object")
+    document: dict[str, Any] = _read_json(text)
+    meta = _check_meta(document.pop("__metadata__", {}), limits)
+    tensors = [_read_entry(key, entry) for key, entry in document.items()]
+    slots, total = layout(tensors, limits)
+    for slot, entry in zip(slots, document.values(), strict=True):
+        if entry["data_offsets"] != [slot.begin, slot.end]:
+            raise ValueError(
+                f"tensor {slot.name!r} does not lie at its place, [{slot.begin}, {slot.end}]"
+            )
+    if total != data_bytes:
+        raise ValueError(f"its tensors take {total} bytes, the frame holds {data_bytes}")
+    if len({slot.name for slot in slots}) != len(slots):
+        raise ValueError("two tensors have the same name")
+    return Header(meta, tuple(slots))
+
+
+# Step after step looks the same; small, so that a peer cannot make this side hoard its headers.
+_read_small_header = functools.lru_cache(maxsize=64)(_read_header)
+_SMALL_BYTES: Final = 4096
+
+
+def _check_meta(entries: Any, limits: Limits) -> dict[str, str]:
+    if not isinstance(entries, dict):
+        raise ValueError("__metadata__ is not a JSON object")
+    for name, text in entries.items():
+        check_name("metadata", name, limits)
+        if not isinstance(text, str):
+            raise ValueError(f"metadata {name!r} is not a string")
+    return entries
+
+
+def _read_entry(key: str, entry: Any) -> Description:
+    prefix, _, name = key.partition("/")
+    role = ROLES.get(prefix)
+    if role is None:
+        raise ValueError(f"a tensor of unknown role {prefix[:32]!r}; known: {', '.join(ROLES)}")
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError("a tensor's entry is not an object of dtype, shape and data_offsets")
+    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(code, str) or code not in DTYPES:
+        raise ValueError(f"a tensor of unknown dtype; known: {', '.join(DTYPES)}")
+    if not isinstance(shape, list) or not isinstance(offsets, list):
+        raise ValueError("a tensor's shape or offsets are not lists")
+    for number in shape + offsets:
+        if type(number) is not int:  # a bool is an int, and 2.0 equals 2
+            raise ValueError("a tensor's shape or offsets hold something other than integers")
+    return role, name, DTYPES[code], tuple(shape)
+
+
+class Reader:
+    """Turns a stream of bytes into messages: the caller fills `buffer` and says how far.
+
+    The tensors are received into one allocation, taken when opening and header have been checked;
+    the message's tensors are views of it. After a `ProtocolError` the stream has no meaning.
+
+    Attributes:
+        limits: apply from the next frame on.
+    """
+
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.limits = limits
+        self._first = memoryview(bytearray(OPENING_BYTES))
+        self._start()
+
+    def _start(self) -> None:
+        self._opening: Opening | None = None
+        self._header: Header | None = None
+        self._data = memoryview(b"")
+        self._receive_into(self._first)
+
+    def _receive_into(self, view: memoryview) -> None:
+        self._view = view
+        self._filled = 0
+
+    def buffer(self) -> memoryview:
+        """Return where the next bytes go: writable, never empty, never beyond this frame."""
+        return self._view[self._filled :]
+
+    def advance(self, count: int) -> Message | None:
+        """Take note that the first ``count`` bytes of `buffer` were filled.
+
+        Returns:
+            the message, if they were its last.
+
+        Raises:
+            ProtocolError: the format does not allow what was filled in.
+        """
+        self._filled += count
+        if self._filled < len(self._view):
+            return None
+        if self._opening is None:
+            self._opening = parse_opening(self._view, self.limits)
+            self._receive_into(memoryview(bytearray(self._opening.header_bytes)))
+            return None
+        if self._header is None:
+            self._header = parse_header(self._view, self._opening, self.limits)
+            self._data = _memory(self._opening.data_bytes)
+            if self._opening.data_bytes:
+                self._receive_into(self._data)
+                return None
+        tensors = [slot.in_memory(self._data) for slot in self._header.slots]
+        message = assemble(self._opening, self._header, tensors)
+        self._start()
+        return message
+
+
+def _memory(size: int) -> memoryview:
+    # Unlike a bytearray it is not filled with zeros: memory pages are taken as the data come.
+    try:
+        return np.empty(size, np.uint8).data
+    except MemoryError:
+        raise ProtocolError(
+            f"the peer's frame declares {size} bytes of tensors, more than can be allocated here"
+        ) from None

@@ -1,0 +1,1 @@
+"""Probes that ship: they watch a run and change nothing."""

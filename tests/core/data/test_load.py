@@ -1,0 +1,155 @@
+"""Loading by name or folder: size, classes, normalisation, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from splitlab.core.data.load import Data
+
+
+def test_sizes_classes_and_balance(mini: Data) -> None:
+    assert mini.name == "fashion-mnist-mini"
+    assert mini.train.classes == mini.test.classes
+    assert mini.train.classes[0] == "T-shirt/top"
+    for split, per_class in ((mini.train, 600), (mini.test, 100)):
+        batch = next(split.batches(len(split)))
+        assert batch.targets.bincount().tolist() == [per_class] * 10
+        assert batch.images.shape == (per_class * 10, 1, 28, 28)
+        assert (batch.images.dtype, batch.targets.dtype) == (torch.float32, torch.int64)
+        assert abs(batch.images.mean().item()) < 0.05
+        assert abs(batch.images.std().item() - 1) < 0.05
+
+
+def test_grey_becomes_colour_and_back_with_its_normalisation(
+    files: Any, load: Any, tmp_path: Path
+) -> None:
+    for name in ("train.parquet", "test.parquet"):
+        files.write_parquet(tmp_path, name, [0, 1], mode="L")
+    grey = next(load(tmp_path, channels=1).test.batches(2)).images
+    colour = next(load(tmp_path, channels=3).test.batches(2)).images
+    assert (grey.shape, colour.shape) == ((2, 1, 8, 8), (2, 3, 8, 8))
+    pixels = torch.stack([torch.from_numpy(np.array(files.noise(row, mode="L"))) for row in (0, 1)])
+    torch.testing.assert_close(grey[:, 0], pixels / 255 / 0.5 - 1)
+    torch.testing.assert_close(colour[:, 2], (pixels / 255 - 0.406) / 0.225)
+
+
+def test_a_named_sets_normalisation_is_averaged_or_repeated(
+    files: Any, load: Any, tmp_path: Path
+) -> None:
+    black = files.png(Image.new("L", (8, 8)))
+    for name in ("train.parquet", "test.parquet"):
+        files.write_parquet(tmp_path, name, [0], images=[black])
+    averaged = load(tmp_path, "cifar10", channels=1)
+    images = next(averaged.test.batches(1)).images
+    mean, std = (0.4914 + 0.4822 + 0.4465) / 3, (0.2470 + 0.2435 + 0.2616) / 3
+    torch.testing.assert_close(images, torch.full((1, 1, 8, 8), -mean / std))
+    repeated = load(tmp_path, "fashion-mnist", channels=3)
+    images = next(repeated.test.batches(1)).images
+    torch.testing.assert_close(images, torch.full((1, 3, 8, 8), -0.2860 / 0.3530))
+
+
+def test_idx_under_the_name_of_a_data_set(files: Any, load: Any, tmp_path: Path) -> None:
+    pixels = torch.from_numpy(files.write_idx_folder(tmp_path, classes=3)["train"])
+    named = load(tmp_path, "fashion-mnist", channels=1)
+    assert named.name == "fashion-mnist"
+    assert len(named.train.classes) == 10
+    assert len(load(tmp_path, channels=1).train.classes) == 3
+    images = next(named.train.batches(20)).images
+    torch.testing.assert_close(images[:, 0], (pixels / 255 - 0.2860) / 0.3530)
+
+
+def test_progress_is_told(
+    files: Any, load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, count in (("train.parquet", 4), ("test.parquet", 2)):
+        files.write_parquet(tmp_path, name, [0, 1] * (count // 2))
+    told: list[tuple[str, int, int]] = []
+    load(tmp_path, progress=lambda *news: told.append(news))
+    assert told == [("train", 4, 4), ("test", 2, 2)]
+    told.clear()
+    monkeypatch.setattr("splitlab.core.data.split.DECODED_AT_ONCE", 3)
+    load(tmp_path, progress=lambda *news: told.append(news))
+    assert told == [("train", 3, 4), ("train", 4, 4), ("test", 2, 2)]
+
+
+def test_unknown_names(load: Any, refusal: Any) -> None:
+    message = refusal(lambda: load(None, "cifar1000"))
+    assert "unknown data set 'cifar1000'" in message
+    assert "did you mean 'cifar100'" in message
+    assert "flowers102" in message
+    assert "did you mean 'paper'" in refusal(lambda: load(None, "cifar10", augment="papper"))
+
+
+def test_neither_name_nor_folder(load: Any, refusal: Any) -> None:
+    assert "--data-dir" in refusal(lambda: load(None))
+
+
+def test_channels(load: Any, refusal: Any) -> None:
+    assert "4 channels" in refusal(lambda: load(None, "fashion-mnist-mini", channels=4))
+
+
+def test_classes_differ(files: Any, load: Any, refusal: Any, tmp_path: Path) -> None:
+    files.write_image_folder(tmp_path / "a")
+    (tmp_path / "a" / "test" / "dog").rename(tmp_path / "a" / "test" / "wolf")
+    message = refusal(lambda: load(tmp_path / "a"))
+    assert "different classes: only one of them has dog, wolf" in message
+    files.write_parquet(tmp_path / "b", "train.parquet", [0, 1], class_names=["x", "y"])
+    files.write_parquet(tmp_path / "b", "test.parquet", [0, 1], class_names=["y", "x"])
+    assert "the order is not the same" in refusal(lambda: load(tmp_path / "b"))
+
+
+def test_not_the_named_data_set(files: Any, load: Any, refusal: Any, tmp_path: Path) -> None:
+    files.write_image_folder(tmp_path)
+    assert "has 2 classes, food101 has 101" in refusal(lambda: load(tmp_path, "food101"))
+
+
+@pytest.mark.parametrize("label", [10, -1, 2**40])
+def test_labels_outside_the_classes(
+    files: Any, load: Any, refusal: Any, tmp_path: Path, label: int
+) -> None:
+    files.write_parquet(tmp_path, "train.parquet", [0, 1, label])
+    files.write_parquet(tmp_path, "test.parquet", [0, 1])
+    message = refusal(lambda: load(tmp_path, "cifar10"))
+    assert f"row 2: label {label} is outside the 10 classes, 0 to 9" in message
+
+
+@pytest.mark.parametrize("label", [5, -1])
+def test_test_labels_that_training_lacks(
+    files: Any, load: Any, refusal: Any, tmp_path: Path, label: int
+) -> None:
+    files.write_parquet(tmp_path, "train.parquet", [0, 1, 2])
+    files.write_parquet(tmp_path, "test.parquet", [0, label])
+    assert f"row 1: label {label} is outside" in refusal(lambda: load(tmp_path))
+
+
+def test_absurd_labels_take_no_memory(files: Any, load: Any, refusal: Any, tmp_path: Path) -> None:
+    files.write_parquet(tmp_path, "train.parquet", [0, 2**62])
+    files.write_parquet(tmp_path, "test.parquet", [0])
+    assert "outside the 100000 classes" in refusal(lambda: load(tmp_path))
+
+
+def test_a_label_outside_the_named_data_set(
+    files: Any, load: Any, refusal: Any, idx_folder: Path
+) -> None:
+    files.write_idx(idx_folder / "t10k-labels-idx1-ubyte", np.full(10, 10, np.uint8))
+    message = refusal(lambda: load(idx_folder, "fashion-mnist", channels=1))
+    assert "(t10k-*), row 0: label 10 is outside the 10 classes" in message
+
+
+def test_no_samples(load: Any, refusal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def load_dataset(*_: object, **__: object) -> object:
+        features = {"img": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)}
+        return datasets.Dataset.from_dict(
+            {"img": [], "label": []}, features=datasets.Features(features)
+        )
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert "cifar10 (train) holds no images" in refusal(lambda: load(None, "cifar10"))

@@ -1,0 +1,117 @@
+"""A split: its order, its batches, and that keeping decoded images changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from splitlab.core.contract.errors import ConfigError
+from splitlab.core.data.load import Data
+from splitlab.core.data.split import Split
+
+
+@given(
+    epoch=st.integers(0, 5),
+    skip=st.integers(0, 12),
+    size=st.integers(7, 900),
+    mix=st.booleans(),
+)
+@settings(max_examples=25, deadline=None)
+def test_skip_equals_slicing_and_every_sample_comes_once(
+    mini: Data, epoch: int, skip: int, size: int, mix: bool
+) -> None:
+    whole = list(mini.test.batches(size, epoch=epoch, shuffle=mix))
+    ids = torch.cat([batch.sample_ids for batch in whole])
+    assert torch.equal(ids.sort().values, torch.arange(1_000))
+    assert all(len(batch.targets) == size for batch in whole[:-1])
+    rest = list(mini.test.batches(size, epoch=epoch, skip=skip, shuffle=mix))
+    assert len(rest) == len(whole[skip:])
+    for ours, theirs in zip(rest, whole[skip:], strict=True):
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.targets, theirs.targets)
+        assert torch.equal(ours.sample_ids, theirs.sample_ids)
+
+
+def test_seed_and_epoch_decide_the_order_and_nothing_else(
+    files: Any, load: Any, tmp_path: Path
+) -> None:
+    files.write_idx_folder(tmp_path)
+
+    def order(seed: int, epoch: int, part: str = "train") -> list[int]:
+        split: Split = getattr(load(tmp_path, seed=seed), part)
+        return next(split.batches(20, epoch=epoch, shuffle=True)).sample_ids.tolist()
+
+    first = order(0, 0)
+    with torch.random.fork_rng():
+        torch.manual_seed(99)
+        assert order(0, 0) == first
+    assert order(0, 1) != first
+    assert order(1, 0) != first
+    assert order(0, 0, "test") != [row for row in first if row < 10]
+    assert first != list(range(20))
+
+
+def test_sample_ids_name_the_same_images_in_every_epoch(mini: Data) -> None:
+    plain = next(mini.test.batches(1_000))
+    mixed = next(mini.test.batches(1_000, epoch=3, shuffle=True))
+    assert torch.equal(plain.images[mixed.sample_ids], mixed.images)
+    assert torch.equal(plain.targets[mixed.sample_ids], mixed.targets)
+
+
+@pytest.mark.parametrize(("size", "skip"), [(0, 0), (-1, 0), (5, -1)])
+def test_impossible_sizes_are_refused_at_once(mini: Data, size: int, skip: int) -> None:
+    with pytest.raises(ConfigError, match="at least"):
+        mini.test.batches(size, skip=skip)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_decoding_when_needed_gives_the_same_batches(
+    files: Any, load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    for name in ("train.parquet", "test.parquet"):
+        files.write_parquet(tmp_path, name, [*range(5)] * 9)
+    kept = load(tmp_path, workers=workers)
+    monkeypatch.setattr("splitlab.core.data.split.DECODED_LIMIT", 0)
+    lazy = load(tmp_path, workers=workers)
+    pairs = zip(
+        kept.train.batches(4, epoch=2, skip=1, shuffle=True),
+        lazy.train.batches(4, epoch=2, skip=1, shuffle=True),
+        strict=True,
+    )
+    for ours, theirs in pairs:
+        assert torch.equal(ours.images, theirs.images)
+        assert torch.equal(ours.sample_ids, theirs.sample_ids)
+
+
+def test_image_folders_are_read_again_when_a_batch_needs_them(
+    files: Any, load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.write_image_folder(tmp_path)
+    kept = load(tmp_path)
+    monkeypatch.setattr("splitlab.core.data.split.DECODED_LIMIT", 0)
+    lazy = load(tmp_path, workers=2)
+    for ours, theirs in zip(kept.test.batches(3), lazy.test.batches(3), strict=True):
+        assert torch.equal(ours.images, theirs.images)
+
+
+def test_only_training_is_augmented(load: Any, large_folder: Path) -> None:
+    plain, augmented = load(large_folder), load(large_folder, augment="paper")
+    pairs = zip(plain.test.batches(16), augmented.test.batches(16), strict=True)
+    assert all(torch.equal(ours.images, theirs.images) for ours, theirs in pairs)
+    ours, theirs = next(plain.train.batches(16)), next(augmented.train.batches(16))
+    # An image stays the same only where all its 192 bytes do; one such coincidence is forgiven.
+    assert (ours.images != theirs.images).flatten(1).any(1).sum() >= 15
+
+
+def test_a_resumed_run_sees_the_same_images(load: Any, large_folder: Path) -> None:
+    split = load(large_folder, augment="paper").train
+    whole = list(split.batches(5, epoch=4, shuffle=True))
+    for skip in range(5):
+        rest = list(split.batches(5, epoch=4, skip=skip, shuffle=True))
+        for ours, theirs in zip(rest, whole[skip:], strict=True):
+            assert torch.equal(ours.images, theirs.images)
