@@ -15,6 +15,7 @@ import pytest
 
 from splitlab.core import Config
 from splitlab.core.run.folder import RunFolder
+from splitlab.core.run.records import EvaluationRecord, Summary
 from splitlab.core.run.reporter import Reporter, Result
 
 Fake = Callable[[Config], None]
@@ -39,15 +40,25 @@ class Runs:
             folder = RunFolder.create(config.output, config.plugins)
             folder.write_config(replace(config, eval_every=1, checkpoint_every=1))
         reporter = arguments.get("reporter") or Reporter()
-        reporter.begin(config, folder.path, "the stack", lambda: 0.5)
+        plan: Any = SimpleNamespace(config=config, titles=("the stack",))
+        reporter.begin(plan, folder.path, lambda: 0.5)
         self.before(config)
-        accuracy = 0.5 + 0.1 * config.seed
-        folder.log({"kind": "eval", "step": 1, "accuracy": accuracy, "training_bytes": 1000})
-        summary = dict.fromkeys(("bytes_up", "bytes_down", "steps"), 1)
-        parts = ("client_seconds", "server_seconds", "link_seconds")
-        summary |= dict.fromkeys((*parts, "ratio_nominal", "ratio_measured", "epochs"), 1)
-        folder.write_summary(summary | {"accuracy": accuracy})
-        return Result(folder.path, summary | {"accuracy": accuracy}, {})
+        scored: dict[str, Any] = {"accuracy": 0.5 + 0.1 * config.seed, "loss": 1.0}
+        traffic = {"bytes_up": 1, "bytes_down": 1}
+        folder.log(
+            EvaluationRecord(step=1, compressed=False, training_bytes=1000, **scored, **traffic)
+        )
+        seconds = dict.fromkeys(
+            ("seconds", "client_seconds", "server_seconds", "link_seconds"), 1.0
+        )
+        what = {"stack": config.plugins, "transport": config.transport, "model": config.model}
+        summary = Summary(
+            **(scored | traffic | seconds | what),
+            **{"steps": 1, "epochs": 1.0, "ratio_nominal": 1.0, "ratio_measured": 1.0},
+            **{"dataset": "data", "cut": 3, "seed": config.seed},
+        )
+        folder.write_summary(summary)
+        return Result(folder.path, summary, {})
 
 
 @pytest.fixture
@@ -58,7 +69,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
     monkeypatch.setattr("splitlab.core.study.compare._check_what_all_share", lambda config: None)
     slow = SimpleNamespace(collect=lambda: 0)
     monkeypatch.setattr("splitlab.core.study.compare.gc", slow)
-    monkeypatch.setattr("splitlab.core.study.results.draw_curves", lambda *args, **options: None)
+    monkeypatch.setattr("splitlab.core.study.comparison.draw_curves", lambda *args, **options: None)
     return fake
 
 

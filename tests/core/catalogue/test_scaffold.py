@@ -88,17 +88,3 @@ def test_nothing_is_overwritten(folder: Path) -> None:
     assert (folder / "my_method.py").read_text() == "mine"
     with pytest.raises(ConfigError, match="cannot write to"):
         new_plugin("other", folder / "my_method.py" / "below")
-
-
-def test_the_command_says_what_it_wrote_and_what_comes_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from splitlab.core.command.main import main
-
-    monkeypatch.chdir(tmp_path)
-    assert main(["new-plugin", "token-norm"]) == 0
-    text = capsys.readouterr().out
-    assert "wrote token-norm/token_norm.py" in text
-    assert "splitlab check token-norm" in text
-    assert main(["new-plugin", "token-norm"]) == 1
-    assert "exists already" in capsys.readouterr().err

@@ -15,7 +15,7 @@ import pytest
 from splitlab.core import Config, SplitlabError
 from splitlab.core.command.main import main
 
-FLAGS = ["--threads", "1", "--budget", "steps=2", "--weights", "none"]
+FLAGS = ["--threads", "1", "--budget", "steps=2", "--weights", "none", "--device", "cpu"]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,8 @@ def test_bad_input(
     unlistened: None,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if "--plugin" in arguments and "--device" not in arguments:
+        arguments = [*arguments, "--device", "cpu"]
     assert re.search(told, fails("compare", *arguments))
     assert list(tmp_path.iterdir()) == []
 

@@ -10,22 +10,15 @@ from typing import Any
 
 import pytest
 
-FAST = ["--weights", "none", "--threads", "1", "--budget", "steps=1"]
+HERE = ["--weights", "none", "--threads", "1", "--device", "cpu"]
+FAST = [*HERE, "--budget", "steps=1"]
 
 
 def test_no_server_at_the_address(fails: Callable[..., str]) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    line = fails(
-        "join",
-        f"tcp://127.0.0.1:{port}",
-        "--timeout",
-        "0.5",
-        *FAST,
-        "--weights",
-        "none",
-    )
+    line = fails("join", f"tcp://127.0.0.1:{port}", "--timeout", "0.5", *FAST)
     assert f"127.0.0.1:{port}" in line
     assert "splitlab serve" in line
     assert "names no transport" in fails("join", "localhost:1", *FAST)
@@ -42,10 +35,9 @@ def test_no_server_at_the_address(fails: Callable[..., str]) -> None:
 def test_peers_that_differ(
     theirs: list[str], named: str, fails: Any, tmp_path: Path, started_server: Any
 ) -> None:
-    base = ["--weights", "none", "--threads", "1"]
     own = ["--plugin", "adc"] if named == "stack" else []
-    with started_server(tmp_path, *base, *theirs) as (server, address):
-        line = fails("join", address, *base, *own, "--output", str(tmp_path / "r"))
+    with started_server(tmp_path, *HERE, *theirs) as (server, address):
+        line = fails("join", address, *HERE, *own, "--output", str(tmp_path / "r"))
         _, stderr = server.communicate(timeout=20)
     assert re.search(rf"the peers differ in {named}: client .+, server .+; give both", line)
     assert server.returncode == 1

@@ -119,7 +119,7 @@ def test_a_command_is_declared(capsys: pytest.CaptureFixture[str]) -> None:
 
 # The same in a run.
 
-FAST = ["--weights", "none", "--threads", "1", "--budget", "steps=1"]
+FAST = ["--weights", "none", "--threads", "1", "--device", "cpu", "--budget", "steps=1"]
 
 
 def test_configuration_file_and_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

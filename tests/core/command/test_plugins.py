@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from splitlab.core.catalogue import registry as registry_module
+from splitlab.core.catalogue import tables
 from splitlab.core.catalogue.tables import catalogue, entries
 from splitlab.core.command.main import main
 from splitlab.core.contract.hooks import HookSpecs
@@ -53,9 +53,7 @@ def test_broken_packages_are_listed_as_broken(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     point = importlib.metadata.EntryPoint("gone", "a_package_not_there:X", "splitlab.plugins")
-    monkeypatch.setattr(
-        registry_module, "entry_points", lambda group: [point] if group == point.group else []
-    )
+    monkeypatch.setattr(tables, "installed", lambda group: (point,) if group == point.group else ())
     assert main(["plugins"]) == 0
     text = capsys.readouterr().out
     assert "broken" in text
@@ -67,8 +65,12 @@ def test_broken_packages_are_listed_as_broken(
     ("body", "words"),
     [
         ("    def __init__(self) -> None: raise ValueError('no')", "cannot be built: ValueError"),
-        ("    def traits(self): return 3", "not marked as one"),
-        ("    @hookimpl\n    def traits(self): return 3", "must return Traits"),
+        ("    def traits(self): return 3", "'traits' is called like a hook and not marked as one"),
+        ("    @hookimpl\n    def traits(self): return 3", "must return Traits, and returns 3"),
+        (
+            "    @hookimpl\n    def traits(self): return 1 / 0",
+            "failed in traits: ZeroDivisionError",
+        ),
     ],
 )
 def test_a_plugin_that_breaks_is_explained_in_one_line(

@@ -15,7 +15,8 @@ from splitlab.core.catalogue.links import load_transport
 from splitlab.core.command.main import main
 from splitlab.core.command.run import show_result
 
-FAST = ["--weights", "none", "--threads", "1", "--budget", "steps=1"]
+HERE = ["--weights", "none", "--threads", "1", "--device", "cpu"]
+FAST = [*HERE, "--budget", "steps=1"]
 
 
 def test_run_prints_accuracy_bytes_and_folder(
@@ -31,11 +32,11 @@ def test_run_prints_accuracy_bytes_and_folder(
 
 
 def test_what_came_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
-    summary: dict[str, Any] = {
+    summary: Any = SimpleNamespace(
         **{"accuracy": 0.75, "accuracy_uncompressed": 0.5, "steps": 1200, "epochs": 2.5},
         **{"ratio_measured": 0.11, "ratio_nominal": 0.1, "seconds": 9.0},
         **{"client_seconds": 4.0, "server_seconds": 3.0, "link_seconds": 2.0},
-    }
+    )
     ledger = {
         "training": {"up": {"activation": 1500, "header": 40}, "down": {"gradient": 2000}},
         "control": {"up": {"header": 7}},
@@ -99,6 +100,8 @@ def test_one_clear_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     defaults = [] if "--resume" in arguments else ["--budget", "steps=1", "--threads", "1"]
+    if not {"--resume", "--device"} & {*arguments}:
+        defaults += ["--device", "cpu"]
     assert re.search(message, fails("run", *defaults, *arguments))
     assert list(tmp_path.iterdir()) == []
 

@@ -11,7 +11,8 @@ from splitlab.core.command.main import main
 
 
 def test_the_command(small_data: str, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--data-dir", small_data, "--batch-size", "8", "--threads", "1", "--weights", "none"]
+    flags = ["--data-dir", small_data, "--batch-size", "8", "--threads", "1"]
+    flags += ["--weights", "none", "--device", "cpu"]
     arguments = ["trace", "--plugin", "adc", "--repeats", "1", *flags]
     assert main(arguments) == 0
     text = capsys.readouterr().out
