@@ -49,7 +49,8 @@ class Runs:
             folder = RunFolder.create(config.output, config.plugins)
             folder.write_config(replace(config, eval_every=1, checkpoint_every=1))
         reporter = arguments.get("reporter") or Reporter()
-        reporter.begin(config, folder.path, "the stack", lambda: 0.5)
+        plan: Any = SimpleNamespace(config=config, titles=["the stack"])
+        reporter.begin(plan, folder.path, lambda: 0.5)
         self.before(config)
         accuracy = 0.5 + 0.1 * config.seed
         folder.log({"kind": "eval", "step": 1, "accuracy": accuracy, "training_bytes": 1000})

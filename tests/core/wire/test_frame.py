@@ -174,8 +174,14 @@ def test_the_bytes_of_one_frame() -> None:
 
 def test_metadata_carry_what_a_loss_may_be() -> None:
     numbers = [math.inf, -math.inf, 0.1 + 0.2, 10**30]
-    meta = dict(zip(WORDS, [*numbers, None, True, "ü\ud800", {"": []}], strict=False))
-    notes = {"numbers": numbers, "others": [None, True, "ü\ud800"], "object": [{"": []}]}
+    meta: dict[str, Any] = dict(
+        zip(WORDS, [*numbers, None, True, "ü\ud800", {"": []}], strict=False)
+    )
+    notes: dict[str, list[Any]] = {
+        "numbers": numbers,
+        "others": [None, True, "ü\ud800"],
+        "object": [{"": []}],
+    }
     message = Message(Kind.CONTROL, meta=meta)
     for plugin, every in notes.items():
         for note in every:
@@ -526,5 +532,6 @@ def test_random_damage_is_noticed_or_harmless() -> None:
 def test_decode_takes_head_and_data_apart() -> None:
     message = example()
     sent = encode(message)
+    message.sent(sent.nbytes)
     arrived = decode(sent.head, bytearray().join(sent.buffers()[1:]))
     assert facts(arrived) == facts(message)
