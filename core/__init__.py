@@ -6,7 +6,9 @@ used, so that ``splitlab --help`` does not wait for torch.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -96,10 +98,20 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-import sys as _s
-import types as _t
+class _Core(ModuleType):
+    """This module, in which ``run`` is the function, although a room has the same name.
+
+    The import system would put the room in its place as soon as somebody imports from it.
+    """
+
+    @property
+    def run(self) -> object:
+        """The function `splitlab.core.run.run.run`."""
+        return import_module(f"{__name__}.run.run").run
+
+    @run.setter
+    def run(self, room: object) -> None:
+        """Leave the function where it is."""
 
 
-class _C(_t.ModuleType):
-    run = property(lambda self: import_module("splitlab.core.run.loop").run, lambda self, v: None)
-_s.modules[__name__].__class__ = _C
+sys.modules[__name__].__class__ = _Core

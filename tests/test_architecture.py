@@ -29,7 +29,7 @@ PLUGINS = [name for name in MODULES if name.startswith("plugins/")]
 TRANSPORTS = [name for name in MODULES if name.startswith("transports/")]
 
 # What a transport builds on: the contract, what it moves, and how it fails.
-FOR_TRANSPORTS = {"errors", "message", "transport", "wire"}
+FOR_TRANSPORTS = {"contract.errors", "contract.message", "contract.link", "wire"}
 
 
 @cache
@@ -57,7 +57,7 @@ def within(dotted: str, package: str) -> bool:
 
 def test_there_is_something_to_read() -> None:
     assert len(CORE) > 20
-    assert {"plugins/adc.py", "transports/inprocess.py", "core/engine.py"} <= MODULES.keys()
+    assert {"plugins/adc.py", "transports/inprocess.py", "core/engine/client.py"} <= MODULES.keys()
 
 
 # Who may import whom.
@@ -99,21 +99,71 @@ def test_nobody_imports_the_bare_folders(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "home"),
+    ("package", "homes"),
     [
-        ("timm", "core/model.py"),
-        ("rich", "core/display.py"),
-        ("matplotlib", "core/figure.py"),
-        ("datasets", "core/data.py"),
-        ("torchvision", "core/data.py"),
-        ("pluggy", None),
+        ("timm", "core/models/"),
+        ("rich", "core/command/show.py core/command/live.py"),
+        ("matplotlib", "core/report/figure.py"),
+        ("datasets", "core/data/tables.py"),
+        ("torchvision", "core/data/images.py"),
+        ("pluggy", "core/contract/hooks.py core/engine/"),
         ("socket", "transports/tcp.py"),
         ("torch.distributed", "transports/collective.py"),
     ],
 )
-def test_what_may_change_under_us_is_known_in_one_place(package: str, home: str | None) -> None:
+def test_what_may_change_under_us_is_known_in_one_place(package: str, homes: str) -> None:
     users = [name for name in MODULES if any(within(d, package) for d in imports(name))]
-    assert users == ([home] if home else ["core/hooks.py", "core/stack.py"])
+    assert users
+    assert [name for name in users if not name.startswith(tuple(homes.split()))] == []
+
+
+# Rooms of core: each imports only what stands before it in its row.
+
+MAY_IMPORT = {
+    "contract": "",
+    "wire": "contract",
+    "engine": "contract wire",
+    "session": "contract wire engine",
+    "catalogue": "contract",
+    "models": "contract catalogue",
+    "data": "contract catalogue",
+    "run": "contract wire engine session catalogue models data",
+    "report": "contract wire run",
+    "study": "contract wire engine catalogue models data run report",
+    "testing": "contract wire engine session catalogue models data run",
+    "command": "contract wire engine catalogue models data run report study testing",
+}
+
+
+def room(name: str) -> str:
+    return name.split("/")[1] if name.count("/") > 1 else ""
+
+
+def test_every_file_of_core_stands_in_a_room() -> None:
+    assert {room(name) for name in CORE} == {"", *MAY_IMPORT}
+    assert [name for name in CORE if not room(name)] == ["core/__init__.py"]
+
+
+@pytest.mark.parametrize("name", [name for name in CORE if room(name)])
+def test_a_room_imports_only_the_rooms_below_it(name: str) -> None:
+    allowed = {room(name), *MAY_IMPORT[room(name)].split()}
+    pattern = re.compile(r"splitlab\.core\.(\w+)\.")
+    found = {match[1] for d in imports(name) if (match := pattern.match(f"{d}."))}
+    assert (found & MAY_IMPORT.keys()) - allowed == set()
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_only_the_command_room_prints(name: str) -> None:
+    calls = [n.func for n in ast.walk(tree(name)) if isinstance(n, ast.Call)]
+    prints = [f for f in calls if isinstance(f, ast.Name) and f.id == "print"]
+    assert room(name) == "command" or not prints
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if not n.startswith("core/models/")])
+def test_only_the_models_know_what_a_model_is_made_of(name: str) -> None:
+    allowed = {"core/testing/tiny.py"}  # the kit's smallest model is a ViT
+    found = [text for _, text in words(name) if re.search(r"VisionTransformer|Vision Transformer ", text)]
+    assert name in allowed or room(name) == "command" or name == "core/run/config.py" or not found
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -134,15 +184,28 @@ def test_nothing_unpickles(name: str) -> None:
 # What may: (module, name) and why. Documentation is not looked at; the rest of these are words
 # that a user reads or types, and none of them is compared with anything (see the test after).
 WORDS_FOR_USERS = {
-    ("core/config.py", "inprocess"): "the default of --transport",
-    ("core/scaffold.py", "adc"): "an example in the README that it writes",
-    ("core/cli.py", "adc"): "the examples in --help",
-    ("core/cli.py", "adc-batch-merge"): "the examples in --help",
-    ("core/cli.py", "adc-token-select"): "the examples in --help",
-    ("core/cli.py", "quantize"): "the examples in --help",
-    ("core/cli.py", "topk"): "the examples in --help",
-    ("core/cli.py", "tcp"): "the examples in --help, the default of `splitlab serve`",
-    ("core/serve.py", "tcp"): "the way out in an error",
+    ("core/catalogue/scaffold.py", "adc"): "an example in the README that it writes",
+    ("core/run/config.py", "inprocess"): "the default of --transport",
+    ("core/run/serve.py", "tcp"): "the way out in an error",
+    ("core/command/check.py", "adc"): "the examples in --help",
+    ("core/command/check.py", "tcp"): "the examples in --help",
+    ("core/command/compare.py", "adc"): "the examples in --help",
+    ("core/command/compare.py", "quantize"): "the examples in --help",
+    ("core/command/compare.py", "topk"): "the examples in --help",
+    ("core/command/join.py", "adc"): "the examples in --help",
+    ("core/command/join.py", "tcp"): "the examples in --help",
+    ("core/command/main.py", "adc"): "the examples in --help",
+    ("core/command/main.py", "tcp"): "the examples in --help",
+    ("core/command/main.py", "topk"): "the examples in --help",
+    ("core/command/plugins.py", "adc"): "the examples in --help",
+    ("core/command/run.py", "adc"): "the examples in --help",
+    ("core/command/run.py", "adc-batch-merge"): "the examples in --help",
+    ("core/command/run.py", "adc-token-select"): "the examples in --help",
+    ("core/command/run.py", "tcp"): "the examples in --help",
+    ("core/command/serve.py", "adc"): "the examples in --help",
+    ("core/command/serve.py", "tcp"): "the examples in --help",
+    ("core/command/trace.py", "adc"): "the examples in --help",
+    ("core/command/trace.py", "quantize"): "the examples in --help",
 }
 
 

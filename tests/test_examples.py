@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from splitlab.core import ProtocolError, Role
-from splitlab.core.catalogue.binding import bind_plugin, bind_stack
+from splitlab.core.catalogue.binding import bind, bind_stack
 from splitlab.core.command.main import main, parser
 from splitlab.core.command.options import given
 from splitlab.core.engine.stack import Stack
 from splitlab.core.run.config import Config
-from splitlab.core.run.plan import resolve
+from splitlab.core.run.plan import settled
 from splitlab.core.study.compare import split_stack
 
 ROOT = Path(__file__).parents[1]
@@ -94,7 +94,7 @@ def test_commands_of_the_readme_are_accepted(command: str, monkeypatch: pytest.M
         for stack in arguments.plugins:
             Stack(bind_stack(split_stack(stack)))
     elif hasattr(arguments, "config"):
-        resolved = resolve(Config.from_mapping(given(arguments)))
+        resolved, _ = settled(Config.from_mapping(given(arguments)))
         assert all(f"--plugin {plugin}" in command for plugin in resolved.plugins)
     assert callable(arguments.command)
 
@@ -123,7 +123,7 @@ def test_paths_that_the_documents_name_exist() -> None:
 
 
 def feature_energy(tiny: Any, **settings: Any) -> Any:
-    plugin = bind_plugin(f"{ROOT / 'examples/feature_energy.py'}:FeatureEnergy")
+    plugin = bind("plugins", f"{ROOT / 'examples/feature_energy.py'}:FeatureEnergy")
     return tiny.bound(plugin.factory, "feature-energy", **settings)
 
 

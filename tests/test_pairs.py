@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from splitlab.core import ConfigError, Kind, Message
-from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core.catalogue.binding import bind
 from splitlab.core.catalogue.tables import catalogue
 from splitlab.core.testing import joined
 from splitlab.core.testing.couple import Couple
@@ -44,7 +44,7 @@ def outside() -> Iterator[Carry]:
 
 def trained(names: list[str], carry: Carry) -> Couple:
     """Train two steps and evaluate once."""
-    couple = Couple(TINY, [bind_plugin(name) for name in names], carry=carry)
+    couple = Couple(TINY, [bind("plugins", name) for name in names], carry=carry)
     for step in range(2):
         couple.train(TINY.batch(step), step)
     couple.evaluate(TINY.batch(7), 0)
@@ -54,7 +54,7 @@ def trained(names: list[str], carry: Carry) -> Couple:
 def refusal(names: list[str]) -> str | None:
     """Return why the peers are not even built, or None if they are."""
     try:
-        TINY.pair([bind_plugin(name) for name in names])
+        TINY.pair([bind("plugins", name) for name in names])
     except ConfigError as error:
         return str(error)
     return None

@@ -21,7 +21,7 @@ def add(commands: Commands) -> Parser:
 
 
 def _datasets(arguments: argparse.Namespace) -> int:
-    from splitlab.core.catalogue.listing import dataset_rows
+    from splitlab.core.data.entry import dataset_rows
 
     rows = dataset_rows()
     if arguments.json:

@@ -312,8 +312,8 @@ class _ToTokens(torch.autograd.Function):
         return x.flatten(2).transpose(1, 2).contiguous()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        return gradient.transpose(1, 2).contiguous().unflatten(2, ctx.places)
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient.transpose(1, 2).contiguous().view(*gradient.shape[::2], *ctx.places)
 
 
 class _FromTokens(torch.autograd.Function):
@@ -321,10 +321,10 @@ class _FromTokens(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, places: tuple[int, int]) -> torch.Tensor:
         # A copy always: the first segment may change it in place.
         image = x.transpose(1, 2).clone(memory_format=torch.contiguous_format)
-        return image.unflatten(2, places)
+        return image.view(*image.shape[:2], *places)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient.flatten(2).transpose(1, 2).contiguous(), None
 
 
@@ -332,7 +332,7 @@ def to_tokens(x: torch.Tensor) -> torch.Tensor:
     """Return (B, D, H, W) as tokens (B, H·W, D), and (B, D) as one token (B, 1, D)."""
     if x.ndim == 2:
         return x[:, None]
-    tokens: torch.Tensor = _ToTokens.apply(x)  # type: ignore[no-untyped-call]
+    tokens: torch.Tensor = _ToTokens.apply(x)
     return tokens
 
 
@@ -350,5 +350,5 @@ def from_tokens(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
         )
     if len(shape) == 1:
         return x[:, 0]
-    image: torch.Tensor = _FromTokens.apply(x, shape[1:])  # type: ignore[no-untyped-call]
+    image: torch.Tensor = _FromTokens.apply(x, shape[1:])
     return image

@@ -21,7 +21,7 @@ from splitlab.core.contract.measure import Attention, Keys, Measurement
 from splitlab.core.contract.part import Layout
 from splitlab.core.models.segments import Segment, Segmented, SegmentedPart
 
-__all__ = ["ViT", "class_attention", "vit"]
+__all__ = ["ViT", "VisionTransformer", "class_attention", "vit"]
 
 _OF_THE_HEAD = ("norm", "fc_norm", "attn_pool", "head_drop", "head", "head_dist")
 _USUAL_CUT = 3  # the paper's
@@ -58,7 +58,7 @@ def vit(
             f"width={width} is no multiple of heads={heads}; take width={width - width % heads} or "
             f"{width - width % heads + heads}"
         )
-    whole = {} if class_token else {"class_token": False, "global_pool": "avg"}
+    whole: dict[str, Any] = {} if class_token else {"class_token": False, "global_pool": "avg"}
     _check_image_size(image_size, patch)
     return ViT(
         VisionTransformer(
@@ -99,7 +99,8 @@ class ViT(Segmented):
     module: VisionTransformer
 
     def __init__(self, module: VisionTransformer, *, channels: int, image_size: int) -> None:
-        patch = module.patch_embed.patch_size[0]
+        embedding: Any = module.patch_embed
+        patch = embedding.patch_size[0]
         if not getattr(module.patch_embed, "dynamic_img_pad", False):
             _check_image_size(image_size, patch)
         self.module = module
@@ -138,7 +139,7 @@ class ViT(Segmented):
     def layout(self, cut: int) -> Layout:
         """Return what plugins see, the same at every cut."""
         (tokens, width), prefix = self.shape(cut), int(self.module.num_prefix_tokens)
-        grid = getattr(self.module.patch_embed, "grid_size", None)
+        grid: Any = getattr(self.module.patch_embed, "grid_size", None)
         fits = grid and grid[0] * grid[1] + prefix == tokens
         return Layout(
             tokens,

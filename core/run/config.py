@@ -102,8 +102,8 @@ class Config:
     )
     model: str = _option(
         "vit-mini",
-        "a model and its settings, FILE.py:function, or the name of any timm Vision Transformer or CNN "
-        "(see `splitlab models`)",
+        "a model and its settings, FILE.py:function, or the name of any Vision Transformer or CNN "
+        "of timm's (see `splitlab models`)",
         metavar="NAME",
         shared=True,
         group=_MODEL,
@@ -129,7 +129,10 @@ class Config:
         group=_MODEL,
     )
     cut: int | None = _option(
-        None, "how many blocks or stages the client runs; 3 blocks by default", shared=True, group=_MODEL
+        None,
+        "how many blocks or stages the client runs; 3 blocks by default",
+        shared=True,
+        group=_MODEL,
     )
     batch_size: int = _option(128, "samples per step", shared=True, group=_TRAINING)
     optimizer: str = _option(

@@ -80,7 +80,7 @@ def client_may_come_first(s: Ends) -> str | None:
             closing(listener.accept(s.soon)),
             closing(connecting.result()) as client,
         ):
-            names(client.peer, address)
+            names(client.remote, address)
     return None
 
 

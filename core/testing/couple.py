@@ -26,7 +26,7 @@ __all__ = ["Couple", "Event"]
 class Event:
     """One hook of the whole stack, before and after it ran.
 
-    ``backward`` stands for a hook: then ``after`` holds the gradient that reached the client half.
+    ``backward`` stands for a hook: then ``after`` holds the gradient that reached the client part.
     """
 
     role: str

@@ -52,7 +52,7 @@ def _cut_problem(couple: Couple, outputs: Sequence[Event], training: bool) -> st
         if Y is None or Y.ndim != 3 or Y.shape[-1] != D:
             found = "gone" if Y is None else _described(Y)
             return (
-                f"after before_server_forward the activations are {found}, the server's half takes "
+                f"after before_server_forward the activations are {found}, the server's part takes "
                 f"(rows, tokens, {D}); decode them there or in after_receive"
             )
         if Y.dtype != X.dtype or Y.device != X.device:
@@ -66,7 +66,7 @@ def _cut_problem(couple: Couple, outputs: Sequence[Event], training: bool) -> st
             return f"{rows} rows are left of {len(X)} samples in an evaluation; keep them apart"
         if targets is None or targets.shape[:1] != Y.shape[:1]:
             found = "gone" if targets is None else _described(targets)
-            return f"{rows} rows reach the server's half with targets {found}; one for each row"
+            return f"{rows} rows reach the server's part with targets {found}; one for each row"
         sums = targets.sum(-1) if targets.is_floating_point() else targets.new_ones(())
         if not torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
             return "after before_server_forward the target probabilities of a row do not sum to 1"

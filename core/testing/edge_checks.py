@@ -119,7 +119,7 @@ def takes_half_precision(s: Subject) -> str | None:
             cut.activations = cut.activations.to(dtype)
 
         def leave(cut: Cut) -> None:
-            cut.activations = cut.activations.float()  # for the server's half, in float32
+            cut.activations = cut.activations.float()  # for the server's part, in float32
 
         couple = s.couple(enter=enter, leave=leave)
         try:

@@ -20,14 +20,16 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 from splitlab.core.catalogue.binding import bind, bind_stack
 from splitlab.core.contract.errors import PluginError, SplitlabError
+from splitlab.core.contract.message import Message
 from splitlab.core.contract.settings import Bound
+from splitlab.core.engine.conversation import hold
 from splitlab.core.testing.tiny import Tiny, freeze, thaw
 
 __all__ = ["FreshPeers", "Turn", "address"]
@@ -214,7 +216,7 @@ def _answer(request: Mapping[str, Any], frames: list[bytes], answers: Any) -> No
         sys.path += [folder for folder in request["path"] if folder not in sys.path]
         stack = _find(request["plugins"])
         said = "error"
-        sent += _play(request, stack, frames)
+        sent = _play(request, stack, frames)
     except BaseException as error:  # noqa: BLE001 (whatever it is, the other process shall hear it)
         kind = "" if isinstance(error, SplitlabError) else f"{type(error).__name__}: "
         head, sent = {said: f"{kind}{error}"}, []
@@ -224,21 +226,29 @@ def _answer(request: Mapping[str, Any], frames: list[bytes], answers: Any) -> No
 
 def _play(
     request: Mapping[str, Any], stack: Sequence[Bound], frames: Sequence[bytes]
-) -> Iterator[bytes]:
+) -> list[bytes]:
     tiny = Tiny(**request["tiny"])
     if request["role"] == "server":
         server = tiny.server(stack)
-        for frame in frames:
-            yield freeze(server.handle(thaw(frame)))
-        return
+        return [freeze(server.handle(thaw(frame))) for frame in frames]
+    sent: list[bytes] = []
+    answers = iter(frames)
+
+    def ask(message: Message) -> Message:
+        sent.append(freeze(message))
+        frame = next(answers, None)
+        if frame is None:
+            raise PluginError(f"the client sends more than the {len(frames)} messages it sent")
+        return thaw(frame)
+
     client = tiny.client(stack)
-    for (what, number), frame in zip(request["turns"], frames, strict=True):
+    for what, number in request["turns"]:
+        batch = tiny.batch(number)
         if what == "train":
-            yield freeze(client.forward(tiny.batch(number), number))
-            client.backward(thaw(frame))
+            hold(client.train(batch, number), ask)
         else:
-            yield freeze(client.query(tiny.batch(number), number, stacked=True))
-            client.answer(thaw(frame))
+            hold(client.query(batch, number, stacked=True), ask)
+    return sent
 
 
 def _find(plugins: Mapping[str, Any]) -> list[Bound]:

@@ -48,7 +48,7 @@ def _natural(s: Subject) -> str | None:
     )
     X, G = forward.before.tensors["activations"], backward.after.tensors["gradient"]
     if not G.norm() > 0:
-        raise s.failed("no gradient reaches the client's half, all of it is 0 or not a number")
+        raise s.failed("no gradient reaches the client's part, all of it is 0 or not a number")
     remarks = []
     if not any(map(s.has, ("before_send", "after_receive", "gradient_return"))):
         expected = _composed(s, X)
@@ -114,7 +114,7 @@ def _double(s: Subject, enter: Callable[[Cut], None] | None = None, **settings: 
 
 
 def _composed(s: Subject, X: torch.Tensor) -> torch.Tensor:
-    """Return the gradient of the loss by autograd through encoder, decoder and server half."""
+    """Return the gradient of the loss by autograd through encoder, decoder and server part."""
     leaf = X.clone().requires_grad_()
     cuts: list[Cut] = []
 
@@ -127,9 +127,7 @@ def _composed(s: Subject, X: torch.Tensor) -> torch.Tensor:
     next(couple.client.train(dataclasses.replace(batch, images=batch.images.double()), 0))
     [sent] = cuts
     side = {name: tensor.detach() for name, tensor in sent.side.items()}
-    cut = Cut(
-        activations=sent.activations, targets=sent.targets, step=0, training=True, side=side
-    )
+    cut = Cut(activations=sent.activations, targets=sent.targets, step=0, training=True, side=side)
     couple.server.stack.before_server_forward(cut)
     logits = s.tiny.server(dtype=torch.float64)._part.forward(cut.activations, cut.token_sizes)
     loss = F.cross_entropy(logits, cut.targets, reduction="none")
@@ -165,5 +163,5 @@ def _straight_through(s: Subject) -> str | None:
             )
         graph = s.has("after_client_forward") or s.has("gradient_return")
         if not graph and not torch.equal(backward.after.tensors["gradient"], got):
-            raise s.failed("the client's half gets another gradient than after_receive left")
+            raise s.failed("the client's part gets another gradient than after_receive left")
     return "the server's gradient as it is" if exact else "the server's gradient, compressed"

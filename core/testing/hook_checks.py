@@ -33,7 +33,7 @@ def builds_and_runs(s: Subject) -> str | None:
 
 
 def decoded_fits_the_model(s: Subject) -> str | None:
-    """Behind the decoding hooks all is as the model's halves take it."""
+    """Behind the decoding hooks all is as the model's parts take it."""
     if s.base.check == DECODED and not isinstance(s.base.error, SplitlabError):
         assert s.base.couple is not None
         raise s.failed(decoding_problem(s.base.couple) or "")

@@ -27,8 +27,8 @@ def every_kind_arrives(s: Ends) -> str | None:
     with s.both() as (client, server, aside):
         for sender, receiver in ((client, server), (server, client)):
             for step, kind in enumerate(Kind):
-                sent = a_message(kind, step, loss=0.1, words=["a", None])
-                size = encode(a_message(kind, step, loss=0.1, words=["a", None])).nbytes
+                sent = a_message(kind, step, loss=0.1, agreement=["a", None])
+                size = encode(a_message(kind, step, loss=0.1, agreement=["a", None])).nbytes
                 sending = aside.submit(sender.send, sent, s.soon)
                 arrived = receiver.receive(s.soon)
                 if not sending.result() == sent.frame_bytes == arrived.frame_bytes == size:
@@ -39,8 +39,8 @@ def every_kind_arrives(s: Ends) -> str | None:
                 found = difference([Seen.of(sent)], [Seen.of(arrived.to(torch.device("cpu")))])
                 if found or arrived.elapsed_ns != sent.elapsed_ns:
                     raise Failed(f"what arrives is not what was sent: {found or 'elapsed_ns'}")
-        sending = aside.submit(client.send, Message(Kind.CONTROL, meta={"say": "goodbye"}), s.soon)
-        if server.receive(s.soon).meta != {"say": "goodbye"}:
+        sending = aside.submit(client.send, Message(Kind.CONTROL, meta={"do": "goodbye"}), s.soon)
+        if server.receive(s.soon).meta != {"do": "goodbye"}:
             raise Failed("a message without tensors loses its metadata")
         sending.result()
     return None
@@ -174,7 +174,7 @@ def names_the_other_end(s: Ends) -> str | None:
     """Each end says in one line who is at the other."""
     with s.both() as (client, server, _):
         for end, role in ((client, "client"), (server, "server")):
-            said = end.peer
+            said = end.remote
             if not isinstance(said, str) or not said.strip() or "\n" in said:
                 raise Failed(f"the {role}'s end calls the other {said!r}; say it in one line")
     return None

@@ -15,7 +15,7 @@ from splitlab.core.catalogue.links import load_transport, working_transports
 from splitlab.core.catalogue.loading import load
 from splitlab.core.catalogue.tables import entries
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.contract.link import InsideTransport, Link, Listener, Transport
+from splitlab.core.contract.link import InsideTransport, Link, Listener, NetworkTransport, Transport
 from splitlab.core.contract.message import Kind, Message, Role
 from splitlab.core.testing.report import Skipped
 
@@ -173,7 +173,7 @@ class Ends:
 class Network:
     """A transport that listens and connects, on its device."""
 
-    def __init__(self, transport: Transport, device: torch.device, soon: float) -> None:
+    def __init__(self, transport: NetworkTransport, device: torch.device, soon: float) -> None:
         self.default = transport.default_address
         self.scheme = self.default.partition(":")[0]
         self._transport = transport

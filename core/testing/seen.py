@@ -47,6 +47,7 @@ class Seen:
                     "bytes of the frame": subject.frame_bytes,
                     "flags": (subject.kind, subject.step, subject.training, subject.stacked),
                     "metadata": _json(subject.meta),
+                    "notes": _json(subject.notes),
                 },
             )
         names = ("activations", "targets", "weights", "token_sizes", "gradient")
@@ -64,8 +65,8 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().clone()
 
 
-def _json(meta: dict[str, Any]) -> str:
-    return json.dumps(meta, default=repr)  # as text, so that NaN equals itself
+def _json(values: dict[str, Any]) -> str:
+    return json.dumps(values, default=repr)  # as text, so that NaN equals itself
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -244,7 +244,7 @@ def _whose(base: _Base) -> str:
     if decoding_problem(base.couple):
         return DECODED
     behind = (event.role, event.hook, event.training) == ("server", "before_server_forward", True)
-    # The server's half ran on what was decoded, and its gradient has nowhere to go.
+    # The server's part ran on what was decoded, and its gradient has nowhere to go.
     return GRADIENT if behind and "no gradient" in str(base.error) else RUNS
 
 

@@ -36,8 +36,7 @@ def bytes_are_real(s: Subject) -> str | None:
         crossed += len(raw)
         read = sum(t.nbytes for t in safetensors.torch.load(raw[32:]).values())
         held = sum(message[name].nbytes for name in message)
-        notes = {k: v for k, v in message.meta.items() if k not in ("loss", "loss_sum")}
-        size = len(json.dumps(notes)) if notes else 0
+        size = len(json.dumps(message.notes)) if message.notes else 0
         if read != held or message.frame_bytes != len(raw):
             raise s.failed(
                 f"{message!r} holds {held} bytes of tensors, a plain reader finds {read}"
@@ -45,7 +44,8 @@ def bytes_are_real(s: Subject) -> str | None:
         if size > _NOTES:
             raise s.failed(
                 f"the {message.kind.name} message carries {size} bytes of notes "
-                f"({', '.join(notes)}) in its header; put numbers into a tensor of Role.SIDE"
+                f"({', '.join(message.notes)}) in its header; put numbers into a tensor of "
+                "Role.SIDE"
             )
         if message.training:
             sent = [message[n].nbytes for n in message if message.role(n) is not Role.TARGETS]

@@ -14,11 +14,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitlab.core import ConfigError, Cut, Peer, PluginError, ProtocolError
-from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core import Attention, ConfigError, Cut, Peer, PluginError, ProtocolError
+from splitlab.core.catalogue.binding import bind
 from splitlab.core.engine.stack import Stack
+from splitlab.core.testing.tiny import Tiny
 from splitlab.plugins.adc import ADC, ADCBatchMerge, ADCTokenSelect, merge_select
 from splitlab.plugins.common.kmeans import random_partition
+
+ATTENTION = Attention()
 
 Plugin = ADC | ADCBatchMerge | ADCTokenSelect
 CRITERIA = ["cls_score", "cls_token", "avg_token", "random", "class_label"]
@@ -33,11 +36,10 @@ def make_peer(role: str = "client", **facts: Any) -> Peer:
         "prefix_tokens": 1,
         "class_token": True,
         "cut": 3,
-        "depth": 12,
         "batch_size": 8,
         "device": torch.device("cpu"),
     }
-    return Peer(role=role, **(defaults | facts))  # type: ignore[arg-type]
+    return Tiny().peer(role, **({"grid": None} | defaults | facts))  # type: ignore[arg-type]
 
 
 def noise(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -62,7 +64,7 @@ def make_cut(
         targets=torch.randint(C, (B,), generator=draw),
         step=step,
         training=training,
-        attention=(2 * torch.randn(B, N, generator=draw)).softmax(dim=1),
+        measured={ATTENTION: (2 * torch.randn(B, N, generator=draw)).softmax(dim=1)},
         sample_ids=torch.arange(B),
     )
 
@@ -107,7 +109,13 @@ def receive(stack: list[Plugin], wire: dict[str, torch.Tensor], cut: Cut, **fact
     """Decode at a peer that knows the wire, the step and the configuration, and nothing else."""
     server_peer = make_peer("server", **facts)
     side = {key: value for key, value in wire.items() if key not in ("activations", "targets")}
-    server = Cut(wire["activations"], wire["targets"].long(), cut.step, cut.training, side=side)
+    server = Cut(
+        activations=wire["activations"],
+        targets=wire["targets"].long(),
+        step=cut.step,
+        training=cut.training,
+        side=side,
+    )
     for plugin in reversed(stack):
         plugin.setup(server_peer)
         if not isinstance(plugin, ADCTokenSelect):
@@ -141,7 +149,13 @@ def test_vector_of_the_specification() -> None:
         [[0.4, 0.3, 0.2, 0.1], [0.4, 0.28, 0.22, 0.1], [0.1, 0.1, 0.2, 0.6], [0.12, 0.08, 0.2, 0.6]]
     )
     X = torch.arange(32.0).reshape(4, 4, 2).requires_grad_()
-    cut = Cut(X, torch.tensor([0, 0, 1, 2]), 0, True, scores)
+    cut = Cut(
+        activations=X,
+        targets=torch.tensor([0, 0, 1, 2]),
+        step=0,
+        training=True,
+        measured={ATTENTION: scores},
+    )
     # Which two samples start K-means decides the numbering, not the result.
     out = run_step([ADC(alloc="explicit", tau=0.5, kappa=0.5)], cut, classes=3)
     assert out.clusters.tolist() in ([0, 0, 1, 1], [1, 1, 0, 0])
@@ -150,9 +164,9 @@ def test_vector_of_the_specification() -> None:
     expected = torch.tensor([[[4.0, 5], [6, 7]], [[20, 21], [26, 27]]])
     assert torch.equal(out.wire["activations"][order], expected)
     assert torch.equal(out.server.targets[order], torch.tensor([[1.0, 0, 0], [0, 0.5, 0.5]]))
-    assert out.client.attention is not None
+    assert ATTENTION in out.client.measured
     torch.testing.assert_close(
-        out.client.attention[order], torch.tensor([[0.4, 0.29], [0.11, 0.6]])
+        out.client.measured[ATTENTION][order], torch.tensor([[0.4, 0.29], [0.11, 0.6]])
     )
 
     gradient = torch.zeros(4, 4, 2)
@@ -227,11 +241,11 @@ def test_invariants(
     B: int, N: int, tau: float, kappa: float, criterion: Any, duplicates: bool, seed: int
 ) -> None:
     cut = make_cut(B, N, 3, seed=seed, dtype=torch.float64)
-    assert cut.attention is not None
+    assert ATTENTION in cut.measured
     if duplicates:
         cut.activations = cut.activations.detach()[:1].repeat(B, 1, 1).requires_grad_()
-        cut.attention = cut.attention[:1].repeat(B, 1)
-    attention, ids = cut.attention, cut.targets
+        cut.measured[ATTENTION] = cut.measured[ATTENTION][:1].repeat(B, 1)
+    attention, ids = cut.measured[ATTENTION], cut.targets
     plugin = ADC(alloc="explicit", tau=tau, kappa=kappa, criterion=criterion)
     out = run_step([plugin], cut, batch_size=max(B, 2))
     Z = out.wire["activations"]
@@ -255,8 +269,8 @@ def test_invariants(
     if not duplicates:  # equal scores, summed in another order, may rank otherwise
         torch.testing.assert_close(Z, composed(out.leaf, clusters, tokens).detach())
     torch.testing.assert_close(Z[:, 0], composed(out.leaf, clusters, tokens[:, :1]).detach()[:, 0])
-    assert out.client.attention is not None
-    assert out.client.attention.shape == (T, K)
+    assert ATTENTION in out.client.measured
+    assert out.client.measured[ATTENTION].shape == (T, K)
 
     gradient = noise(T, K, 3, dtype=torch.float64)
     if T < B or K < N:
@@ -281,7 +295,7 @@ def test_merging_conserves_the_sum_of_the_batch(criterion: Any) -> None:
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_tokens_are_selected_by_attention_whatever_is_clustered(criterion: Any) -> None:
     cut = make_cut(20, 9, 4, dtype=torch.float64)
-    attention = cut.attention
+    attention = cut.measured[ATTENTION]
     assert attention is not None
     plugin = ADC(alloc="explicit", tau=0.3, kappa=0.5, criterion=criterion)
     out = run_step([plugin], cut)
@@ -289,9 +303,9 @@ def test_tokens_are_selected_by_attention_whatever_is_clustered(criterion: Any) 
     torch.testing.assert_close(
         out.wire["activations"], composed(out.leaf, out.clusters, tokens).detach()
     )
-    assert out.client.attention is not None
+    assert ATTENTION in out.client.measured
     means = torch.stack([attention[out.clusters == i].mean(0) for i in range(6)])
-    torch.testing.assert_close(out.client.attention, means.gather(1, tokens))
+    torch.testing.assert_close(out.client.measured[ATTENTION], means.gather(1, tokens))
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -312,9 +326,9 @@ def test_stacked_halves_equal_the_whole_bit_for_bit(
     for name, tensor in one.wire.items():
         assert torch.equal(tensor, two.wire[name]), name
     assert torch.equal(one.server.targets, two.server.targets)
-    assert one.client.attention is not None
-    assert two.client.attention is not None
-    assert torch.equal(one.client.attention, two.client.attention)
+    assert ATTENTION in one.client.measured
+    assert ATTENTION in two.client.measured
+    assert torch.equal(one.client.measured[ATTENTION], two.client.measured[ATTENTION])
     gradient = noise(*one.client.activations.shape).to(dtype)
     assert torch.equal(one.backward(gradient), two.backward(gradient))
 
@@ -329,9 +343,9 @@ def test_one_and_one_is_the_identity() -> None:
 def test_permuted_tokens_permute_what_is_sent() -> None:
     plain, mixed = make_cut(dtype=torch.float64), make_cut(dtype=torch.float64)
     order = torch.tensor([0, 5, 3, 8, 1, 2, 7, 4, 6])
-    assert mixed.attention is not None
+    assert ATTENTION in mixed.measured
     mixed.activations = mixed.activations[:, order]
-    mixed.attention = mixed.attention[:, order]
+    mixed.measured[ATTENTION] = mixed.measured[ATTENTION][:, order]
     one, two = (run_step([ADC(ratio=0.3)], cut).wire["activations"] for cut in (plain, mixed))
     assert one.shape == two.shape
     for row_one, row_two in zip(one, two, strict=True):
@@ -372,7 +386,7 @@ def test_gradient_of_the_whole_path_with_soft_targets() -> None:
     grad = out.backward(torch.autograd.grad(loss, received)[0])
 
     X = out.leaf.detach().clone().requires_grad_()
-    attention = make_cut(12, 9, 4, dtype=torch.float64).attention
+    attention = make_cut(12, 9, 4, dtype=torch.float64).measured[ATTENTION]
     assert attention is not None
     clusters, K = out.clusters, received.shape[1]
     Z = composed(X, clusters, kept_tokens(attention, clusters, K))
@@ -418,8 +432,8 @@ def test_dtypes_and_shapes(dtype: torch.dtype, criterion: Any) -> None:
     assert out.wire["activations"].shape == (4, 4, 4)
     assert out.server.targets.dtype == torch.float32
     assert out.server.targets.shape == (4, 5)
-    assert out.client.attention is not None
-    assert out.client.attention.dtype == torch.float32
+    assert ATTENTION in out.client.measured
+    assert out.client.measured[ATTENTION].dtype == torch.float32
     assert out.client.sample_ids is None
     assert out.backward(torch.ones(4, 4, 4, dtype=dtype)).dtype == dtype
 
@@ -428,7 +442,7 @@ def test_dtypes_and_shapes(dtype: torch.dtype, criterion: Any) -> None:
 @pytest.mark.parametrize("kappa", [0.01, 0.3, 0.6])
 def test_special_tokens_always_travel(prefix: int, kappa: float) -> None:
     cut = make_cut(6, 10, 3)
-    attention = cut.attention
+    attention = cut.measured[ATTENTION]
     assert attention is not None
     attention[:, :prefix] = 0  # nothing attends to them
     out = run_step([ADCTokenSelect(ratio=kappa)], cut, prefix_tokens=prefix)
@@ -441,7 +455,7 @@ def test_special_tokens_always_travel(prefix: int, kappa: float) -> None:
 
 def test_ties_keep_the_lowest_tokens() -> None:
     cut = make_cut(4, 200, 2)
-    cut.attention = torch.full((4, 200), 1 / 200)
+    cut.measured[ATTENTION] = torch.full((4, 200), 1 / 200)
     out = run_step([ADCTokenSelect(ratio=0.5)], cut)
     assert torch.equal(out.wire["activations"], out.leaf.detach()[:, :100])
 
@@ -466,21 +480,21 @@ def test_last_smaller_batch(B: int, merged: bool) -> None:
 @pytest.mark.parametrize("what", ["zeros", "constant", "outlier", "duplicates", "nan_attention"])
 def test_extreme_values(criterion: Any, what: str) -> None:
     cut = make_cut()
-    assert cut.attention is not None
+    assert ATTENTION in cut.measured
     X = cut.activations.detach()
     if what == "zeros":
         X.zero_()
-        cut.attention.zero_()
+        cut.measured[ATTENTION].zero_()
     elif what == "constant":
         X.fill_(3.5)
-        cut.attention.fill_(1 / 9)
+        cut.measured[ATTENTION].fill_(1 / 9)
     elif what == "outlier":
         X[3, 4, 1] = 1e37
     elif what == "duplicates":
         X[1:] = X[:1].clone()
-        cut.attention[1:] = cut.attention[:1].clone()
+        cut.measured[ATTENTION][1:] = cut.measured[ATTENTION][:1].clone()
     else:
-        cut.attention[2, 3] = torch.nan
+        cut.measured[ATTENTION][2, 3] = torch.nan
     cut.activations = X.requires_grad_()
     out = run_step([ADC(ratio=0.2, criterion=criterion)], cut)
     assert int(torch.bincount(out.clusters, minlength=3).min()) >= 1
@@ -567,7 +581,7 @@ def test_evaluation_is_not_compressed() -> None:
 )
 def test_evaluation_may_select_tokens(plugin: Plugin) -> None:
     cut = make_cut(training=False)
-    attention = cut.attention
+    attention = cut.measured[ATTENTION]
     assert attention is not None
     out = run_step([plugin], cut)
     tokens = kept_tokens(attention, torch.arange(8), 3)
@@ -585,7 +599,7 @@ def test_nominal_ratios() -> None:
 
 
 def test_attention_is_asked_for_where_it_is_used() -> None:
-    asks: dict[Plugin, tuple[str, str]] = {
+    asks: dict[Plugin, tuple[Any, Any]] = {
         ADC(criterion="random", heads="max"): ("max", "last"),
         ADCTokenSelect(score_layer="rollout"): ("mean", "rollout"),
         ADCBatchMerge(heads="max", score_layer="rollout"): ("max", "rollout"),
@@ -593,18 +607,17 @@ def test_attention_is_asked_for_where_it_is_used() -> None:
     for plugin, (heads, layer) in asks.items():
         peer = make_peer()
         plugin.setup(peer)
-        assert peer.attention is not None
-        assert (peer.attention.heads, peer.attention.layer) == (heads, layer)
+        assert peer.requests == [Attention(heads, layer)]
     for criterion in CRITERIA[1:]:
         peer = make_peer()
         ADCBatchMerge(criterion=criterion).setup(peer)  # type: ignore[arg-type]
-        assert peer.attention is None
+        assert peer.requests == []
 
 
 @pytest.mark.parametrize("criterion", ["avg_token", "random", "class_label"])
 def test_merging_needs_neither_class_token_nor_attention(criterion: Any) -> None:
     cut = make_cut()
-    cut.attention = None
+    cut.measured = {}
     out = run_step([ADCBatchMerge(ratio=0.5, criterion=criterion)], cut, class_token=False)
     assert out.wire["activations"].shape == (4, 9, 4)
 
@@ -700,24 +713,24 @@ def test_batch_size_one_without_merging() -> None:
     assert out.wire["activations"].shape == (1, 4, 4)
 
 
-def test_halves_that_disagree_about_attention() -> None:
+def test_halves_may_ask_for_different_attention() -> None:
     peer = make_peer()
     ADCBatchMerge(heads="max").setup(peer)
-    with pytest.raises(ConfigError, match="give both the same"):
-        ADCTokenSelect(heads="mean").setup(peer)
+    ADCTokenSelect(heads="mean").setup(peer)
+    assert peer.requests == [Attention("max"), Attention("mean")]
 
 
 @pytest.mark.parametrize("stack", [*itertools.product(("adc", "adc-batch-merge"), repeat=2)])
 def test_merging_twice_is_refused(stack: tuple[str, ...]) -> None:
     with pytest.raises(ConfigError, match=r"needs targets .* takes away; a stack that works"):
-        Stack([bind_plugin(name) for name in stack])
+        Stack([bind("plugins", name) for name in stack])
 
 
 @pytest.mark.parametrize("plugin", [ADC(), ADCBatchMerge(), ADCTokenSelect()])
 @pytest.mark.parametrize("attention", [None, torch.zeros(8, 5)])
 def test_attention_that_does_not_fit(plugin: Plugin, attention: torch.Tensor | None) -> None:
     cut = make_cut()
-    cut.attention = attention
+    cut.measured = {} if attention is None else {ATTENTION: attention}
     with pytest.raises(PluginError, match="each of the 9 tokens"):
         run_step([plugin], cut)
 
@@ -751,7 +764,7 @@ def test_server_refuses_cluster_ids_that_do_not_fit(clusters: list[int], says: s
     ],
 )
 def test_built_by_name(text: str, kind: type) -> None:
-    assert isinstance(bind_plugin(text).build(), kind)
+    assert isinstance(bind("plugins", text).build(), kind)
 
 
 @pytest.mark.gpu

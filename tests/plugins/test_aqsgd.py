@@ -13,8 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitlab.core import ConfigError, Cut, Kind, Message, Peer, PluginError, ProtocolError, Role
-from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core import ConfigError, Cut, Kind, Message, PluginError, ProtocolError, Role
+from splitlab.core.catalogue.binding import bind
+from splitlab.core.engine.conversation import hold
+from splitlab.core.testing.tiny import Tiny
 from splitlab.plugins.aqsgd import AQSGD, dequantize, quantize
 from splitlab.plugins.common.bits import packed_bytes
 
@@ -24,8 +26,9 @@ B, N, D = 6, 5, 16
 def make_plugin(role: Any = "client", *, augmented: bool = False, **params: Any) -> AQSGD:
     plugin = AQSGD(**params)
     plugin.setup(
-        Peer(
-            role=role,
+        Tiny().peer(
+            role,
+            grid=None,
             seed=0,
             classes=4,
             tokens=N,
@@ -33,7 +36,6 @@ def make_plugin(role: Any = "client", *, augmented: bool = False, **params: Any)
             prefix_tokens=1,
             class_token=True,
             cut=1,
-            depth=3,
             batch_size=B,
             device=torch.device("cpu"),
             augmented=augmented,
@@ -52,7 +54,13 @@ def sent(
 ) -> Message:
     """Do what the engine does between the client's half and the link."""
     targets = torch.zeros(len(values), dtype=torch.int64)
-    cut = Cut(values, targets, step, training, sample_ids=torch.tensor(ids))
+    cut = Cut(
+        activations=values,
+        targets=targets,
+        step=step,
+        training=training,
+        sample_ids=torch.tensor(ids),
+    )
     plugin.after_client_forward(cut)
     message = Message(Kind.ACTIVATION, step, training=training)
     message.put("activations", cut.activations, Role.PAYLOAD)
@@ -66,7 +74,7 @@ def received(tiny: Any, message: Message, plugin: AQSGD) -> torch.Tensor:
     message = tiny.travel(message)
     plugin.after_receive(message)
     assert list(message) == ["activations"]
-    assert message.meta == {}
+    assert message.notes == {}
     return message["activations"]
 
 
@@ -290,9 +298,13 @@ def test_training_visits_samples_again(tiny: Any) -> None:
         client, server = tiny.pair([tiny.bound(AQSGD)])
         found, sizes = [], []
         for step in range(4):
-            up = tiny.travel(client.forward(tiny.batch(step % 2), step))
-            sizes.append(sum(up[name].nbytes for name in up))
-            found.append(client.backward(tiny.travel(server.handle(up))))
+
+            def ask(up: Message) -> Message:
+                up = tiny.travel(up)
+                sizes.append(sum(up[name].nbytes for name in up))
+                return tiny.travel(server.handle(up))
+
+            found.append(hold(client.train(tiny.batch(step % 2), step), ask).loss)
         states = [worker.stack.state_dict()["aqsgd"] for worker in (client, server)]
         assert torch.equal(states[0]["table"], states[1]["table"])
         assert len(states[0]["ids"]) == 2 * B
@@ -363,7 +375,13 @@ def test_augmentation_is_refused() -> None:
 
 @pytest.mark.parametrize("ids", [None, torch.arange(B - 1)])
 def test_without_the_id_of_every_sample(ids: torch.Tensor | None) -> None:
-    cut = Cut(tokens(), torch.zeros(B, dtype=torch.int64), 0, True, sample_ids=ids)
+    cut = Cut(
+        activations=tokens(),
+        targets=torch.zeros(B, dtype=torch.int64),
+        step=0,
+        training=True,
+        sample_ids=ids,
+    )
     with pytest.raises(PluginError, match="needs the id of every sample"):
         make_plugin().after_client_forward(cut)
 
@@ -421,8 +439,8 @@ def change(message: Message, name: str, tensor: torch.Tensor) -> None:
         (lambda m: change(m, "aqsgd.ids", m["aqsgd.ids"].float()), "ids arrived as"),
         (lambda m: change(m, "aqsgd.ids", -m["aqsgd.ids"]), "ids of a batch's samples"),
         (lambda m: m.take("aqsgd.ids"), "'aqsgd.ids' is missing"),
-        (lambda m: m.meta["aqsgd"][0].update(shape=[B, N, 2 * D]), r"\[5, 32\] arrived"),
-        (lambda m: m.meta["aqsgd"].append({}), "shape and dtype"),
+        (lambda m: m.notes["aqsgd"][0].update(shape=[B, N, 2 * D]), r"\[5, 32\] arrived"),
+        (lambda m: m.notes["aqsgd"].append({}), "shape and dtype"),
     ],
 )
 def test_what_a_server_refuses(tiny: Any, spoil: Any, says: str) -> None:
@@ -442,13 +460,13 @@ def test_what_a_client_refuses(exponent: Any) -> None:
     message = Message(Kind.GRADIENT)
     message.put("gradient", tokens(), Role.PAYLOAD)
     server.before_send(message)
-    message.meta["aqsgd"][0]["e"] = exponent
+    message.notes["aqsgd"][0]["e"] = exponent
     with pytest.raises(ProtocolError, match="is no exponent"):
         client.after_receive(message)
 
 
 def test_by_name() -> None:
-    plugin = bind_plugin("aqsgd:bits=3,memory=device").build()
+    plugin = bind("plugins", "aqsgd:bits=3,memory=device").build()
     assert plugin.nominal_ratio() == (3 / 32, 0.25)
     assert AQSGD().nominal_ratio() == (0.125, 0.25)
 

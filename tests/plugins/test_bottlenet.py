@@ -9,18 +9,22 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from splitlab.core import ConfigError, Cut, Peer, ProtocolError
-from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core import Attention, ConfigError, Cut, Message, Peer, ProtocolError
+from splitlab.core.catalogue.binding import bind
 from splitlab.core.contract.seeding import isolated_rng
+from splitlab.core.engine.conversation import hold
+from splitlab.core.testing.tiny import Tiny
 from splitlab.plugins.bottlenet import BottleNet
+
+ATTENTION = Attention()
 
 CPU = torch.device("cpu")
 
 
 def make_peer(role: str, **facts: Any) -> Peer:
     defaults: dict[str, Any] = {"seed": 7, "classes": 5, "tokens": 9, "width": 16, "cut": 1}
-    defaults |= {"prefix_tokens": 1, "class_token": True, "depth": 3, "batch_size": 6}
-    return Peer(role=role, **(defaults | {"device": CPU} | facts))  # type: ignore[arg-type]
+    defaults |= {"prefix_tokens": 1, "class_token": True, "batch_size": 6}
+    return Tiny().peer(role, **({"grid": None} | defaults | {"device": CPU} | facts))  # type: ignore[arg-type]
 
 
 def pair(facts: dict[str, Any] | None = None, **settings: Any) -> tuple[BottleNet, BottleNet]:
@@ -44,10 +48,18 @@ def travel(
 ) -> tuple[Cut, torch.Tensor, torch.Tensor]:
     """Encode and decode; returns the client's cut, the server's leaf and what it decoded."""
     client, server = plugins
-    sent = Cut(x, torch.zeros(len(x)), 0, training, attention=torch.ones(x.shape[:2]))
+    sent = Cut(
+        activations=x,
+        targets=torch.zeros(len(x)),
+        step=0,
+        training=training,
+        measured={ATTENTION: torch.ones(x.shape[:2])},
+    )
     client.after_client_forward(sent)
     leaf = sent.activations.detach().requires_grad_()
-    got = Cut(leaf, sent.targets, 0, training, side=dict(sent.side))
+    got = Cut(
+        activations=leaf, targets=sent.targets, step=0, training=training, side=dict(sent.side)
+    )
     server.before_server_forward(got)
     return sent, leaf, got.activations
 
@@ -144,7 +156,7 @@ def test_special_tokens_may_pass_as_they_are() -> None:
     assert sent.activations.shape == (3, 2 * 4 + 7, 5)  # ⌈16 / 5⌉ pieces of each
     assert torch.equal(decoded[:, :2], x[:, :2])
     assert not torch.allclose(decoded[:, 2:], x[:, 2:], atol=0.1)
-    assert sent.attention is None
+    assert ATTENTION not in sent.measured
     assert plugins[0].nominal_ratio()[0] == pytest.approx(15 * 5 / (9 * 16))
     assert plugins[0].traits().changes == {"features", "tokens", "layout"}
     assert BottleNet().traits().changes == {"features"}
@@ -230,7 +242,9 @@ def test_what_is_refused() -> None:
 def test_server_refuses_codes_of_another_shape(shape: tuple[int, ...]) -> None:
     _, server = pair(width=3, cls_bypass=True)
     with pytest.raises(ProtocolError, match=r"'bottlenet' decodes \(rows, 6 or more tokens, 3\)"):
-        server.before_server_forward(Cut(torch.zeros(shape), torch.zeros(2), 0, True))
+        server.before_server_forward(
+            Cut(activations=torch.zeros(shape), targets=torch.zeros(2), step=0, training=True)
+        )
 
 
 STACKS = [
@@ -244,7 +258,7 @@ STACKS = [
 
 @pytest.mark.parametrize("stack", STACKS)
 def test_trains_and_resumes_through_real_frames(tiny: Any, stack: list[str]) -> None:
-    plugins = [bind_plugin(text) for text in stack]
+    plugins = [bind("plugins", text) for text in stack]
     with torch.random.fork_rng([]):
         torch.manual_seed(1)
         client, server = tiny.pair(plugins)
@@ -265,9 +279,11 @@ def test_trains_and_resumes_through_real_frames(tiny: Any, stack: list[str]) -> 
         for key, tensor in one.state()[0].items():
             assert torch.equal(tensor, two.state()[0][key]), key
 
-    asked = client.query(tiny.batch(0), 0, stacked=True)
-    assert asked["activations"].shape[2] < 16
-    client.answer(tiny.travel(server.handle(tiny.travel(asked))))
+    def ask(asked: Message) -> Message:
+        assert asked["activations"].shape[2] < 16
+        return tiny.travel(server.handle(tiny.travel(asked)))
+
+    hold(client.query(tiny.batch(0), 0, stacked=True), ask)
 
 
 def test_learns_to_reconstruct() -> None:
@@ -288,7 +304,7 @@ def test_learns_to_reconstruct() -> None:
 
 def travel_whole(plugins: tuple[BottleNet, BottleNet], x: torch.Tensor) -> torch.Tensor:
     """Encode and decode on one graph."""
-    cut = Cut(x, torch.zeros(len(x)), 0, True)
+    cut = Cut(activations=x, targets=torch.zeros(len(x)), step=0, training=True)
     plugins[0].after_client_forward(cut)
     plugins[1].before_server_forward(cut)
     return cut.activations

@@ -13,8 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitlab.core import ConfigError, Cut, Kind, Peer, ProtocolError, Role
-from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core import ConfigError, Cut, Kind, Message, Peer, ProtocolError, Role
+from splitlab.core.catalogue.binding import bind
+from splitlab.core.engine.conversation import hold
+from splitlab.core.testing.tiny import Tiny
 from splitlab.plugins import c3sl
 from splitlab.plugins.adc import ADC
 from splitlab.plugins.c3sl import C3SL, ROWS, STATISTICS, Keys, draw_keys
@@ -29,11 +31,10 @@ def make_peer(role: str = "client", **facts: Any) -> Peer:
         "prefix_tokens": 1,
         "class_token": True,
         "cut": 3,
-        "depth": 12,
         "batch_size": 64,
         "device": torch.device("cpu"),
     }
-    return Peer(role=role, **(defaults | facts))  # type: ignore[arg-type]
+    return Tiny().peer(role, **({"grid": None} | defaults | facts))  # type: ignore[arg-type]
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -51,7 +52,7 @@ def client_cut(
     activations: torch.Tensor, sender: C3SL, *, training: bool = True, step: int = 0
 ) -> Cut:
     targets = torch.zeros(activations.shape[0], dtype=torch.int64)
-    cut = Cut(activations, targets, step, training)
+    cut = Cut(activations=activations, targets=targets, step=step, training=training)
     sender.after_client_forward(cut)
     return cut
 
@@ -59,7 +60,13 @@ def client_cut(
 def server_cut(cut: Cut, receiver: C3SL, **side: torch.Tensor) -> tuple[torch.Tensor, Cut]:
     """Return the leaf that arrived, and the cut as the receiver left it."""
     leaf = cut.activations.detach().clone().requires_grad_()
-    there = Cut(leaf, cut.targets, cut.step, cut.training, side={**cut.side, **side})
+    there = Cut(
+        activations=leaf,
+        targets=cut.targets,
+        step=cut.step,
+        training=cut.training,
+        side={**cut.side, **side},
+    )
     receiver.before_server_forward(there)
     return leaf, there
 
@@ -421,7 +428,7 @@ def test_twice_in_a_stack(tiny: Any) -> None:
 @pytest.mark.parametrize(("B", "standardize"), [(6, False), (5, True), (1, True)])
 def test_bytes(tiny: Any, B: int, standardize: bool) -> None:
     client, server = tiny.pair([tiny.bound(C3SL, group=4, standardize=standardize)])
-    up = client.forward(tiny.batch(size=B), 0)
+    up = next(client.train(tiny.batch(size=B), 0))
     G, L = -(-B // 4), 5 * 16
     assert up.names(Role.PAYLOAD) == ("activations",)
     assert up["activations"].nbytes == 4 * G * L
@@ -453,19 +460,23 @@ def test_one_unitary_key_trains_as_without(tiny: Any) -> None:
 
 def test_evaluation_through_frames(tiny: Any) -> None:
     client, server = tiny.pair([tiny.bound(C3SL, group=4)])
-    up = tiny.travel(client.query(tiny.batch(), 0, stacked=True))
-    assert up["activations"].shape == (2, 5, 16)
-    down = tiny.travel(server.handle(up))
-    assert down.kind is Kind.PREDICTION
-    ids, loss = client.answer(down)
-    assert ids.shape == (6,)
-    assert loss > 0
+
+    def ask(up: Message) -> Message:
+        up = tiny.travel(up)
+        assert up["activations"].shape == (2, 5, 16)
+        down = tiny.travel(server.handle(up))
+        assert down.kind is Kind.PREDICTION
+        return down
+
+    answer = hold(client.query(tiny.batch(), 0, stacked=True), ask)
+    assert answer.ids.shape == (6,)
+    assert answer.loss_sum > 0
 
 
 def test_behind_adc(tiny: Any) -> None:
     stack = [tiny.bound(ADC, ratio=0.36), tiny.bound(C3SL, group=2)]
     client = tiny.client(stack)
-    up = client.forward(tiny.batch(), 0)
+    up = next(client.train(tiny.batch(), 0))
     assert up["activations"].shape == (2, 3, 16), "three merged rows of three tokens, two to a sum"
     assert up[ROWS].tolist() == [3]
     assert all(loss > 0 for loss in tiny.train(*tiny.pair(stack), range(2)))
@@ -477,7 +488,7 @@ def test_in_front_of_adc_is_refused(tiny: Any) -> None:
 
 
 def test_built_by_name() -> None:
-    bound = bind_plugin("c3sl:ratio=0.125,keys=unitary,standardize=true,evaluation=false")
+    bound = bind("plugins", "c3sl:ratio=0.125,keys=unitary,standardize=true,evaluation=false")
     assert isinstance(bound.build(), C3SL)
 
 

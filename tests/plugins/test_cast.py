@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from splitlab.core import ConfigError, Kind, Message, ProtocolError, Role
-from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core.catalogue.binding import bind
 from splitlab.plugins.cast import Cast
 from splitlab.plugins.quantize import Quantize
 
@@ -37,7 +37,7 @@ def there_and_back(
     plugin.before_send(message)
     plugin.after_receive(message)
     assert list(message) == ["x", "targets"]
-    assert not message.meta
+    assert not message.notes
     return message["x"]
 
 
@@ -161,7 +161,7 @@ def test_evaluation_is_left_alone_unless_asked() -> None:
 @pytest.mark.parametrize("dtype", FORMATS)
 def test_training_through_real_frames(tiny: Any, dtype: Any) -> None:
     bound = [tiny.bound(Cast, dtype=dtype)]
-    sent = tiny.client(bound).forward(tiny.batch(), 0)["activations"]
+    sent = next(tiny.client(bound).train(tiny.batch(), 0))["activations"]
     assert sent.element_size() == (1 if dtype.startswith("fp8") else 2)
     plain = tiny.train(*tiny.pair(optimizer="sgd"), range(2))
     losses = tiny.train(*tiny.pair(bound, optimizer="sgd"), range(2))
@@ -173,7 +173,7 @@ def test_training_through_real_frames(tiny: Any, dtype: Any) -> None:
 def test_no_arithmetic_follows_eight_bits(tiny: Any, dtype: Any) -> None:
     for name in ("powersgd", "sl-acc", "fedlite"):
         with pytest.raises(ConfigError, match=rf"{name!r} needs (layout|features) .* works: "):
-            tiny.pair([tiny.bound(Cast, dtype=dtype), bind_plugin(name)])
+            tiny.pair([tiny.bound(Cast, dtype=dtype), bind("plugins", name)])
 
 
 def test_in_front_of_a_quantizer(tiny: Any) -> None:
@@ -214,9 +214,9 @@ def test_ratio_chooses_the_format() -> None:
         (lambda m: m.put("cast.x", noise(2), Role.SIDE), "without one float32 scale"),
         (lambda m: m.put("cast.x", torch.tensor(1), Role.SIDE), "without one float32 scale"),
         (lambda m: m.put("x", torch.zeros(3, dtype=torch.uint8), Role.PAYLOAD), "torch.uint8"),
-        (lambda m: m.meta.update(cast=[{"x": "int8"}]), "cast back to int8"),
-        (lambda m: m.meta.update(cast=[{"x": ["float32"]}]), "cast back to"),
-        (lambda m: m.meta.update(cast=[3]), "does not name tensors"),
+        (lambda m: m.notes.update(cast=[{"x": "int8"}]), "cast back to int8"),
+        (lambda m: m.notes.update(cast=[{"x": ["float32"]}]), "cast back to"),
+        (lambda m: m.notes.update(cast=[3]), "does not name tensors"),
     ],
 )
 def test_receiver_refuses(change: Any, says: str) -> None:
@@ -228,7 +228,7 @@ def test_receiver_refuses(change: Any, says: str) -> None:
 
 
 def test_built_by_name() -> None:
-    plugin = bind_plugin("cast:dtype=fp8_e4m3,gradient_dtype=fp8_e5m2,direction=both").build()
+    plugin = bind("plugins", "cast:dtype=fp8_e4m3,gradient_dtype=fp8_e5m2,direction=both").build()
     assert isinstance(plugin, Cast)
     assert plugin.traits().needs == {"numbers"}
     assert plugin.traits().changes == {"layout"}  # no arithmetic on 8 bits

@@ -10,9 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitlab.core import ConfigError, Cut, Peer, PluginError
-from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core import Attention, ConfigError, Cut, Message, PluginError
+from splitlab.core.catalogue.binding import bind
+from splitlab.core.engine.conversation import hold
+from splitlab.core.testing.tiny import Tiny
 from splitlab.plugins.evit import EViT
+
+ATTENTION = Attention()
 
 FUSES = ["sum", "none", "normalised", "mean"]
 
@@ -29,15 +33,23 @@ def make_cut(
     draw = torch.Generator().manual_seed(seed)
     activations = torch.randn(B, N, D, generator=draw, dtype=torch.float64).to(dtype)
     attention = (2 * torch.randn(B, N, generator=draw)).softmax(dim=1)
-    return Cut(activations.requires_grad_(), torch.zeros(B), 0, training, attention)
+    return Cut(
+        activations=activations.requires_grad_(),
+        targets=torch.zeros(B),
+        step=0,
+        training=training,
+        measured={ATTENTION: attention},
+    )
 
 
 def run(plugin: EViT, cut: Cut, **facts: Any) -> torch.Tensor:
     """Reduce the cut; returns what it was."""
     B, N, D = cut.activations.shape
     defaults: dict[str, Any] = {"seed": 7, "classes": 5, "tokens": N, "width": D, "cut": 1}
-    defaults |= {"prefix_tokens": 1, "class_token": True, "depth": 3, "batch_size": B}
-    peer = Peer(role="client", **(defaults | {"device": torch.device("cpu")} | facts))
+    defaults |= {"prefix_tokens": 1, "class_token": True, "batch_size": B}
+    peer = Tiny().peer(
+        "client", **({"grid": None} | defaults | {"device": torch.device("cpu")} | facts)
+    )
     plugin.setup(peer)
     leaf = cut.activations
     plugin.after_client_forward(cut)
@@ -69,13 +81,19 @@ def composed(X: torch.Tensor, attention: torch.Tensor, M: int, fuse: str, P: int
 def test_four_patches_by_hand(fuse: Any, fused: list[list[float]]) -> None:
     tokens = torch.tensor([[[9.0, 9], [1, 0], [0, 1], [2, 2], [4, 0]]])
     attention = torch.tensor([[0.0, 0.4, 0.3, 0.2, 0.1]])
-    cut = Cut(tokens.requires_grad_(), torch.zeros(1), 0, True, attention)
+    cut = Cut(
+        activations=tokens.requires_grad_(),
+        targets=torch.zeros(1),
+        step=0,
+        training=True,
+        measured={ATTENTION: attention},
+    )
     run(EViT(keep=0.5, fuse=fuse), cut)
     expected = torch.tensor([[[9.0, 9], [1, 0], [0, 1], *fused]])
     torch.testing.assert_close(cut.activations, expected)
-    assert cut.attention is not None
+    assert ATTENTION in cut.measured
     torch.testing.assert_close(
-        cut.attention, torch.tensor([[0, 0.4, 0.3, 0.3][: expected.shape[1]]])
+        cut.measured[ATTENTION], torch.tensor([[0, 0.4, 0.3, 0.3][: expected.shape[1]]])
     )
 
 
@@ -92,14 +110,14 @@ def test_is_the_composed_map_and_its_gradient(
     B: int, N: int, P: int, keep: float, fuse: Any, seed: int
 ) -> None:
     cut = make_cut(B, N, 3, seed=seed, dtype=torch.float64)
-    attention = cut.attention
+    attention = cut.measured[ATTENTION]
     assert attention is not None
     plugin = EViT(keep=keep, fuse=fuse)
     leaf = run(plugin, cut, prefix_tokens=P)
     M = math.ceil(keep * (N - P) - 1e-9)
     if M == N - P:
         assert cut.activations is leaf
-        assert cut.attention is attention
+        assert cut.measured[ATTENTION] is attention
         assert plugin.nominal_ratio() == (1, 1)
         return
     expected = composed(leaf, attention, M, fuse, P)
@@ -110,9 +128,9 @@ def test_is_the_composed_map_and_its_gradient(
     gradient = torch.randn(B, K, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     ours, theirs = (torch.autograd.grad(z, leaf, gradient)[0] for z in (cut.activations, expected))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
-    assert cut.attention.shape == (B, K)
+    assert cut.measured[ATTENTION].shape == (B, K)
     if fuse != "none":
-        torch.testing.assert_close(cut.attention.sum(1), attention.sum(1))
+        torch.testing.assert_close(cut.measured[ATTENTION].sum(1), attention.sum(1))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +154,7 @@ def test_sizes_and_bytes_of_a_deit(plugin: EViT, K: int) -> None:
 
 def test_ties_keep_the_lowest_patches() -> None:
     cut = make_cut(2, 100, 2)
-    cut.attention = torch.full((2, 100), 0.01)
+    cut.measured[ATTENTION] = torch.full((2, 100), 0.01)
     leaf = run(EViT(keep=0.5, fuse="none"), cut)
     assert torch.equal(cut.activations, leaf[:, :51])
 
@@ -157,18 +175,18 @@ def test_dtypes(dtype: torch.dtype, fuse: Any) -> None:
 @pytest.mark.parametrize("what", ["zeros", "constant", "outlier", "no attention left"])
 def test_extreme_values_stay_finite(what: str, fuse: Any) -> None:
     cut = make_cut()
-    assert cut.attention is not None
+    assert ATTENTION in cut.measured
     X = cut.activations.detach()
     if what == "zeros":
         X.zero_()
-        cut.attention.zero_()
+        cut.measured[ATTENTION].zero_()
     elif what == "constant":
         X.fill_(3.5)
-        cut.attention.fill_(1 / 9)
+        cut.measured[ATTENTION].fill_(1 / 9)
     elif what == "outlier":
         X[3, 4, 1] = 1e37
     else:
-        cut.attention[:] = torch.eye(9)[0]
+        cut.measured[ATTENTION][:] = torch.eye(9)[0]
     cut.activations = X.requires_grad_()
     leaf = run(EViT(keep=0.3, fuse=fuse), cut)
     assert cut.activations.isfinite().all()
@@ -212,7 +230,7 @@ def test_what_is_refused() -> None:
         run(EViT(), make_cut(), class_token=False)
     for attention in (None, torch.zeros(6, 5)):
         cut = make_cut()
-        cut.attention = attention
+        cut.measured = {} if attention is None else {ATTENTION: attention}
         with pytest.raises(PluginError, match=r"class-token attention of shape \[6, 9\]"):
             run(EViT(), cut)
 
@@ -227,11 +245,14 @@ def test_what_is_refused() -> None:
     ],
 )
 def test_trains_through_real_frames(tiny: Any, stack: list[str]) -> None:
-    plugins = [bind_plugin(text) for text in stack]
+    plugins = [bind("plugins", text) for text in stack]
     first, second = (tiny.train(*tiny.pair(plugins), range(2)) for _ in range(2))
     assert first == second
     client, server = tiny.pair(plugins)
-    assert client.forward(tiny.batch(), 0)["activations"].shape[1] < 5
-    asked = client.query(tiny.batch(0), 0, stacked=True)
-    assert (asked["activations"].shape[1] < 5) == ("true" in stack[0])
-    client.answer(tiny.travel(server.handle(tiny.travel(asked))))
+    assert next(client.train(tiny.batch(), 0))["activations"].shape[1] < 5
+
+    def ask(asked: Message) -> Message:
+        assert (asked["activations"].shape[1] < 5) == ("true" in stack[0])
+        return tiny.travel(server.handle(tiny.travel(asked)))
+
+    hold(client.query(tiny.batch(0), 0, stacked=True), ask)

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import ConfigError, Cut, Kind, Message, PluginError, ProtocolError, Role
-from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core.catalogue.binding import bind
 from splitlab.core.catalogue.tables import ROOT
+from splitlab.core.engine.conversation import hold
 from splitlab.plugins.adc import ADC
 from splitlab.plugins.common.kmeans import codebooks
 from splitlab.plugins.fedlite import FedLite
@@ -40,7 +41,13 @@ class Peers:
     def down(self, tensor: torch.Tensor, step: int = 0) -> tuple[torch.Tensor, Message]:
         """Return what the client's backward pass takes, and the message on the wire."""
         arrived, wire = self._send(Kind.GRADIENT, tensor, step, True)
-        cut = Cut(torch.zeros(1), torch.zeros(1), step, True, gradient=arrived)
+        cut = Cut(
+            activations=torch.zeros(1),
+            targets=torch.zeros(1),
+            step=step,
+            training=True,
+            gradient=arrived,
+        )
         self.client.gradient_return(cut)
         assert cut.gradient is not None
         return cut.gradient, wire
@@ -235,7 +242,7 @@ def test_the_correction_is_of_its_step_and_the_clients_alone(peers: Any) -> None
     assert torch.equal(pair.down(G, step=4)[0], G)
     assert torch.equal(pair.down(G, step=3)[0], G)  # used up
     pair.up(X, step=5)
-    cut = Cut(X, torch.zeros(1), 5, True, gradient=G)
+    cut = Cut(activations=X, targets=torch.zeros(1), step=5, training=True, gradient=G)
     pair.server.gradient_return(cut)
     assert torch.equal(cut.gradient, G)
     cut.gradient = G[:3]
@@ -421,21 +428,24 @@ def test_draws_depend_on_nothing_but_seed_and_step(peers: Any) -> None:
 @pytest.mark.parametrize("parameters", [{}, {"ratio": 0.2}, {"size": 4, "groups": 4}])
 def test_trains_through_frames(tiny: Any, parameters: dict[str, Any]) -> None:
     client, server = tiny.pair([tiny.bound(FedLite, **parameters)])
-    assert "fedlite.codebook" in client.forward(tiny.batch(), 0)
+    assert "fedlite.codebook" in next(client.train(tiny.batch(), 0))
     losses = tiny.train(client, server, [0, 1])
     assert all(math.isfinite(loss) for loss in losses)
 
 
 def test_behind_adc_and_in_front_of_half_precision(tiny: Any) -> None:
-    half = bind_plugin(f"{ROOT}/examples/half_precision.py:HalfPrecision")
+    half = bind("plugins", f"{ROOT}/examples/half_precision.py:HalfPrecision")
     stack = [tiny.bound(ADC, ratio=0.5), tiny.bound(FedLite, size=4), half]
     client, server = tiny.pair(stack)
-    message = client.forward(tiny.batch(0), 0)
-    assert message["fedlite.codebook"].dtype == torch.float16
-    assert message["activations"].dtype == torch.uint8
-    answer = server.handle(tiny.travel(message))
-    assert answer["gradient"].dtype == torch.float16
-    assert math.isfinite(client.backward(tiny.travel(answer)))
+
+    def ask(message: Message) -> Message:
+        assert message["fedlite.codebook"].dtype == torch.float16
+        assert message["activations"].dtype == torch.uint8
+        answer = server.handle(tiny.travel(message))
+        assert answer["gradient"].dtype == torch.float16
+        return tiny.travel(answer)
+
+    assert math.isfinite(hold(client.train(tiny.batch(0), 0), ask).loss)
 
 
 # --- Refusals -------------------------------------------------------------------------------------
@@ -539,7 +549,7 @@ def test_client_refuses(
     ["fedlite", "fedlite:ratio=0.3", "fedlite:size=4,centroids=16,sample=none,gradient_bits=4"],
 )
 def test_built_by_name(text: str) -> None:
-    plugin = bind_plugin(text).build()
+    plugin = bind("plugins", text).build()
     assert isinstance(plugin, FedLite)
     assert not plugin.traits().stateful
     assert all(0 < share <= 1 for share in plugin.nominal_ratio())

@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitlab.core import ConfigError, Cut, Kind, ProtocolError, Role
-from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core import ConfigError, Cut, Kind, Message, ProtocolError, Role
+from splitlab.core.catalogue.binding import bind
+from splitlab.core.engine.conversation import hold
 from splitlab.plugins.adc import ADC
 from splitlab.plugins.c3sl import C3SL
 from splitlab.plugins.fft_lowpass import SIZE, FFTLowpass, fourier_basis
@@ -26,7 +27,9 @@ def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tor
 
 
 def client_cut(X: torch.Tensor, *, training: bool = True, **params: Any) -> Cut:
-    cut = Cut(X, torch.zeros(X.shape[0], dtype=torch.int64), 0, training)
+    cut = Cut(
+        activations=X, targets=torch.zeros(X.shape[0], dtype=torch.int64), step=0, training=training
+    )
     FFTLowpass(**params).after_client_forward(cut)
     return cut
 
@@ -34,7 +37,13 @@ def client_cut(X: torch.Tensor, *, training: bool = True, **params: Any) -> Cut:
 def server_cut(cut: Cut, **params: Any) -> tuple[torch.Tensor, Cut]:
     """Return the leaf that arrived, and the cut as the receiver left it."""
     leaf = cut.activations.detach().clone().requires_grad_()
-    there = Cut(leaf, cut.targets, cut.step, cut.training, side=dict(cut.side))
+    there = Cut(
+        activations=leaf,
+        targets=cut.targets,
+        step=cut.step,
+        training=cut.training,
+        side=dict(cut.side),
+    )
     FFTLowpass(**params).before_server_forward(there)
     return leaf, there
 
@@ -231,7 +240,7 @@ def test_twice_in_a_stack(tiny: Any) -> None:
 @pytest.mark.parametrize("B", [1, 6])
 def test_bytes(tiny: Any, B: int) -> None:
     client, server = tiny.pair([tiny.bound(FFTLowpass, ratio=0.3)])
-    up = client.forward(tiny.batch(size=B), 0)
+    up = next(client.train(tiny.batch(size=B), 0))
     assert up["activations"].shape == (B, 3, 7), "3 · 7 of 24 numbers allowed"
     assert [up[name].nbytes for name in up.names(Role.PAYLOAD)] == [4 * B * 3 * 7]
     assert [up[name].nbytes for name in up.names(Role.SIDE)] == [8]
@@ -256,11 +265,15 @@ def test_training_repeats_itself_and_resumes(tiny: Any) -> None:
 
 def test_evaluation_through_frames(tiny: Any) -> None:
     client, server = tiny.pair([tiny.bound(FFTLowpass)])
-    up = tiny.travel(client.query(tiny.batch(), 0, stacked=True))
-    assert up["activations"].shape == (6, 1, 7)
-    down = tiny.travel(server.handle(up))
-    assert down.kind is Kind.PREDICTION
-    assert client.answer(down)[0].shape == (6,)
+
+    def ask(up: Message) -> Message:
+        up = tiny.travel(up)
+        assert up["activations"].shape == (6, 1, 7)
+        down = tiny.travel(server.handle(up))
+        assert down.kind is Kind.PREDICTION
+        return down
+
+    assert hold(client.query(tiny.batch(), 0, stacked=True), ask).ids.shape == (6,)
 
 
 def test_between_adc_and_c3sl(tiny: Any) -> None:
@@ -269,7 +282,7 @@ def test_between_adc_and_c3sl(tiny: Any) -> None:
         tiny.bound(FFTLowpass, ratio=0.5),
         tiny.bound(C3SL, group=2),
     ]
-    up = tiny.client(stack).forward(tiny.batch(), 0)
+    up = next(tiny.client(stack).train(tiny.batch(), 0))
     assert up["activations"].shape == (2, 3, 7), "4 rows of 3 tokens; 3 · 7 of 24; 2 to a sum"
     assert all(loss > 0 for loss in tiny.train(*tiny.pair(stack), range(2)))
 
@@ -280,7 +293,7 @@ def test_in_front_of_adc_is_refused(tiny: Any) -> None:
 
 
 def test_built_by_name() -> None:
-    bound = bind_plugin("fft-lowpass:token_keep=0.3,width_keep=0.5,evaluation=false")
+    bound = bind("plugins", "fft-lowpass:token_keep=0.3,width_keep=0.5,evaluation=false")
     assert isinstance(bound.build(), FFTLowpass)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from splitlab.core import Cut, Kind, Message, Role, Traits
-from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core.catalogue.binding import bind
 from splitlab.plugins.none import Nothing
 
 
@@ -25,10 +25,10 @@ def test_frames_are_the_same_byte_for_byte(tiny: Any) -> None:
     ups = []
     for plugins in ([], [tiny.bound(Nothing)]):
         client, server = tiny.pair(plugins)
-        up = client.forward(tiny.batch(), 0)
+        up = next(client.train(tiny.batch(), 0))
         answer = server.handle(tiny.travel(up))
         ups.append([(name, m[name], m.role(name)) for m in (up, answer) for name in m])
-        assert up.meta == {}
+        assert up.notes == {}
     for (name, tensor, role), (name_2, tensor_2, role_2) in zip(*ups, strict=True):
         assert (name, role) == (name_2, role_2)
         assert torch.equal(tensor, tensor_2)
@@ -37,7 +37,9 @@ def test_frames_are_the_same_byte_for_byte(tiny: Any) -> None:
 def test_every_hook_leaves_values_and_graph_alone() -> None:
     plugin = Nothing()
     x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    cut = Cut(x, torch.zeros(2), 0, True, gradient=torch.ones(2, 3, 4))
+    cut = Cut(
+        activations=x, targets=torch.zeros(2), step=0, training=True, gradient=torch.ones(2, 3, 4)
+    )
     for hook in (
         plugin.after_client_forward,
         plugin.before_server_forward,
@@ -54,7 +56,7 @@ def test_every_hook_leaves_values_and_graph_alone() -> None:
 
 
 def test_what_it_says_of_itself() -> None:
-    plugin = bind_plugin("none").build()
+    plugin = bind("plugins", "none").build()
     assert isinstance(plugin, Nothing)
     assert plugin.nominal_ratio() == (1, 1)
     assert plugin.traits() == Traits()

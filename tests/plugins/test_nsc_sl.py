@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from splitlab.core import ConfigError, Kind, Message, ProtocolError, Role
-from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core.catalogue.binding import bind
 from splitlab.core.catalogue.tables import ROOT, entries
+from splitlab.core.engine.conversation import hold
 from splitlab.plugins.adc import ADC
 from splitlab.plugins.nsc_sl import NSCSL
 
@@ -357,19 +358,22 @@ def test_draws_depend_on_nothing_but_seed_and_step(peers: Any) -> None:
 )
 def test_trains_through_frames(tiny: Any, parameters: dict[str, Any]) -> None:
     client, server = tiny.pair([tiny.bound(NSCSL, ratio=0.5, **parameters)])
-    assert "nsc_sl.p" in client.forward(tiny.batch(), 0)
+    assert "nsc_sl.p" in next(client.train(tiny.batch(), 0))
     losses = tiny.train(client, server, [0, 1])
     assert all(math.isfinite(loss) for loss in losses)
 
 
 def test_behind_adc_and_in_front_of_half_precision(tiny: Any) -> None:
-    half = bind_plugin(f"{ROOT}/examples/half_precision.py:HalfPrecision")
+    half = bind("plugins", f"{ROOT}/examples/half_precision.py:HalfPrecision")
     client, server = tiny.pair([tiny.bound(ADC, ratio=0.5), tiny.bound(NSCSL, ratio=0.5), half])
-    message = client.forward(tiny.batch(0), 0)
-    assert message["nsc_sl.p"].dtype == message["nsc_sl.q"].dtype == torch.float16
-    answer = server.handle(tiny.travel(message))
-    assert [*answer] == ["nsc_sl.p"]
-    assert math.isfinite(client.backward(tiny.travel(answer)))
+
+    def ask(message: Message) -> Message:
+        assert message["nsc_sl.p"].dtype == message["nsc_sl.q"].dtype == torch.float16
+        answer = server.handle(tiny.travel(message))
+        assert [*answer] == ["nsc_sl.p"]
+        return tiny.travel(answer)
+
+    assert math.isfinite(hold(client.train(tiny.batch(0), 0), ask).loss)
 
 
 @pytest.mark.parametrize(
@@ -436,7 +440,7 @@ def test_server_refuses(peers: Any, mat: str, P: tuple[int, ...], Q: tuple[int, 
 
 def test_it_says_that_it_is_a_reconstruction() -> None:
     assert entries("plugins")["nsc-sl"].facts["reconstruction"] is True
-    built = bind_plugin("nsc-sl:eta=0.9,mat=sample,gradient=factor,feedback=temporal").build()
+    built = bind("plugins", "nsc-sl:eta=0.9,mat=sample,gradient=factor,feedback=temporal").build()
     assert isinstance(built, NSCSL)
     assert (built.traits().gradient, built.traits().stateful) == ("straight-through", True)
-    assert bind_plugin("nsc-sl").build().traits().gradient == "natural"
+    assert bind("plugins", "nsc-sl").build().traits().gradient == "natural"

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import ConfigError, Kind, Message, ProtocolError, Role
-from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core.catalogue.binding import bind
 from splitlab.core.catalogue.tables import ROOT
+from splitlab.core.engine.conversation import hold
 from splitlab.core.engine.stack import Stack
 from splitlab.plugins.adc import ADC
 from splitlab.plugins.common.low_rank import (
@@ -55,7 +56,7 @@ class Peers:
         assert {message.role(name) for name in message} == {Role.PAYLOAD}
         receiver.after_receive(message)
         assert [*message] == [NAMES[kind]]
-        assert set(message.meta) == set()
+        assert set(message.notes) == set()
         return message[NAMES[kind]], wire
 
 
@@ -466,15 +467,18 @@ def test_behind_adc_and_in_front_of_half_precision(tiny: Any) -> None:
     stack = [
         tiny.bound(ADC, ratio=0.5),
         tiny.bound(PowerSGD, rank=2, gradient="natural"),
-        bind_plugin(f"{ROOT}/examples/half_precision.py:HalfPrecision"),
+        bind("plugins", f"{ROOT}/examples/half_precision.py:HalfPrecision"),
     ]
     client, server = tiny.pair(stack)
-    message = client.forward(tiny.batch(0), 0)
-    assert message["powersgd.p"].dtype == message["powersgd.q"].dtype == torch.float16
-    assert "activations" not in message
-    answer = server.handle(tiny.travel(message))
-    assert [*answer] == ["powersgd.p"]
-    assert math.isfinite(client.backward(tiny.travel(answer)))
+
+    def ask(message: Message) -> Message:
+        assert message["powersgd.p"].dtype == message["powersgd.q"].dtype == torch.float16
+        assert "activations" not in message
+        answer = server.handle(tiny.travel(message))
+        assert [*answer] == ["powersgd.p"]
+        return tiny.travel(answer)
+
+    assert math.isfinite(hold(client.train(tiny.batch(0), 0), ask).loss)
 
 
 def test_nothing_that_needs_the_tensor_may_stand_behind(tiny: Any) -> None:
@@ -592,7 +596,7 @@ def test_spectrum_of_what_is_not_finite() -> None:
     ],
 )
 def test_built_by_name(text: str, gradient: str, stateful: bool) -> None:
-    plugin = bind_plugin(text).build()
+    plugin = bind("plugins", text).build()
     assert isinstance(plugin, PowerSGD)
     traits = plugin.traits()
     assert (traits.gradient, traits.stateful) == (gradient, stateful)

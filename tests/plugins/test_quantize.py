@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import ConfigError, Kind, Message, ProtocolError, Role
-from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core.catalogue.binding import bind
+from splitlab.core.engine.conversation import hold
 from splitlab.plugins.adc import ADC
 from splitlab.plugins.quantize import Quantize
 
@@ -46,7 +47,7 @@ def there_and_back(tiny: Any, plugin: Quantize, values: torch.Tensor, **facts: A
     arrived = tiny.travel(message)
     plugin.after_receive(arrived)
     assert list(arrived) == ["x", "targets"]
-    assert not arrived.meta
+    assert not arrived.notes
     assert arrived["x"].shape == values.shape
     assert arrived["x"].dtype == values.dtype
     return arrived["x"]
@@ -307,7 +308,7 @@ def test_seed_and_step_decide_and_nothing_else(tiny: Any) -> None:
 def test_training_through_real_frames(tiny: Any, per: Any) -> None:
     plain = tiny.train(*tiny.pair(optimizer="sgd"), range(2))
     bound = tiny.bound(Quantize, bits=8, per=per, rounding="stochastic")
-    assert tiny.client([bound]).forward(tiny.batch(), 0)["activations"].dtype == torch.uint8
+    assert next(tiny.client([bound]).train(tiny.batch(), 0))["activations"].dtype == torch.uint8
     losses = tiny.train(*tiny.pair([bound], optimizer="sgd"), range(2))
     assert losses == pytest.approx(plain, rel=0.2)
     assert losses == tiny.train(*tiny.pair([bound], optimizer="sgd"), range(2))
@@ -316,9 +317,12 @@ def test_training_through_real_frames(tiny: Any, per: Any) -> None:
 def test_behind_adc(tiny: Any) -> None:
     stack = [tiny.bound(ADC, ratio=0.4), tiny.bound(Quantize, bits=8)]
     client, server = tiny.pair(stack)
-    up = client.forward(tiny.batch(), 0)
-    assert up["activations"].dtype == torch.uint8
-    assert math.isfinite(client.backward(server.handle(up)))
+
+    def ask(up: Message) -> Message:
+        assert up["activations"].dtype == torch.uint8
+        return server.handle(up)
+
+    assert math.isfinite(hold(client.train(tiny.batch(), 0), ask).loss)
 
 
 # --- Refusals -------------------------------------------------------------------------------------
@@ -360,12 +364,12 @@ def test_bad_parameters(settings_: dict[str, Any], says: str) -> None:
         (lambda m: m.put("x", m["x"].char(), Role.PAYLOAD), "torch.int8"),
         (lambda m: m.put("quantize.x", m["quantize.x"][:1], Role.SIDE), "the ranges of x"),
         (lambda m: m.put("quantize.x", m["quantize.x"].float(), Role.SIDE), "the ranges of x"),
-        (lambda m: m.meta.update(quantize=[7]), "note 7"),
-        (lambda m: m.meta.update(quantize=[{"x": []}]), "should hold dtype and shape"),
-        (lambda m: m.meta.update(quantize=[{"x": ["int8", 2, 3, 8]}]), "int8"),
-        (lambda m: m.meta.update(quantize=[{"x": ["float32", -2, -3, 8]}]), "-2"),
-        (lambda m: m.meta.update(quantize=[{"x": ["float32", *[1] * 99]}]), "1, 1"),
-        (lambda m: m.meta.update(quantize=[{"x": ["float32", 10**9, 10**9]}]), "1000000000"),
+        (lambda m: m.notes.update(quantize=[7]), "note 7"),
+        (lambda m: m.notes.update(quantize=[{"x": []}]), "should hold dtype and shape"),
+        (lambda m: m.notes.update(quantize=[{"x": ["int8", 2, 3, 8]}]), "int8"),
+        (lambda m: m.notes.update(quantize=[{"x": ["float32", -2, -3, 8]}]), "-2"),
+        (lambda m: m.notes.update(quantize=[{"x": ["float32", *[1] * 99]}]), "1, 1"),
+        (lambda m: m.notes.update(quantize=[{"x": ["float32", 10**9, 10**9]}]), "1000000000"),
     ],
 )
 def test_receiver_refuses(tiny: Any, change: Any, says: str) -> None:
@@ -384,7 +388,7 @@ def test_a_direction_that_is_not_quantized_has_no_note(tiny: Any) -> None:
 
 def test_built_by_name() -> None:
     text = "quantize:bits=4,gradient_bits=none,per=group,group=32,mode=midrise,direction=both"
-    plugin = bind_plugin(text).build()
+    plugin = bind("plugins", text).build()
     assert isinstance(plugin, Quantize)
     traits = plugin.traits()
     assert (traits.needs, traits.changes) == ({"numbers"}, {"numbers"})
@@ -407,15 +411,20 @@ def test_gpu_agrees_with_the_cpu(tiny: Any, per: Any) -> None:
 def test_each_direction_has_its_own_mode_and_ranges(tiny: Any) -> None:
     wanted = {"bits": 4, "per": "token", "gradient_per": "channel", "gradient_mode": "midrise"}
     client, server = tiny.pair([tiny.bound(Quantize, **wanted)])
-    up = client.forward(tiny.batch(), 0)
-    assert up["quantize.activations"].shape == (2, 30)
-    down = server.handle(tiny.travel(up))
-    assert down["quantize.gradient"].shape == (2, 16)
-    client.backward(tiny.travel(down))
+    answers = []
+
+    def ask(up: Message) -> Message:
+        assert up["quantize.activations"].shape == (2, 30)
+        down = server.handle(tiny.travel(up))
+        assert down["quantize.gradient"].shape == (2, 16)
+        answers.append(down)
+        return tiny.travel(down)
+
+    hold(client.train(tiny.batch(), 0), ask)
     same = tiny.server([tiny.bound(Quantize, bits=4, gradient_per="channel")]).handle(
-        tiny.travel(tiny.client([tiny.bound(Quantize, bits=4)]).forward(tiny.batch(), 0))
+        tiny.travel(next(tiny.client([tiny.bound(Quantize, bits=4)]).train(tiny.batch(), 0)))
     )
-    assert not torch.equal(same["gradient"], down["gradient"])
+    assert not torch.equal(same["gradient"], answers[0]["gradient"])
     for name in ("gradient_mode", "gradient_per"):
         with pytest.raises(ConfigError, match=f"{name}=.* direction=both or down"):
             Quantize(direction="up", **{name: wanted[name]})

@@ -12,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitlab.core import ConfigError, Kind, Message, Peer, ProtocolError, Role
-from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core import ConfigError, Kind, Message, ProtocolError, Role
+from splitlab.core.catalogue.binding import bind
 from splitlab.core.catalogue.tables import catalogue
+from splitlab.core.testing.tiny import Tiny
 from splitlab.plugins import sl_acc
 from splitlab.plugins.adc import ADC
 from splitlab.plugins.common.bits import packed_bytes, unpack
@@ -32,8 +33,9 @@ B, N, C = 32, 17, 24
 def make_plugin(role: Any = "client", **params: Any) -> SLACC:
     plugin = SLACC(**params)
     plugin.setup(
-        Peer(
-            role=role,
+        Tiny().peer(
+            role,
+            grid=None,
             seed=0,
             classes=4,
             tokens=N,
@@ -41,7 +43,6 @@ def make_plugin(role: Any = "client", **params: Any) -> SLACC:
             prefix_tokens=1,
             class_token=True,
             cut=1,
-            depth=3,
             batch_size=B,
             device=torch.device("cpu"),
         )
@@ -79,14 +80,14 @@ def arrived(tiny: Any, message: Message, **params: Any) -> torch.Tensor:
     message = tiny.travel(message)
     make_plugin("server", **params).after_receive(message)
     assert message.names(Role.SIDE) == ()
-    assert message.meta == {}
+    assert message.notes == {}
     (name,) = message.names(Role.PAYLOAD)
     return message[name]
 
 
 def read_widths(message: Message) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the width of every channel and its group, from the wire."""
-    G = message.meta["sl-acc"][0]["groups"]
+    G = message.notes["sl-acc"][0]["groups"]
     width_G = unpack(message["sl-acc.widths"], 4, G).long() + 1
     group_C = torch.zeros(C, dtype=torch.long)
     if G > 1:
@@ -318,7 +319,7 @@ def test_evaluation() -> None:
     values = tokens()
     untouched = sent(plugin, values, training=False)
     assert torch.equal(untouched["activations"], values)
-    assert untouched.meta == {}
+    assert untouched.notes == {}
     assert not plugin.traits().evaluation
 
     plugin = make_plugin(evaluation=True)
@@ -402,8 +403,8 @@ def change(message: Message, name: str, tensor: torch.Tensor) -> None:
         (lambda m: change(m, "sl-acc.widths", m["sl-acc.widths"][:0]), "widths arrived as"),
         (lambda m: change(m, "sl-acc.groups", m["sl-acc.groups"] | 255), "none of the 3 groups"),
         (lambda m: m.take("sl-acc.groups"), "'sl-acc.groups' is missing"),
-        (lambda m: m.meta["sl-acc"][0].update(groups=0), "0 groups of 24"),
-        (lambda m: m.meta["sl-acc"][0].update(shape=[1]), "shape and dtype"),
+        (lambda m: m.notes["sl-acc"][0].update(groups=0), "0 groups of 24"),
+        (lambda m: m.notes["sl-acc"][0].update(shape=[1]), "shape and dtype"),
         (lambda m: m.put("more", torch.ones(1), Role.PAYLOAD), "2 payloads arrived"),
     ],
 )
@@ -415,7 +416,7 @@ def test_what_a_receiver_refuses(spoil: Any, says: str) -> None:
 
 
 def test_by_name_and_as_a_reconstruction() -> None:
-    bound = bind_plugin("sl-acc:ratio=0.2,min_bits=3,per=channel")
+    bound = bind("plugins", "sl-acc:ratio=0.2,min_bits=3,per=channel")
     assert isinstance(bound.build(), SLACC)
     assert catalogue()["plugins"]["sl-acc"]["reconstruction"] is True
     assert "This is a reconstruction from the abstract" in (sl_acc.__doc__ or "")

@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import ConfigError, Kind, Message, Peer, PluginError, ProtocolError, Role
-from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core.catalogue.binding import bind
+from splitlab.core.engine.conversation import hold
+from splitlab.core.testing.tiny import Tiny
 from splitlab.plugins.adc import ADC, ADCBatchMerge
 from splitlab.plugins.common.bits import unpack
 from splitlab.plugins.sl_fac import SLFAC, dct_basis, much_energy, widths_of, widths_within
@@ -33,12 +35,11 @@ def make_peer(**facts: Any) -> Peer:
         "prefix_tokens": 1,
         "class_token": True,
         "cut": 3,
-        "depth": 12,
         "batch_size": 64,
         "device": torch.device("cpu"),
         "grid": GRID,
     }
-    return Peer(**(defaults | facts))
+    return Tiny().peer(**(defaults | facts))
 
 
 def plugin(peer: Peer | None = None, **params: Any) -> SLFAC:
@@ -424,7 +425,7 @@ def test_training_repeats_itself_and_resumes(tiny: Any) -> None:
         return tiny.pair([tiny.bound(SLFAC, ratio=0.4)])
 
     client, server = pair()
-    up = client.forward(tiny.batch(), 0)
+    up = next(client.train(tiny.batch(), 0))
     assert size(up) - up["targets"].nbytes <= 0.4 * 4 * 6 * 5 * 16
     client, server = pair()
     first = tiny.train(client, server, range(2))
@@ -445,16 +446,20 @@ def test_sixteen_bits_train_as_none(tiny: Any) -> None:
 
 def test_evaluation_through_frames(tiny: Any) -> None:
     client, server = tiny.pair([tiny.bound(SLFAC, min_bits=2, evaluation=True)])
-    up = tiny.travel(client.query(tiny.batch(), 0, stacked=True))
-    assert up["activations"].dtype == torch.uint8
-    down = tiny.travel(server.handle(up))
-    assert down.kind is Kind.PREDICTION
-    assert client.answer(down)[0].shape == (6,)
+
+    def ask(up: Message) -> Message:
+        up = tiny.travel(up)
+        assert up["activations"].dtype == torch.uint8
+        down = tiny.travel(server.handle(up))
+        assert down.kind is Kind.PREDICTION
+        return down
+
+    assert hold(client.query(tiny.batch(), 0, stacked=True), ask).ids.shape == (6,)
 
 
 def test_behind_merged_rows(tiny: Any) -> None:
     stack = [tiny.bound(ADCBatchMerge, ratio=0.5), tiny.bound(SLFAC, min_bits=4)]
-    up = tiny.client(stack).forward(tiny.batch(), 0)
+    up = next(tiny.client(stack).train(tiny.batch(), 0))
     assert up["sl-fac.special"].shape == (3, 1, 16)
     assert all(loss > 0 for loss in tiny.train(*tiny.pair(stack), range(2)))
 
@@ -465,7 +470,7 @@ def test_behind_chosen_tokens_is_refused(tiny: Any) -> None:
 
 
 def test_built_by_name() -> None:
-    bound = bind_plugin("sl-fac:theta=0.8,min_bits=3,max_bits=6,evaluation=true")
+    bound = bind("plugins", "sl-fac:theta=0.8,min_bits=3,max_bits=6,evaluation=true")
     assert isinstance(bound.build(), SLFAC)
 
 

@@ -12,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitlab.core import ConfigError, Kind, Message, Peer, PluginError, ProtocolError, Role
-from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core import ConfigError, Kind, Message, PluginError, ProtocolError, Role
+from splitlab.core.catalogue.binding import bind
 from splitlab.core.catalogue.tables import catalogue
+from splitlab.core.testing.tiny import Tiny
 from splitlab.plugins import splitfc
 from splitlab.plugins.adc import ADC
 from splitlab.plugins.common.bits import packed_bytes, unpack
@@ -27,8 +28,9 @@ Q = N * D
 def make_plugin(role: Any = "client", seed: int = 0, **params: Any) -> SplitFC:
     plugin = SplitFC(**params)
     plugin.setup(
-        Peer(
-            role=role,
+        Tiny().peer(
+            role,
+            grid=None,
             seed=seed,
             classes=4,
             tokens=N,
@@ -36,7 +38,6 @@ def make_plugin(role: Any = "client", seed: int = 0, **params: Any) -> SplitFC:
             prefix_tokens=1,
             class_token=True,
             cut=1,
-            depth=3,
             batch_size=B,
             device=torch.device("cpu"),
         )
@@ -74,7 +75,7 @@ def arrived(tiny: Any, message: Message, receiver: SplitFC) -> torch.Tensor:
     message = tiny.travel(message)
     receiver.after_receive(message)
     assert message.names(Role.SIDE) == ()
-    assert message.meta == {}
+    assert message.notes == {}
     (name,) = message.names(Role.PAYLOAD)
     return message[name]
 
@@ -331,7 +332,7 @@ def test_a_gradient_whose_activations_came_whole_passes() -> None:
     server = make_plugin("server")
     message = sent(server, tokens(), Kind.GRADIENT)
     assert torch.equal(message["gradient"], tokens())
-    assert message.meta == {}
+    assert message.notes == {}
 
 
 def test_a_gradient_is_decoded_once_for_its_own_step(tiny: Any) -> None:
@@ -434,7 +435,7 @@ def test_training(tiny: Any, stack: list[type]) -> None:
     cols = "channel" if stack else "token_feature"
     bound = [tiny.bound(plugin, ratio=0.5) for plugin in stack]
     bound += [tiny.bound(SplitFC, ratio=0.2, cols=cols)]
-    assert tiny.client(bound).forward(tiny.batch(), 0)["activations"].dtype == torch.uint8
+    assert next(tiny.client(bound).train(tiny.batch(), 0))["activations"].dtype == torch.uint8
     losses = [tiny.train(*tiny.pair(bound), range(3)) for _ in range(2)]
     assert losses[0] == losses[1]
 
@@ -495,10 +496,10 @@ def change(message: Message, name: str, tensor: torch.Tensor) -> None:
         (lambda m: change(m, "splitfc.high", m["splitfc.high"][:-1]), "high arrived as"),
         (lambda m: change(m, "splitfc.widths", m["splitfc.widths"] * 0), "high arrived as"),
         (lambda m: m.take("splitfc.widths"), "'splitfc.widths' is missing"),
-        (lambda m: m.meta["splitfc"][0].update(e=1000), "1000 is no exponent"),
-        (lambda m: m.meta["splitfc"][0].update(e="0"), "is no exponent"),
-        (lambda m: m.meta["splitfc"][0].update(shape=[2**20, N, D]), "the note .* says"),
-        (lambda m: m.meta["splitfc"][0].update(dtype="int8"), "shape and dtype"),
+        (lambda m: m.notes["splitfc"][0].update(e=1000), "1000 is no exponent"),
+        (lambda m: m.notes["splitfc"][0].update(e="0"), "is no exponent"),
+        (lambda m: m.notes["splitfc"][0].update(shape=[2**20, N, D]), "the note .* says"),
+        (lambda m: m.notes["splitfc"][0].update(dtype="int8"), "shape and dtype"),
         (lambda m: m.put("more", torch.ones(1), Role.PAYLOAD), "2 payloads arrived"),
     ],
 )
@@ -510,6 +511,6 @@ def test_what_a_receiver_refuses(spoil: Any, says: str) -> None:
 
 
 def test_by_name_and_as_a_reconstruction() -> None:
-    assert isinstance(bind_plugin("splitfc:keep=0.5,bits=4.5,cols=channel").build(), SplitFC)
+    assert isinstance(bind("plugins", "splitfc:keep=0.5,bits=4.5,cols=channel").build(), SplitFC)
     assert catalogue()["plugins"]["splitfc"]["reconstruction"] is True
     assert "This is a reconstruction from the abstract" in (splitfc.__doc__ or "")

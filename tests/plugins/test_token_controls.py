@@ -8,9 +8,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from splitlab.core import ConfigError, Cut, Peer, PluginError
-from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core import Attention, ConfigError, Cut, Keys, Message, PluginError
+from splitlab.core.catalogue.binding import bind
+from splitlab.core.engine.conversation import hold
+from splitlab.core.testing.tiny import Tiny
 from splitlab.plugins.token_controls import GridPool, RandomTokens
+
+ATTENTION = Attention()
 
 Plugin = RandomTokens | GridPool
 
@@ -26,9 +30,14 @@ def make_cut(
 ) -> Cut:
     draw = torch.Generator().manual_seed(0)
     activations = torch.randn(B, N, D, generator=draw, dtype=torch.float64).to(dtype)
-    cut = Cut(activations.requires_grad_(), torch.zeros(B), step, training)
-    cut.attention = torch.rand(B, N, generator=draw)
-    cut.keys = torch.randn(B, N, 3, generator=draw)
+    cut = Cut(
+        activations=activations.requires_grad_(),
+        targets=torch.zeros(B),
+        step=step,
+        training=training,
+    )
+    cut.measured[ATTENTION] = torch.rand(B, N, generator=draw)
+    cut.measured[Keys()] = torch.randn(B, N, 3, generator=draw)
     return cut
 
 
@@ -36,8 +45,10 @@ def run(plugin: Plugin, cut: Cut, **facts: Any) -> torch.Tensor:
     """Reduce the cut; returns what it was."""
     B, N, D = cut.activations.shape
     defaults: dict[str, Any] = {"seed": 7, "classes": 5, "tokens": N, "width": D, "cut": 1}
-    defaults |= {"prefix_tokens": 1, "class_token": True, "depth": 3, "batch_size": B}
-    peer = Peer(role="client", **(defaults | {"device": torch.device("cpu")} | facts))
+    defaults |= {"prefix_tokens": 1, "class_token": True, "batch_size": B}
+    peer = Tiny().peer(
+        "client", **({"grid": None} | defaults | {"device": torch.device("cpu")} | facts)
+    )
     plugin.setup(peer)
     leaf = cut.activations
     plugin.after_client_forward(cut)
@@ -51,14 +62,14 @@ def run(plugin: Plugin, cut: Cut, **facts: Any) -> torch.Tensor:
 def test_draws_patches_and_keeps_special_tokens_and_order(P: int) -> None:
     cut = make_cut(200, 12, 1)
     numbers = torch.arange(12.0).repeat(200, 1)
-    cut.activations, cut.attention = numbers[..., None].requires_grad_(), numbers
+    cut.activations, cut.measured[ATTENTION] = numbers[..., None].requires_grad_(), numbers
     run(RandomTokens(ratio=0.5), cut, prefix_tokens=P)
     kept = cut.activations[..., 0]
     assert kept.shape == (200, 6)
     assert (kept.diff(dim=1) > 0).all()
     assert torch.equal(kept[:, :P], numbers[:, :P])
-    assert torch.equal(cut.attention, kept)
-    assert cut.keys is None
+    assert torch.equal(cut.measured[ATTENTION], kept)
+    assert Keys() not in cut.measured
     # Each of the 12 - P patches in (6 - P) of 12 - P rows, give or take; rows differ.
     counts = kept.long().flatten().bincount(minlength=12)[P:] / 200
     torch.testing.assert_close(
@@ -114,7 +125,7 @@ def test_sizes_and_bytes_of_drawing(plugin: RandomTokens, K: int) -> None:
 def test_pools_as_torch_does(P: int, grid: tuple[int, int], factor: int) -> None:
     H, W = grid
     cut = make_cut(2, P + H * W, 3, dtype=torch.float64)
-    attention = cut.attention
+    attention = cut.measured[ATTENTION]
     assert attention is not None
     leaf = run(GridPool(factor=factor), cut, grid=grid, prefix_tokens=P)
     image = leaf[:, P:].mT.reshape(2, 3, H, W)
@@ -124,10 +135,10 @@ def test_pools_as_torch_does(P: int, grid: tuple[int, int], factor: int) -> None
     gradient = torch.randn(expected.shape, dtype=torch.float64, generator=torch.Generator())
     ours, theirs = (torch.autograd.grad(z, leaf, gradient)[0] for z in (cut.activations, expected))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
-    assert cut.attention is not None
-    torch.testing.assert_close(cut.attention.sum(1), attention.sum(1))
-    assert cut.attention.shape == expected.shape[:2]
-    assert cut.keys is None
+    assert ATTENTION in cut.measured
+    torch.testing.assert_close(cut.measured[ATTENTION].sum(1), attention.sum(1))
+    assert cut.measured[ATTENTION].shape == expected.shape[:2]
+    assert Keys() not in cut.measured
     assert cut.side == {}
 
 
@@ -225,16 +236,19 @@ def test_what_random_tokens_refuses() -> None:
     ],
 )
 def test_trains_through_real_frames(tiny: Any, stack: list[str]) -> None:
-    plugins = [bind_plugin(text) for text in stack]
+    plugins = [bind("plugins", text) for text in stack]
     first, second = (tiny.train(*tiny.pair(plugins), range(2)) for _ in range(2))
     assert first == second
     client, server = tiny.pair(plugins)
-    assert client.forward(tiny.batch(), 0)["activations"].shape[1] < 5
-    asked = client.query(tiny.batch(0), 0, stacked=True)
-    assert (asked["activations"].shape[1] < 5) == ("true" in stack[0])
-    client.answer(tiny.travel(server.handle(tiny.travel(asked))))
+    assert next(client.train(tiny.batch(), 0))["activations"].shape[1] < 5
+
+    def ask(asked: Message) -> Message:
+        assert (asked["activations"].shape[1] < 5) == ("true" in stack[0])
+        return tiny.travel(server.handle(tiny.travel(asked)))
+
+    hold(client.query(tiny.batch(0), 0, stacked=True), ask)
 
 
 def test_a_pooled_grid_is_no_grid_any_more(tiny: Any) -> None:
     with pytest.raises(ConfigError, match="needs grid"):
-        tiny.client([bind_plugin("random-tokens:keep=0.5"), bind_plugin("grid-pool")])
+        tiny.client([bind("plugins", "random-tokens:keep=0.5"), bind("plugins", "grid-pool")])

@@ -10,10 +10,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitlab.core import ConfigError, Cut, Peer, PluginError, ProtocolError, hookimpl
-from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core import (
+    Attention,
+    ConfigError,
+    Cut,
+    Keys,
+    Message,
+    Peer,
+    PluginError,
+    ProtocolError,
+    hookimpl,
+)
+from splitlab.core.catalogue.binding import bind
+from splitlab.core.engine.conversation import hold
+from splitlab.core.testing.tiny import Tiny
 from splitlab.plugins.common.pooling import SIZES
 from splitlab.plugins.tome import ToMe, match
+
+ATTENTION = Attention()
 
 
 def make_cut(
@@ -27,17 +41,21 @@ def make_cut(
 ) -> Cut:
     draw = torch.Generator().manual_seed(seed)
     activations = torch.randn(B, N, D, generator=draw, dtype=torch.float64).to(dtype)
-    cut = Cut(activations.requires_grad_(), torch.zeros(B), 0, training)
-    cut.attention = torch.rand(B, N, generator=draw)
-    cut.keys = torch.randn(B, N, 3, generator=draw)
+    cut = Cut(
+        activations=activations.requires_grad_(), targets=torch.zeros(B), step=0, training=training
+    )
+    cut.measured[ATTENTION] = torch.rand(B, N, generator=draw)
+    cut.measured[Keys()] = torch.randn(B, N, 3, generator=draw)
     return cut
 
 
 def make_peer(made: Cut, role: str = "client", **facts: Any) -> Peer:
     B, N, D = made.activations.shape
     defaults: dict[str, Any] = {"seed": 7, "classes": 5, "tokens": N, "width": D, "cut": 1}
-    defaults |= {"prefix_tokens": 1, "class_token": True, "depth": 3, "batch_size": B}
-    return Peer(role=role, **(defaults | {"device": torch.device("cpu")} | facts))  # type: ignore[arg-type]
+    defaults |= {"prefix_tokens": 1, "class_token": True, "batch_size": B}
+    return Tiny().peer(
+        role, **({"grid": None} | defaults | {"device": torch.device("cpu")} | facts)
+    )  # type: ignore[arg-type]
 
 
 def run(plugin: ToMe, cut: Cut, /, **facts: Any) -> torch.Tensor:
@@ -51,7 +69,9 @@ def run(plugin: ToMe, cut: Cut, /, **facts: Any) -> torch.Tensor:
 def receive(plugin: ToMe, cut: Cut, sizes: Any, **facts: Any) -> Cut:
     """Decode at a server what the cut became."""
     side = {} if sizes is None else {SIZES: sizes}
-    server = Cut(cut.activations.detach(), cut.targets, 0, True, side=side)
+    server = Cut(
+        activations=cut.activations.detach(), targets=cut.targets, step=0, training=True, side=side
+    )
     plugin.setup(make_peer(cut, "server", **facts))
     plugin.before_server_forward(server)
     return server
@@ -95,7 +115,7 @@ def test_is_the_method_by_the_book(N: int, P: int, share: float, metric: Any, se
     P = min(P, N - 2)
     K = P + 1 + math.floor(share * (N - P - 2))
     cut = make_cut(2, N, 3, seed=seed, dtype=torch.float64)
-    attention, keys = cut.attention, cut.keys
+    attention, keys = cut.measured[ATTENTION], cut.measured[Keys()]
     assert attention is not None
     assert keys is not None
     plugin = ToMe(r=N - K, metric=metric)
@@ -114,9 +134,9 @@ def test_is_the_method_by_the_book(N: int, P: int, share: float, metric: Any, se
     sizes = cut.side[SIZES].double()
     assert sizes.sum(1).tolist() == [N, N]
     torch.testing.assert_close((sizes[..., None] * cut.activations).sum(1), leaf.sum(1))
-    assert cut.attention is not None
-    torch.testing.assert_close(cut.attention.sum(1), attention.sum(1))
-    assert cut.keys is None
+    assert ATTENTION in cut.measured
+    torch.testing.assert_close(cut.measured[ATTENTION].sum(1), attention.sum(1))
+    assert Keys() not in cut.measured
 
     gradient = torch.randn(2, K, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     ours, theirs = (torch.autograd.grad(z, leaf, gradient)[0] for z in (cut.activations, expected))
@@ -125,7 +145,9 @@ def test_is_the_method_by_the_book(N: int, P: int, share: float, metric: Any, se
 
 def test_equal_tokens_merge_into_themselves() -> None:
     tokens = torch.eye(4)[[3, 0, 0, 1, 1, 2, 2]][None]  # class token, three pairs
-    cut = Cut(tokens.clone().requires_grad_(), torch.zeros(1), 0, True)
+    cut = Cut(
+        activations=tokens.clone().requires_grad_(), targets=torch.zeros(1), step=0, training=True
+    )
     run(ToMe(r=3, metric="tokens"), cut)
     assert torch.equal(cut.activations, torch.eye(4)[[3, 0, 1, 2]][None])
     assert cut.side[SIZES].tolist() == [[1, 2, 2, 2]]
@@ -135,7 +157,7 @@ def test_equal_tokens_merge_into_themselves() -> None:
 def test_weights_by_size_when_rounds_merge_what_is_merged() -> None:
     # Patches 5, 5, 5, 1 point the same way; all become one token: their plain mean.
     tokens = torch.tensor([[[7.0], [5], [5], [5], [1]]], dtype=torch.float64)
-    cut = Cut(tokens.requires_grad_(), torch.zeros(1), 0, True)
+    cut = Cut(activations=tokens.requires_grad_(), targets=torch.zeros(1), step=0, training=True)
     run(ToMe(r=3, metric="tokens"), cut)
     torch.testing.assert_close(cut.activations.flatten().tolist(), [7.0, 4.0])
     assert cut.side[SIZES].tolist() == [[1, 4]]
@@ -185,16 +207,16 @@ def test_the_server_attends_as_if_nothing_were_merged(tiny: Any) -> None:
     server = tiny.server()
     patch = tiny.batch().images.flatten(1)[:, :48].reshape(6, 3, 16)
     tokens = patch[:, [0, 1, 1, 2, 2]]
-    merged = Cut(tokens.clone(), torch.zeros(6), 0, True)
+    merged = Cut(activations=tokens.clone(), targets=torch.zeros(6), step=0, training=True)
     plugin = ToMe(r=2, metric="tokens")
     run(plugin, merged)
     assert merged.activations.shape == (6, 3, 16)
     sizes = receive(plugin, merged, merged.side[SIZES], tokens=5).token_sizes
-    half = server._server_half
+    part = server._part
     with torch.no_grad():
-        whole = half.forward(tokens)
-        torch.testing.assert_close(half.forward(merged.activations, sizes), whole)
-        assert not torch.allclose(half.forward(merged.activations), whole, atol=1e-3)
+        whole = part.forward(tokens)
+        torch.testing.assert_close(part.forward(merged.activations, sizes), whole)
+        assert not torch.allclose(part.forward(merged.activations), whole, atol=1e-3)
 
 
 def test_without_proportional_attention_no_sizes_travel() -> None:
@@ -221,7 +243,13 @@ def test_sizes_of_another_plugin_are_multiplied() -> None:
     plugin = ToMe(r=1)
     plugin.setup(make_peer(cut, "server"))
     sizes = torch.tensor([[1, 2]], dtype=torch.uint8)
-    server = Cut(torch.zeros(1, 2, 2), cut.targets, 0, True, side={SIZES: sizes})
+    server = Cut(
+        activations=torch.zeros(1, 2, 2),
+        targets=cut.targets,
+        step=0,
+        training=True,
+        side={SIZES: sizes},
+    )
     server.token_sizes = torch.tensor([[1.0, 0.5]])
     plugin.before_server_forward(server)
     assert server.token_sizes.tolist() == [[1, 1]]
@@ -319,7 +347,7 @@ def test_what_is_refused() -> None:
     assert cut.activations.shape[1] == 2
     for keys in (None, torch.zeros(6, 5, 3)):
         cut = make_cut()
-        cut.keys = keys
+        cut.measured = {} if keys is None else {Keys(): keys}
         with pytest.raises(PluginError, match="needs an attention key of every token"):
             run(ToMe(), cut)
 
@@ -336,18 +364,21 @@ def test_what_is_refused() -> None:
     ],
 )
 def test_trains_through_real_frames(tiny: Any, stack: list[str]) -> None:
-    plugins = [bind_plugin(text) for text in stack]
+    plugins = [bind("plugins", text) for text in stack]
     first, second = (tiny.train(*tiny.pair(plugins), range(2)) for _ in range(2))
     assert first == second
     client, server = tiny.pair(plugins)
-    assert client.forward(tiny.batch(), 0)["activations"].shape[1] < 5
-    asked = client.query(tiny.batch(0), 0, stacked=True)
-    assert (asked["activations"].shape[1] < 5) == ("true" in stack[0])
-    client.answer(tiny.travel(server.handle(tiny.travel(asked))))
+    assert next(client.train(tiny.batch(), 0))["activations"].shape[1] < 5
+
+    def ask(asked: Message) -> Message:
+        assert (asked["activations"].shape[1] < 5) == ("true" in stack[0])
+        return tiny.travel(server.handle(tiny.travel(asked)))
+
+    hold(client.query(tiny.batch(0), 0, stacked=True), ask)
 
 
 def test_adc_selection_behind_it_keeps_the_sizes_in_line(tiny: Any) -> None:
-    plugins = [bind_plugin(text) for text in ("tome:r=1", "adc-token-select:ratio=0.7")]
+    plugins = [bind("plugins", text) for text in ("tome:r=1", "adc-token-select:ratio=0.7")]
     assert len(tiny.train(*tiny.pair(plugins), range(2))) == 2
 
 
@@ -360,11 +391,11 @@ class Forgetful:
 
 
 def test_who_chooses_tokens_behind_it_without_counting_is_told(tiny: Any) -> None:
-    plugins = [bind_plugin("tome:r=1"), tiny.bound(Forgetful)]
+    plugins = [bind("plugins", "tome:r=1"), tiny.bound(Forgetful)]
     with pytest.raises(ProtocolError, match="put it behind plugins that choose tokens"):
         tiny.train(*tiny.pair(plugins), range(1))
 
 
 def test_keys_lost_to_an_earlier_reducer_are_missed_before_training(tiny: Any) -> None:
     with pytest.raises(ConfigError, match="needs keys"):
-        tiny.client([bind_plugin("evit:keep=0.5"), bind_plugin("tome")])
+        tiny.client([bind("plugins", "evit:keep=0.5"), bind("plugins", "tome")])

@@ -14,8 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitlab.core import ConfigError, Cut, Peer, ProtocolError
-from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core import ConfigError, Cut, Message, Peer, ProtocolError
+from splitlab.core.catalogue.binding import bind
+from splitlab.core.engine.conversation import hold
 from splitlab.plugins.adc import ADC
 from splitlab.plugins.common.bits import pack
 from splitlab.plugins.quantize import Quantize
@@ -70,10 +71,14 @@ def run_step(
 ) -> Outcome:
     plugin.setup(peer_of(tiny, X, **facts))
     leaf = X.clone().requires_grad_()
-    cut = Cut(leaf * 1, torch.zeros(len(X)).long(), step, training)
+    cut = Cut(
+        activations=leaf * 1, targets=torch.zeros(len(X)).long(), step=step, training=training
+    )
     plugin.after_client_forward(cut)
     arrived = cut.activations.detach().clone().requires_grad_()
-    server = Cut(arrived, cut.targets, step, training, side=dict(cut.side))
+    server = Cut(
+        activations=arrived, targets=cut.targets, step=step, training=training, side=dict(cut.side)
+    )
     plugin.setup(peer_of(tiny, X, "server", **facts))
     plugin.before_server_forward(server)
     return Outcome(leaf, cut, arrived, server)
@@ -350,7 +355,7 @@ def test_evaluation(tiny: Any, build: Any) -> None:
 @pytest.mark.parametrize("settings_", [{}, {"scope": "token"}, {"rate": 0.6, "keep_cls": True}])
 def test_training_through_real_frames(tiny: Any, build: Any, settings_: dict[str, Any]) -> None:
     bound = tiny.bound(build, **settings_)
-    assert tiny.client([bound]).forward(tiny.batch(), 0)["activations"].numel() < 6 * 5 * 16
+    assert next(tiny.client([bound]).train(tiny.batch(), 0))["activations"].numel() < 6 * 5 * 16
     losses = tiny.train(*tiny.pair([bound]), range(2))
     assert all(math.isfinite(loss) for loss in losses)
     assert losses == tiny.train(*tiny.pair([bound]), range(2))
@@ -363,10 +368,14 @@ def test_between_other_plugins(tiny: Any) -> None:
         tiny.bound(Quantize, bits=8, per="token"),
     ]
     client, server = tiny.pair(stack)
-    up = tiny.travel(client.forward(tiny.batch(), 0))
-    rows, tokens = 4, 3
-    assert up["activations"].nbytes == rows * tokens * 16 // 2
-    assert math.isfinite(client.backward(tiny.travel(server.handle(up))))
+
+    def ask(up: Message) -> Message:
+        up = tiny.travel(up)
+        rows, tokens = 4, 3
+        assert up["activations"].nbytes == rows * tokens * 16 // 2
+        return tiny.travel(server.handle(up))
+
+    assert math.isfinite(hold(client.train(tiny.batch(), 0), ask).loss)
 
 
 def test_both_in_one_stack_and_one_twice(tiny: Any) -> None:
@@ -464,13 +473,15 @@ def test_server_refuses(tiny: Any, build: Any, wrong: dict[str, Any], says: str)
         if tensor is not None:
             side[f"{name}.{key}"] = tensor
     with pytest.raises(ProtocolError, match=f"plugin '{name}': .*{says}"):
-        plugin.before_server_forward(Cut(noise(2, 3), torch.zeros(2), 0, True, side=side))
+        plugin.before_server_forward(
+            Cut(activations=noise(2, 3), targets=torch.zeros(2), step=0, training=True, side=side)
+        )
 
 
 def test_built_by_name() -> None:
     text = "topk:rate=0.2,keep_cls=true,evaluation=true"
-    assert type(bind_plugin(text).build()) is TopK
-    plugin = bind_plugin("randtopk:ratio=0.2,alpha=0.3,mode=binomial,scope=token").build()
+    assert type(bind("plugins", text).build()) is TopK
+    plugin = bind("plugins", "randtopk:ratio=0.2,alpha=0.3,mode=binomial,scope=token").build()
     assert isinstance(plugin, RandTopK)
     traits = plugin.traits()
     assert (traits.needs, traits.changes) == ({"numbers"}, {"layout"})

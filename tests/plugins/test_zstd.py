@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import ConfigError, Kind, Message, ProtocolError, Role
-from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core.catalogue.binding import bind
+from splitlab.core.engine.conversation import hold
 from splitlab.core.wire.encode import encode
 from splitlab.plugins.quantize import Quantize
 from splitlab.plugins.zstd import Zstd
@@ -75,7 +76,7 @@ def test_every_bit_comes_back(
     arrived = tiny.travel(message)
     plugin.after_receive(arrived)
     assert same_bits(arrived["x"], tensor)
-    assert not arrived.meta
+    assert not arrived.notes
 
 
 @pytest.mark.parametrize("kind", [Kind.ACTIVATION, Kind.GRADIENT, Kind.PREDICTION])
@@ -104,7 +105,7 @@ def test_what_becomes_no_smaller_travels_as_it_is(tiny: Any) -> None:
     message.put("x", octets, Role.PAYLOAD)
     built(tiny).before_send(message)
     assert message["x"] is octets
-    assert not message.meta
+    assert not message.notes
 
 
 def test_shuffled_floats_become_shorter(tiny: Any) -> None:
@@ -142,13 +143,17 @@ def test_a_run_is_the_same_bit_for_bit(tiny: Any) -> None:
 
 def test_evaluation_and_predictions(tiny: Any) -> None:
     client, server = tiny.pair([tiny.bound(Zstd)])
-    up = tiny.travel(client.query(tiny.batch(), 0, stacked=True))
-    assert up["activations"].dtype == torch.uint8
-    ids, loss = client.answer(tiny.travel(server.handle(up)))
+
+    def ask(up: Message) -> Message:
+        up = tiny.travel(up)
+        assert up["activations"].dtype == torch.uint8
+        return tiny.travel(server.handle(up))
+
+    found = hold(client.query(tiny.batch(), 0, stacked=True), ask)
     plain_client, plain_server = tiny.pair()
-    answer = plain_server.handle(plain_client.query(tiny.batch(), 0, stacked=True))
-    assert torch.equal(ids, answer["predictions"].long())
-    assert loss == answer.meta["loss_sum"]
+    answer = plain_server.handle(next(plain_client.query(tiny.batch(), 0, stacked=True)))
+    assert torch.equal(found.ids, answer["predictions"].long())
+    assert found.loss_sum == answer.meta["loss_sum"]
     assert Zstd().traits().evaluation
 
 
@@ -164,7 +169,8 @@ def test_behind_a_quantizer(tiny: Any) -> None:
 
 
 def frame(tiny: Any, *, note: Any, data: bytes = b"") -> Message:
-    message = Message(Kind.ACTIVATION, meta={"zstd": [note]})
+    message = Message(Kind.ACTIVATION)
+    message.push("zstd", note)
     octets = torch.frombuffer(bytearray(data or b"x"), dtype=torch.uint8)
     message.put("x", octets, Role.PAYLOAD)
     return message
@@ -232,9 +238,9 @@ def test_bad_levels(level: int) -> None:
 
 
 def test_built_by_name() -> None:
-    plugin = bind_plugin("zstd:level=3,shuffle=false").build()
+    plugin = bind("plugins", "zstd:level=3,shuffle=false").build()
     assert isinstance(plugin, Zstd)
     assert (plugin.traits().needs, plugin.traits().changes) == ({"plain"}, {"plain"})
     assert plugin.nominal_ratio() == (1, 1)
     with pytest.raises(ConfigError, match="ratio"):
-        bind_plugin("zstd:ratio=0.5")
+        bind("plugins", "zstd:ratio=0.5")

@@ -14,7 +14,6 @@ import torch
 from splitlab.core.catalogue.loading import load
 from splitlab.core.catalogue.tables import catalogue
 from splitlab.core.contract.errors import ConfigError, NetworkError
-from splitlab.core.contract.link import PairTransport
 from splitlab.core.testing import TRANSPORT_CHECKS, check_transport
 from splitlab.core.testing.links import both_ends
 
@@ -33,7 +32,7 @@ def networked(request: pytest.FixtureRequest) -> Any:
     transport = load("transports", request.param)()
     if reason := transport.unavailable():
         pytest.skip(f"{request.param}: {reason}")
-    if isinstance(transport, PairTransport):
+    if transport.place == "inside":
         pytest.skip("both peers are in one process")
     return transport
 

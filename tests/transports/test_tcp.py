@@ -108,8 +108,8 @@ def test_hosts_by_name_and_by_number(host: str) -> None:
     client = Tcp().connect(listener.address, device=CPU, timeout=SOON)
     server = listener.accept(SOON)
     listener.close()
-    assert client.peer == listener.address
-    assert server.peer.startswith("tcp://[::1]:" if "::1" in host else "tcp://")
+    assert client.remote == listener.address
+    assert server.remote.startswith("tcp://[::1]:" if "::1" in host else "tcp://")
     client.send(message(10), SOON)
     assert server.receive(SOON).frame_bytes == encode(message(10)).nbytes
     client.close()

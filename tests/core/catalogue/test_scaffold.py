@@ -37,11 +37,13 @@ def test_the_package_is_complete(folder: Path) -> None:
 def test_the_method_trains_and_gradients_are_those_of_autograd(folder: Path, tiny: Any) -> None:
     bound = bind("plugins", f"{folder / 'my_method.py'}:MyMethod:ratio=0.5")
     client, server = tiny.pair([bound])
-    message = client.forward(tiny.batch(), 0)
+    conversation = client.train(tiny.batch(), 0)
+    message = next(conversation)
     assert message["activations"].shape == (6, 5, 8)
     answer = server.handle(tiny.travel(message))
     assert answer["gradient"].shape == (6, 5, 8)
-    client.backward(tiny.travel(answer))
+    with pytest.raises(StopIteration):
+        conversation.send(tiny.travel(answer))
     assert client.stack.nominal_ratio() == (0.5, 0.5)
     assert torch.isfinite(torch.tensor(tiny.train(client, server, [1, 2]))).all()
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +14,11 @@ import pytest
 from splitlab.core.catalogue.links import load_transport
 from splitlab.core.command.main import main
 from splitlab.core.command.run import show_result
+from splitlab.core.command.show import human_bytes
+from splitlab.core.run.config import Config
+from splitlab.core.run.plan import Plan
+from splitlab.core.run.records import Summary
+from splitlab.core.run.reporter import Result
 
 HERE = ["--weights", "none", "--threads", "1", "--device", "cpu"]
 FAST = [*HERE, "--budget", "steps=1"]
@@ -31,8 +36,37 @@ def test_run_prints_accuracy_bytes_and_folder(
         assert word in text
 
 
+def test_a_dry_run_prints_the_plan_and_makes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module("splitlab.core.run.run")  # a name of two things in core
+    monkeypatch.setattr(module, "run", lambda **options: pytest.fail("it ran"))
+    options = ["--weights", "none", "--threads", "1", "--device", "cpu", "--budget", "steps=7"]
+    assert main(["run", "--plugin", "adc:ratio=0.1", "--dry-run", *options]) == 0
+    text = "".join(capsys.readouterr().out.split())  # what is too long goes on below
+    given = {"plugins": ("adc:ratio=0.1",), "weights": "none", "threads": 1, "device": "cpu"}
+    plan = Plan.of(Config.from_mapping({**given, "budget": "steps=7"}))
+    assert plan.step_bytes is not None
+    up, down = map(human_bytes, plan.step_bytes)
+    for words in (
+        "model vit-mini, cut 3",
+        f"client part {plan.model.client_parameters:,} parameters",
+        f"server part {plan.model.server_parameters:,} parameters",
+        f"stack {plan.stack[0].agreement()}",
+        f"bytes a step about {up} up, {down} down",
+        "steps about 7",
+        "budget steps=7",
+        "device cpu",
+    ):
+        assert words.replace(" ", "") in text, words
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_came_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
-    summary: Any = SimpleNamespace(
+    summary = Summary(
+        **{"loss": 1.0, "bytes_up": 1540, "bytes_down": 2000, "stack": ("a",), "cut": 3, "seed": 0},
+        **{"transport": "link", "dataset": "data", "model": "net"},
         **{"accuracy": 0.75, "accuracy_uncompressed": 0.5, "steps": 1200, "epochs": 2.5},
         **{"ratio_measured": 0.11, "ratio_nominal": 0.1, "seconds": 9.0},
         **{"client_seconds": 4.0, "server_seconds": 3.0, "link_seconds": 2.0},
@@ -41,7 +75,7 @@ def test_what_came_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
         "training": {"up": {"activation": 1500, "header": 40}, "down": {"gradient": 2000}},
         "control": {"up": {"header": 7}},
     }
-    show_result(SimpleNamespace(summary=summary, ledger=ledger, folder=Path("runs/x")))  # type: ignore[arg-type]
+    show_result(Result(Path("runs/x"), summary, ledger))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     for line in (
         "accuracy 0.7500",
@@ -78,7 +112,7 @@ def test_what_came_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
         (["--transport", "tpc"], r"unknown transport 'tpc' \(did you mean 'tcp'\?\)"),
         (["--dataset", "mnist"], r"unknown data set 'mnist'.*fashion-mnist"),
         (["--model", "vit_tiny_patch99"], r"unknown model 'vit_tiny_patch99'"),
-        (["--model", "resnet18"], r"'resnet18' is a ResNet, not a timm VisionTransformer"),
+        (["--plugin", "adc", "--model", "resnet18"], r"class token"),
         (["--cut", "7"], r"--cut 7 is outside the model; allowed: 0 to 6"),
         (["--lr", "-1"], r"--lr -1.0 is not allowed"),
         (["--budget", "hours=3"], r"unknown budget 'hours'"),

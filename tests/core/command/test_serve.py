@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import socket
 import struct
@@ -35,7 +36,9 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, int, dict[str,
         say("serving")
         return 0
 
-    monkeypatch.setattr("splitlab.core.run.serve.serve", serve)
+    # By its object: splitlab.core.run is also the name of a function.
+    module = importlib.import_module("splitlab.core.run.serve")
+    monkeypatch.setattr(module, "serve", serve)
     return calls
 
 

@@ -16,7 +16,7 @@ def test_the_command(small_data: str, capsys: pytest.CaptureFixture[str]) -> Non
     arguments = ["trace", "--plugin", "adc", "--repeats", "1", *flags]
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    for word in ("client half", "adc after_client_forward", "adc.clusters (side)", "sum down"):
+    for word in ("client part", "adc after_client_forward", "adc.clusters (side)", "sum down"):
         assert word in text
     assert "step 1 of adc:" in text
     assert "medians of 1 further steps" in text

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from splitlab.core import Kind, Message, PluginError, ProtocolError, Role
+from splitlab.core import Kind, Message, PluginError, Role
+from splitlab.core.contract.message import WORDS
 
 
 def message() -> Message:
@@ -78,7 +79,8 @@ def test_a_missing_tensor_is_told_with_those_that_are_there(use: object) -> None
 
 def test_a_frozen_message_refuses_changes_and_can_be_read() -> None:
     made = message()
-    made.freeze()
+    made.sent(100)
+    assert made.frame_bytes == 100
     with pytest.raises(
         PluginError, match="cannot put 'x': this ACTIVATION message was sent already"
     ):
@@ -126,21 +128,26 @@ def test_notes_are_read_back_last_first_and_leave_nothing() -> None:
     made.push("a", [1])
     made.push("b", "x")
     made.push("a", {"bits": 3})
-    assert made.meta == {"a": [[1], {"bits": 3}], "b": ["x"]}
+    assert made.notes == {"a": [[1], {"bits": 3}], "b": ["x"]}
     assert [made.pop("a"), made.pop("a"), made.pop("a")] == [{"bits": 3}, [1], None]
-    assert made.meta == {"b": ["x"]}
+    assert made.notes == {"b": ["x"]}
+    assert made.meta == {}
 
 
-@pytest.mark.parametrize("notes", [[], "x", 3, {"0": 1}])
-def test_notes_that_a_peer_garbled_are_its_error(notes: object) -> None:
-    with pytest.raises(ProtocolError, match="a GRADIENT message holds no notes of plugin 'a'"):
-        Message(Kind.GRADIENT, meta={"a": notes}).pop("a")
+def test_words_are_no_notes() -> None:
+    for word in WORDS:
+        made = Message(Kind.GRADIENT, meta={word: 1.0})
+        assert made.pop(word) is None
+        made.push(word, 2)
+        assert made.meta == {word: 1.0}
+        assert made.pop(word) == 2
 
 
 def test_a_message_that_was_sent_takes_no_notes() -> None:
     made = message()
     made.push("p", 1)
-    made.freeze()
+    made.sent(100)
+    assert made.frame_bytes == 100
     for act in (lambda: made.push("p", 2), lambda: made.pop("p")):
         with pytest.raises(PluginError, match="note of 'p': this ACTIVATION message was sent"):
             act()

@@ -8,42 +8,65 @@ import pytest
 import torch
 from torch import nn
 
-from splitlab.core import ConfigError
-from splitlab.core.contract.peer import AttentionRequest
+from splitlab.core import Attention, ConfigError, Keys, Peer
+from splitlab.core.models.vit import ViT
 
 
-def test_attention_is_what_the_plugins_agree_on(tiny: Any) -> None:
-    peer = tiny.peer()
-    assert peer.attention is None
-    peer.require_attention("a")
-    assert peer.attention == AttentionRequest("mean", "last")
-    peer.require_attention("b", heads="mean", layer="last")
-    with pytest.raises(
-        ConfigError,
-        match=r"plugin 'c' asks for attention max/last, another plugin .* mean/last; give both",
-    ):
-        peer.require_attention("c", heads="max")
-    with pytest.raises(ConfigError, match="plugin 'c' asks for attention mean/rollout"):
-        peer.require_attention("c", layer="rollout")
-    assert peer.attention == AttentionRequest("mean", "last")
+def peer_of(tiny: Any, cut: int = 1, **arguments: Any) -> Peer:
+    """Return a peer that asks a real model what it can measure."""
+    vit = ViT(tiny.vit(**arguments), channels=3, image_size=16)
+    part = vit.part(0, (cut,), torch.device("cpu"))
+    peer: Peer = tiny.peer(cut=cut, layout=vit.layout(cut), unable=part.unable)
+    return peer
+
+
+def without_class_token(tiny: Any, cut: int = 1) -> Peer:
+    return peer_of(tiny, cut, class_token=False, global_pool="avg")
+
+
+def test_requests_are_kept_once_each_and_given_back(tiny: Any) -> None:
+    peer = peer_of(tiny)
+    assert peer.requests == []
+    assert peer.request("a", Attention()) == Attention("mean", "last")
+    assert peer.requests == [Attention("mean", "last")]
+    peer.request("b", Attention(heads="mean", layer="last"))
+    assert peer.requests == [Attention("mean", "last")]
+    peer.request("c", Attention(heads="max"))
+    peer.request("c", Attention(layer="rollout"))
+    assert peer.requests == [
+        Attention("mean", "last"),
+        Attention("max", "last"),
+        Attention("mean", "rollout"),
+    ]
 
 
 def test_attention_needs_a_class_token_and_a_client_block(tiny: Any) -> None:
+    peer = without_class_token(tiny)
     with pytest.raises(ConfigError, match="plugin 'a' needs the attention of a class token"):
-        tiny.peer(class_token=False).require_attention("a")
+        peer.request("a", Attention())
+    assert peer.requests == []
     with pytest.raises(
         ConfigError, match="--cut 0 leaves the client none; allowed here: --cut 1 to 3"
     ):
-        tiny.peer(cut=0).require_attention("a")
+        peer_of(tiny, 0).request("a", Attention())
 
 
 def test_keys_are_there_once_a_plugin_asks_and_need_a_client_block(tiny: Any) -> None:
-    peer = tiny.peer(class_token=False)
-    assert peer.keys is False
-    peer.require_keys("a")
-    assert peer.keys is True
+    peer = without_class_token(tiny)
+    assert peer.requests == []
+    assert peer.request("a", Keys()) == Keys()
+    assert peer.requests == [Keys()]
     with pytest.raises(ConfigError, match=r"plugin 'a' needs the attention keys .* --cut 1 to 3"):
-        tiny.peer(cut=0).require_keys("a")
+        peer_of(tiny, 0).request("a", Keys())
+
+
+def test_facts_of_the_layout_are_at_hand(tiny: Any) -> None:
+    peer = tiny.peer(tokens=7, width=3, prefix_tokens=2, class_token=False, grid=None)
+    layout = peer.layout
+    assert (layout.tokens, layout.width, layout.prefix_tokens) == (7, 3, 2)
+    for name in ("tokens", "width", "prefix_tokens", "class_token", "grid"):
+        assert getattr(peer, name) == getattr(layout, name)
+    assert not hasattr(peer, "depth")
 
 
 def test_modules_move_to_the_device_of_the_peer(tiny: Any) -> None:

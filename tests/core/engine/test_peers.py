@@ -9,8 +9,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from splitlab.core import Kind, PluginError, ProtocolError, Role, hookimpl
+from splitlab.core import (
+    Attention,
+    Keys,
+    Kind,
+    Message,
+    PluginError,
+    ProtocolError,
+    Role,
+    hookimpl,
+)
 from splitlab.core.contract.seeding import isolated_rng
+from splitlab.core.engine.conversation import hold
+from splitlab.core.engine.server import Server
 from splitlab.core.run.checkpoint import Checkpoints
 
 STEPS = range(4)
@@ -23,6 +34,11 @@ def both(client: Any, server: Any) -> dict[str, torch.Tensor]:
     return {f"client {k}": v for k, v in ours.items()} | {
         f"server {k}": v for k, v in theirs.items()
     }
+
+
+def ask(tiny: Any, server: Any) -> Any:
+    """Return what takes a message to this server and back, in frames."""
+    return lambda message: tiny.travel(server.handle(tiny.travel(message)))
 
 
 def assert_same(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
@@ -52,7 +68,7 @@ def test_split_training_equals_unsplit_training(tiny: Any, cut: int, optimizer: 
     assert losses == expected
     moved = vit.head.weight - tiny.vit().head.weight
     assert moved.abs().max() > 1e-3, "the rate is 1e-2"
-    trained = client._half.state_dict() | server._half.state_dict()
+    trained = client._part.state_dict() | server._part.state_dict()
     assert_same(trained, vit.state_dict())
 
 
@@ -63,13 +79,13 @@ def test_evaluation_equals_that_of_the_whole_model(tiny: Any, cut: int) -> None:
     seen = set()
     for number in range(3):
         batch = tiny.batch(number)
-        query = tiny.travel(client.query(batch, number, stacked=True))
-        ids, loss = client.answer(tiny.travel(server.handle(query)))
+        answer = hold(client.query(batch, number, stacked=True), ask(tiny, server))
+        ids = answer.ids
         with torch.no_grad():
             logits = vit(batch.images)
         assert torch.equal(ids, logits.argmax(-1))
         assert ids.dtype is torch.int64
-        assert loss == F.cross_entropy(logits, batch.targets, reduction="sum").item()
+        assert answer.loss_sum == F.cross_entropy(logits, batch.targets, reduction="sum").item()
         seen |= set(ids.tolist())
     assert len(seen) > 1  # otherwise samples that change places would not show
     assert_same(both(client, server), both(*tiny.pair(cut=cut, proj_drop_rate=0.5)))
@@ -196,8 +212,7 @@ def test_an_evaluation_passes_the_data_hooks_only(tiny: Any) -> None:
     log: list[str] = []
     client, server = tiny.pair(recorders(tiny, log))
     log.clear()
-    answer = server.handle(tiny.travel(client.query(tiny.batch(), 0, stacked=True)))
-    client.answer(tiny.travel(answer))
+    hold(client.query(tiny.batch(), 0, stacked=True), ask(tiny, server))
     assert log == expand(
         "client after_client_forward abc",
         "client before_send:ACTIVATION abc",
@@ -212,12 +227,14 @@ def test_an_unstacked_evaluation_bypasses_the_plugins(tiny: Any) -> None:
     log: list[str] = []
     client, server = tiny.pair(recorders(tiny, log))
     log.clear()
-    query = tiny.travel(client.query(tiny.batch(), 0, stacked=False))
+    conversation = client.query(tiny.batch(), 0, stacked=False)
+    query = tiny.travel(next(conversation))
     assert not query.stacked
     assert not query.training
     answer = tiny.travel(server.handle(query))
     assert not answer.stacked
-    client.answer(answer)
+    with pytest.raises(StopIteration):
+        conversation.send(answer)
     assert log == []
 
 
@@ -228,7 +245,7 @@ def test_observers_are_outermost(tiny: Any, plugin: type) -> None:
     client = tiny.client(stack, observers=[Observer(log)])
     server = tiny.server(stack)
     log.clear()
-    arrived = tiny.travel(client.forward(tiny.batch(), 0))
+    arrived = tiny.travel(next(client.train(tiny.batch(), 0)))
     assert log[0] == log[4] == "["
     assert log[3] == log[-1] == "]"
     answer = tiny.travel(server.handle(arrived))
@@ -254,19 +271,21 @@ class SendsSide:
     def before_server_forward(self, cut: Any) -> None:
         assert torch.equal(cut.side["test.numbers"], cut.activations[:, 0, 0].detach() * 2)
         assert torch.equal(cut.side["test.ids"], torch.arange(len(cut.targets)))
-        assert cut.attention is None
+        assert cut.measured == {}
         assert cut.sample_ids is None
 
 
 def test_side_information_travels_and_is_counted_as_such(tiny: Any) -> None:
     client, server = tiny.pair([tiny.bound(SendsSide)])
-    message = client.forward(tiny.batch(), 0)
+    conversation = client.train(tiny.batch(), 0)
+    message = next(conversation)
     assert message.names(Role.PAYLOAD) == ("activations",)
     assert message.names(Role.TARGETS) == ("targets",)
     assert message.names(Role.SIDE) == ("test.numbers", "test.ids")
-    client.backward(tiny.travel(server.handle(tiny.travel(message))))
-    ids, _ = client.answer(server.handle(tiny.travel(client.query(tiny.batch(), 0, stacked=True))))
-    assert ids.shape == (6,)
+    with pytest.raises(StopIteration):
+        conversation.send(ask(tiny, server)(message))
+    answer = hold(client.query(tiny.batch(), 0, stacked=True), ask(tiny, server))
+    assert answer.ids.shape == (6,)
     assert_same(
         {k: v for k, v in both(client, server).items() if "plugins" not in k},
         both(*trained(tiny, tiny.pair(), [0])),
@@ -283,17 +302,19 @@ def test_class_ids_take_one_byte_where_they_fit(tiny: Any, classes: int, dtype: 
     client, server = tiny.pair(classes=classes)
     batch = tiny.batch(classes=classes)
     batch.targets[0] = classes - 1
-    up = tiny.travel(client.forward(batch, 0))
+    conversation = client.train(batch, 0)
+    up = tiny.travel(next(conversation))
     assert up["targets"].dtype is getattr(torch, dtype)
     assert torch.equal(up["targets"].long(), batch.targets)
-    client.backward(tiny.travel(server.handle(up)))
-    down = server.handle(tiny.travel(client.query(batch, 0, stacked=True)))
+    with pytest.raises(StopIteration):
+        conversation.send(tiny.travel(server.handle(up)))
+    down = server.handle(tiny.travel(next(client.query(batch, 0, stacked=True))))
     assert down["predictions"].dtype is getattr(torch, dtype)
 
 
 def test_a_message_is_frozen_once_it_was_encoded(tiny: Any) -> None:
     client, server = tiny.pair()
-    up = client.forward(tiny.batch(), 0)
+    up = next(client.train(tiny.batch(), 0))
     arrived = tiny.travel(up)
     with pytest.raises(PluginError, match="was sent already"):
         up.take("activations")
@@ -308,18 +329,23 @@ class Packs:
 
     @hookimpl
     def before_send(self, message: Any) -> None:
+        note = {}
         for name in message:
             role, tensor = message.role(name), message.take(name)
-            message.meta[name] = [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
+            note[name] = [str(tensor.dtype).removeprefix("torch."), list(tensor.shape)]
             message.put(f"packed.{name}", tensor.contiguous().view(-1).view(torch.uint8) ^ 1, role)
+        message.push("packs", note)
 
     @hookimpl
     def after_receive(self, message: Any) -> None:
+        note = message.pop("packs")
         for packed in message:
             name = packed.removeprefix("packed.")
             role, tensor = message.role(packed), message.take(packed)
-            dtype, shape = message.meta.pop(name)
+            dtype, shape = note.pop(name)
             message.put(name, (tensor ^ 1).view(getattr(torch, dtype)).view(shape), role)
+        assert not note
+        assert not message.notes
 
 
 def test_a_codec_may_replace_every_tensor_of_a_message(tiny: Any) -> None:
@@ -328,12 +354,13 @@ def test_a_codec_may_replace_every_tensor_of_a_message(tiny: Any) -> None:
     assert_same(both(*plain), both(*packed))
     for stacked in (True, False):
         client, server = packed
-        query = client.query(tiny.batch(9), 0, stacked=stacked)
+        query = next(client.query(tiny.batch(9), 0, stacked=stacked))
         assert ("packed.targets" in query) is stacked
-        ids, _ = client.answer(tiny.travel(server.handle(tiny.travel(query))))
+        answer = hold(client.query(tiny.batch(9), 0, stacked=stacked), ask(tiny, server))
         client, server = plain
-        query = client.query(tiny.batch(9), 0, stacked=True)
-        assert torch.equal(ids, client.answer(server.handle(tiny.travel(query)))[0])
+        plainly = hold(client.query(tiny.batch(9), 0, stacked=True), ask(tiny, server))
+        assert torch.equal(answer.ids, plainly.ids)
+        assert answer.loss_sum == plainly.loss_sum
 
 
 # Targets, weights and gradients that a plugin makes.
@@ -382,7 +409,7 @@ def test_merged_rows_with_soft_targets_and_weights_train_as_one_graph(
     torch.optim.SGD(vit.parameters(), lr=1e-2).zero_grad()
     expected.backward()
     assert loss == pytest.approx(expected.item(), rel=1e-6)
-    moved = client._half.state_dict() | server._half.state_dict()
+    moved = client._part.state_dict() | server._part.state_dict()
     for name, parameter in vit.named_parameters():
         after = parameter.detach() - 1e-2 * parameter.grad
         torch.testing.assert_close(moved[name], after, rtol=1e-5, atol=1e-7)
@@ -401,12 +428,12 @@ def test_gradient_return_changes_the_clients_step_only(tiny: Any) -> None:
         tiny.pair(optimizer="sgd"),
         tiny.pair([tiny.bound(DoublesGradient)], optimizer="sgd"),
     )
-    start = tiny.client()._half.state_dict()
+    start = tiny.client()._part.state_dict()
     assert tiny.train(*plain, [0]) == tiny.train(*doubled, [0])
-    assert_same(plain[1]._half.state_dict(), doubled[1]._half.state_dict())
+    assert_same(plain[1]._part.state_dict(), doubled[1]._part.state_dict())
     for name, before in start.items():
-        once = plain[0]._half.state_dict()[name] - before
-        twice = doubled[0]._half.state_dict()[name] - before
+        once = plain[0]._part.state_dict()[name] - before
+        twice = doubled[0]._part.state_dict()[name] - before
         torch.testing.assert_close(twice, 2 * once, rtol=1e-3, atol=1e-6)
         assert twice.abs().sum() > 0
 
@@ -630,15 +657,14 @@ def test_a_tensor_on_the_graph_cannot_be_put_into_a_message(tiny: Any) -> None:
     act = put("activations", lambda x: x.clone().requires_grad_())
     client = tiny.client([tiny.bound(Sabotage, hook="before_send ACTIVATION", act=act)])
     with pytest.raises(PluginError, match="'activations' of a ACTIVATION message is still on the"):
-        client.forward(tiny.batch(), 0)
+        next(client.train(tiny.batch(), 0))
 
 
 def test_samples_must_stay_apart_in_evaluation(tiny: Any) -> None:
     act = put("predictions", lambda ids: ids[:1])
     client, server = tiny.pair([tiny.bound(Sabotage, hook="before_send PREDICTION", act=act)])
-    answer = server.handle(tiny.travel(client.query(tiny.batch(), 0, stacked=True)))
     with pytest.raises(PluginError, match=r"\[1\] predictions came back for 6 samples"):
-        client.answer(tiny.travel(answer))
+        hold(client.query(tiny.batch(), 0, stacked=True), ask(tiny, server))
 
 
 def test_a_misspelt_hook_is_refused(tiny: Any) -> None:
@@ -655,32 +681,56 @@ def test_a_misspelt_hook_is_refused(tiny: Any) -> None:
 
 def test_answers_to_nothing_and_of_another_step_are_the_peers_error(tiny: Any) -> None:
     client, server = tiny.pair()
-    up = client.forward(tiny.batch(), 3)
+    before = {name: tensor.clone() for name, tensor in client.state()[0].items()}
+
+    def train() -> tuple[Any, Any]:
+        conversation = client.train(tiny.batch(), 3)
+        return conversation, next(conversation)
+
+    conversation, up = train()
     down = server.handle(tiny.travel(up))
     down.step = 4
     with pytest.raises(ProtocolError, match="GRADIENT for step 4, expected a GRADIENT for step 3"):
-        client.backward(tiny.travel(down))
+        conversation.send(tiny.travel(down))
     down.step = 3
-    with pytest.raises(ProtocolError, match="GRADIENT for step 3, expected nothing"):
-        client.backward(tiny.travel(down))
-    client.forward(tiny.batch(), 3)
-    with pytest.raises(ProtocolError, match="got a ACTIVATION for step 3"):
-        client.backward(tiny.travel(up))
-    with pytest.raises(ProtocolError, match="got a GRADIENT, expected a PREDICTION"):
-        client.answer(tiny.travel(down))
+    with pytest.raises(StopIteration):  # the step that failed is over
+        conversation.send(tiny.travel(down))
+    conversation, _ = train()
+    with pytest.raises(ProtocolError, match="got a ACTIVATION for step 3, expected a GRADIENT"):
+        conversation.send(tiny.travel(up))
+    query = client.query(tiny.batch(), 3, stacked=True)
+    answer = server.handle(tiny.travel(next(query)))
+    with pytest.raises(ProtocolError, match="a GRADIENT for step 3, expected a PREDICTION for st"):
+        query.send(tiny.travel(down))
+    answer.step = 4
+    query = client.query(tiny.batch(), 3, stacked=True)
+    next(query)
+    with pytest.raises(ProtocolError, match="PREDICTION for step 4, expected a PREDICTION for st"):
+        query.send(tiny.travel(answer))
+    assert_same(client.state()[0], before)
+
+
+def test_a_message_that_continues_nothing_is_the_peers_error(tiny: Any) -> None:
+    client, server = tiny.pair()
+    down = server.handle(tiny.travel(next(client.train(tiny.batch(), 3))))
+    for _ in range(2):  # step 3 is over
+        with pytest.raises(
+            ProtocolError, match="got a GRADIENT for step 3, which is not open; expected an ACTIV"
+        ):
+            server.handle(tiny.travel(down))
 
 
 @pytest.mark.parametrize("loss", [None, "1.0", 1, [1.0]])
 def test_an_answer_without_a_loss_is_the_peers_error(tiny: Any, loss: Any) -> None:
     client, server = tiny.pair()
-    down = server.handle(tiny.travel(client.forward(tiny.batch(), 0)))
-    down.meta["loss"] = loss
-    with pytest.raises(ProtocolError, match="holds no loss"):
-        client.backward(tiny.travel(down))
-    down = server.handle(tiny.travel(client.query(tiny.batch(), 0, stacked=True)))
-    down.meta["loss_sum"] = loss
-    with pytest.raises(ProtocolError, match="no summed loss"):
-        client.answer(tiny.travel(down))
+    for conversation, word, words in (
+        (client.train(tiny.batch(), 0), "loss", "holds no loss"),
+        (client.query(tiny.batch(), 0, stacked=True), "loss_sum", "no summed loss"),
+    ):
+        down = server.handle(tiny.travel(next(conversation)))
+        down.meta[word] = loss
+        with pytest.raises(ProtocolError, match=words):
+            conversation.send(tiny.travel(down))
 
 
 @pytest.mark.parametrize(
@@ -700,7 +750,7 @@ def test_values_that_no_client_sends_are_the_peers_error(
     tiny: Any, name: str, tensor: torch.Tensor, words: str
 ) -> None:
     client, server = tiny.pair()
-    up = client.forward(tiny.batch(), 7)
+    up = next(client.train(tiny.batch(), 7))
     up.put(name, tensor, up.role(name))
     with pytest.raises(ProtocolError, match=f"step 7: .*{words}"):
         server.handle(tiny.travel(up))
@@ -834,18 +884,19 @@ def test_a_fresh_server_with_the_old_ones_state_gives_the_old_ones_answers(tiny:
     tiny.train(client, server, range(2))
     state = server.state()
     copied = ({k: v.clone() for k, v in state[0].items()}, state[1])
-    up = client.forward(tiny.batch(2), 2)
+    up = next(client.train(tiny.batch(2), 2))
     answer = server.handle(tiny.travel(up))
     fresh = tiny.server(stack, seed=0)
     fresh.load_state(*copied)
     again = fresh.handle(tiny.travel(up))
     assert answer.meta == again.meta
+    assert answer.notes == again.notes
     assert torch.equal(answer["packed.gradient"], again["packed.gradient"])
 
 
 def test_received_tensors_do_not_share_memory_with_the_sender(tiny: Any) -> None:
     client, server = tiny.pair()
-    up = client.forward(tiny.batch(), 0)
+    up = next(client.train(tiny.batch(), 0))
     arrived = tiny.travel(up)
     arrived["activations"].zero_()
     assert up["activations"].abs().sum() > 0
@@ -889,10 +940,11 @@ def test_dropout_repeats_exactly_and_leaves_global_random_state_alone(tiny: Any)
 def test_dropout_differs_from_step_to_step_and_resumes_at_any(tiny: Any) -> None:
     client = tiny.client(**DROPOUT)
     batch = tiny.batch()
-    at = {step: client.forward(batch, step)["activations"] for step in (0, 1, 2)}
+    at = {step: next(client.train(batch, step))["activations"] for step in (0, 1, 2)}
     assert not torch.equal(at[0], at[1])
     assert not torch.equal(at[1], at[2])
-    assert torch.equal(tiny.client(**DROPOUT).forward(batch, 2)["activations"], at[2])
+    again = next(tiny.client(**DROPOUT).train(batch, 2))["activations"]
+    assert torch.equal(again, at[2])
 
 
 def test_dropout_is_off_in_evaluation_and_on_again_after_it(tiny: Any) -> None:
@@ -902,11 +954,9 @@ def test_dropout_is_off_in_evaluation_and_on_again_after_it(tiny: Any) -> None:
     with_evaluation = []
     for step in range(2):
         with_evaluation += tiny.train(other, its_server, [step])
-        query = other.query(tiny.batch(9), 0, stacked=True)
-        assert torch.equal(
-            query["activations"], other.query(tiny.batch(9), 1, stacked=True)["activations"]
-        )
-        other.answer(its_server.handle(tiny.travel(query)))
+        queries = [next(other.query(tiny.batch(9), n, stacked=True)) for n in (0, 1)]
+        assert torch.equal(queries[0]["activations"], queries[1]["activations"])
+        hold(other.query(tiny.batch(9), 0, stacked=True), ask(tiny, its_server))
     assert with_evaluation == losses
 
 
@@ -920,29 +970,115 @@ class WantsAttention:
 
     @hookimpl
     def setup(self, peer: Any) -> None:
-        peer.require_attention("wants-attention")
+        self.attention = peer.request("wants-attention", Attention())
 
     @hookimpl
     def after_client_forward(self, cut: Any) -> None:
-        type(self).seen = (cut.attention, cut.sample_ids)
+        type(self).seen = (cut.measured[self.attention], cut.sample_ids)
 
 
 def test_attention_and_sample_ids_are_there_for_who_asks(tiny: Any) -> None:
     client, _ = tiny.pair([tiny.bound(WantsAttention)])
-    for kind in (lambda: client.forward(tiny.batch(2), 0), lambda: client.query(
-        tiny.batch(2), 0, stacked=True)):  # fmt: skip
-        kind()
+    for conversation in (
+        client.train(tiny.batch(2), 0),
+        client.query(tiny.batch(2), 0, stacked=True),
+    ):
+        next(conversation)
         attention, ids = WantsAttention.seen
         assert attention.shape == (6, 5)
         torch.testing.assert_close(attention.sum(1), torch.ones(6))
         assert ids.tolist() == list(range(12, 18))
 
 
+def test_plugins_may_measure_different_things(tiny: Any) -> None:
+    requests = [Attention(), Attention(heads="max"), Attention(layer="rollout"), Keys()]
+    seen: list[dict[Any, torch.Tensor]] = []
+
+    class Asks:
+        def __init__(self, *, what: Any) -> None:
+            self.what = what
+
+        @hookimpl
+        def setup(self, peer: Any) -> None:
+            peer.request("asks", self.what)
+
+        @hookimpl
+        def after_client_forward(self, cut: Any) -> None:
+            seen.append(dict(cut.measured))
+
+    client = tiny.client([tiny.bound(Asks, what=what) for what in [*requests, Attention()]], cut=2)
+    next(client.train(tiny.batch(), 0))
+    for measured in seen:
+        assert list(measured) == requests
+        assert measured[Keys()].shape == (6, 5, 8)
+        mean, largest, rollout = (measured[what] for what in requests[:3])
+        assert mean.shape == largest.shape == rollout.shape == (6, 5)
+        assert not torch.equal(mean, rollout)
+        assert (largest >= mean).all()
+        assert (largest > mean).any()
+
+
 def test_messages_say_what_they_are(tiny: Any) -> None:
     client, server = tiny.pair()
-    up = client.forward(tiny.batch(), 12)
+    up = next(client.train(tiny.batch(), 12))
     assert (up.kind, up.step, up.training, up.stacked) == (Kind.ACTIVATION, 12, True, True)
     assert not up["activations"].requires_grad
     down = server.handle(tiny.travel(up))
     assert (down.kind, down.step, down.training, down.stacked) == (Kind.GRADIENT, 12, True, True)
     assert down["gradient"].shape == up["activations"].shape
+
+
+# Conversations.
+
+
+def test_a_conversation_is_held_to_its_end(tiny: Any) -> None:
+    client, server = tiny.pair()
+    sent = []
+
+    def travel(message: Any) -> Any:
+        sent.append(message.kind)
+        return ask(tiny, server)(message)
+
+    trained = hold(client.train(tiny.batch(0, 5), 3), travel)
+    assert (trained.step, trained.samples, trained.metrics) == (3, 5, {})
+    assert isinstance(trained.loss, float)
+    assert sent == [Kind.ACTIVATION]
+
+
+def test_a_conversation_may_have_more_than_one_round() -> None:
+    def count() -> Any:
+        heard = []
+        for step in range(3):
+            answer = yield Message(Kind.CONTROL, step)
+            heard.append(answer.step)
+        return heard
+
+    assert hold(count(), lambda message: Message(Kind.CONTROL, 10 * message.step)) == [0, 10, 20]
+
+
+def test_what_stays_open_at_the_server_is_told_apart_by_client_and_step(tiny: Any) -> None:
+    class Asks(Server):
+        def _converse(self, message: Any) -> Any:
+            heard = [message["x"].item()]
+            message = yield Message(Kind.ACTIVATION, message.step, training=message.training)
+            heard.append(message["x"].item())
+            answer = Message(Kind.GRADIENT, message.step, training=message.training)
+            answer.put("heard", torch.tensor(heard), Role.SIDE)
+            yield answer
+
+    def say(number: int, step: int, *, training: bool = True) -> Any:
+        message = Message(Kind.ACTIVATION, step, training=training)
+        message.put("x", torch.tensor(number), Role.PAYLOAD)
+        return message
+
+    server = tiny.server()
+    server.__class__ = Asks
+    assert server.handle(say(1, 0), client=0).kind is Kind.ACTIVATION
+    assert server.handle(say(2, 0), client=1).kind is Kind.ACTIVATION
+    assert server.handle(say(3, 1), client=0).kind is Kind.ACTIVATION
+    assert server.handle(say(4, 0, training=False), client=0).kind is Kind.ACTIVATION
+    for first, step, client, training in ((3, 1, 0, True), (1, 0, 0, True), (4, 0, 0, False), (
+        2, 0, 1, True)):  # fmt: skip
+        answer = server.handle(say(9, step, training=training), client=client)
+        assert answer["heard"].tolist() == [first, 9]
+    assert server.handle(say(5, 0), client=0).kind is Kind.ACTIVATION  # anew

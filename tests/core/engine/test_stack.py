@@ -52,7 +52,8 @@ class Scales:
 
 
 def cut() -> Cut:
-    return Cut(torch.ones(2, 3, 4), torch.zeros(2, dtype=torch.int64), step=0, training=True)
+    targets = torch.zeros(2, dtype=torch.int64)
+    return Cut(activations=torch.ones(2, 3, 4), targets=targets, step=0, training=True)
 
 
 def test_an_empty_stack_does_nothing_and_says_so(tiny: Any) -> None:
@@ -201,7 +202,9 @@ def test_blame_finds_the_plugin_behind_decorators_helpers_and_observers(tiny: An
     def _helper() -> None:
         raise KeyError("x")
 
-    stack = Stack([tiny.bound(Innocent), tiny.bound(Guilty), tiny.bound(Innocent)], [Watches()])
+    stack = Stack(
+        [tiny.bound(Innocent), tiny.bound(Guilty), tiny.bound(Innocent)], observers=[Watches()]
+    )
     with pytest.raises(
         PluginError, match=r"^plugin 'guilty' failed in before_send: KeyError: 'x'$"
     ):
@@ -216,7 +219,7 @@ def test_an_observer_that_raises_is_blamed_itself(tiny: Any) -> None:
             raise OSError("disk full")
 
     with pytest.raises(PluginError, match="observer Broken@0 failed in before_send: OSError"):
-        Stack([tiny.bound(Scales)], [Broken()]).before_send(None)  # type: ignore[arg-type]
+        Stack([tiny.bound(Scales)], observers=[Broken()]).before_send(None)  # type: ignore[arg-type]
 
 
 def test_every_hook_of_the_menu_says_where_it_runs() -> None:
@@ -225,7 +228,16 @@ def test_every_hook_of_the_menu_says_where_it_runs() -> None:
         assert text, name
         assert any(
             w in text
-            for w in ("Client", "Server", "Sender", "Receiver", "Both", "Return", "Observers")
+            for w in (
+                "Client",
+                "Server",
+                "Sender",
+                "Receiver",
+                "Both",
+                "Return",
+                "Probes only",
+                "Plugins and probes",
+            )
         )
 
 
@@ -359,7 +371,7 @@ def test_observers_hear_of_every_plugin(tiny: Any) -> None:
             assert nanoseconds > 0
             heard.append((label, hook, subject.activations.mean().item()))
 
-    stack = Stack([tiny.bound(Scales, by=2.0), tiny.bound(Scales, by=3.0)], [Listens()])
+    stack = Stack([tiny.bound(Scales, by=2.0), tiny.bound(Scales, by=3.0)], observers=[Listens()])
     batch = cut()
     stack.after_client_forward(batch)
     stack.before_server_forward(batch)

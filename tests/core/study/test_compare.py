@@ -331,7 +331,7 @@ def test_a_plugin_file_that_was_changed(runs: Any, tmp_path: Path) -> None:
 
 def test_not_under_a_launcher(runs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    launched = SimpleNamespace(launched=lambda: ("client", "gloo://127.0.0.1:1"))
+    launched = SimpleNamespace(place="beside", launched=lambda: ("client", "gloo://127.0.0.1:1"))
     monkeypatch.setattr("splitlab.core.study.compare.load_transport", lambda name: launched)
     with pytest.raises(ConfigError, match="start it without a launcher"):
         compare(["adc"], transport="gloo", **FAST)

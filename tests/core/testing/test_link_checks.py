@@ -100,7 +100,7 @@ class BlamesNobody(Inside):
 
 class CallsNobody(Inside):
     class link(PairLink):  # noqa: N801
-        peer = property(lambda self: "", lambda self, name: None)
+        remote = property(lambda self: "", lambda self, name: None)
 
 
 WRONG = [

@@ -17,7 +17,8 @@ def test_where_two_rows_of_messages_differ_is_said_in_words() -> None:
         message = Message(Kind.GRADIENT, facts["step"], meta={"loss": facts["loss"]})
         value = torch.tensor([float("nan"), facts["value"]], dtype=facts.get("dtype"))
         message.put(facts["name"], value, facts.get("role", Role.PAYLOAD))
-        encode(message)
+        message.push("x", facts.get("note"))
+        message.sent(encode(message).nbytes)
         return [Seen.of(message)]
 
     assert difference(row(), row()) is None
@@ -29,6 +30,7 @@ def test_where_two_rows_of_messages_differ_is_said_in_words() -> None:
         difference(row(), row(dtype=torch.float64))
     )
     assert "metadata" in str(difference(row(), row(loss=1.0)))
+    assert "notes" in str(difference(row(note=1), row(note=2)))
     assert "tensors" in str(difference(row(), row(role=Role.SIDE)))
     assert "flags" in str(difference(row(), row(step=4)))
     assert difference(row(), row() * 2) == "1 messages and 2"

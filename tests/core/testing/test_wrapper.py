@@ -32,8 +32,8 @@ class Passes:
         self.inside.limits = limits
 
     @property
-    def peer(self) -> str:
-        return self.inside.peer
+    def remote(self) -> str:
+        return self.inside.remote
 
     def send(self, message: Message, timeout: float) -> int:
         return self.inside.send(message, timeout)
@@ -155,7 +155,7 @@ class Blames(Passes):
 
 
 class Nameless(Passes):
-    peer = ""  # type: ignore[assignment]
+    remote = ""  # type: ignore[assignment]
 
 
 WRONG = [
@@ -191,7 +191,7 @@ def test_every_check_finds_something() -> None:
 
 class BreaksSockets(Passes):
     def receive(self, timeout: float) -> Message:
-        if "://" in self.peer:
+        if "://" in self.remote:
             raise ZeroDivisionError("no shaping here")
         return super().receive(timeout)
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from splitlab.core.contract.errors import PluginError, ProtocolError
 from splitlab.core.contract.link import Limits
-from splitlab.core.contract.message import Kind, Message, Role
+from splitlab.core.contract.message import WORDS, Kind, Message, Role
 from splitlab.core.wire.decode import Reader, decode
 from splitlab.core.wire.encode import encode
 from splitlab.core.wire.layout import OPENING_BYTES
@@ -49,6 +49,7 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=5,
 )
+words = values.filter(lambda value: not isinstance(value, list))
 
 
 @st.composite
@@ -67,8 +68,10 @@ def messages(draw: st.DrawFn) -> Message:
         draw(st.integers(0, 2**64 - 1)),
         training=draw(st.booleans()),
         stacked=draw(st.booleans()),
-        meta=draw(st.dictionaries(names, values, max_size=3)),
+        meta=draw(st.dictionaries(st.sampled_from(WORDS), words, max_size=3)),
     )
+    plugins = names | st.sampled_from(WORDS) | names.map("{}:".format)
+    message.notes = draw(st.dictionaries(plugins, st.lists(values, max_size=3), max_size=3))
     message.elapsed_ns = draw(st.integers(0, 2**64 - 1))
     for name in draw(st.lists(names, max_size=5, unique=True)):
         message.put(name, draw(tensors()), draw(st.sampled_from(Role)))
@@ -76,9 +79,11 @@ def messages(draw: st.DrawFn) -> Message:
 
 
 def to_bytes(message: Message) -> bytes:
+    """Send the message, as links do."""
     frame = encode(message)
     raw = b"".join(frame.buffers())
-    assert len(raw) == frame.nbytes == message.frame_bytes
+    assert len(raw) == frame.nbytes
+    message.sent(frame.nbytes)
     return raw
 
 
@@ -109,7 +114,8 @@ def facts(message: Message) -> list[Any]:
         for name in message
     ]
     flags = (message.kind, message.step, message.training, message.stacked, message.elapsed_ns)
-    return [flags, json.dumps(message.meta), message.frame_bytes, parts]
+    said = json.dumps(message.meta), json.dumps(message.notes)
+    return [flags, said, message.frame_bytes, parts]
 
 
 @given(messages())
@@ -168,9 +174,45 @@ def test_the_bytes_of_one_frame() -> None:
 
 def test_metadata_carry_what_a_loss_may_be() -> None:
     numbers = [math.inf, -math.inf, 0.1 + 0.2, 10**30]
-    meta = {"numbers": numbers, "others": [None, True, "ü\ud800"], "object": {"": []}}
-    [arrived] = read(to_bytes(Message(Kind.CONTROL, meta=meta)))
-    assert arrived.meta == meta
+    meta: dict[str, Any] = dict(
+        zip(WORDS, [*numbers, None, True, "ü\ud800", {"": []}], strict=False)
+    )
+    notes: dict[str, list[Any]] = {
+        "numbers": numbers,
+        "others": [None, True, "ü\ud800"],
+        "object": [{"": []}],
+    }
+    message = Message(Kind.CONTROL, meta=meta)
+    for plugin, every in notes.items():
+        for note in every:
+            message.push(plugin, note)
+    [arrived] = read(to_bytes(message))
+    assert (arrived.meta, arrived.notes) == (meta, notes)
+
+
+@pytest.mark.parametrize("plugin", [*WORDS, "a", "a:", "loss:", ":"])
+def test_notes_of_a_plugin_that_is_called_like_a_word_are_no_word(plugin: str) -> None:
+    message = Message(Kind.GRADIENT, meta={"loss": 0.5})
+    message.push(plugin, 1)
+    message.push(plugin, {"bits": 3})
+    [arrived] = read(to_bytes(message))
+    assert arrived.meta == {"loss": 0.5}
+    assert arrived.notes == {plugin: [1, {"bits": 3}]}
+
+
+@pytest.mark.parametrize("notes", ["[]", '"x"', "3", '{"0": 1}'])
+def test_notes_that_a_peer_garbled_are_no_notes(notes: str) -> None:
+    [arrived] = read(frame({"__metadata__": {"a": notes}}))
+    assert arrived.pop("a") is None
+
+
+def test_encoding_changes_nothing_of_the_message() -> None:
+    message = example()
+    before = facts(message)
+    assert encode(message) == encode(message)
+    assert facts(message) == before
+    assert message.frame_bytes == 0
+    message.put("x", torch.zeros(1), Role.SIDE)
 
 
 def test_tensors_are_aligned_views_of_one_allocation() -> None:
@@ -220,10 +262,14 @@ def test_a_sent_message_is_frozen_and_a_received_one_is_not() -> None:
 
 
 def test_equal_headers_do_not_share_metadata() -> None:
-    raw = to_bytes(Message(Kind.CONTROL, meta={"list": [1]}))
+    message = Message(Kind.CONTROL, meta={"agreement": {"list": [1]}})
+    message.push("plugin", 1)
+    raw = to_bytes(message)
     [first], [second] = read(raw), read(raw)
-    first.meta["list"].append(2)
-    assert second.meta == {"list": [1]}
+    first.meta["agreement"]["list"].append(2)
+    first.push("plugin", 2)
+    assert second.meta == {"agreement": {"list": [1]}}
+    assert second.notes == {"plugin": [1]}
 
 
 # What cannot be sent.
@@ -232,6 +278,12 @@ def test_equal_headers_do_not_share_metadata() -> None:
 def of(tensor: torch.Tensor, name: str = "x") -> Message:
     message = Message(Kind.ACTIVATION)
     message.put(name, tensor, Role.PAYLOAD)
+    return message
+
+
+def noted(plugin: str, note: Any) -> Message:
+    message = Message(Kind.CONTROL)
+    message.push(plugin, note)
     return message
 
 
@@ -260,9 +312,13 @@ def many(count: int) -> Message:
         (many(1025), r"1025 tensors; allowed: 1024"),
         (Message(Kind.CONTROL, step=2**64), r"cannot send this CONTROL message"),
         (Message(Kind.CONTROL, step=-1), r"cannot send this CONTROL message"),
-        (Message(Kind.CONTROL, meta={"t": torch.zeros(1)}), r"metadata 't' is not a JSON value"),
-        (Message(Kind.CONTROL, meta={"\n": 1}), r"cannot be printed"),
-        (Message(Kind.CONTROL, meta={"text": "x" * 2**20}), r"a header of \d+ bytes; allowed"),
+        (Message(Kind.CONTROL, meta={"do": torch.zeros(1)}), r"metadata 'do' is not a JSON value"),
+        (Message(Kind.CONTROL, meta={"mine": 1}), r"metadata 'mine' is no word of agreement, did"),
+        (Message(Kind.CONTROL, meta={"error": "x" * 2**20}), r"a header of \d+ bytes; allowed"),
+        (noted("t", torch.zeros(1)), r"metadata 't' is not a JSON value"),
+        (noted("\n", 1), r"cannot be printed"),
+        (noted("x" * 129, 1), r"metadata name of 129 characters; allowed: 1 to 128"),
+        (noted("text", "x" * 2**20), r"a header of \d+ bytes; allowed"),
     ],
 )
 def test_what_the_format_cannot_carry_is_refused(message: Message, reason: str) -> None:
@@ -281,8 +337,9 @@ def test_a_frame_that_is_too_large_is_refused_before_it_is_sent() -> None:
 def test_a_cyclic_metadata_value_is_refused() -> None:
     cycle: list[Any] = []
     cycle.append(cycle)
-    with pytest.raises(PluginError, match="not a JSON value"):
-        encode(Message(Kind.CONTROL, meta={"cycle": cycle}))
+    for message in (Message(Kind.CONTROL, meta={"error": cycle}), noted("cycle", cycle)):
+        with pytest.raises(PluginError, match="not a JSON value"):
+            encode(message)
 
 
 # What a hostile peer may send.
@@ -475,5 +532,6 @@ def test_random_damage_is_noticed_or_harmless() -> None:
 def test_decode_takes_head_and_data_apart() -> None:
     message = example()
     sent = encode(message)
+    message.sent(sent.nbytes)
     arrived = decode(sent.head, bytearray().join(sent.buffers()[1:]))
     assert facts(arrived) == facts(message)

@@ -17,7 +17,7 @@ def sent(kind: Kind, *, training: bool = True, **tensors: Any) -> Message:
     made = Message(kind, training=training)
     for name, (role, tensor) in tensors.items():
         made.put(name, tensor, role)
-    encode(made)
+    made.sent(encode(made).nbytes)
     return made
 
 

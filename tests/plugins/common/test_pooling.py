@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitlab.core import ConfigError, Cut
+from splitlab.core import Attention, ConfigError, Cut, Keys
 from splitlab.plugins.common.pooling import (
     SIZES,
     Share,
@@ -16,6 +16,8 @@ from splitlab.plugins.common.pooling import (
     select_in_cut,
     select_tokens,
 )
+
+ATTENTION = Attention()
 
 
 def noise(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -83,8 +85,15 @@ def test_attention_and_sizes_follow_the_tokens(dtype: torch.dtype) -> None:
     def cut() -> Cut:
         attention = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
         sizes = torch.tensor([[1, 200, 3, 4]]).to(dtype)
-        made = Cut(noise(1, 4, 2), torch.zeros(1), 0, True, attention, side={SIZES: sizes})
-        made.keys = noise(1, 4, 1)
+        made = Cut(
+            activations=noise(1, 4, 2),
+            targets=torch.zeros(1),
+            step=0,
+            training=True,
+            measured={ATTENTION: attention},
+            side={SIZES: sizes},
+        )
+        made.measured[Keys()] = noise(1, 4, 1)
         return made
 
     chosen, merged = cut(), cut()
@@ -94,14 +103,14 @@ def test_attention_and_sizes_follow_the_tokens(dtype: torch.dtype) -> None:
         (chosen, [[0.4, 0.2]], [[4, 200]]),
         (merged, [[0.4, 0.6]], [[4, 204]]),
     ):
-        assert one.attention is not None
-        torch.testing.assert_close(one.attention, torch.tensor(attention))
+        assert ATTENTION in one.measured
+        torch.testing.assert_close(one.measured[ATTENTION], torch.tensor(attention))
         assert one.side[SIZES].tolist() == sizes
         assert one.side[SIZES].dtype == dtype
-        assert one.keys is None
-    bare = Cut(noise(1, 4, 2), torch.zeros(1), 0, True)
+        assert Keys() not in one.measured
+    bare = Cut(activations=noise(1, 4, 2), targets=torch.zeros(1), step=0, training=True)
     select_in_cut(bare, torch.tensor([[2]]))
-    assert bare.attention is None
+    assert ATTENTION not in bare.measured
     assert not bare.side
 
 
@@ -138,7 +147,10 @@ def test_gpu_repeats_itself_and_agrees_with_the_cpu(dtype: torch.dtype) -> None:
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(32, 197, 64, generator=draw).to(dtype)
     kept = torch.rand(32, 197, generator=draw).argsort(dim=1)[:, :20]
-    slots, weights = torch.randint(20, (32, 197), generator=draw), torch.rand(32, 197, generator=draw)
+    slots, weights = (
+        torch.randint(20, (32, 197), generator=draw),
+        torch.rand(32, 197, generator=draw),
+    )
     gradient = torch.randn(32, 20, 64, generator=draw).to(dtype)
 
     def run(device: str) -> list[torch.Tensor]:
