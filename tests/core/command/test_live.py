@@ -27,6 +27,7 @@ def plan(*titles: str) -> Any:
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal of 120 columns."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
 
 

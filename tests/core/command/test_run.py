@@ -37,7 +37,6 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("splitlab.core.run.run.run", lambda **options: pytest.fail("it ran"))
     options = ["--weights", "none", "--threads", "1", "--device", "cpu", "--budget", "steps=7"]
     assert main(["run", "--plugin", "adc:ratio=0.1", "--dry-run", *options]) == 0
     text = " ".join(capsys.readouterr().out.split())

@@ -20,6 +20,7 @@ import pytest
 from splitlab.core import Config, ConfigError, SplitlabError, run
 from splitlab.core.command.main import main
 from splitlab.core.run.folder import RunFolder
+from splitlab.core.run.records import EvaluationRecord, Summary
 from splitlab.core.run.reporter import Interrupted, Reporter, Result
 from splitlab.core.study.compare import ComparisonReporter, compare, redraw, split_stack
 from splitlab.core.study.comparison import Comparison, Contender, Outcome
@@ -53,12 +54,16 @@ class Runs:
         reporter.begin(plan, folder.path, lambda: 0.5)
         self.before(config)
         accuracy = 0.5 + 0.1 * config.seed
-        folder.log({"kind": "eval", "step": 1, "accuracy": accuracy, "training_bytes": 1000})
-        summary = dict.fromkeys(("bytes_up", "bytes_down", "steps"), 1)
+        folder.log(EvaluationRecord(1, accuracy, 1.0, True, 0, 0, training_bytes=1000))
+        numbers: Any = dict.fromkeys(("bytes_up", "bytes_down", "steps", "loss", "seconds"), 1)
         parts = ("client_seconds", "server_seconds", "link_seconds")
-        summary |= dict.fromkeys((*parts, "ratio_nominal", "ratio_measured", "epochs"), 1)
-        folder.write_summary(summary | {"accuracy": accuracy})
-        return Result(folder.path, summary | {"accuracy": accuracy}, {})
+        numbers |= dict.fromkeys((*parts, "ratio_nominal", "ratio_measured", "epochs"), 1)
+        words: Any = dict.fromkeys(("transport", "dataset", "model"), "x")
+        summary = Summary(
+            accuracy=accuracy, stack=config.plugins, cut=3, seed=config.seed, **numbers, **words
+        )
+        folder.write_summary(summary)
+        return Result(folder.path, summary, {})
 
 
 @pytest.fixture
@@ -68,7 +73,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
     monkeypatch.setattr("splitlab.core.study.compare.run", fake)
     monkeypatch.setattr("splitlab.core.study.compare._check_what_all_share", lambda config: None)
     monkeypatch.setattr("splitlab.core.study.compare.gc", SimpleNamespace(collect=lambda: 0))  # slow
-    monkeypatch.setattr("splitlab.core.study.results.draw_curves", lambda *args, **options: None)
+    monkeypatch.setattr("splitlab.core.study.comparison.draw_curves", lambda *args, **options: None)
     return fake
 
 
