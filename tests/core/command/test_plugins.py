@@ -54,7 +54,7 @@ def test_broken_packages_are_listed_as_broken(
 ) -> None:
     point = importlib.metadata.EntryPoint("gone", "a_package_not_there:X", "splitlab.plugins")
     monkeypatch.setattr(
-        tables, "entry_points", lambda group: [point] if group == point.group else []
+        tables, "installed", lambda group: (point,) if group == point.group else ()
     )
     assert main(["plugins"]) == 0
     text = capsys.readouterr().out

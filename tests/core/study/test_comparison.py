@@ -115,7 +115,7 @@ def test_runs_that_end_at_other_steps_share_their_end(comparison: Comparison) ->
 
 
 def test_table_as_text(comparison: Comparison) -> None:
-    table = Table.of(comparison)
+    table = Table.of(comparison.rows())
     assert table.header == (
         *("stack", "accuracy", "uncompressed", "up MB", "down MB", "nominal", "measured"),
         *("client s", "server s", "link s", "epochs", "steps", "runs", "note"),
@@ -125,7 +125,7 @@ def test_table_as_text(comparison: Comparison) -> None:
         *("2.0", "1.5", "0.2", "0.50", "4", "2/2", ""),
     )
     comparison.contenders = (A,)
-    assert not {"uncompressed", "note"} & set(Table.of(comparison).header)
+    assert not {"uncompressed", "note"} & set(Table.of(comparison.rows()).header)
 
 
 def test_files(comparison: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ def test_what_is_missing_is_said(comparison: Comparison) -> None:
     comparison.grow([], [2, 3])
     row = comparison.rows()[0]
     assert (row.finished, row.runs, row.note) == (2, 4, "seeds 2, 3 not finished")
-    assert Table.of(comparison).rows[0][-2] == "2/4"
+    assert Table.of(comparison.rows()).rows[0][-2] == "2/4"
     nothing = Contender("d", "d", "d", ("d",), "d")
     comparison.grow([nothing], [])
     row = comparison.rows()[-1]
