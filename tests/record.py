@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch
 from safetensors import safe_open
 
 from splitlab.core import run
 from splitlab.core.catalogue.binding import bind_stack
 from splitlab.core.catalogue.tables import ROOT, catalogue
-from splitlab.core.testing.subject import TINY, TURNS
 from splitlab.core.testing.couple import Couple
+from splitlab.core.testing.subject import TINY, TURNS
 from splitlab.core.testing.tiny import thaw
 from splitlab.core.wire.encode import encode
 
