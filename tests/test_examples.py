@@ -129,21 +129,23 @@ def feature_energy(tiny: Any, **settings: Any) -> Any:
 
 def test_feature_energy_sends_the_features_with_most_energy(tiny: Any) -> None:
     client, server = tiny.pair([feature_energy(tiny, ratio=0.25)])
-    message = client.forward(tiny.batch(), 0)
+    conversation = client.train(tiny.batch(), 0)
+    message = next(conversation)
     chosen = message["feature-energy.chosen"].long()
-    whole = tiny.client().forward(tiny.batch(), 0)["activations"]
+    whole = next(tiny.client().train(tiny.batch(), 0))["activations"]
     energy = whole.square().mean(dim=(0, 1))
     assert sorted(energy.argsort(descending=True)[:4].tolist()) == chosen.tolist()
     torch.testing.assert_close(message["activations"], whole[..., chosen])
     answer = server.handle(tiny.travel(message))
     assert answer["gradient"].shape == (6, 5, 4)
-    client.backward(tiny.travel(answer))
+    with pytest.raises(StopIteration):
+        conversation.send(tiny.travel(answer))
 
 
 def test_feature_energy_refuses_numbers_that_do_not_fit(tiny: Any) -> None:
     for wrong in ([0, 1, 2], [0, 1, 2, 99], [0, 1, 2, -1]):
         client, server = tiny.pair([feature_energy(tiny, ratio=0.25)])
-        message = client.forward(tiny.batch(), 0)
+        message = next(client.train(tiny.batch(), 0))
         message.put("feature-energy.chosen", torch.tensor(wrong), Role.SIDE)
         with pytest.raises(ProtocolError, match="features' numbers do not fit"):
             server.handle(tiny.travel(message))

@@ -21,6 +21,7 @@ PLAN: Any = SimpleNamespace(config=CONFIG, titles=("a [b]", "c"))
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the output a terminal of 120 columns; in a test, where it is what is captured."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")  # a dumb one has 80 columns, whatever it says
     monkeypatch.setenv("COLUMNS", "120")
 
 

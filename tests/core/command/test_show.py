@@ -38,6 +38,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the output a terminal of 40 columns; in a test, where it is what is captured."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")  # a dumb one has 80 columns, whatever it says
     monkeypatch.setenv("COLUMNS", "40")
 
 

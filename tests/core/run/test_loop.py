@@ -88,7 +88,7 @@ class TestResult:
         assert [r["step"] for r in train] == list(range(1, 9))
         assert [r["step"] for r in evaluations] == [4, 8]
         summary = json.loads((folder / "summary.json").read_text())
-        assert summary == result.summary.as_dict()
+        assert summary == json.loads(result.summary.text())
         assert read_summary(folder) == result.summary
         assert summary["steps"] == 8
         assert summary["epochs"] == pytest.approx(2)
@@ -460,8 +460,8 @@ class TestFailure:
 
 def wait_for_steps(folder: Path, steps: int, process: subprocess.Popen[Any]) -> None:
     deadline = time.monotonic() + 60
-    metrics = folder / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_text().count("\n") <= steps:  # the first is no record
+    metrics = folder / "metrics.jsonl"  # its first line is no record
+    while not metrics.exists() or metrics.read_text().count("\n") <= steps:
         assert process.poll() is None, "the run ended early"
         assert time.monotonic() < deadline
         time.sleep(0.02)

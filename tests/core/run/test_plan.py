@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,7 @@ from splitlab.core.run.plan import Plan, choose_device, make, make_for_server, s
 from splitlab.core.run.workers import build_client, build_server, limited_threads
 
 CPU = torch.device("cpu")
-SMALL = Config(
-    image_size=8, batch_size=6, cut=1, threads=1, seed=3, weights="none", device="cpu"
-)
+SMALL = Config(image_size=8, batch_size=6, cut=1, threads=1, seed=3, weights="none", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +85,6 @@ def assert_same_facts(client: Any, server: Any) -> None:
     for known in facts:
         known.pop("role")
         known.pop("unable", None)
-        known.pop("requests", None)
     assert facts[0] == facts[1]
 
 

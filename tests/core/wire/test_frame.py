@@ -200,9 +200,16 @@ def test_notes_of_a_plugin_that_is_called_like_a_word_are_no_word(plugin: str) -
     assert arrived.notes == {plugin: [1, {"bits": 3}]}
 
 
-@pytest.mark.parametrize("notes", ["[]", '"x"', "3", '{"0": 1}'])
-def test_notes_that_a_peer_garbled_are_no_notes(notes: str) -> None:
-    [arrived] = read(frame({"__metadata__": {"a": notes}}))
+@pytest.mark.parametrize(
+    ("name", "value"), [("a", '"x"'), ("a", "3"), ("a", "{}"), ("loss", "[1]")]
+)
+def test_what_is_neither_a_note_nor_a_word_is_refused(name: str, value: str) -> None:
+    with pytest.raises(ProtocolError, match=f"metadata '{name}' is neither a plugin's notes nor"):
+        [*read(frame({"__metadata__": {name: value}}))]
+
+
+def test_no_notes_are_no_note() -> None:
+    [arrived] = read(frame({"__metadata__": {"a": "[]"}}))
     assert arrived.pop("a") is None
 
 
