@@ -160,7 +160,12 @@ def show_result(result: Result) -> None:
         facts.append(("uncompressed", without))
     ratio = f"measured {summary.ratio_measured:.4f}, nominal ξ {summary.ratio_nominal:.4f}"
     parts = ", ".join(
-        f"{name} {getattr(summary, f'{name}_seconds'):.1f} s" for name in ("client", "server", "link")
+        f"{name} {seconds:.1f} s"
+        for name, seconds in (
+            ("client", summary.client_seconds),
+            ("server", summary.server_seconds),
+            ("link", summary.link_seconds),
+        )
     )
     facts += [
         ("steps", f"{summary.steps:,} ({summary.epochs:.2f} epochs)"),

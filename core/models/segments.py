@@ -352,7 +352,7 @@ class _ToTokens(torch.autograd.Function):
         return x.flatten(2).transpose(1, 2).contiguous()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         image = _as_image(gradient, ctx.places)
         return image.contiguous(memory_format=_FORMATS[ctx.gradient_last]), None
 
@@ -366,7 +366,7 @@ class _FromTokens(torch.autograd.Function):
         return _as_image(x, places).clone(memory_format=_FORMATS[channels_last])
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return gradient.flatten(2).transpose(1, 2).contiguous(), None, None
 
 
@@ -381,7 +381,7 @@ def to_tokens(x: torch.Tensor, leaving: Leaving) -> torch.Tensor:
     """Return (B, D, H, W) as tokens (B, H·W, D), and (B, D) as one token (B, 1, D)."""
     if x.ndim == 2:
         return x[:, None]
-    tokens: torch.Tensor = _ToTokens.apply(x, leaving.gradient_last)  # type: ignore[no-untyped-call]
+    tokens: torch.Tensor = _ToTokens.apply(x, leaving.gradient_last)
     return tokens
 
 
@@ -400,7 +400,5 @@ def from_tokens(x: torch.Tensor, arriving: Leaving) -> torch.Tensor:
         )
     if len(shape) == 1:
         return x[:, 0].clone()
-    image: torch.Tensor = _FromTokens.apply(  # type: ignore[no-untyped-call]
-        x, shape[1:], arriving.channels_last
-    )
+    image: torch.Tensor = _FromTokens.apply(x, shape[1:], arriving.channels_last)
     return image

@@ -1,4 +1,4 @@
-"""Options made from `Config`: none is missing, each is where it belongs, flags go before the file."""
+"""Options made from `Config`: none is missing, each in its place, flags go before the file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ import pytest
 from splitlab.core.command.main import main
 from splitlab.core.command.options import Parser, add_config, declare, given
 from splitlab.core.run.config import GROUPS, Config, flag
+
+
+FAST = ["--weights", "none", "--threads", "1", "--device", "cpu", "--budget", "steps=1"]
 
 
 def parsed(*words: str, **choice: Any) -> argparse.Namespace:
