@@ -15,7 +15,6 @@ from splitlab.core.command.main import main
 from splitlab.core.command.options import Parser, add_config, declare, given
 from splitlab.core.run.config import GROUPS, Config, flag
 
-
 FAST = ["--weights", "none", "--threads", "1", "--device", "cpu", "--budget", "steps=1"]
 
 
@@ -124,9 +123,7 @@ def test_a_command_is_declared(capsys: pytest.CaptureFixture[str]) -> None:
 # The same in a run.
 
 
-def test_configuration_file_and_flags(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_configuration_file_and_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "c.toml"
     file.write_text('plugins = ["adc:ratio=0.2"]\nseed = 3\nbudget = "steps=9"\n')
     output = tmp_path / "r"

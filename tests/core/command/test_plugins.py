@@ -53,9 +53,7 @@ def test_broken_packages_are_listed_as_broken(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     point = importlib.metadata.EntryPoint("gone", "a_package_not_there:X", "splitlab.plugins")
-    monkeypatch.setattr(
-        tables, "installed", lambda group: (point,) if group == point.group else ()
-    )
+    monkeypatch.setattr(tables, "installed", lambda group: (point,) if group == point.group else ())
     assert main(["plugins"]) == 0
     text = capsys.readouterr().out
     assert "broken" in text

@@ -106,7 +106,9 @@ def test_serve_needs_the_number_of_classes(fails: Callable[..., str]) -> None:
         (b"", "the peer closed the connection"),
     ],
 )
-def test_a_server_that_meets_nonsense(sent: bytes, told: str, tmp_path: Path) -> None:
+def test_a_server_that_meets_nonsense(
+    sent: bytes, told: str, tmp_path: Path, started_server: Any
+) -> None:
     with started_server(tmp_path, "--weights", "none", "--threads", "1") as (server, address):
         host, port = address.removeprefix("tcp://").split(":")
         with socket.create_connection((host, int(port))) as connection:

@@ -72,7 +72,9 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("splitlab.core.study.compare.run", fake)
     monkeypatch.setattr("splitlab.core.study.compare._check_what_all_share", lambda config: None)
-    monkeypatch.setattr("splitlab.core.study.compare.gc", SimpleNamespace(collect=lambda: 0))  # slow
+    monkeypatch.setattr(
+        "splitlab.core.study.compare.gc", SimpleNamespace(collect=lambda: 0)
+    )  # slow
     monkeypatch.setattr("splitlab.core.study.comparison.draw_curves", lambda *args, **options: None)
     return fake
 

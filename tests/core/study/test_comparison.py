@@ -130,7 +130,9 @@ def test_table_as_text(comparison: Comparison) -> None:
 
 def test_files(comparison: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr("splitlab.core.study.comparison.draw_curves", lambda *args, **_: drawn.append(args))
+    monkeypatch.setattr(
+        "splitlab.core.study.comparison.draw_curves", lambda *args, **_: drawn.append(args)
+    )
     comparison.contenders = (replace(A, title="a|b"), B)
     comparison.write()
     folder = comparison.folder
