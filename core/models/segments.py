@@ -16,6 +16,7 @@ Shapes: B samples, N tokens, D width, H x W places of an image.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -265,8 +266,10 @@ def tried(model: Segmented) -> list[Leaving]:
     try:
         size = (1, model.channels, model.image_size, model.image_size)
         with torch.set_grad_enabled(device.type != "meta"):
-            x = torch.zeros(size, device=device, requires_grad=True).clone()
-            made = []
+            image = torch.zeros(size, device=device, requires_grad=True)
+            x = image.clone()
+            made: list[Leaving] = []
+            back: dict[int, bool] = {}
             for number, segment in enumerate(model.segments(module)):
                 try:
                     x = segment(x)
@@ -275,25 +278,27 @@ def tried(model: Segmented) -> list[Leaving]:
                         f"segment {number} of the model does not take what the one before makes, "
                         f"{[*x.shape]}: {str(error).splitlines()[0]}"
                     ) from error
-                made.append(x)
+                made.append(Leaving(tuple(x.shape[1:]), _channels_last(x)))
+                if x.requires_grad:
+                    # At once: the next segment may change it in place.
+                    x.register_hook(functools.partial(_note, back, number))  # type: ignore[no-untyped-call]
     finally:
         for part, mode in was.items():
             part.training = mode
-    images = [x for x in made if x.ndim == 4 and x.requires_grad]
-    gradients: dict[int, torch.Tensor | None] = {}
-    if images and made[-1].requires_grad:
-        back = torch.autograd.grad(made[-1], images, torch.zeros_like(made[-1]), allow_unused=True)
-        gradients = {id(x): gradient for x, gradient in zip(images, back, strict=True)}
+    if x.requires_grad:
+        torch.autograd.grad(x, image, torch.zeros_like(x), allow_unused=True)
     return [
-        Leaving(tuple(x.shape[1:]), _channels_last(x), _channels_last(gradients.get(id(x))))
-        for x in made
+        left._replace(gradient_last=back.get(number, False)) for number, left in enumerate(made)
     ]
 
 
-def _channels_last(x: torch.Tensor | None) -> bool:
-    if x is None or x.ndim != 4 or x.is_contiguous():
-        return False
-    return x.is_contiguous(memory_format=torch.channels_last)
+def _note(back: dict[int, bool], number: int, gradient: torch.Tensor) -> None:
+    back[number] = _channels_last(gradient)
+
+
+def _channels_last(x: torch.Tensor) -> bool:
+    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return last and not x.is_contiguous()
 
 
 def _seen(shape: tuple[int, ...]) -> Layout:
@@ -347,7 +352,7 @@ class _ToTokens(torch.autograd.Function):
         return x.flatten(2).transpose(1, 2).contiguous()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         image = _as_image(gradient, ctx.places)
         return image.contiguous(memory_format=_FORMATS[ctx.gradient_last]), None
 
@@ -361,7 +366,7 @@ class _FromTokens(torch.autograd.Function):
         return _as_image(x, places).clone(memory_format=_FORMATS[channels_last])
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return gradient.flatten(2).transpose(1, 2).contiguous(), None, None
 
 
@@ -369,14 +374,14 @@ _FORMATS = {False: torch.contiguous_format, True: torch.channels_last}
 
 
 def _as_image(tokens: torch.Tensor, places: tuple[int, int]) -> torch.Tensor:
-    return tokens.transpose(1, 2).unflatten(2, places)
+    return tokens.reshape(len(tokens), *places, tokens.shape[2]).permute(0, 3, 1, 2)
 
 
 def to_tokens(x: torch.Tensor, leaving: Leaving) -> torch.Tensor:
     """Return (B, D, H, W) as tokens (B, H·W, D), and (B, D) as one token (B, 1, D)."""
     if x.ndim == 2:
         return x[:, None]
-    tokens: torch.Tensor = _ToTokens.apply(x, leaving.gradient_last)  # type: ignore[no-untyped-call]
+    tokens: torch.Tensor = _ToTokens.apply(x, leaving.gradient_last)
     return tokens
 
 
@@ -395,7 +400,5 @@ def from_tokens(x: torch.Tensor, arriving: Leaving) -> torch.Tensor:
         )
     if len(shape) == 1:
         return x[:, 0].clone()
-    image: torch.Tensor = _FromTokens.apply(  # type: ignore[no-untyped-call]
-        x, shape[1:], arriving.channels_last
-    )
+    image: torch.Tensor = _FromTokens.apply(x, shape[1:], arriving.channels_last)
     return image

@@ -279,7 +279,7 @@ def test_settings_shape_the_model() -> None:
 
 def test_two_image_sizes_exclude_each_other() -> None:
     assert build("vit-mini:image_size=16", image_size=16, weights="none") is not None
-    with pytest.raises(ConfigError, match="--image-size 32 and image_size=16 .* exclude each"):
+    with pytest.raises(ConfigError, match=r"--image-size 32 and image_size=16 .* exclude each"):
         build("vit-mini:image_size=16", image_size=32)
 
 

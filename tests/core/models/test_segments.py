@@ -163,7 +163,8 @@ def test_token_sizes_and_measurements_are_refused() -> None:
 
 
 def test_segments_that_do_not_follow_each_other_are_refused() -> None:
-    model = Segments([nn.Conv2d(3, 4, 3), nn.Conv2d(5, 4, 3)], channels=3, image_size=8)
+    with isolated_rng(0, device=CPU):
+        model = Segments([nn.Conv2d(3, 4, 3), nn.Conv2d(5, 4, 3)], channels=3, image_size=8)
     with pytest.raises(
         ConfigError, match=r"segment 1 .* what the one before makes, \[1, 4, 6, 6\]"
     ):
@@ -177,7 +178,8 @@ def test_what_cannot_cross_a_link_is_refused() -> None:
 
 
 def test_a_tensor_on_both_sides_of_the_cut_is_refused() -> None:
-    shared = nn.Linear(8, 8)
+    with isolated_rng(0, device=CPU):
+        shared = nn.Linear(8, 8)
     model = Segments([shared, nn.ReLU(), shared, nn.Flatten()], channels=3, image_size=8)
     with pytest.raises(ConfigError, match="is used on both sides of a cut"):
         model.part(0, (1,), CPU)
