@@ -720,7 +720,7 @@ def test_a_message_that_continues_nothing_is_the_peers_error(tiny: Any) -> None:
             server.handle(tiny.travel(down))
 
 
-@pytest.mark.parametrize("loss", [None, "1.0", 1, [1.0]])
+@pytest.mark.parametrize("loss", [None, "1.0", 1, {"loss": 1.0}])
 def test_an_answer_without_a_loss_is_the_peers_error(tiny: Any, loss: Any) -> None:
     client, server = tiny.pair()
     for conversation, word, words in (
