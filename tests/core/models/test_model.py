@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -49,6 +48,8 @@ DEPTH = 3
 def narrow(kind: str, **arguments: Any) -> Any:
     """Build one of NARROW, with weights that make every part matter."""
     name, own = NARROW[kind]
+    if not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} has no {name}")
     defaults = {"img_size": 32, "depth": DEPTH, "embed_dim": 24, "num_heads": 2, "num_classes": 5}
     with isolated_rng(0, kind, device=CPU):
         vit = timm.create_model(name, **defaults | own | arguments)
@@ -77,7 +78,9 @@ class Whole:
             loss.backward()
             self.logits.append(logits.detach())
             self.losses.append(loss.item())
-            self.gradients.append({n: p.grad.clone() for n, p in vit.named_parameters()})
+            self.gradients.append(
+                {n: None if p.grad is None else p.grad.clone() for n, p in vit.named_parameters()}
+            )
             optimizer.step()
             optimizer.zero_grad()
         self.end = vit.state_dict()
@@ -103,7 +106,11 @@ class Whole:
             assert torch.equal(logits, self.logits[step])
             assert loss.item() == self.losses[step]
             for name, parameter in halves.items():
-                assert torch.equal(parameter.grad, self.gradients[step][name]), name
+                wanted = self.gradients[step][name]
+                if wanted is None:  # older timm does not use the class token of every model
+                    assert parameter.grad is None, name
+                else:
+                    assert torch.equal(parameter.grad, wanted), name
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
@@ -560,8 +567,7 @@ def test_listed_models_are_vision_transformers_of_timm() -> None:
     assert names == sorted(set(names))
     assert "resnet18" not in names
     for name in names[:: len(names) // 5]:
-        with warnings.catch_warnings(), torch.device("meta"):
-            warnings.simplefilter("ignore")  # random initialization means nothing on meta
+        with isolated_rng(0, "listed", device=CPU):
             kind = type(timm.create_model(name, depth=1, embed_dim=24, num_heads=2))
         assert issubclass(kind, model_module.VisionTransformer), name
 
