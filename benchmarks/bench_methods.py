@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from splitlab.core import Config, Cut, Kind, Message, Peer, Role
-from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core.catalogue.binding import bind
 from splitlab.core.catalogue.tables import catalogue
 from splitlab.core.contract.peer import AttentionRequest
 from splitlab.core.engine.stack import Stack
@@ -102,7 +102,7 @@ def compression(name: str, client: Client) -> Callable[[], float]:
 
     It returns the bytes of all tensors sent, over those of the uncompressed activations twice.
     """
-    stacks = [Stack([bind_plugin(name)]) for _ in range(2)]
+    stacks = [Stack([bind("plugins", name)]) for _ in range(2)]
     near, far = stacks
     near.setup(client.peer("client"))
     far.setup(client.peer("server"))

@@ -1,7 +1,7 @@
 """Record what a refactoring must not change: losses, frames, accuracies and checkpoints.
 
     python tests/record.py FILE            write what this checkout does
-    python tests/record.py FILE --compare  say where this checkout differs from the file; status 1 if so
+    python tests/record.py FILE --compare  say where this checkout differs from it; status 1 if so
 
 Numbers are those of one machine: record and compare on the same one, with the same libraries.
 """
@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch
 from safetensors import safe_open
 
 from splitlab.core import run
 from splitlab.core.catalogue.binding import bind_stack
 from splitlab.core.catalogue.tables import ROOT, catalogue
-from splitlab.core.testing.subject import TINY, TURNS
 from splitlab.core.testing.couple import Couple
+from splitlab.core.testing.subject import TINY, TURNS
 from splitlab.core.testing.tiny import thaw
 from splitlab.core.wire.encode import encode
 
@@ -49,7 +48,7 @@ RUNS = {
     "none": {},
     "adc": {"plugins": ["adc"]},
     "adc over tcp": {"plugins": ["adc"], "transport": "tcp"},
-    "adc+quantize over gloo": {"plugins": ["adc:ratio=0.4", "quantize:bits=8"], "transport": "gloo"},
+    "adc-q8 over gloo": {"plugins": ["adc:ratio=0.4", "quantize:bits=8"], "transport": "gloo"},
     "aqsgd": {"plugins": ["aqsgd"]},
     "tome": {"plugins": ["tome"]},
     "bottlenet": {"plugins": ["bottlenet"]},
@@ -90,7 +89,8 @@ def training(options: dict[str, Any], folder: Path) -> dict[str, Any]:
     records = [record for record in records if record["kind"] != "records"]
     summary = result.summary.as_dict()
     kept = {key: v for key, v in summary.items() if "seconds" not in key and key != "version"}
-    return {"records": records, "ledger": result.ledger, "summary": kept, "checkpoints": checkpoints}
+    facts = {"records": records, "ledger": result.ledger, "summary": kept}
+    return facts | {"checkpoints": checkpoints}
 
 
 def recorded() -> Iterator[tuple[str, Any]]:
@@ -114,7 +114,8 @@ def main() -> int:
     before = json.loads(file.read_text())
     different = [name for name in {**before, **found} if before.get(name) != found.get(name)]
     for name in different:
-        print(f"differs: {name}\n  was {json.dumps(before.get(name))[:2000]}\n  is  {json.dumps(found.get(name))[:2000]}")
+        was, now = json.dumps(before.get(name)), json.dumps(found.get(name))
+        print(f"differs: {name}\n  was {was[:2000]}\n  is  {now[:2000]}")
     return int(bool(different))
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from splitlab.core import Cut, Kind, Message, SplitlabError, Traits, hookimpl
-from splitlab.core.catalogue.binding import bind_plugin
+from splitlab.core.catalogue.binding import bind
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -123,7 +123,7 @@ def test_every_mistake_of_the_table_is_made_here() -> None:
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_answered_as_the_tutorial_says(tiny: Any, mistake: str) -> None:
     plugin = tiny.bound(type("Mine", (), MISTAKES[mistake]))
-    stack = [bind_plugin("adc:ratio=0.5"), plugin] if "stack" in mistake else [plugin]
+    stack = [bind("plugins", "adc:ratio=0.5"), plugin] if "stack" in mistake else [plugin]
     said = ".*".join(map(re.escape, ROWS[mistake].split("…")))
     with pytest.raises(SplitlabError, match=said):
         tiny.train(*tiny.pair(stack), [0])

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from splitlab.core import ProtocolError, Role
-from splitlab.core.catalogue.binding import bind_plugin, bind_stack
+from splitlab.core.catalogue.binding import bind, bind_stack
 from splitlab.core.command.main import main, parser
 from splitlab.core.command.options import given
 from splitlab.core.engine.stack import Stack
 from splitlab.core.run.config import Config
-from splitlab.core.run.plan import resolve
+from splitlab.core.run.plan import settled
 from splitlab.core.study.compare import split_stack
 
 ROOT = Path(__file__).parents[1]
@@ -94,7 +94,7 @@ def test_commands_of_the_readme_are_accepted(command: str, monkeypatch: pytest.M
         for stack in arguments.plugins:
             Stack(bind_stack(split_stack(stack)))
     elif hasattr(arguments, "config"):
-        resolved = resolve(Config.from_mapping(given(arguments)))
+        resolved, _ = settled(Config.from_mapping(given(arguments)))
         assert all(f"--plugin {plugin}" in command for plugin in resolved.plugins)
     assert callable(arguments.command)
 
@@ -123,27 +123,29 @@ def test_paths_that_the_documents_name_exist() -> None:
 
 
 def feature_energy(tiny: Any, **settings: Any) -> Any:
-    plugin = bind_plugin(f"{ROOT / 'examples/feature_energy.py'}:FeatureEnergy")
+    plugin = bind("plugins", f"{ROOT / 'examples/feature_energy.py'}:FeatureEnergy")
     return tiny.bound(plugin.factory, "feature-energy", **settings)
 
 
 def test_feature_energy_sends_the_features_with_most_energy(tiny: Any) -> None:
     client, server = tiny.pair([feature_energy(tiny, ratio=0.25)])
-    message = client.forward(tiny.batch(), 0)
+    conversation = client.train(tiny.batch(), 0)
+    message = next(conversation)
     chosen = message["feature-energy.chosen"].long()
-    whole = tiny.client().forward(tiny.batch(), 0)["activations"]
+    whole = next(tiny.client().train(tiny.batch(), 0))["activations"]
     energy = whole.square().mean(dim=(0, 1))
     assert sorted(energy.argsort(descending=True)[:4].tolist()) == chosen.tolist()
     torch.testing.assert_close(message["activations"], whole[..., chosen])
     answer = server.handle(tiny.travel(message))
     assert answer["gradient"].shape == (6, 5, 4)
-    client.backward(tiny.travel(answer))
+    with pytest.raises(StopIteration):
+        conversation.send(tiny.travel(answer))
 
 
 def test_feature_energy_refuses_numbers_that_do_not_fit(tiny: Any) -> None:
     for wrong in ([0, 1, 2], [0, 1, 2, 99], [0, 1, 2, -1]):
         client, server = tiny.pair([feature_energy(tiny, ratio=0.25)])
-        message = client.forward(tiny.batch(), 0)
+        message = next(client.train(tiny.batch(), 0))
         message.put("feature-energy.chosen", torch.tensor(wrong), Role.SIDE)
         with pytest.raises(ProtocolError, match="features' numbers do not fit"):
             server.handle(tiny.travel(message))

@@ -196,7 +196,8 @@ def _entry(kind: Kind, name: str, table: Mapping[str, Any], source: str, folder:
     else:
         target = next(table[key] for key in _NEEDED[kind] if key in table)
         target = " + ".join(target) if kind == "stacks" else target
-    facts = {key: value for key, value in table.items() if key not in ("target", "summary")}
+    taken = ("summary",) if kind == "datasets" else ("target", "summary")
+    facts = {key: value for key, value in table.items() if key not in taken}
     return Entry(name, target, table.get("summary", ""), source, facts, folder)
 
 

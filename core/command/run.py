@@ -13,9 +13,10 @@ from splitlab.core.run.config import Config
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
+    from splitlab.core.run.plan import Plan
     from splitlab.core.run.reporter import Result
 
-__all__ = ["add", "add_resume", "show_result", "train"]
+__all__ = ["add", "add_resume", "show_plan", "show_result", "train"]
 
 _MORE = """\
 Client and server are in this process, or the server is a second one that is
@@ -34,6 +35,7 @@ _EXAMPLES = """\
                --augment paper --budget nominal=10 --plugin adc
   splitlab run --config runs/NAME/config.toml --seed 1
   splitlab run --resume runs/NAME
+  splitlab run --plugin adc --dry-run             what would run, and what it would send
 """
 
 
@@ -50,6 +52,11 @@ def add(commands: Commands) -> Parser:
     )
     add_resume(parser)
     add_quiet(parser)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the plan of the run and end; nothing is trained or written",
+    )
     parser.add_argument(
         "--classes",
         type=int,
@@ -85,6 +92,12 @@ def train(arguments: argparse.Namespace, connect: str | None = None) -> int:
         if connect:
             del options["transport"]  # the run has one already
         config = replace(RunFolder.open(arguments.resume).read_config(), output=arguments.resume)
+    if getattr(arguments, "dry_run", False):
+        from splitlab.core.run.plan import Plan
+
+        load_transport(config.transport)  # one that cannot work is refused here, too
+        show_plan(Plan.of(config))
+        return 0
     transport = load_transport(config.transport)
     launched = transport.launched() if transport.place == "beside" else None
     if launched and launched[0] == "server":
@@ -100,6 +113,37 @@ def train(arguments: argparse.Namespace, connect: str | None = None) -> int:
     if not arguments.quiet:
         show_result(result)
     return 0
+
+
+def show_plan(plan: Plan) -> None:
+    """Print what a run would be."""
+    from splitlab.core.command.show import Cell, human_bytes, print_facts
+
+    config, model, data, layout = plan.config, plan.model, plan.data, plan.model.layout
+    cut = f"cut {model.cut} of 0 to {model.last_cut}: {layout.tokens} tokens × {layout.width}"
+    facts: list[tuple[str, Cell]] = [
+        ("model", (f"{model.name}, {cut}", "bold")),
+        ("client part", f"{model.client_parameters:,} parameters"),
+        ("server part", f"{model.server_parameters:,} parameters"),
+        ("data", f"{data.name}, {data.train:,} training images, {data.classes} classes"),
+    ]
+    stack = [plugin.agreement() for plugin in plan.stack] or ["none"]
+    facts += [("" if i else "stack", text) for i, text in enumerate(stack)]
+    whole = f"{human_bytes(plan.batch_bytes)} each way uncompressed"
+    if plan.step_bytes is None:
+        predicted = f"cannot be foreseen, {whole}"
+    else:
+        up, down = plan.step_bytes
+        predicted = f"about {human_bytes(up)} up, {human_bytes(down)} down ({whole})"
+    steps = plan.expected_steps
+    facts += [
+        ("bytes a step", predicted),
+        ("steps", "cannot be foreseen" if steps is None else f"about {steps:,}"),
+        ("budget", config.budget),
+        ("link", config.transport),
+        ("device", str(plan.device)),
+    ]
+    print_facts(facts)
 
 
 _KINDS = ("activation", "gradient", "targets", "side", "prediction", "header")

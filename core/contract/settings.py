@@ -155,7 +155,10 @@ class Bound:
         try:
             return self.factory(**self.params, **more)
         except SplitlabError as error:
-            raise type(error)(f"{self.kind} {self.label!r}: {error}") from error
+            owner = f"{self.kind} {self.label!r}"
+            if str(error).startswith(owner):
+                raise
+            raise type(error)(f"{owner}: {error}") from error
         except Exception as error:
             raise PluginError(
                 f"{self.kind} {self.label!r} cannot be built: {type(error).__name__}: {error}"

@@ -20,6 +20,7 @@ from splitlab.core.contract.seeding import isolated_rng
 from splitlab.core.contract.settings import Bound, parameters
 from splitlab.core.contract.traits import Ground
 from splitlab.core.models.segments import Segmented
+from splitlab.core.models.timm_models import check_name
 
 __all__ = ["ModelFacts", "bind_model", "build_model", "describe", "fingerprint"]
 
@@ -66,6 +67,7 @@ def bind_model(text: str) -> Bound:
     head, _, settings = text.partition(":")
     if ".py:" in text or head in entries("models"):
         return bind("models", text)
+    check_name(head, entries("models"))
     name = f"name={head}"
     bound = bind("models", f"timm:{name},{settings}" if settings else f"timm:{name}")
     given = {key: value for key, value in bound.given.items() if key != "name"}

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.models.segments import Segment, Segmented, tried
+from splitlab.core.models.segments import Leaving, Segment, Segmented, tried
 
 __all__ = ["StagedCNN"]
 
@@ -56,7 +56,7 @@ class StagedCNN(Segmented):
         self.last_cut = len(self._names) - 2
         self.default_cut = max(1, round(self.last_cut / 4))
         try:
-            self._shapes = tried(self)
+            self._left = tried(self)
         except ConfigError as error:
             raise _refused(name, str(error)) from error
         self._check(name)
@@ -79,12 +79,16 @@ class StagedCNN(Segmented):
 
     def shape(self, cut: int) -> tuple[int, ...]:
         """Return (D, H, W)."""
-        return self._shapes[cut]
+        return self._left[cut].shape
+
+    def leaving(self, cut: int) -> Leaving:
+        """Return what leaves a segment, and how it lies in memory in the whole model."""
+        return self._left[cut]
 
     @torch.no_grad()
     def _check(self, name: str) -> None:
         """Compare the segments with the whole network on one image."""
-        if any(len(shape) != 3 for shape in self._shapes[:-1]):
+        if any(len(left.shape) != 3 for left in self._left[:-1]):
             raise _refused(name, "what leaves its stages is no image (B, D, H, W)")
         if next(self.module.parameters()).is_meta:
             return  # it has no numbers to compare

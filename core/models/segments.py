@@ -19,7 +19,7 @@ import copy
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -31,6 +31,20 @@ from splitlab.core.contract.part import Layout
 __all__ = ["Segment", "Segmented", "SegmentedPart", "Segments"]
 
 Segment = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Leaving(NamedTuple):
+    """What leaves a segment for one sample.
+
+    Attributes:
+        shape: (N, D), (D, H, W) or (D,).
+        channels_last: whether an image lies in memory place by place, not channel by channel.
+        gradient_last: the same of its gradient.
+    """
+
+    shape: tuple[int, ...] = ()
+    channels_last: bool = False
+    gradient_last: bool = False
 
 
 class Segmented(ABC):
@@ -59,6 +73,10 @@ class Segmented(ABC):
     @abstractmethod
     def shape(self, cut: int) -> tuple[int, ...]:
         """Return what leaves a segment for one sample: (N, D), (D, H, W) or (D,)."""
+
+    def leaving(self, cut: int) -> Leaving:
+        """Return what leaves a segment, and how it lies in memory in the whole model."""
+        return Leaving(self.shape(cut))
 
     def layout(self, cut: int) -> Layout:
         """Return what plugins see at this cut."""
@@ -99,10 +117,8 @@ class SegmentedPart:
         self.module = _copied(model, first or 0, end, device)
         self._segments = list(model.segments(self.module))[first:end]
         # Whichever tokens arrive, an image segment is given its image back.
-        arriving = model.shape(first - 1) if first else ()
-        leaving = model.shape(end - 1) if end else ()
-        self._image = arriving if len(arriving) != 2 else ()
-        self._as_tokens = len(leaving) in (1, 3)
+        self._arriving = model.leaving(first - 1) if first else Leaving()
+        self._leaving = model.leaving(end - 1) if end else Leaving()
 
     def forward(
         self, inputs: torch.Tensor, token_sizes: torch.Tensor | None = None
@@ -113,7 +129,8 @@ class SegmentedPart:
                 "this model does not weigh tokens by their size; choose a Vision Transformer, or a "
                 "method that sends no token sizes"
             )
-        x = from_tokens(inputs, self._image) if self._image else inputs
+        image = len(self._arriving.shape) in (1, 3)
+        x = from_tokens(inputs, self._arriving) if image else inputs
         try:
             for segment in self._segments:
                 x = segment(x)
@@ -124,7 +141,7 @@ class SegmentedPart:
                 f"batch norm cannot train on a batch of {len(x)} of this image size ({error}); "
                 "choose a --batch-size whose last batch is larger, or larger images"
             ) from None
-        return to_tokens(x) if self._as_tokens else x
+        return to_tokens(x, self._leaving) if len(self._leaving.shape) in (1, 3) else x
 
     def unable(self, request: Measurement) -> str | None:
         """Return why the client's part cannot measure that; None if it can."""
@@ -210,7 +227,7 @@ class Segments(Segmented):
         self._any_tokens = any_tokens
         self._class_token = class_token
         self._prefix_tokens = prefix_tokens or int(class_token)
-        self._shapes: list[tuple[int, ...]] = []
+        self._left: list[Leaving] = []
 
     def segments(self, module: nn.Module) -> Sequence[Segment]:
         """Return the modules."""
@@ -222,8 +239,12 @@ class Segments(Segmented):
 
     def shape(self, cut: int) -> tuple[int, ...]:
         """Return what leaves a segment for one sample; one image is tried."""
-        self._shapes = self._shapes or tried(self)
-        return self._shapes[cut]
+        return self.leaving(cut).shape
+
+    def leaving(self, cut: int) -> Leaving:
+        """Return what leaves a segment, and how it lies in memory in the whole model."""
+        self._left = self._left or tried(self)
+        return self._left[cut]
 
     def layout(self, cut: int) -> Layout:
         """Return what plugins see at this cut."""
@@ -235,29 +256,44 @@ class Segments(Segmented):
         )
 
 
-@torch.no_grad()
-def tried(model: Segmented) -> list[tuple[int, ...]]:
-    """Run one image of zeros through all segments; returns what leaves each, for one sample."""
+def tried(model: Segmented) -> list[Leaving]:
+    """Run one image of zeros through all segments, and back; returns what leaves each."""
     module = model.module
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     was = {part: part.training for part in module.modules()}
     module.eval()
     try:
-        x = torch.zeros(1, model.channels, model.image_size, model.image_size, device=device)
-        shapes = []
-        for number, segment in enumerate(model.segments(module)):
-            try:
-                x = segment(x)
-            except (RuntimeError, ValueError, TypeError) as error:
-                raise ConfigError(
-                    f"segment {number} of the model does not take what the one before makes, "
-                    f"{[*x.shape]}: {str(error).splitlines()[0]}"
-                ) from error
-            shapes.append(tuple(x.shape[1:]))
+        size = (1, model.channels, model.image_size, model.image_size)
+        with torch.set_grad_enabled(device.type != "meta"):
+            x = torch.zeros(size, device=device, requires_grad=True).clone()
+            made = []
+            for number, segment in enumerate(model.segments(module)):
+                try:
+                    x = segment(x)
+                except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                    raise ConfigError(
+                        f"segment {number} of the model does not take what the one before makes, "
+                        f"{[*x.shape]}: {str(error).splitlines()[0]}"
+                    ) from error
+                made.append(x)
     finally:
         for part, mode in was.items():
             part.training = mode
-    return shapes
+    images = [x for x in made if x.ndim == 4 and x.requires_grad]
+    gradients: dict[int, torch.Tensor | None] = {}
+    if images and made[-1].requires_grad:
+        back = torch.autograd.grad(made[-1], images, torch.zeros_like(made[-1]), allow_unused=True)
+        gradients = {id(x): gradient for x, gradient in zip(images, back, strict=True)}
+    return [
+        Leaving(tuple(x.shape[1:]), _channels_last(x), _channels_last(gradients.get(id(x))))
+        for x in made
+    ]
+
+
+def _channels_last(x: torch.Tensor | None) -> bool:
+    if x is None or x.ndim != 4 or x.is_contiguous():
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _seen(shape: tuple[int, ...]) -> Layout:
@@ -300,48 +336,57 @@ def _copied(model: Segmented, first: int, end: int | None, device: torch.device)
     return copy.deepcopy(module, new)
 
 
-# Between images and tokens. Both directions, and both of their gradients, are made contiguous, as
-# they are in the whole model: the layout in memory decides which kernels run, and with them the
-# last bits.
+# Between images and tokens. In both directions, an image and its gradient are made to lie in memory
+# as they do in the whole model: that decides which kernels run, and with them the last bits.
 
 
 class _ToTokens(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        ctx.places = x.shape[2:]
+    def forward(ctx: Any, x: torch.Tensor, gradient_last: bool) -> torch.Tensor:
+        ctx.places, ctx.gradient_last = x.shape[2:], gradient_last
         return x.flatten(2).transpose(1, 2).contiguous()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        return gradient.transpose(1, 2).contiguous().view(*gradient.shape[::2], *ctx.places)
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        image = _as_image(gradient, ctx.places)
+        return image.contiguous(memory_format=_FORMATS[ctx.gradient_last]), None
 
 
 class _FromTokens(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, places: tuple[int, int]) -> torch.Tensor:
+    def forward(
+        ctx: Any, x: torch.Tensor, places: tuple[int, int], channels_last: bool
+    ) -> torch.Tensor:
         # A copy always: the first segment may change it in place.
-        image = x.transpose(1, 2).clone(memory_format=torch.contiguous_format)
-        return image.view(*image.shape[:2], *places)
+        return _as_image(x, places).clone(memory_format=_FORMATS[channels_last])
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradient.flatten(2).transpose(1, 2).contiguous(), None
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+        return gradient.flatten(2).transpose(1, 2).contiguous(), None, None
 
 
-def to_tokens(x: torch.Tensor) -> torch.Tensor:
+_FORMATS = {False: torch.contiguous_format, True: torch.channels_last}
+
+
+def _as_image(tokens: torch.Tensor, places: tuple[int, int]) -> torch.Tensor:
+    return tokens.transpose(1, 2).unflatten(2, places)
+
+
+def to_tokens(x: torch.Tensor, leaving: Leaving) -> torch.Tensor:
     """Return (B, D, H, W) as tokens (B, H·W, D), and (B, D) as one token (B, 1, D)."""
     if x.ndim == 2:
         return x[:, None]
-    tokens: torch.Tensor = _ToTokens.apply(x)
+    tokens: torch.Tensor = _ToTokens.apply(x, leaving.gradient_last)  # type: ignore[no-untyped-call]
     return tokens
 
 
-def from_tokens(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+def from_tokens(x: torch.Tensor, arriving: Leaving) -> torch.Tensor:
     """Return tokens as what they were made of, (rows, *shape).
 
     Raises:
         ConfigError: other tokens than that takes.
     """
+    shape = arriving.shape
     tokens = shape[1] * shape[2] if len(shape) == 3 else 1
     if [*x.shape[1:]] != [tokens, shape[0]]:
         raise ConfigError(
@@ -349,6 +394,8 @@ def from_tokens(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
             "choose methods that give the server all tokens back"
         )
     if len(shape) == 1:
-        return x[:, 0]
-    image: torch.Tensor = _FromTokens.apply(x, shape[1:])
+        return x[:, 0].clone()
+    image: torch.Tensor = _FromTokens.apply(  # type: ignore[no-untyped-call]
+        x, shape[1:], arriving.channels_last
+    )
     return image

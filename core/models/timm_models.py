@@ -5,6 +5,8 @@ Which family a name belongs to is read from the model that timm builds.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 import timm
@@ -15,7 +17,7 @@ from splitlab.core.models.cnn import StagedCNN
 from splitlab.core.models.segments import Segmented
 from splitlab.core.models.vit import ViT
 
-__all__ = ["timm_model", "timm_names"]
+__all__ = ["check_name", "timm_model", "timm_names"]
 
 _VITS = ("vision_transformer", "deit")
 _CNNS = (
@@ -65,10 +67,7 @@ def timm_model(
     Raises:
         ConfigError: an unknown name, a model that cannot be cut, weights that cannot be had.
     """
-    if not timm.is_model(name.partition(".")[0]):
-        known = [own for names in timm_names().values() for own in names]
-        near = [own for own in known if own.startswith(name[:4])] or known[:8]
-        raise unknown_name("model", name, near, "; `splitlab models` lists all")
+    check_name(name)
     made_for = timm.get_pretrained_cfg(name)
     _, height, width = made_for.input_size if made_for else (3, 224, 224)
     if image_size is None and height != width:
@@ -92,3 +91,17 @@ def timm_model(
 
 def _takes_image_size(name: str) -> bool:
     return any(name.partition(".")[0] in timm.list_models(module=module) for module in _VITS)
+
+
+def check_name(name: str, own: Iterable[str] = ()) -> None:
+    """Raise `ConfigError` unless timm has a model of this name.
+
+    Args:
+        name: with or without the tag of a set of weights.
+        own: names of other models, which the message offers too.
+    """
+    if timm.is_model(name.partition(".")[0]):
+        return
+    known = [*own, *(timms for names in timm_names().values() for timms in names)]
+    near = {*own, *difflib.get_close_matches(name, known, n=8)}
+    raise unknown_name("model", name, near, "; `splitlab models` lists all")

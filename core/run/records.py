@@ -252,6 +252,6 @@ def _reading(path: Path) -> Iterator[str]:
     """Yield the text of a file; whatever is wrong with it names the file."""
     try:
         yield path.read_text(encoding="utf-8")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"{path} is damaged ({reason}); delete the run to run it again") from None

@@ -127,9 +127,7 @@ def _composed(s: Subject, X: torch.Tensor) -> torch.Tensor:
     next(couple.client.train(dataclasses.replace(batch, images=batch.images.double()), 0))
     [sent] = cuts
     side = {name: tensor.detach() for name, tensor in sent.side.items()}
-    cut = Cut(
-        activations=sent.activations, targets=sent.targets, step=0, training=True, side=side
-    )
+    cut = Cut(activations=sent.activations, targets=sent.targets, step=0, training=True, side=side)
     couple.server.stack.before_server_forward(cut)
     logits = s.tiny.server(dtype=torch.float64)._part.forward(cut.activations, cut.token_sizes)
     loss = F.cross_entropy(logits, cut.targets, reduction="none")

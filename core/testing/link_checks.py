@@ -27,8 +27,9 @@ def every_kind_arrives(s: Ends) -> str | None:
     with s.both() as (client, server, aside):
         for sender, receiver in ((client, server), (server, client)):
             for step, kind in enumerate(Kind):
-                sent = a_message(kind, step, loss=0.1, agreement=["a", None])
-                size = encode(a_message(kind, step, loss=0.1, agreement=["a", None])).nbytes
+                sent = a_message(kind, step, loss=0.1, agreement={"words": ["a", None]})
+                sent.push("somebody", ["a", None])
+                size = encode(sent).nbytes
                 sending = aside.submit(sender.send, sent, s.soon)
                 arrived = receiver.receive(s.soon)
                 if not sending.result() == sent.frame_bytes == arrived.frame_bytes == size:

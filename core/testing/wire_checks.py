@@ -44,7 +44,8 @@ def bytes_are_real(s: Subject) -> str | None:
         if size > _NOTES:
             raise s.failed(
                 f"the {message.kind.name} message carries {size} bytes of notes "
-                f"({', '.join(message.notes)}) in its header; put numbers into a tensor of Role.SIDE"
+                f"({', '.join(message.notes)}) in its header; put numbers into a tensor of "
+                "Role.SIDE"
             )
         if message.training:
             sent = [message[n].nbytes for n in message if message.role(n) is not Role.TARGETS]

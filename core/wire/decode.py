@@ -16,7 +16,7 @@ import torch
 
 from splitlab.core.contract.errors import ProtocolError
 from splitlab.core.contract.link import DEFAULT_LIMITS, Limits
-from splitlab.core.contract.message import Kind, Message
+from splitlab.core.contract.message import WORDS, Kind, Message
 from splitlab.core.wire.layout import (
     DTYPES,
     KINDS,
@@ -124,6 +124,11 @@ def assemble(opening: Opening, header: Header, tensors: Iterable[torch.Tensor]) 
         opening.kind, opening.step, training=opening.training, stacked=opening.stacked
     )
     for name, value in values.items():
+        if isinstance(value, list) is (name in WORDS):
+            raise ProtocolError(
+                f"malformed frame: metadata {name!r} is neither a plugin's notes nor a word that "
+                "the peers know"
+            )
         if isinstance(value, list):
             message.notes[name.removesuffix(":")] = value
         else:

@@ -42,6 +42,11 @@ def make_peer(role: str = "client", **facts: Any) -> Peer:
     return Tiny().peer(role, **({"grid": None} | defaults | facts))  # type: ignore[arg-type]
 
 
+def unable(**settings: Any) -> Any:
+    """What the client's part of such a model of twelve blocks cannot measure, and why."""
+    return Tiny(depth=12).client(**settings)._part.unable
+
+
 def noise(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(11), dtype=dtype)
 
@@ -692,9 +697,9 @@ def test_bad_parameters_of_the_halves(build: Any, settings: dict[str, Any]) -> N
         (ADC(), {"batch_size": 1}, "merges into 2 rows or more, but a batch has 1"),
         (ADCBatchMerge(ratio=0.9), {"batch_size": 1}, "--batch-size 2"),
         (ADCBatchMerge(ratio=0.9), {"batch_size": 80_000}, "uint16"),
-        (ADC(), {"class_token": False}, "class token"),
+        (ADC(), {"unable": unable(class_token=False, global_pool="avg")}, "class token"),
         (ADCBatchMerge(criterion="cls_token"), {"class_token": False}, "allowed here: avg_token"),
-        (ADC(), {"cut": 0}, "--cut 1 to 12"),
+        (ADC(), {"unable": unable(cut=0)}, "--cut 1 to 12"),
         (ADC(criterion="cls_token", repo_token_bug=True), {"width": 10}, "10 features .* 9 tokens"),
         (
             ADC(criterion="cls_token", repo_token_bug=True, ratio=0.9),

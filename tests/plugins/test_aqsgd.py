@@ -52,7 +52,7 @@ def tokens(seed: int = 0, samples: int = B) -> torch.Tensor:
 def sent(
     plugin: AQSGD, values: torch.Tensor, ids: list[int], *, step: int = 0, training: bool = True
 ) -> Message:
-    """Do what the engine does between the client's half and the link."""
+    """Do what the engine does between the client's part and the link."""
     targets = torch.zeros(len(values), dtype=torch.int64)
     cut = Cut(
         activations=values,

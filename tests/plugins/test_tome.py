@@ -341,7 +341,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"at least 2 are sent; allowed here: ratio=0.2223 to 1"):
         run(ToMe(ratio=0.2), make_cut())
     with pytest.raises(ConfigError, match="--cut 0"):
-        run(ToMe(), make_cut(), cut=0)
+        run(ToMe(), make_cut(), unable=Tiny().client(cut=0)._part.unable)
     cut = make_cut()
     run(ToMe(metric="tokens"), cut, cut=0)
     assert cut.activations.shape[1] == 2

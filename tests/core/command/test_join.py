@@ -13,7 +13,7 @@ import pytest
 FAST = ["--weights", "none", "--threads", "1", "--budget", "steps=1"]
 
 
-def test_no_server_at_the_address(self, fails: Callable[..., str]) -> None:
+def test_no_server_at_the_address(fails: Callable[..., str]) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -40,7 +40,6 @@ def test_no_server_at_the_address(self, fails: Callable[..., str]) -> None:
     ],
 )
 def test_peers_that_differ(
-    self,
     theirs: list[str],
     named: str,
     fails: Callable[..., str],

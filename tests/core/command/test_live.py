@@ -11,16 +11,23 @@ import pytest
 
 from splitlab.core.command.live import LiveComparison, LiveReporter
 from splitlab.core.run.config import Config
+from splitlab.core.run.records import EvaluationRecord
 from splitlab.core.run.reporter import Progress
 
 LEDGER: Any = SimpleNamespace(total=lambda way, phase: 1500 if way == "up" else 500)
 CONFIG = Config(dataset="data", cut=3, budget="steps=9", transport="link")
 
 
+def plan(*titles: str) -> Any:
+    """Return what a reporter is told of a run of these plugins."""
+    return SimpleNamespace(config=CONFIG, titles=[*titles])
+
+
 @pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A terminal of 120 columns."""
+def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A terminal of 120 columns; `capsys` first, which has a stdout of its own."""
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
 
 
@@ -31,12 +38,12 @@ def shown(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_a_run(terminal: None, capsys: pytest.CaptureFixture[str]) -> None:
     display = LiveReporter()
-    display.begin(CONFIG, Path("runs/x"), "a [b] + c", lambda: 0.25)
+    display.begin(plan("a [b]", "c"), Path("runs/x"), lambda: 0.25)
     display._live.refresh()
     text = shown(capsys)
     assert "a [b] + c  data · vit-mini · cut 3 · link · runs/x" in text
     assert "budget steps=9" in text
-    record = {"step": 1, "accuracy": 0.5, "loss": 1.25, "training_bytes": 2000}
+    record = EvaluationRecord(1, 0.5, 1.25, True, bytes_up=0, bytes_down=0, training_bytes=2000)
     display.evaluated(record)
     assert "step      1   accuracy 0.5000   loss 1.2500   2 kB" in shown(capsys)
     progress = Progress(
@@ -72,14 +79,14 @@ def test_a_comparison_and_its_runs_share_a_display(
     contender: Any = SimpleNamespace(title="a")
     display.begin(Path("c"), 4, 0)
     run = display.run(2, contender, 7)
-    run.begin(CONFIG, Path("c/a"), "a", lambda: 0.5)
+    run.begin(plan("a"), Path("c/a"), lambda: 0.5)
     display.live.refresh()
     text = shown(capsys)
     assert re.search(r"38%|37%", text)  # one run and a half of four are 37.5%
     assert "run 2 of 4: a, seed 7, c" in text
     run.end(None)
     assert display.live.is_started  # a run does not take the comparison's display away
-    summary = {"accuracy": 0.5, "steps": 10, "bytes_up": 1, "bytes_down": 1}
+    summary = SimpleNamespace(accuracy=0.5, steps=10, bytes_up=1, bytes_down=1)
     display.ended(contender, SimpleNamespace(summary=summary))  # type: ignore[arg-type]
     assert "run 2 of 4: a, seed 7: done   accuracy 0.5000" in shown(capsys)
     display.end()

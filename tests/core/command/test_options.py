@@ -122,7 +122,7 @@ def test_a_command_is_declared(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_configuration_file_and_flags(
-    self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "c.toml"
     file.write_text('plugins = ["adc:ratio=0.2"]\nseed = 3\nbudget = "steps=9"\n')
@@ -140,7 +140,7 @@ def test_configuration_file_and_flags(
     assert logs[0] == logs[1]
 
 
-def test_unknown_key_in_the_configuration(self, tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_unknown_key_in_the_configuration(tmp_path: Path, fails: Callable[..., str]) -> None:
     file = tmp_path / "c.toml"
     file.write_text("batchsize = 3\n")
     line = fails("run", "--config", str(file))

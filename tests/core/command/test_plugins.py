@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from splitlab.core.catalogue import registry as registry_module
+from splitlab.core.catalogue import tables
 from splitlab.core.catalogue.tables import catalogue, entries
 from splitlab.core.command.main import main
 from splitlab.core.contract.hooks import HookSpecs
@@ -54,7 +54,7 @@ def test_broken_packages_are_listed_as_broken(
 ) -> None:
     point = importlib.metadata.EntryPoint("gone", "a_package_not_there:X", "splitlab.plugins")
     monkeypatch.setattr(
-        registry_module, "entry_points", lambda group: [point] if group == point.group else []
+        tables, "installed", lambda group: (point,) if group == point.group else ()
     )
     assert main(["plugins"]) == 0
     text = capsys.readouterr().out

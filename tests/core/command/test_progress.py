@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,10 +20,17 @@ from splitlab.core.command.progress import (
     reporter,
 )
 from splitlab.core.run.config import Config
+from splitlab.core.run.records import EvaluationRecord
 from splitlab.core.run.reporter import Progress, Reporter
 from splitlab.core.study.compare import ComparisonReporter
 
 LEDGER: Any = SimpleNamespace(total=lambda way, phase: 1500 if way == "up" else 2_000_000)
+CONFIG = Config(dataset="data", cut=3, budget="steps=9", transport="link")
+
+
+def plan(*titles: str) -> Any:
+    """Return what a reporter is told of a run of these plugins."""
+    return SimpleNamespace(config=CONFIG, titles=[*titles])
 
 
 class Clock:
@@ -54,8 +62,7 @@ def test_speed_is_of_this_session() -> None:
 
 def test_a_run_in_lines(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     lines = PlainReporter()
-    config = Config(dataset="data", cut=3, budget="steps=9", transport="link")
-    lines.begin(config, Path("runs/x"), "a + b", lambda: 0.25)
+    lines.begin(plan("a", "b"), Path("runs/x"), lambda: 0.25)
     assert capsys.readouterr().out == (
         "run    a + b on data, vit-mini, cut 3\nlink   link, budget steps=9, folder runs/x\n"
     )
@@ -75,9 +82,9 @@ def test_a_run_in_lines(clock: Clock, capsys: pytest.CaptureFixture[str]) -> Non
     clock.now += 6
     lines.loading("train", 1000, 6000)
     assert capsys.readouterr().out == "load   train: 1,000 of 6,000 images\n"
-    record = {"step": 2, "accuracy": 0.5, "loss": 1.0, "training_bytes": 999}
+    record = EvaluationRecord(2, 0.5, 1.0, True, bytes_up=0, bytes_down=0, training_bytes=999)
     lines.evaluated(record)
-    lines.evaluated(record | {"accuracy_uncompressed": 0.75})
+    lines.evaluated(replace(record, accuracy_uncompressed=0.75))
     assert capsys.readouterr().out.splitlines() == [
         "eval   step 2: accuracy 0.5000, loss 1.0000, 999 B of training traffic",
         "eval   step 2: accuracy 0.5000, uncompressed 0.7500, loss 1.0000, "
@@ -93,8 +100,8 @@ def test_a_comparison_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
     lines.begin(Path("c"), 4, 0)
     lines.begin(Path("c"), 4, 3)
     run = lines.run(4, contender, 7)
-    run.begin(Config(), Path("c/a"), "a + b", lambda: 0.0)  # the comparison has said it
-    summary = {"accuracy": 0.5, "steps": 1000, "bytes_up": 1500, "bytes_down": 10}
+    run.begin(plan("a", "b"), Path("c/a"), lambda: 0.0)  # the comparison has said it
+    summary = SimpleNamespace(accuracy=0.5, steps=1000, bytes_up=1500, bytes_down=10)
     lines.ended(contender, SimpleNamespace(summary=summary, error=None))  # type: ignore[arg-type]
     lines.end()
     assert capsys.readouterr().out.splitlines() == [

@@ -14,12 +14,15 @@ import pytest
 from splitlab.core.catalogue.links import load_transport
 from splitlab.core.command.main import main
 from splitlab.core.command.run import show_result
+from splitlab.core.command.show import human_bytes
+from splitlab.core.run.config import Config
+from splitlab.core.run.plan import Plan
 
 FAST = ["--weights", "none", "--threads", "1", "--budget", "steps=1"]
 
 
 def test_run_prints_accuracy_bytes_and_folder(
-    self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", "--plugin", "adc", *FAST, "--output", str(tmp_path / "r")]) == 0
     text = capsys.readouterr().out
@@ -30,12 +33,37 @@ def test_run_prints_accuracy_bytes_and_folder(
         assert word in text
 
 
+def test_a_dry_run_prints_the_plan_and_makes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--weights", "none", "--threads", "1", "--device", "cpu", "--budget", "steps=7"]
+    assert main(["run", "--plugin", "adc:ratio=0.1", "--dry-run", *options]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    given = {"plugins": ("adc:ratio=0.1",), "weights": "none", "threads": 1, "device": "cpu"}
+    plan = Plan.of(Config.from_mapping({**given, "budget": "steps=7"}))
+    assert plan.step_bytes is not None
+    up, down = map(human_bytes, plan.step_bytes)
+    for words in (
+        "model vit-mini, cut 3",
+        f"client part {plan.model.client_parameters:,} parameters",
+        f"server part {plan.model.server_parameters:,} parameters",
+        f"stack {plan.stack[0].agreement()}",
+        f"bytes a step about {up} up, {down} down",
+        "steps about 7",
+        "budget steps=7",
+        "device cpu",
+    ):
+        assert words in text, words
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_came_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
-    summary: dict[str, Any] = {
+    summary = SimpleNamespace(
         **{"accuracy": 0.75, "accuracy_uncompressed": 0.5, "steps": 1200, "epochs": 2.5},
         **{"ratio_measured": 0.11, "ratio_nominal": 0.1, "seconds": 9.0},
         **{"client_seconds": 4.0, "server_seconds": 3.0, "link_seconds": 2.0},
-    }
+    )
     ledger = {
         "training": {"up": {"activation": 1500, "header": 40}, "down": {"gradient": 2000}},
         "control": {"up": {"header": 7}},
@@ -88,7 +116,7 @@ def test_what_came_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
         (["--transport", "tpc"], r"unknown transport 'tpc' \(did you mean 'tcp'\?\)"),
         (["--dataset", "mnist"], r"unknown data set 'mnist'.*fashion-mnist"),
         (["--model", "vit_tiny_patch99"], r"unknown model 'vit_tiny_patch99'"),
-        (["--model", "resnet18"], r"'resnet18' is a ResNet, not a timm VisionTransformer"),
+        (["--plugin", "adc", "--model", "resnet18"], r"class token"),
         (["--cut", "7"], r"--cut 7 is outside the model; allowed: 0 to 6"),
         (["--lr", "-1"], r"--lr -1.0 is not allowed"),
         (["--budget", "hours=3"], r"unknown budget 'hours'"),
@@ -102,7 +130,6 @@ def test_what_came_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_one_clear_line(
-    self,
     arguments: list[str],
     message: str,
     tmp_path: Path,
@@ -115,7 +142,7 @@ def test_one_clear_line(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_data_folders(self, tmp_path: Path, fails: Callable[..., str]) -> None:
+def test_data_folders(tmp_path: Path, fails: Callable[..., str]) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "is empty" in fails("run", "--data-dir", str(empty), *FAST)
@@ -128,7 +155,7 @@ def test_data_folders(self, tmp_path: Path, fails: Callable[..., str]) -> None:
     assert "x.png: not a readable image" in line
 
 
-def test_a_transport_that_cannot_work_names_those_that_can(self, fails: Callable[..., str]) -> None:
+def test_a_transport_that_cannot_work_names_those_that_can(fails: Callable[..., str]) -> None:
     if load_transport_or_none("nccl") is not None:
         pytest.skip("NCCL works here")
     line = fails("run", "--transport", "nccl", *FAST)

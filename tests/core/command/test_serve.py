@@ -74,7 +74,7 @@ def test_options_of_the_client_are_refused(refuses: Callable[..., str]) -> None:
     assert "unrecognized arguments: --budget steps=1" in refuses("serve", "--budget", "steps=1")
 
 
-def test_a_port_in_use(self, fails: Callable[..., str]) -> None:
+def test_a_port_in_use(fails: Callable[..., str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         line = fails("serve", "--address", address, "--weights", "none")
@@ -86,12 +86,12 @@ def test_a_port_in_use(self, fails: Callable[..., str]) -> None:
     ("option", "value"), [("--classes", "0"), ("--wait", "-1"), ("--wait", "inf")]
 )
 def test_serve_refuses_numbers_that_cannot_be(
-    self, option: str, value: str, fails: Callable[..., str]
+    option: str, value: str, fails: Callable[..., str]
 ) -> None:
     assert f"{option} {value}" in fails("serve", f"{option}={value}")
 
 
-def test_serve_needs_the_number_of_classes(self, fails: Callable[..., str]) -> None:
+def test_serve_needs_the_number_of_classes(fails: Callable[..., str]) -> None:
     assert "unknown data set" in fails("serve", "--dataset", "mine")
 
 
@@ -106,7 +106,7 @@ def test_serve_needs_the_number_of_classes(self, fails: Callable[..., str]) -> N
         (b"", "the peer closed the connection"),
     ],
 )
-def test_a_server_that_meets_nonsense(self, sent: bytes, told: str, tmp_path: Path) -> None:
+def test_a_server_that_meets_nonsense(sent: bytes, told: str, tmp_path: Path) -> None:
     with started_server(tmp_path, "--weights", "none", "--threads", "1") as (server, address):
         host, port = address.removeprefix("tcp://").split(":")
         with socket.create_connection((host, int(port))) as connection:

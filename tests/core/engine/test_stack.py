@@ -202,7 +202,9 @@ def test_blame_finds_the_plugin_behind_decorators_helpers_and_observers(tiny: An
     def _helper() -> None:
         raise KeyError("x")
 
-    stack = Stack([tiny.bound(Innocent), tiny.bound(Guilty), tiny.bound(Innocent)], observers=[Watches()])
+    stack = Stack(
+        [tiny.bound(Innocent), tiny.bound(Guilty), tiny.bound(Innocent)], observers=[Watches()]
+    )
     with pytest.raises(
         PluginError, match=r"^plugin 'guilty' failed in before_send: KeyError: 'x'$"
     ):
@@ -226,7 +228,16 @@ def test_every_hook_of_the_menu_says_where_it_runs() -> None:
         assert text, name
         assert any(
             w in text
-            for w in ("Client", "Server", "Sender", "Receiver", "Both", "Return", "Observers")
+            for w in (
+                "Client",
+                "Server",
+                "Sender",
+                "Receiver",
+                "Both",
+                "Return",
+                "Probes only",
+                "Plugins and probes",
+            )
         )
 
 

@@ -9,8 +9,42 @@ from pathlib import Path
 import pytest
 
 from splitlab.core import Config, ConfigError
+from splitlab.core.run import folder as folders
 from splitlab.core.run.folder import RunFolder, run_name
+from splitlab.core.run.records import (
+    VERSION,
+    EvaluationRecord,
+    StepRecord,
+    Summary,
+    read_ledger,
+    read_summary,
+)
 from splitlab.core.wire.ledger import Ledger
+
+SUMMARY = Summary(
+    accuracy=0.5,
+    loss=1.0,
+    steps=2,
+    epochs=1.0,
+    seconds=3.0,
+    client_seconds=1.0,
+    server_seconds=1.0,
+    link_seconds=1.0,
+    ratio_nominal=1.0,
+    ratio_measured=1.1,
+    bytes_up=10,
+    bytes_down=9,
+    stack=("adc",),
+    transport="inprocess",
+    dataset="d",
+    model="vit-mini",
+    cut=3,
+    seed=0,
+)
+
+
+def evaluation(step: int, accuracy: float) -> EvaluationRecord:
+    return EvaluationRecord(step, accuracy, 1.0, False, 5, 6, 7)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +64,7 @@ def test_a_folder_without_a_name_is_made_under_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("splitlab.core.run.folder.run_name", lambda plugins: "same")
+    monkeypatch.setattr(folders, "run_name", lambda plugins: "same")
     paths = [RunFolder.create(None, ["adc"]).path for _ in range(3)]
     assert [str(path) for path in paths] == ["runs/same", "runs/same-2", "runs/same-3"]
 
@@ -60,48 +94,54 @@ def test_metrics_are_appended_and_cut_back(tmp_path: Path) -> None:
     assert folder.metrics_size() == 0
     assert folder.last_evaluation() is None
     folder.cut_metrics(0)
-    folder.log({"kind": "train", "step": 1})
+    folder.log(StepRecord(1, 2.0, 3, 4))
     assert folder.last_evaluation() is None
-    folder.log({"kind": "eval", "step": 1, "accuracy": 0.5})
-    folder.log({"kind": "train", "step": 2})
+    folder.log(evaluation(1, 0.5))
+    folder.log(StepRecord(2, 1.0, 3, 4))
     size = folder.metrics_size()
-    folder.log({"kind": "eval", "step": 2, "accuracy": 0.6})
-    assert folder.last_evaluation() == {"kind": "eval", "step": 2, "accuracy": 0.6}
+    folder.log(evaluation(2, 0.6))
+    assert folder.last_evaluation() == evaluation(2, 0.6)
     folder.cut_metrics(size)
     assert folder.metrics_size() == size
-    assert folder.last_evaluation() == {"kind": "eval", "step": 1, "accuracy": 0.5}
+    assert folder.last_evaluation() == evaluation(1, 0.5)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 1, 2]
+    assert json.loads(lines[0]) == {"kind": "records", "version": VERSION}
+    assert [json.loads(line)["step"] for line in lines[1:]] == [1, 1, 2]
     with pytest.raises(ConfigError, match=r"metrics\.jsonl is shorter than at its checkpoint"):
         folder.cut_metrics(size + 1)
 
 
 def test_a_line_that_a_killed_run_left_half_is_cut_off(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.log({"kind": "eval", "step": 1})
+    folder.log(evaluation(1, 0.5))
     size = folder.metrics_size()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "ev')
     folder.cut_metrics(size)
-    assert folder.last_evaluation() == {"kind": "eval", "step": 1}
+    assert folder.last_evaluation() == evaluation(1, 0.5)
 
 
 def test_facts_ledger_and_summary_are_json(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.write_environment(device="cpu", threads=2)
     folder.write_ledger(Ledger())
-    folder.write_summary({"accuracy": 0.5})
+    folder.write_summary(SUMMARY)
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert environment["device"] == "cpu"
     assert environment["packages"]["torch"]
     assert environment["system"]
-    assert json.loads((tmp_path / "ledger.json").read_text()) == Ledger().counts
-    assert json.loads((tmp_path / "summary.json").read_text()) == {"accuracy": 0.5}
+    assert json.loads((tmp_path / "ledger.json").read_text()) == {
+        "version": VERSION,
+        **Ledger().counts,
+    }
+    assert json.loads((tmp_path / "summary.json").read_text())["accuracy"] == 0.5
+    assert read_summary(tmp_path) == SUMMARY
+    assert read_ledger(tmp_path).counts == Ledger().counts
     assert list(tmp_path.glob("*.tmp")) == []
 
 
 def test_a_folder_can_be_removed(tmp_path: Path) -> None:
     folder = RunFolder.create(str(tmp_path / "run"), [])
-    folder.log({"kind": "train"})
+    folder.log(StepRecord(1))
     folder.remove()
     assert not folder.path.exists()

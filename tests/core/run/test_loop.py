@@ -19,6 +19,7 @@ import pytest
 
 from splitlab.core import ConfigError, SplitlabError, hookimpl, run
 from splitlab.core.catalogue.links import working_transports
+from splitlab.core.run.records import read_summary
 from splitlab.core.run.reporter import Interrupted
 
 TWO_PROCESS = [name for name in working_transports() if name != "inprocess"]
@@ -49,8 +50,10 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def losses(folder: Path) -> list[str]:
-    """Return every line of metrics.jsonl: losses in full precision, bytes, accuracies."""
-    return (folder / "metrics.jsonl").read_text().splitlines()
+    """Return every record of metrics.jsonl: losses in full precision, bytes, accuracies."""
+    version, *lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(version) == {"kind": "records", "version": 2}
+    return lines
 
 
 def command(*arguments: str) -> list[str]:
@@ -85,7 +88,8 @@ class TestResult:
         assert [r["step"] for r in train] == list(range(1, 9))
         assert [r["step"] for r in evaluations] == [4, 8]
         summary = json.loads((folder / "summary.json").read_text())
-        assert summary == result.summary
+        assert summary == json.loads(result.summary.text())
+        assert read_summary(folder) == result.summary
         assert summary["steps"] == 8
         assert summary["epochs"] == pytest.approx(2)
         assert summary["bytes_up"] == sum(r["bytes_up"] for r in train)
@@ -456,8 +460,8 @@ class TestFailure:
 
 def wait_for_steps(folder: Path, steps: int, process: subprocess.Popen[Any]) -> None:
     deadline = time.monotonic() + 60
-    metrics = folder / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_text().count("\n") < steps:
+    metrics = folder / "metrics.jsonl"  # its first line is no record
+    while not metrics.exists() or metrics.read_text().count("\n") <= steps:
         assert process.poll() is None, "the run ended early"
         assert time.monotonic() < deadline
         time.sleep(0.02)

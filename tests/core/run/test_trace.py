@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from splitlab.core import ConfigError, run
+from splitlab.core import Attention, ConfigError, run
 from splitlab.core.catalogue.tables import ROOT
 from splitlab.core.contract.batch import Batch
-from splitlab.core.run.trace import Stage, TensorFacts, Trace, _Peers, trace
+from splitlab.core.run.stages import Stage, TensorFacts
+from splitlab.core.run.trace import Trace, _Peers, trace
 
 HALF = str(ROOT / "examples" / "half_precision.py:HalfPrecision")
 PLUGINS = ("adc:ratio=0.25", HALF)
@@ -81,7 +82,7 @@ def test_tensors_are_those_that_a_stage_left(traced: Trace) -> None:
     assert half.tensors == (
         TensorFacts("activations", "payload", (8, 50, 64), "float32", 8 * 50 * 64 * 4),
         TensorFacts("targets", "targets", (8,), "int64", 64),
-        TensorFacts("attention", "local", (8, 50), "float32", 8 * 50 * 4),
+        TensorFacts(str(Attention()), "local", (8, 50), "float32", 8 * 50 * 4),
     )
     by_name = {tensor.name: tensor for tensor in merged.tensors}
     assert by_name["activations"].shape == (4, 25, 64)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from splitlab.core import ConfigError, Kind, LinkError, Message, NetworkError, ProtocolError, Role
 from splitlab.core.contract.link import DEFAULT_LIMITS
 from splitlab.core.run.config import Config
+from splitlab.core.run.records import SERVER_METRICS, StepRecord, read_records, version_line
 from splitlab.core.run.serve import open_session
 from splitlab.core.session.client import ClientSession
 from splitlab.core.session.protocol import PROTOCOL
@@ -39,11 +40,12 @@ HELLO = {"protocol": PROTOCOL, "agreement": AGREEMENT, "run": "run", "step": 0}
 
 
 class Echo:
-    """Stands in for the server's half: answers every message, or raises."""
+    """Stands in for the server: answers every message, or raises."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.handled: list[Message] = []
+        self.metrics: dict[str, dict[str, float]] = {}
 
     def handle(self, message: Message) -> Message:
         self.handled.append(message)
@@ -234,14 +236,26 @@ def test_run_names_that_are_paths_are_refused(
 def session_with_checkpoints(output: Path | None, tensors: Any = None) -> Any:
     """Return a table whose server keeps real checkpoints."""
     state: dict[str, torch.Tensor] = {"x": torch.zeros(1)}
-    worker = SimpleNamespace(
+    reported: list[Path] = []
+    server: Any = SimpleNamespace(
         state=lambda: (state, {"n": 1}),
         load_state=lambda tensors, values: state.update(tensors),
+        stack=SimpleNamespace(report=reported.append),
+        handle=Echo().handle,
+        metrics={},
     )
-    built: Any = SimpleNamespace(worker=worker, agreement=AGREEMENT, batch_bytes=BATCH_BYTES)
+    plan: Any = SimpleNamespace(
+        agreement=AGREEMENT, batch_bytes=BATCH_BYTES, config=Config(timeout=1.0)
+    )
     table = Table(nested=False)
-    table.server = open_session(table.server_end, built, Config(timeout=1.0), output)
-    return SimpleNamespace(client_end=table.client_end, server=table.server, state=state)
+    table.server = open_session(table.server_end, server, plan, output)
+    return SimpleNamespace(
+        client_end=table.client_end,
+        server=table.server,
+        state=state,
+        metrics=server.metrics,
+        reported=reported,
+    )
 
 
 def test_the_server_keeps_its_checkpoints_under_the_name_of_the_run(
@@ -274,6 +288,24 @@ def test_a_step_that_the_server_does_not_have_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the server has no checkpoint of step 3"):
         table.server.turn()
     assert "no checkpoint of step 3" in table.client_end.receive(1.0).meta["error"]
+
+
+def test_the_server_logs_its_numbers_and_forgets_those_of_later_steps(tmp_path: Path) -> None:
+    log = tmp_path / SERVER_METRICS
+    for resumed, steps, left in ((0, (0, 1, 2), [1, 2, 3]), (0, (0,), [1])):
+        table = session_with_checkpoints(tmp_path)
+        table.metrics["probe"] = {"x": 0.5}
+        table.client_end.send(Message(Kind.HELLO, meta=HELLO | {"step": resumed}), 1.0)
+        assert table.server.turn()
+        for step in steps:
+            table.client_end.send(activation(step), 1.0)
+            assert table.server.turn()
+        table.client_end.send(Message(Kind.CONTROL, 3, meta={"do": "finish"}), 1.0)
+        assert not table.server.turn()
+        records = read_records(tmp_path, SERVER_METRICS)
+        assert records == [StepRecord(n, metrics={"probe": {"x": 0.5}}) for n in left]
+        assert table.reported == [tmp_path / "probes"]
+    assert log.read_text().startswith(version_line())
 
 
 # Limits.

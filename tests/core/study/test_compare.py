@@ -20,6 +20,7 @@ import pytest
 from splitlab.core import Config, ConfigError, SplitlabError, run
 from splitlab.core.command.main import main
 from splitlab.core.run.folder import RunFolder
+from splitlab.core.run.records import EvaluationRecord, Summary
 from splitlab.core.run.reporter import Interrupted, Reporter, Result
 from splitlab.core.study.compare import ComparisonReporter, compare, redraw, split_stack
 from splitlab.core.study.comparison import Comparison, Contender, Outcome
@@ -49,15 +50,20 @@ class Runs:
             folder = RunFolder.create(config.output, config.plugins)
             folder.write_config(replace(config, eval_every=1, checkpoint_every=1))
         reporter = arguments.get("reporter") or Reporter()
-        reporter.begin(config, folder.path, "the stack", lambda: 0.5)
+        plan: Any = SimpleNamespace(config=config, titles=["the stack"])
+        reporter.begin(plan, folder.path, lambda: 0.5)
         self.before(config)
         accuracy = 0.5 + 0.1 * config.seed
-        folder.log({"kind": "eval", "step": 1, "accuracy": accuracy, "training_bytes": 1000})
-        summary = dict.fromkeys(("bytes_up", "bytes_down", "steps"), 1)
+        folder.log(EvaluationRecord(1, accuracy, 1.0, True, 0, 0, training_bytes=1000))
+        numbers: Any = dict.fromkeys(("bytes_up", "bytes_down", "steps", "loss", "seconds"), 1)
         parts = ("client_seconds", "server_seconds", "link_seconds")
-        summary |= dict.fromkeys((*parts, "ratio_nominal", "ratio_measured", "epochs"), 1)
-        folder.write_summary(summary | {"accuracy": accuracy})
-        return Result(folder.path, summary | {"accuracy": accuracy}, {})
+        numbers |= dict.fromkeys((*parts, "ratio_nominal", "ratio_measured", "epochs"), 1)
+        words: Any = dict.fromkeys(("transport", "dataset", "model"), "x")
+        summary = Summary(
+            accuracy=accuracy, stack=config.plugins, cut=3, seed=config.seed, **numbers, **words
+        )
+        folder.write_summary(summary)
+        return Result(folder.path, summary, {})
 
 
 @pytest.fixture
@@ -67,7 +73,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
     monkeypatch.setattr("splitlab.core.study.compare.run", fake)
     monkeypatch.setattr("splitlab.core.study.compare._check_what_all_share", lambda config: None)
     monkeypatch.setattr("splitlab.core.study.compare.gc", SimpleNamespace(collect=lambda: 0))  # slow
-    monkeypatch.setattr("splitlab.core.study.results.draw_curves", lambda *args, **options: None)
+    monkeypatch.setattr("splitlab.core.study.comparison.draw_curves", lambda *args, **options: None)
     return fake
 
 
@@ -450,7 +456,7 @@ def test_a_plugin_file_that_was_changed(runs: Runs, tmp_path: Path) -> None:
 
 def test_not_under_a_launcher(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    launched = SimpleNamespace(launched=lambda: ("client", "gloo://127.0.0.1:1"))
+    launched = SimpleNamespace(place="beside", launched=lambda: ("client", "gloo://127.0.0.1:1"))
     monkeypatch.setattr("splitlab.core.study.compare.load_transport", lambda name: launched)
     with pytest.raises(ConfigError, match="start it without a launcher"):
         compare(["adc"], transport="gloo", **FAST)
@@ -591,6 +597,6 @@ def test_sigterm_leaves_what_can_be_resumed(
         gone.set()
         watcher.join()
     assert "0 of 1 runs are finished; go on with the same options" in capsys.readouterr().err
-    steps = metrics(log.parent).count("\n")
+    steps = metrics(log.parent).count("\n") - 1  # the first line tells the version
     assert steps >= 1
     assert (log.parent / "checkpoints" / f"step-{steps:08d}" / "client.safetensors").is_file()

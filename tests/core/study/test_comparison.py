@@ -14,6 +14,7 @@ import pytest
 from splitlab.core import Config, ConfigError
 from splitlab.core.report.table import Spread, Table
 from splitlab.core.run.folder import RunFolder
+from splitlab.core.run.records import EvaluationRecord, StepRecord, Summary
 from splitlab.core.study.comparison import Comparison, Contender, Outcome, differs
 
 COMMON = Config(dataset="fashion-mnist-mini", cut=3, image_size=28, threads=1, budget="steps=4")
@@ -29,11 +30,13 @@ SCORES = {
 }
 
 
-def summary(accuracy: float, up: int = 2_000_000, **more: Any) -> dict[str, Any]:
-    return {
+def summary(accuracy: float, up: int = 2_000_000, **more: Any) -> Summary:
+    facts: dict[str, Any] = {
         "accuracy": accuracy,
+        "loss": 1.0,
         "steps": 4,
         "epochs": 0.5,
+        "seconds": 4.0,
         "client_seconds": 2.0,
         "server_seconds": 1.5,
         "link_seconds": 0.25,
@@ -41,8 +44,11 @@ def summary(accuracy: float, up: int = 2_000_000, **more: Any) -> dict[str, Any]
         "ratio_measured": 0.125,
         "bytes_up": up,
         "bytes_down": 1_000_000,
+        **{"stack": ("a",), "transport": "inprocess", "dataset": "fashion-mnist-mini"},
+        **{"model": "vit-mini", "cut": 3, "seed": 0},
         **more,
     }
+    return Summary(**facts)
 
 
 def write_run(
@@ -53,9 +59,9 @@ def write_run(
     folder = RunFolder.create(str(comparison.run_folder(contender, seed)), config.plugins)
     folder.write_config(replace(config, eval_every=2, checkpoint_every=2))
     for i, accuracy in enumerate(scores, start=1):
-        folder.log({"kind": "train", "step": 2 * i, "loss": 1.0})
+        folder.log(StepRecord(2 * i, 1.0, 1, 1))
         size = 1_500_000 * i + 1000 * seed
-        folder.log({"kind": "eval", "step": 2 * i, "accuracy": accuracy, "training_bytes": size})
+        folder.log(EvaluationRecord(2 * i, accuracy, 1.0, True, 0, 0, training_bytes=size))
     folder.write_summary(summary(scores[-1], **more))
     return folder
 
@@ -109,7 +115,7 @@ def test_runs_that_end_at_other_steps_share_their_end(comparison: Comparison) ->
 
 
 def test_table_as_text(comparison: Comparison) -> None:
-    table = Table.of(comparison)
+    table = Table.of(comparison.rows())
     assert table.header == (
         *("stack", "accuracy", "uncompressed", "up MB", "down MB", "nominal", "measured"),
         *("client s", "server s", "link s", "epochs", "steps", "runs", "note"),
@@ -119,12 +125,12 @@ def test_table_as_text(comparison: Comparison) -> None:
         *("2.0", "1.5", "0.2", "0.50", "4", "2/2", ""),
     )
     comparison.contenders = (A,)
-    assert not {"uncompressed", "note"} & set(Table.of(comparison).header)
+    assert not {"uncompressed", "note"} & set(Table.of(comparison.rows()).header)
 
 
 def test_files(comparison: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr("splitlab.core.study.results.draw_curves", lambda *args, **_: drawn.append(args))
+    monkeypatch.setattr("splitlab.core.study.comparison.draw_curves", lambda *args, **_: drawn.append(args))
     comparison.contenders = (replace(A, title="a|b"), B)
     comparison.write()
     folder = comparison.folder
@@ -170,7 +176,7 @@ def test_what_is_missing_is_said(comparison: Comparison) -> None:
     comparison.grow([], [2, 3])
     row = comparison.rows()[0]
     assert (row.finished, row.runs, row.note) == (2, 4, "seeds 2, 3 not finished")
-    assert Table.of(comparison).rows[0][-2] == "2/4"
+    assert Table.of(comparison.rows()).rows[0][-2] == "2/4"
     nothing = Contender("d", "d", "d", ("d",), "d")
     comparison.grow([nothing], [])
     row = comparison.rows()[-1]

@@ -174,8 +174,14 @@ def test_the_bytes_of_one_frame() -> None:
 
 def test_metadata_carry_what_a_loss_may_be() -> None:
     numbers = [math.inf, -math.inf, 0.1 + 0.2, 10**30]
-    meta = dict(zip(WORDS, [*numbers, None, True, "ü\ud800", {"": []}], strict=False))
-    notes = {"numbers": numbers, "others": [None, True, "ü\ud800"], "object": [{"": []}]}
+    meta: dict[str, Any] = dict(
+        zip(WORDS, [*numbers, None, True, "ü\ud800", {"": []}], strict=False)
+    )
+    notes: dict[str, list[Any]] = {
+        "numbers": numbers,
+        "others": [None, True, "ü\ud800"],
+        "object": [{"": []}],
+    }
     message = Message(Kind.CONTROL, meta=meta)
     for plugin, every in notes.items():
         for note in every:
@@ -194,9 +200,16 @@ def test_notes_of_a_plugin_that_is_called_like_a_word_are_no_word(plugin: str) -
     assert arrived.notes == {plugin: [1, {"bits": 3}]}
 
 
-@pytest.mark.parametrize("notes", ["[]", '"x"', "3", '{"0": 1}'])
-def test_notes_that_a_peer_garbled_are_no_notes(notes: str) -> None:
-    [arrived] = read(frame({"__metadata__": {"a": notes}}))
+@pytest.mark.parametrize(
+    ("name", "value"), [("a", '"x"'), ("a", "3"), ("a", "{}"), ("loss", "[1]")]
+)
+def test_what_is_neither_a_note_nor_a_word_is_refused(name: str, value: str) -> None:
+    with pytest.raises(ProtocolError, match=f"metadata '{name}' is neither a plugin's notes nor"):
+        [*read(frame({"__metadata__": {name: value}}))]
+
+
+def test_no_notes_are_no_note() -> None:
+    [arrived] = read(frame({"__metadata__": {"a": "[]"}}))
     assert arrived.pop("a") is None
 
 
@@ -526,5 +539,6 @@ def test_random_damage_is_noticed_or_harmless() -> None:
 def test_decode_takes_head_and_data_apart() -> None:
     message = example()
     sent = encode(message)
+    message.sent(sent.nbytes)
     arrived = decode(sent.head, bytearray().join(sent.buffers()[1:]))
     assert facts(arrived) == facts(message)

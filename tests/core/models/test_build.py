@@ -1,0 +1,336 @@
+"""From a model's name to the whole model: weights, first numbers, facts, and one's own files."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from splitlab.core.catalogue.tables import ROOT, catalogue
+from splitlab.core.contract.errors import ConfigError
+from splitlab.core.contract.seeding import isolated_rng
+from splitlab.core.models import timm_models
+from splitlab.core.models.build import bind_model, build_model, describe, fingerprint
+from splitlab.core.models.segments import Segments
+
+CPU = torch.device("cpu")
+SMALL = "vit:image_size=16,patch=8,width=16,depth=2,heads=2"
+
+
+def small() -> Any:
+    return build_model(SMALL, classes=5, seed=0).module
+
+
+# Fingerprints.
+
+
+def test_fingerprint_tells_models_apart_by_every_number_name_and_dtype() -> None:
+    vit = small()
+    mark = fingerprint(vit)
+    assert mark == fingerprint(small())
+    assert len(mark) == 16
+    for name, parameter in vit.named_parameters():
+        changed = deepcopy(vit)
+        flat = changed.get_parameter(name).data.view(-1)
+        flat[-1] = torch.nextafter(flat[-1], torch.tensor(torch.inf))
+        assert fingerprint(changed) != mark, name
+        assert parameter is not changed.get_parameter(name)
+
+
+def test_fingerprint_tells_shapes_dtypes_and_names_apart() -> None:
+    marks = set()
+    for name in ("a", "b"):
+        for shape in ((2, 2), (4, 1), (4,), ()):
+            for dtype in (torch.float32, torch.int32, torch.bfloat16):
+                holder = nn.Module()
+                holder.register_buffer(name, torch.zeros(shape, dtype=dtype))
+                marks.add(fingerprint(holder))
+    assert len(marks) == 2 * 4 * 3
+
+
+# Building by name.
+
+
+@pytest.fixture(scope="module")
+def deit() -> Any:
+    return build_model("deit_tiny_patch16_224", classes=5, seed=1, image_size=32).module
+
+
+def build(name: str = "vit-mini", **arguments: Any) -> Any:
+    return build_model(name, **{"classes": 10, "seed": 0} | arguments).module
+
+
+def test_a_timm_model_is_timms(deit: Any) -> None:
+    assert len(deit.blocks) == 12
+    assert deit.head.out_features == 5
+    assert deit.patch_embed.img_size == (32, 32)
+    with isolated_rng(1, "model", device=CPU):
+        timms = timm.create_model("deit_tiny_patch16_224", num_classes=5, img_size=32)
+    assert fingerprint(deit) == fingerprint(timms)
+
+
+def test_equal_seeds_build_equal_models_and_leave_random_state_alone() -> None:
+    torch_state = torch.get_rng_state()
+    marks = [fingerprint(build(seed=seed, weights="none")) for seed in (1, 1, 2)]
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert marks[0] == marks[1] != marks[2]
+
+
+def test_vit_mini_comes_with_weights_but_no_head() -> None:
+    first, second = build(seed=1), build(seed=2)
+    trunk = [name for name in first.state_dict() if not name.startswith("head.")]
+    assert all(torch.equal(first.state_dict()[name], second.state_dict()[name]) for name in trunk)
+    assert not torch.equal(first.head.weight, second.head.weight)
+    assert torch.equal(first.head.weight, build(seed=1, weights="none").head.weight)
+    assert not torch.equal(first.pos_embed, build(seed=1, weights="none").pos_embed)
+
+
+def test_weights_of_another_number_of_classes_load_without_their_head(tmp_path: Path) -> None:
+    old = build(classes=7, seed=5, weights="none")
+    save_file(old.state_dict(), tmp_path / "old.safetensors")
+    same = build(classes=7, seed=6, weights=str(tmp_path / "old.safetensors"))
+    assert fingerprint(same) == fingerprint(old)
+    new = build(classes=3, seed=6, weights=str(tmp_path / "old.safetensors"))
+    assert torch.equal(new.blocks[0].mlp.fc1.weight, old.blocks[0].mlp.fc1.weight)
+    assert torch.equal(new.head.weight, build(classes=3, seed=6, weights="none").head.weight)
+
+
+def test_weights_of_a_distilled_model_load_without_both_heads(tmp_path: Path) -> None:
+    name = "deit_tiny_distilled_patch16_224"
+    old = build(name, classes=7, image_size=32)
+    save_file(old.state_dict(), tmp_path / "old.safetensors")
+    new = build(name, seed=1, image_size=32, weights=str(tmp_path / "old.safetensors"))
+    assert torch.equal(new.dist_token, old.dist_token)
+    assert new.head_dist.weight.shape[0] == 10
+
+
+def test_weights_without_a_head_load_and_without_anything_else_do_not(tmp_path: Path) -> None:
+    old = build(seed=5, weights="none").state_dict()
+    trunk = {name: t for name, t in old.items() if not name.startswith("head.")}
+    save_file(trunk, tmp_path / "trunk.safetensors")
+    assert torch.equal(
+        build(weights=str(tmp_path / "trunk.safetensors")).norm.bias, old["norm.bias"]
+    )
+    for change in (
+        {"norm.bias": torch.zeros(3)},
+        {"norm.bias": None},
+        {"blocks.99.norm1.bias": torch.zeros(64)},
+    ):
+        bad = {n: t for n, t in (trunk | change).items() if t is not None}
+        save_file(bad, tmp_path / "bad.safetensors")
+        with pytest.raises(ConfigError, match=rf"1 tensors missing.*first '{next(iter(change))}'"):
+            build(weights=str(tmp_path / "bad.safetensors"))
+
+
+def test_weights_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text("no tensors here")
+    whole = tmp_path / "whole.safetensors"
+    save_file(build(weights="none").state_dict(), whole)
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes(whole.read_bytes()[:-100])
+    for path, reason in (
+        (tmp_path / "nothing", "no such file"),
+        (tmp_path, "no such file"),
+        (text, "not a safetensors file"),
+        (torn, "not a safetensors file"),
+    ):
+        with pytest.raises(ConfigError, match=rf"--weights {path}: {reason}"):
+            build(weights=str(path))
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path, deit: Any) -> None:
+    save_file(deit.state_dict(), tmp_path / "deit.safetensors")
+    with pytest.raises(ConfigError, match=r"does not fit the model: .* give weights of the same"):
+        build(weights=str(tmp_path / "deit.safetensors"))
+
+
+def test_image_size_changes_the_tokens() -> None:
+    assert build(image_size=16, weights="none").patch_embed.num_patches == 16
+    assert describe("vit-mini", image_size=16).layout.tokens == 17
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("vit-mni", "did you mean 'vit-mini'"),
+        ("deit_tiny_patch16_242", "did you mean 'deit_tiny_patch16_224'"),
+        ("resnet-18", "did you mean 'resnet18'"),
+        ("", "unknown model ''"),
+        ("qqq", "`splitlab models` lists all"),
+    ],
+)
+def test_unknown_models_name_the_nearest(name: str, hint: str) -> None:
+    for use in (build, describe):
+        with pytest.raises(ConfigError, match=hint) as caught:
+            use(name)
+        assert len(str(caught.value)) < 600
+
+
+def test_pretrained_needs_weights_that_timm_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="nobody publishes weights for 'vit-mini'"):
+        build(pretrained=True)
+
+    def offline(*args: Any, **kwargs: Any) -> Any:
+        raise OSError("no route to the hub\nsecond line")
+
+    monkeypatch.setattr(timm_models.timm, "create_model", offline)
+    with pytest.raises(ConfigError, match=r"no route to the hub; download .* --weights FILE"):
+        build("deit_tiny_patch16_224", pretrained=True)
+
+
+def test_pretrained_reaches_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    original = timm.create_model
+
+    def record(name: str, pretrained: bool = False, **arguments: Any) -> Any:
+        asked.append((name, pretrained))
+        return original(name, **arguments)
+
+    monkeypatch.setattr(timm_models.timm, "create_model", record)
+    build("deit_tiny_patch16_224", pretrained=True, image_size=32)
+    assert asked == [("deit_tiny_patch16_224", True)]
+
+
+def input_shape(name: str, image_size: int | None = None) -> tuple[int, int]:
+    facts = describe(name, image_size=image_size)
+    return facts.channels, facts.image_size
+
+
+def test_input_shape_is_the_models_own_or_as_asked() -> None:
+    assert input_shape("vit-mini") == (1, 28)
+    assert input_shape("vit-mini", 32) == (1, 32)
+    assert input_shape("deit_tiny_patch16_224") == (3, 224)
+    assert input_shape("deit_tiny_patch16_224.fb_in1k", 64) == (3, 64)
+    assert input_shape("vit_small_patch14_dinov2") == (3, 518)
+    assert input_shape("resnet18:channels=1", 32) == (1, 32)
+
+
+def test_default_cut_is_the_papers_unless_the_catalogue_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert describe("deit_tiny_patch16_224").cut == 3
+    assert describe("vit-mini").cut == catalogue()["models"]["vit-mini"]["cut"]
+    own = tmp_path / "registry.toml"
+    own.write_text('[models.mine]\npreset = "vit:image_size=32"\nsummary = "mine"\ncut = 5\n')
+    monkeypatch.setenv("SPLITLAB_REGISTRY", str(own))
+    assert describe("mine").cut == 5
+    assert describe("mine", cut=2).cut == 2
+
+
+def test_own_models_have_their_files() -> None:
+    for name, table in catalogue()["models"].items():
+        if "weights" in table:
+            assert (ROOT / table["weights"]).is_file(), name
+
+
+# Facts.
+
+
+@pytest.mark.parametrize("name", ["vit-mini", SMALL, "resnet18", "deit_tiny_patch16_224"])
+def test_facts_are_those_of_the_built_model(name: str) -> None:
+    size = None if name in ("vit-mini", SMALL) else 32
+    model = build_model(name, classes=7, seed=0, image_size=size)
+    for cut in (0, model.last_cut):
+        facts = describe(name, image_size=size, cut=cut, classes=7)
+        assert (facts.channels, facts.image_size) == (model.channels, model.image_size)
+        assert (facts.last_cut, facts.cut_noun) == (model.last_cut, model.cut_noun)
+        assert (facts.layout, facts.cut) == (model.layout(cut), cut)
+        for index, count in enumerate((facts.client_parameters, facts.server_parameters)):
+            part = model.part(index, (cut,), CPU)
+            assert sum(p.numel() for _, p in part.named_parameters()) == count
+
+
+def test_facts_leave_random_state_alone_and_refuse_a_cut_outside() -> None:
+    before = torch.get_rng_state()
+    describe("resnet18", image_size=32)
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(ConfigError, match=r"--cut 9 is outside the model; allowed: 0 to 6"):
+        describe("vit-mini", cut=9)
+
+
+def test_the_ground_says_what_the_model_lacks() -> None:
+    assert describe("vit-mini").ground.lacks == {}
+    assert describe("vit-mini").ground.fixed_tokens == ""
+    assert describe("vit-mini", cut=0).ground.lacks.keys() == {"attention", "keys"}
+    ground = describe("resnet18", image_size=32).ground
+    assert ground.lacks.keys() == {"attention", "keys"}
+    assert ground.fixed_tokens == "its 64 tokens in a grid of 8 x 8, all of them"
+
+
+# Settings, and models of one's own.
+
+
+def test_settings_shape_the_model() -> None:
+    assert build("vit-mini:width=32,heads=2", weights="none").embed_dim == 32
+    assert build("resnet18:channels=1", image_size=32).conv1.in_channels == 1
+    assert bind_model("resnet18:channels=1").given == {"channels": 1}
+    with pytest.raises(ConfigError, match="unknown parameter 'hight'"):
+        build("vit-mini:hight=3")
+    with pytest.raises(ConfigError, match="width=wide is not allowed; width takes int"):
+        build("vit-mini:width=wide")
+
+
+def test_two_image_sizes_exclude_each_other() -> None:
+    assert build("vit-mini:image_size=16", image_size=16, weights="none") is not None
+    with pytest.raises(ConfigError, match="--image-size 32 and image_size=16 .* exclude each"):
+        build("vit-mini:image_size=16", image_size=32)
+
+
+OWN = """
+from torch import nn
+
+from splitlab.core import Segments
+
+
+def net(*, classes: int, width: int = 4):
+    stem = nn.Sequential(nn.Conv2d(1, width, 3), nn.ReLU(inplace=True))
+    head = nn.Sequential(nn.Flatten(), nn.Linear(width * 36, classes))
+    return Segments([stem, nn.BatchNorm2d(width), head], channels=1, image_size=8)
+
+
+def headless(*, width: int = 4):
+    return nn.Linear(width, width)
+
+
+def bare(*, classes: int):
+    return nn.Linear(classes, classes)
+"""
+
+
+def test_a_model_of_ones_own_is_named_by_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(OWN)
+    model = build_model(f"{file}:net:width=6", classes=3, seed=0)
+    assert isinstance(model, Segments)
+    assert fingerprint(model.module) == fingerprint(
+        build_model(f"{file}:net:width=6", classes=3, seed=0).module
+    )
+    facts = describe(f"{file}:net:width=6", classes=3)
+    assert (facts.layout.tokens, facts.layout.width, facts.cut) == (36, 6, 0)
+    assert facts.client_parameters == 6 * 9 + 6
+    assert "net@" in facts.identity
+    assert facts.identity != describe(f"{file}:net", classes=3).identity
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "reason"),
+    [
+        ("headless", None, "takes no parameter 'classes', the width of its head"),
+        ("bare", None, "returned a Linear; it must return Segments"),
+        ("net", 16, "--image-size 16 is not allowed: model 'net' takes images of 8 pixels"),
+        ("gone", None, "gone"),
+    ],
+)
+def test_a_file_without_such_a_model_is_refused(
+    tmp_path: Path, name: str, size: int | None, reason: str
+) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    with pytest.raises(ConfigError, match=reason):
+        build(f"{tmp_path / 'mine.py'}:{name}", image_size=size)

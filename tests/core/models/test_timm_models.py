@@ -1,0 +1,85 @@
+"""Every model of timm that can be cut: what is listed, what is refused."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+from splitlab.core.contract.errors import ConfigError
+from splitlab.core.models.build import build_model
+from splitlab.core.models.cnn import StagedCNN
+from splitlab.core.models.timm_models import timm_model, timm_names
+from splitlab.core.models.vit import ViT
+
+
+def build(name: str, **arguments: Any) -> Any:
+    return build_model(name, **{"classes": 5, "seed": 0} | arguments)
+
+
+def test_listed_models_are_timms_of_their_family() -> None:
+    names = timm_names()
+    assert {"deit_tiny_patch16_224", "vit_base_patch14_dinov2"} <= set(names["vit"])
+    assert {"resnet18", "mobilenetv3_small_100", "convnext_atto"} <= set(names["cnn"])
+    assert not set(names["vit"]) & set(names["cnn"])
+    for family in names.values():
+        assert family == sorted(set(family))
+    for name in names["vit"][:: len(names["vit"]) // 5]:
+        with warnings.catch_warnings(), torch.device("meta"):
+            warnings.simplefilter("ignore")  # random initialization means nothing on meta
+            kind = type(timm.create_model(name, depth=1, embed_dim=24, num_heads=2))
+        assert issubclass(kind, VisionTransformer), name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["densenet121", "regnetx_002", "vgg11", "ghostnet_050", "rexnet_100", "cs3darknet_s"],
+)
+def test_listed_networks_can_be_cut(name: str) -> None:
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        model = timm_model(classes=5, name=name, image_size=64)
+    assert isinstance(model, StagedCNN)
+    assert model.last_cut >= 1
+
+
+def test_the_family_is_read_from_the_model() -> None:
+    assert isinstance(build("deit_tiny_patch16_224", image_size=32), ViT)
+    assert isinstance(build("resnet18", image_size=32), StagedCNN)
+
+
+def test_channels_and_size_are_the_users() -> None:
+    model = timm_model(classes=5, name="resnet18", image_size=32, channels=1)
+    assert (model.channels, model.image_size) == (1, 32)
+    assert model.module.get_submodule("conv1").in_channels == 1
+    assert timm_model(classes=5, name="mobilenetv3_small_100").image_size == 224
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_relpos_small_patch16_224", "swin_tiny_patch4_window7_224", "mixer_s32_224"]
+)
+def test_models_of_another_kind_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"^model '{name}' cannot be cut: .*`splitlab models`"):
+        build(name)
+
+
+def test_a_model_that_timm_cannot_build_is_the_users_error() -> None:
+    with pytest.raises(ConfigError, match="^model 'deit_tiny_patch16_224' cannot be built: "):
+        build("deit_tiny_patch16_224", image_size=-32)
+
+
+def test_oblong_images_need_a_size() -> None:
+    with pytest.raises(ConfigError, match=r"takes .* images; choose --image-size"):
+        build(_oblong())
+
+
+def _oblong() -> str:
+    for name in timm.list_models():
+        made_for = timm.get_pretrained_cfg(name)
+        if made_for and made_for.input_size[1] != made_for.input_size[2]:
+            return str(name)
+    pytest.skip("timm has no model for oblong images")

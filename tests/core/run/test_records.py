@@ -1,0 +1,145 @@
+"""Records are written and read in one place: equal when read back, or a clear refusal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from splitlab.core import ConfigError
+from splitlab.core.run.folder import append, cut_after
+from splitlab.core.run.records import (
+    LEDGER,
+    METRICS,
+    SUMMARY,
+    VERSION,
+    EvaluationRecord,
+    StepRecord,
+    Summary,
+    ledger_text,
+    parse_record,
+    read_evaluations,
+    read_ledger,
+    read_records,
+    read_summary,
+    version_line,
+)
+from splitlab.core.wire.ledger import Ledger
+
+STEP = StepRecord(1, 0.5, 10, 20, {"probe": {"x": 1.5}})
+EVALUATION = EvaluationRecord(1, 0.75, 0.1, True, 3, 4, 30, 0.8, 0.2)
+RESULT = Summary(
+    accuracy=0.5,
+    loss=1.0,
+    steps=2,
+    epochs=1.0,
+    seconds=3.0,
+    client_seconds=1.0,
+    server_seconds=1.0,
+    link_seconds=1.0,
+    ratio_nominal=1.0,
+    ratio_measured=1.1,
+    bytes_up=10,
+    bytes_down=9,
+    stack=("adc", "zip"),
+    transport="inprocess",
+    dataset="d",
+    model="vit-mini",
+    cut=3,
+    seed=0,
+)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [STEP, StepRecord(2), EVALUATION, EvaluationRecord(2, 0.5, 0.1, False, 3, 4, 30)],
+)
+def test_a_record_is_read_back_equal(record: StepRecord | EvaluationRecord) -> None:
+    line = record.line()
+    assert line.endswith("\n")
+    assert parse_record(line) == record
+    assert None not in json.loads(line).values()
+
+
+def test_a_log_begins_with_its_version_and_keeps_the_order(tmp_path: Path) -> None:
+    records = [STEP, EVALUATION, StepRecord(2, 0.25, 10, 20)]
+    for record in records:
+        append(tmp_path / METRICS, record)
+    text = (tmp_path / METRICS).read_text()
+    assert text.startswith(version_line())
+    assert text.count('"records"') == 1
+    assert read_records(tmp_path) == records
+    assert read_evaluations(tmp_path) == [EVALUATION]
+
+
+def test_records_of_later_steps_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / METRICS
+    cut_after(path, 3)
+    assert not path.exists()
+    for step in range(1, 6):
+        append(path, StepRecord(step))
+    cut_after(path, 3)
+    assert read_records(tmp_path) == [StepRecord(step) for step in (1, 2, 3)]
+    cut_after(path, 0)
+    assert path.read_text() == version_line()
+
+
+def test_logs_of_the_first_version_have_no_version_line(tmp_path: Path) -> None:
+    (tmp_path / METRICS).write_text(StepRecord(1, 0.5, 1, 2).line() + EVALUATION.line())
+    assert read_records(tmp_path) == [StepRecord(1, 0.5, 1, 2), EVALUATION]
+    old = RESULT.as_dict()
+    del old["version"]
+    (tmp_path / SUMMARY).write_text(json.dumps(old))
+    assert read_summary(tmp_path).version == 1
+    (tmp_path / LEDGER).write_text(json.dumps(Ledger().counts))
+    assert read_ledger(tmp_path).counts == Ledger().counts
+
+
+def test_a_summary_answers_to_its_names(tmp_path: Path) -> None:
+    (tmp_path / SUMMARY).write_text(RESULT.text())
+    summary = read_summary(tmp_path)
+    assert summary == RESULT
+    assert summary["accuracy"] == summary.accuracy == 0.5
+    assert summary["stack"] == ("adc", "zip")
+    assert "accuracy" in summary
+    assert "accuracy_uncompressed" not in summary
+    for name in ("accuracy_uncompressed", "as_dict", "nonsense"):
+        with pytest.raises(KeyError):
+            summary[name]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"version": 99}', '{"version": 2}'])
+def test_a_damaged_summary_names_the_file(text: str, tmp_path: Path) -> None:
+    (tmp_path / SUMMARY).write_text(text)
+    with pytest.raises(ConfigError, match=r"summary\.json is damaged \(.*delete the run"):
+        read_summary(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", '{"version": 99}', '{"training": {"up": 3}}'])
+def test_a_damaged_ledger_names_the_file(text: str, tmp_path: Path) -> None:
+    (tmp_path / LEDGER).write_text(text)
+    with pytest.raises(ConfigError, match=r"ledger\.json is damaged \("):
+        read_ledger(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", "3", "{}", '{"kind": "other"}', '{"kind": "train", "loss": 1}']
+)
+def test_a_damaged_log_names_the_file(line: str, tmp_path: Path) -> None:
+    (tmp_path / METRICS).write_text(version_line() + line + "\n")
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl is damaged \("):
+        read_records(tmp_path)
+
+
+def test_records_of_a_later_version_are_refused(tmp_path: Path) -> None:
+    later = json.dumps({"kind": "records", "version": VERSION + 1}) + "\n"
+    (tmp_path / METRICS).write_text(later)
+    with pytest.raises(ConfigError, match=f"of version {VERSION + 1}, .*use a newer one"):
+        read_records(tmp_path)
+
+
+def test_the_ledger_is_read_back(tmp_path: Path) -> None:
+    ledger = Ledger({"training": {"up": {"activation": 3}}})
+    (tmp_path / LEDGER).write_text(ledger_text(ledger))
+    assert read_ledger(tmp_path).counts == ledger.counts
