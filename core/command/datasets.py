@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from splitlab.core.command.options import Parser, add_json, declare, print_json
 
@@ -30,10 +30,16 @@ def _datasets(arguments: argparse.Namespace) -> int:
 
     print_table(
         ("data set", "classes", "from", "summary"),
-        [
-            (r["name"], str(r["classes"]), r.get("hub", "the package itself"), r["summary"])
-            for r in rows
-        ],
+        [(r["name"], str(r["classes"]), _whence(r), r["summary"]) for r in rows if not r["problem"]],
     )
+    broken = [(r["name"], r["problem"]) for r in rows if r["problem"]]
+    if broken:
+        print()
+        print_table(("broken", "why"), broken)
     print("\n--data-dir DIR takes IDX files, Parquet files or train/CLASS/, test/CLASS/ images.")
     return 0
+
+
+def _whence(row: dict[str, Any]) -> str:
+    own = "the package itself" if row["source"] == "splitlab" else row["source"]
+    return str(row.get("hub") or own)

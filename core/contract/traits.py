@@ -186,7 +186,8 @@ def _problem(stack: Iterable[Declared], ground: Ground) -> str | None:
         if "tokens" in plugin.traits.changes and ground.fixed_tokens:
             return (
                 f"{plugin.label!r} leaves other tokens than the model made, and the server's part "
-                f"of this model takes {ground.fixed_tokens}"
+                f"of this model takes {ground.fixed_tokens}; choose a model whose server part takes "
+                "any number of tokens, as Vision Transformers do, or another method"
             )
         if plugin.on_message and plugin.acts:
             off_graph = plugin.label
@@ -198,7 +199,7 @@ def _problem(stack: Iterable[Declared], ground: Ground) -> str | None:
 def _remedy(stack: Sequence[Declared], ground: Ground) -> str:
     works = next((order for order in _others(stack, ground) if _problem(order, ground) is None), ())
     if not works:
-        return "; choose another model or another method"
+        return ""  # the problem is the model's, and says so
     left_out = [plugin.label for plugin in stack if plugin not in works]
     without = f" (without {', '.join(left_out)})" if left_out else ""
     return f"; a stack that works: {_written(works)}{without}"
