@@ -20,6 +20,7 @@ from splitlab.core.contract.hooks import HookSpecs, hookimpl
 from splitlab.core.contract.settings import Parameter, parameters
 
 __all__ = [
+    "described",
     "link_facts",
     "link_rows",
     "plugin_facts",
@@ -146,11 +147,17 @@ def _facts(kind: Loadable, name: str) -> Row:
         raise ConfigError(f"{name} has settings; explain the {SINGULAR[kind]} without them")
     factory = load(kind, head)
     entry = entries(kind).get(head)
-    takes = parameters(factory)
+    told = described(factory)
+    first = told["description"].partition("\n")[0]
+    example = f"splitlab run --{SINGULAR[kind]} {name}{_setting(kind, name, parameters(factory))}"
+    summary = entry.summary if entry and entry.summary else first
+    return {"name": name, "summary": summary, **told, "example": example}
+
+
+def described(factory: Any) -> Row:
+    """Return what a class or function says of itself: its parameters, and its description."""
     description, meanings = _parsed(inspect.getdoc(factory) or "")
     return {
-        "name": name,
-        "summary": entry.summary if entry and entry.summary else description.partition("\n")[0],
         "parameters": [
             {
                 "name": p.name,
@@ -160,10 +167,9 @@ def _facts(kind: Loadable, name: str) -> Row:
                 "required": p.required,
                 "meaning": meanings.get(p.name, ""),
             }
-            for p in takes.values()
+            for p in parameters(factory).values()
         ],
         "description": description,
-        "example": f"splitlab run --{SINGULAR[kind]} {name}{_setting(kind, name, takes)}",
     }
 
 

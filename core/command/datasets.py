@@ -30,7 +30,11 @@ def _datasets(arguments: argparse.Namespace) -> int:
 
     print_table(
         ("data set", "classes", "from", "summary"),
-        [(r["name"], str(r["classes"]), _whence(r), r["summary"]) for r in rows if not r["problem"]],
+        [
+            (r["name"], str(r["classes"]), _whence(r), r["summary"])
+            for r in rows
+            if not r["problem"]
+        ],
     )
     broken = [(r["name"], r["problem"]) for r in rows if r["problem"]]
     if broken:

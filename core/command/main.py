@@ -15,9 +15,11 @@ from splitlab.core.command import (
     compare,
     datasets,
     join,
+    links,
     models,
     new_plugin,
     plugins,
+    probes,
     run,
     serve,
     trace,
@@ -30,7 +32,7 @@ __all__ = ["main", "parser"]
 
 _COMMANDS = {
     "train": (run, compare, serve, join),
-    "look": (trace, plugins, transports, datasets, models),
+    "look": (trace, plugins, models, datasets, transports, links, probes),
     "write a method": (new_plugin, check),
 }
 

@@ -1,9 +1,9 @@
-"""``splitlab models``: the models that can be cut."""
+"""``splitlab models``: the models that can be cut, and all that is known of one."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from splitlab.core.command.options import Parser, add_json, declare, print_json
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["add"]
 
 _EXAMPLES = """\
-  splitlab models                                 those of the catalogue, and how many timm has
+  splitlab models                                 some models, and how they look where they are cut
   splitlab models deit_tiny                       those whose name contains deit_tiny
-  splitlab models resnet18 --json
+  splitlab models resnet18                        one explained: every cut, and its settings
+  splitlab models vit:image_size=32,patch=4,depth=9
 """
 
 _SHOWN = 8
@@ -30,43 +31,57 @@ def add(commands: Commands) -> Parser:
         commands,
         "models",
         _models,
-        "list the models that can be cut",
-        takes="[FILTER] [options]",
+        "list the models that can be cut, or explain one",
+        takes="[NAME | PART] [options]",
         examples=_EXAMPLES,
     )
     parser.add_argument(
-        "filter", nargs="?", default="", metavar="FILTER", help="only names that contain this"
+        "name",
+        nargs="?",
+        default="",
+        metavar="NAME",
+        help="a model and its settings, FILE.py:function, or a part of names",
     )
     add_json(parser)
     return parser
 
 
 def _models(arguments: argparse.Namespace) -> int:
+    from splitlab.core.catalogue.tables import entries
     from splitlab.core.models.timm_models import timm_names
 
     families = timm_names()
-    if arguments.filter:
-        return _matching(arguments.filter, families, arguments.json)
-    return _overview(families, arguments.json)
+    text = arguments.name
+    if not text:
+        return _overview(families, arguments.json)
+    known = {*entries("models"), *(name for names in families.values() for name in names)}
+    if text in known or ":" in text:
+        return _explain(text, arguments.json)
+    return _matching(text, families, arguments.json)
 
 
 def _overview(families: Mapping[str, list[str]], as_json: bool) -> int:
-    """Show the catalogue's models, and how many of timm's there are."""
+    """Show the catalogue's models and some of timm's, and how many of timm's there are."""
     from splitlab.core.catalogue.tables import entries
+    from splitlab.core.models.timm_models import WELL_KNOWN
 
     rows = [
-        {"name": entry.name, "summary": entry.problem or entry.summary, "source": entry.source}
-        for entry in entries("models").values()
+        {"name": name, "summary": entry.summary, "source": entry.source, **_looks(name)}
+        for name, entry in entries("models").items()
     ]
+    rows += [{"name": n, "summary": "", "source": "timm", **_looks(n)} for n in WELL_KNOWN]
     counts = {family: len(names) for family, names in families.items()}
     if as_json:
         return print_json({"models": rows, "timm": counts})
-    from splitlab.core.command.show import print_line, print_table
+    from splitlab.core.command.show import print_line
 
-    print_table(("model", "summary"), [(row["name"], row["summary"]) for row in rows])
+    _print(rows)
     print()
     numbers = ", ".join(f"{count:,} of family {family}" for family, count in counts.items())
-    print_line(f"timm's names are models, too: {numbers}; `splitlab models FILTER` lists some.")
+    print_line(
+        f"timm's names are models, too: {numbers}; `splitlab models PART` lists those with this in "
+        "their name, `splitlab models NAME` explains one."
+    )
     return 0
 
 
@@ -81,27 +96,83 @@ def _matching(text: str, families: Mapping[str, list[str]], as_json: bool) -> in
             family_of.setdefault(name, family)
     found = [name for name in family_of if text in name]
     if not found:
-        raise ConfigError(f"no model has {text!r} in its name; `splitlab models` lists all")
-    if text in family_of:
-        found = [text]
-    rows: list[dict[str, Any]] = [{"name": name, "family": family_of[name]} for name in found]
-    looked_at = len(rows) <= _SHOWN
-    if looked_at:
-        rows = [row | _looks(row["name"]) for row in rows]
+        raise ConfigError(f"no model has {text!r} in its name; `splitlab models` lists some")
+    few = len(found) <= _SHOWN
+    rows: list[dict[str, Any]] = [
+        {"name": name, "family": family_of[name], **(_looks(name) if few else {})} for name in found
+    ]
     if as_json:
         return print_json(rows)
     from splitlab.core.command.show import print_table
 
-    if looked_at:
-        header = ("model", "family", "parameters", "input", "cuts", "at the default cut")
-        print_table(header, [_cells(row) for row in rows], numbers=(2,), whole=(0, 1, 3, 4))
+    if few:
+        _print(rows)
     else:
         print_table(("model", "family"), [(row["name"], row["family"]) for row in rows])
     return 0
 
 
+def _explain(text: str, as_json: bool) -> int:
+    """Show all that is known of one model: its cuts, what a stack can stand on, its settings."""
+    from splitlab.core.catalogue.listing import described
+    from splitlab.core.contract.settings import shown
+    from splitlab.core.models.build import bind_model, describe
+
+    bound, facts = bind_model(text), describe(text)
+    told = described(bound.factory)
+    first = told["description"].partition("\n")[0] or "it has no docstring"
+    cuts = [
+        {"cut": cut, "tokens": layout.tokens, "width": layout.width, "grid": layout.grid}
+        for cut, layout in enumerate(facts.layouts)
+    ]
+    settings = [
+        p | {"value": shown(bound.params[p["name"]])}
+        for p in told["parameters"]
+        if p["name"] in bound.params and p["name"] != "name"
+    ]
+    lacks = dict(facts.ground.lacks)
+    if as_json:
+        parts = {"client": facts.client_parameters, "server": facts.server_parameters}
+        about = {"every_cut": cuts, "parts": parts, "lacks": lacks, "settings": settings}
+        return print_json({"name": text, **_looks(text), **about})
+    from splitlab.core.command.show import print_facts, print_line, print_table
+
+    print_line((text, "bold"), f": {first}")
+    layout, size = facts.layout, facts.image_size
+    lines: list[tuple[str, Cell]] = [
+        ("family", facts.family),
+        ("input", f"{facts.channels}×{size}×{size}"),
+        ("cut", f"{facts.cut} of 0 to {facts.last_cut} {facts.cut_noun}"),
+        ("plugins see", f"{layout.tokens} tokens × {layout.width}"),
+        ("client part", f"{facts.client_parameters:,} parameters"),
+        ("server part", f"{facts.server_parameters:,} parameters, with a head for 10 classes"),
+    ]
+    lines += [(f"no {aspect}", reason.partition(";")[0]) for aspect, reason in lacks.items()]
+    if facts.ground.fixed_tokens:
+        lines.append(("tokens", f"the server's part takes {facts.ground.fixed_tokens}"))
+    print_facts(lines)
+    print()
+    print_table(
+        ("cut", "tokens", "width", "grid"),
+        [(str(c["cut"]), str(c["tokens"]), str(c["width"]), _grid(c["grid"])) for c in cuts],
+        numbers=(0, 1, 2),
+    )
+    if settings:
+        print()
+        print_table(
+            ("setting", "type", "value", "meaning"),
+            [(p["name"], p["type"], p["value"], p["meaning"]) for p in settings],
+        )
+    print(f"\nexample: splitlab run --model {text}")
+    return 0
+
+
+def _grid(grid: Any) -> str:
+    return f"{grid[0]} x {grid[1]}" if grid else "none"
+
+
 def _looks(name: str) -> dict[str, Any]:
-    """Return the facts of a model at its default cut, or why there are none."""
+    """Return how a model looks at its default cut, or why that is not known."""
     from splitlab.core.contract.errors import SplitlabError
     from splitlab.core.models.build import describe
 
@@ -110,25 +181,41 @@ def _looks(name: str) -> dict[str, Any]:
     except SplitlabError as error:  # the others are shown all the same
         return {"problem": str(error)}
     return {
+        "family": facts.family,
         "parameters": facts.client_parameters + facts.server_parameters,
         "channels": facts.channels,
         "image_size": facts.image_size,
         "last_cut": facts.last_cut,
+        "cut_noun": facts.cut_noun,
         "cut": facts.cut,
         "tokens": facts.layout.tokens,
         "width": facts.layout.width,
     }
 
 
+def _print(rows: Sequence[Mapping[str, Any]]) -> None:
+    from splitlab.core.command.show import print_table
+
+    header = ("model", "family", "parameters", "input", "cuts", "at the default cut")
+    print_table(header, [_cells(row) for row in rows], numbers=(2,), whole=(0, 1, 3, 4))
+
+
 def _cells(row: Mapping[str, Any]) -> tuple[Cell, ...]:
     if "problem" in row:
-        return (row["name"], row["family"], "", "", "", row["problem"])
+        return (
+            row["name"],
+            row.get("family", ""),
+            "",
+            "",
+            "",
+            row.get("summary") or row["problem"],
+        )
     size = row["image_size"]
     return (
         row["name"],
         row["family"],
         f"{row['parameters']:,}",
         f"{row['channels']}×{size}×{size}",
-        f"0 to {row['last_cut']}",
+        f"0 to {row['last_cut']} {row['cut_noun']}",
         f"cut {row['cut']}: {row['tokens']} tokens × {row['width']}",
     )

@@ -85,7 +85,7 @@ def _summary(row: dict[str, Any]) -> str:
 
 
 def show_plugin(facts: dict[str, Any]) -> None:
-    """Print all that is known of one plugin, or of one named stack."""
+    """Print all that is known of one plugin or named stack; of a probe or link wrapper, too."""
     from splitlab.core.command.show import print_facts, print_line, print_table
 
     print_line((facts.get("title", facts["name"]), "bold"), f": {facts['summary']}")
@@ -104,7 +104,7 @@ def show_plugin(facts: dict[str, Any]) -> None:
 
 
 def _facts(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    lines = [("paper", facts["paper"])]
+    lines = [("paper", facts.get("paper", ""))]
     if facts.get("reconstruction"):
         lines.append(
             ("reconstruction", "rebuilt from the abstract; its full text was not available")

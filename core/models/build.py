@@ -34,12 +34,13 @@ class ModelFacts:
     Attributes:
         name: as the user wrote it.
         identity: what both peers compare: the name, or function and content hash of a file.
+        family: what kind of model it is: ``"vit"``, ``"cnn"``, ``"segments"``.
         channels: of the images that it takes.
         image_size: their height and width in pixels.
         cut: behind which segment it is cut.
         last_cut: cuts are 0 to this one.
         cut_noun: what a cut counts, in the plural.
-        layout: what plugins see at the cut.
+        layouts: what plugins see at every cut.
         ground: what a stack of plugins can stand on there.
         client_parameters: how many numbers the client trains.
         server_parameters: how many the server trains.
@@ -47,15 +48,21 @@ class ModelFacts:
 
     name: str
     identity: str
+    family: str
     channels: int
     image_size: int
     cut: int
     last_cut: int
     cut_noun: str
-    layout: Layout
+    layouts: tuple[Layout, ...]
     ground: Ground
     client_parameters: int
     server_parameters: int
+
+    @property
+    def layout(self) -> Layout:
+        """What plugins see at the cut."""
+        return self.layouts[self.cut]
 
 
 def bind_model(text: str) -> Bound:
@@ -150,18 +157,19 @@ def describe(
     sizes = [0, 0]
     for parameter, tensor in model.module.named_parameters():
         sizes[model.segment_of(parameter) > cut] += tensor.numel()
-    layout = model.layout(cut)
+    layouts = tuple(map(model.layout, range(model.last_cut + 1)))
     client = model.part(0, (cut,), torch.device("meta"))
     return ModelFacts(
         name,
         bound.agreement() if "@" in bound.identity else name,
+        model.family,
         model.channels,
         model.image_size,
         cut,
         model.last_cut,
         model.cut_noun,
-        layout,
-        Ground.of(layout, client.unable),
+        layouts,
+        Ground.of(layouts[cut], client.unable),
         *sizes,
     )
 
@@ -225,7 +233,7 @@ def _load_weights(model: Segmented, path: Path) -> None:
     if wrong:
         raise ConfigError(
             f"--weights {path} does not fit the model: {len(wrong)} tensors missing, unexpected or "
-            f"of another shape, first {wrong[0]!r}; give weights of the same model"
+            f"of another shape, first {wrong[0]!r}; give weights of the same model, or none"
         )
     model.module.load_state_dict(fitting, strict=False)
 

@@ -45,6 +45,7 @@ class StagedCNN(Segmented):
     """
 
     cut_noun = "stages"
+    family = "cnn"
 
     def __init__(self, name: str, module: nn.Module, *, channels: int, image_size: int) -> None:
         self.module = module

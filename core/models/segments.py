@@ -60,6 +60,8 @@ class Segmented(ABC):
     last_cut: int
     default_cut: int
     cut_noun: str = "segments"
+    family: str = "segments"
+    """What listings call models of this kind."""
     heads: tuple[str, ...] = ()
     """How the names begin of what weights for another number of classes do not fit."""
 

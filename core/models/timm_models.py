@@ -17,7 +17,16 @@ from splitlab.core.models.cnn import StagedCNN
 from splitlab.core.models.segments import Segmented
 from splitlab.core.models.vit import ViT
 
-__all__ = ["check_name", "timm_model", "timm_names"]
+__all__ = ["WELL_KNOWN", "check_name", "timm_model", "timm_names"]
+
+WELL_KNOWN = (
+    "deit_tiny_patch16_224",
+    "vit_base_patch16_224",
+    "resnet18",
+    "mobilenetv3_small_100",
+    "convnext_atto",
+)
+"""Names that a listing shows before anybody asks for more."""
 
 _VITS = ("vision_transformer", "deit")
 _CNNS = (

@@ -95,6 +95,7 @@ class ViT(Segmented):
     """
 
     cut_noun = "blocks"
+    family = "vit"
     heads = ("head.", "head_dist.")
     module: VisionTransformer
 

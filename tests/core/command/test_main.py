@@ -18,8 +18,8 @@ from splitlab.core.command.main import main, parser
 from splitlab.core.run.reporter import Interrupted
 
 COMMANDS = [
-    *("check", "compare", "datasets", "join", "models", "new-plugin", "plugins"),
-    *("run", "serve", "trace", "transports"),
+    *("check", "compare", "datasets", "join", "links", "models", "new-plugin"),
+    *("plugins", "probes", "run", "serve", "trace", "transports"),
 ]
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from splitlab.core.catalogue.tables import entries
 from splitlab.core.command.main import main
 from splitlab.core.models.build import describe
-from splitlab.core.models.timm_models import timm_names
+from splitlab.core.models.timm_models import WELL_KNOWN, timm_names
 
 
 def test_names_that_contain_the_filter(capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,7 +27,11 @@ def test_names_that_contain_the_filter(capsys: pytest.CaptureFixture[str]) -> No
 def test_the_catalogue_and_how_many_timm_has(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in facts["models"]] == [*entries("models")]
+    assert [row["name"] for row in facts["models"]] == [*entries("models"), *WELL_KNOWN]
+    described = {row["name"]: row for row in facts["models"] if "problem" not in row}
+    assert described.keys() == {"vit", "vit-mini", *WELL_KNOWN}
+    assert described["resnet18"]["family"] == "cnn"
+    assert (described["resnet18"]["tokens"], described["resnet18"]["width"]) == (56 * 56, 64)
     assert facts["timm"] == {family: len(names) for family, names in timm_names().items()}
     assert main(["models"]) == 0
     text = capsys.readouterr().out
@@ -34,19 +39,47 @@ def test_the_catalogue_and_how_many_timm_has(capsys: pytest.CaptureFixture[str])
     assert all(f"{count:,} of family {name}" in text for name, count in facts["timm"].items())
 
 
-def test_a_name_that_matches_exactly_is_looked_at(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["models", "vit-mini", "--json"]) == 0
-    (row,) = json.loads(capsys.readouterr().out)
-    facts = describe("vit-mini")
-    assert row["parameters"] == facts.client_parameters + facts.server_parameters
-    assert (row["image_size"], row["channels"]) == (28, 1)
-    assert (row["cut"], row["last_cut"]) == (3, facts.last_cut)
-    assert (row["tokens"], row["width"]) == (50, 64)
-    assert main(["models", "vit-mini"]) == 0
+@pytest.mark.parametrize("name", ["vit-mini", "vit-mini:depth=9", "resnet18"])
+def test_one_is_explained(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", name, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    facts = describe(name)
+    assert told["name"] == name
+    assert told["parts"] == {"client": facts.client_parameters, "server": facts.server_parameters}
+    assert told["parameters"] == facts.client_parameters + facts.server_parameters
+    assert (told["image_size"], told["channels"]) == (facts.image_size, facts.channels)
+    assert (told["cut"], told["last_cut"]) == (facts.cut, facts.last_cut)
+    assert [each["tokens"] for each in told["every_cut"]] == [one.tokens for one in facts.layouts]
+    assert told["lacks"].keys() == facts.ground.lacks.keys()
+    assert main(["models", name]) == 0
     text = capsys.readouterr().out
-    for words in (f"{row['parameters']:,}", "1×28×28", f"0 to {facts.last_cut}"):
+    for words in (f"{facts.server_parameters:,}", f"of 0 to {facts.last_cut} {facts.cut_noun}"):
         assert words in text
-    assert "cut 3: 50 tokens × 64" in text
+    assert f"{facts.layout.tokens} tokens × {facts.layout.width}" in text
+    assert f"--model {name}" in text
+
+
+def test_settings_are_those_of_the_preset_and_the_users(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "vit-mini:depth=9", "--json"]) == 0
+    settings = {p["name"]: p["value"] for p in json.loads(capsys.readouterr().out)["settings"]}
+    assert (settings["depth"], settings["width"], settings["image_size"]) == ("9", "64", "28")
+    assert "classes" not in settings
+
+
+def test_a_function_of_a_file_is_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from torch import nn\nfrom splitlab.core import Segments\n"
+        "def flat(*, classes: int):\n"
+        "    parts = [nn.Flatten(), nn.Linear(12, classes)]\n"
+        "    return Segments(parts, channels=3, image_size=2)\n"
+    )
+    assert main(["models", f"{file}:flat"]) == 0
+    text = capsys.readouterr().out
+    assert "it has no docstring" in text
+    assert "1 tokens × 12" in text
 
 
 def test_many_names_are_only_listed(capsys: pytest.CaptureFixture[str]) -> None:
