@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 
 __all__ = ["add"]
 
+_EXAMPLES = """\
+  splitlab links my_link.py:Delayed               one explained
+  splitlab run --link my_link.py:Delayed:ms=20    around both ends of the link
+"""
+
 
 def add(commands: Commands) -> Parser:
     """Add the command."""
@@ -21,6 +26,7 @@ def add(commands: Commands) -> Parser:
         _links,
         "list the wrappers that stand around any link",
         takes="[NAME] [options]",
+        examples=_EXAMPLES,
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="a link, or FILE.py:Class")
     add_json(parser)

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 
 __all__ = ["add"]
 
+_EXAMPLES = """\
+  splitlab probes time                            one explained
+  splitlab run --plugin adc --probe time          its numbers stand in metrics.jsonl
+"""
+
 
 def add(commands: Commands) -> Parser:
     """Add the command."""
@@ -21,6 +26,7 @@ def add(commands: Commands) -> Parser:
         _probes,
         "list the probes, which watch a run and change nothing",
         takes="[NAME] [options]",
+        examples=_EXAMPLES,
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="a probe, or FILE.py:Class")
     add_json(parser)
