@@ -16,11 +16,10 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cache, partial
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from splitlab import core
 from splitlab.core.catalogue.listing import plugin_facts, plugin_rows
@@ -126,8 +125,7 @@ def quoting_page(name: str) -> str:
 # The rooms, as their imports show them.
 
 
-@dataclass(frozen=True)
-class Room:
+class Room(NamedTuple):
     """A folder of modules.
 
     Attributes:
