@@ -16,6 +16,7 @@ import torch
 
 from splitlab.core import ConfigError, ProtocolError, Role, run
 from splitlab.core.catalogue.binding import bind, bind_stack
+from splitlab.core.catalogue.tables import notices
 from splitlab.core.command.main import main, parser
 from splitlab.core.command.options import given
 from splitlab.core.engine.stack import Stack
@@ -36,6 +37,10 @@ COMMANDS = [
         re.MULTILINE,
     )
 ]
+
+DELAYED = "examples/delayed_link.py:Delayed"
+SMALL_CNN = "examples/small_cnn.py:small_cnn"
+SPREAD = "examples/attention_spread.py:AttentionSpread"
 
 
 def environment() -> dict[str, str]:
@@ -117,6 +122,35 @@ def test_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert scope["result"].summary["steps"] == 1  # type: ignore[attr-defined]
 
 
+def test_the_registry_of_the_readme_can_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [registry] = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "registry.toml").write_text(registry)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    assert notices() == []
+    options = ["--model", "small-cnn", "--link", "slow:ms=3", "--plugin", "quantize"]
+    config, facts = settled(Config.from_mapping(given(parser().parse_args(["run", *options]))))
+    assert config.links == ("slow:ms=3",)
+    assert facts.layout.any_tokens is False
+    assert [bound.label for bound in bind_stack(["adc-q4"])] == ["adc", "quantize"]
+
+
+@pytest.mark.slow
+def test_a_run_leaves_what_the_readme_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    block = README[README.index("    runs/adc-20261231-235959/\n") :].split("\n\n")[0]
+    listed = set(re.findall(r"^        ([\w.-]+)/?  ", block, re.MULTILINE))
+    folder = tmp_path / "run"
+    common: dict[str, Any] = {"budget": "steps=1", "device": "cpu", "threads": 1}
+    probes = ["time", SPREAD]
+    run(plugins=["adc"], probes=probes, transport="tcp", output=str(folder), **common)
+    assert {path.name for path in folder.iterdir()} == listed
+
+
 def test_paths_that_the_documents_name_exist() -> None:
     for document in (README, (ROOT / "CONTRIBUTING.md").read_text()):
         named = re.findall(r"`((?:core|plugins|transports|docs|examples|tests)/[\w./]*)`", document)
@@ -156,10 +190,6 @@ def test_feature_energy_refuses_numbers_that_do_not_fit(tiny: Any) -> None:
 
 
 # A link wrapper, a model and a probe, each from its file.
-
-DELAYED = "examples/delayed_link.py:Delayed"
-SMALL_CNN = "examples/small_cnn.py:small_cnn"
-SPREAD = "examples/attention_spread.py:AttentionSpread"
 
 
 @pytest.mark.parametrize("transport", ["inprocess", pytest.param("tcp", marks=pytest.mark.slow)])
