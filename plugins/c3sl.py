@@ -27,7 +27,7 @@ gradient they are constants. The authors standardize at some of their splits and
 
 Evaluation: the authors' code superposes test batches, too, and so does ``evaluation=true``. What
 comes out for a sample then depends on the samples beside it. The port in ADC's code superposes in
-training only and evaluates on exact activations, on which the server's half was never trained:
+training only and evaluates on exact activations, on which the server's part was never trained:
 ``evaluation=false``.
 
 What this file does otherwise than the two public code bases, and why:

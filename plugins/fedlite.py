@@ -35,7 +35,7 @@ What differs from paper and port, and why:
   of places if R > 1, and charges the gradient as if it were compressed. λ = 5e-5 and ten iterations
   are its values.
 - At the defaults and for a DeiT-T a pass of K-means looks at 2.4 million subvectors and 64
-  centroids; on a CPU ten of them take as long as the client half's own step or longer. So all but
+  centroids; on a CPU ten of them take as long as the client part's own step or longer. So all but
   the last work on ``sample`` subvectors of a group; the last one, over all, gives codes and their
   means. The distortion hardly differs. ``sample=none`` does as the paper does.
 - A centroid that nobody uses moves to a subvector that is far from its own.

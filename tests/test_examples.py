@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -13,14 +14,18 @@ from typing import Any
 import pytest
 import torch
 
-from splitlab.core import ProtocolError, Role
+from splitlab.core import ConfigError, ProtocolError, Role, run
 from splitlab.core.catalogue.binding import bind, bind_stack
+from splitlab.core.catalogue.tables import notices
 from splitlab.core.command.main import main, parser
 from splitlab.core.command.options import given
 from splitlab.core.engine.stack import Stack
+from splitlab.core.models.build import describe
 from splitlab.core.run.config import Config
 from splitlab.core.run.plan import settled
+from splitlab.core.run.records import StepRecord, read_records
 from splitlab.core.study.compare import split_stack
+from splitlab.core.testing import check_link
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -32,6 +37,10 @@ COMMANDS = [
         re.MULTILINE,
     )
 ]
+
+DELAYED = "examples/delayed_link.py:Delayed"
+SMALL_CNN = "examples/small_cnn.py:small_cnn"
+SPREAD = "examples/attention_spread.py:AttentionSpread"
 
 
 def environment() -> dict[str, str]:
@@ -113,6 +122,35 @@ def test_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert scope["result"].summary["steps"] == 1  # type: ignore[attr-defined]
 
 
+def test_the_registry_of_the_readme_can_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [registry] = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "registry.toml").write_text(registry)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    assert notices() == []
+    options = ["--model", "small-cnn", "--link", "slow:ms=3", "--plugin", "quantize"]
+    config, facts = settled(Config.from_mapping(given(parser().parse_args(["run", *options]))))
+    assert config.links == ("slow:ms=3",)
+    assert facts.layout.any_tokens is False
+    assert [bound.label for bound in bind_stack(["adc-q4"])] == ["adc", "quantize"]
+
+
+@pytest.mark.slow
+def test_a_run_leaves_what_the_readme_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    block = README[README.index("    runs/adc-20261231-235959/\n") :].split("\n\n")[0]
+    listed = set(re.findall(r"^        ([\w.-]+)/?  ", block, re.MULTILINE))
+    folder = tmp_path / "run"
+    common: dict[str, Any] = {"budget": "steps=1", "device": "cpu", "threads": 1}
+    probes = ["time", SPREAD]
+    run(plugins=["adc"], probes=probes, transport="tcp", output=str(folder), **common)
+    assert {path.name for path in folder.iterdir()} == listed
+
+
 def test_paths_that_the_documents_name_exist() -> None:
     for document in (README, (ROOT / "CONTRIBUTING.md").read_text()):
         named = re.findall(r"`((?:core|plugins|transports|docs|examples|tests)/[\w./]*)`", document)
@@ -149,3 +187,85 @@ def test_feature_energy_refuses_numbers_that_do_not_fit(tiny: Any) -> None:
         message.put("feature-energy.chosen", torch.tensor(wrong), Role.SIDE)
         with pytest.raises(ProtocolError, match="features' numbers do not fit"):
             server.handle(tiny.travel(message))
+
+
+# A link wrapper, a model and a probe, each from its file.
+
+
+@pytest.mark.parametrize("transport", ["inprocess", pytest.param("tcp", marks=pytest.mark.slow)])
+def test_a_delayed_link_and_a_model_of_ones_own(
+    transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    common: dict[str, Any] = {
+        "model": SMALL_CNN,
+        "plugins": ["quantize:bits=8"],
+        "transport": transport,
+        "budget": "steps=2",
+        "device": "cpu",
+        "threads": 1,
+    }
+    bare = run(output=str(tmp_path / "bare"), **common)
+    late = run(output=str(tmp_path / "late"), links=[f"{DELAYED}:ms=40"], **common)
+    assert late.ledger == bare.ledger
+    assert late.summary.loss == bare.summary.loss
+    # Two steps, and in each a message up and one down.
+    assert late.summary.link_seconds >= 0.99 * 2 * 2 * 0.040
+    # 8 bits for every number of (128, 49, 32).
+    assert bare.ledger["training"]["up"]["activation"] == 2 * 128 * 49 * 32
+
+
+def test_the_delayed_link_holds_what_every_link_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    check_link(bind("links", DELAYED).factory(ms=5)).raise_if_failed()
+    for wrong in ("-1", "60000", "nan"):
+        with pytest.raises(ConfigError, match=r"link 'Delayed': ms=\S+ is refused; allowed"):
+            bind("links", f"{DELAYED}:ms={wrong}").build()
+
+
+def test_the_small_cnn_is_cut_behind_any_of_its_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    seen = [describe(SMALL_CNN, cut=cut).layout for cut in range(3)]
+    assert [(facts.tokens, facts.width) for facts in seen] == [(196, 16), (49, 32), (16, 64)]
+    assert describe(f"{SMALL_CNN}:width=8").layout.width == 16
+    assert describe(SMALL_CNN).cut == 1
+    with pytest.raises(ConfigError, match=r"3 is outside the model; allowed: 0 to 2 \(stages"):
+        describe(SMALL_CNN, cut=3)
+    with pytest.raises(ConfigError, match="width=0 is not allowed; 1 or more"):
+        describe(f"{SMALL_CNN}:width=0")
+
+
+@pytest.mark.slow
+def test_the_probe_measures_what_the_stack_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    common: dict[str, Any] = {
+        "plugins": ["adc-token-select:ratio=0.1"],
+        "device": "cpu",
+        "threads": 1,
+    }
+    bare = run(output=str(tmp_path / "bare"), budget="steps=2", **common)
+    folder = tmp_path / "watched"
+    run(output=str(folder), budget="steps=1", probes=[SPREAD], **common)
+    watched = run(resume=folder, budget="steps=2")
+    assert watched.ledger["training"] == bare.ledger["training"]
+    assert watched.summary.loss == bare.summary.loss
+    numbers = [
+        record.metrics["AttentionSpread"]
+        for record in read_records(folder)
+        if isinstance(record, StepRecord)
+    ]
+    assert len(numbers) == 2
+    for found in numbers:
+        assert 0 < found["entropy"] <= math.log(50) + 1e-5
+        assert found["kept"] == pytest.approx(5 / 50)
+    header, *rows = (folder / "probes" / "AttentionSpread" / "entropy.csv").read_text().split()
+    assert header == "step,entropy"
+    assert rows == [f"{i},{found['entropy']:.6f}" for i, found in enumerate(numbers, 1)]
+
+
+def test_the_probe_of_attention_needs_a_class_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError, match="the attention of a class token, which this model"):
+        run(model=SMALL_CNN, probes=[SPREAD], budget="steps=1", device="cpu")

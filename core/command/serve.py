@@ -107,7 +107,7 @@ def serve_config(
     """Serve one client of this configuration; returns the exit status.
 
     Args:
-        config: need not be resolved.
+        config: may leave open what a plan decides.
         address: where to listen; the transport's default if None.
         classes: C, width of the head; that of the configuration's data if None.
         wait: seconds to wait for a client.

@@ -196,7 +196,7 @@ class Stack:
 
 
 class _Chain:
-    """All plugins as one, which observers stand around."""
+    """All plugins as one, which probes and observers stand around."""
 
     def __init__(self, members: Sequence[Member], ran: Any) -> None:
         self._members = members

@@ -140,11 +140,11 @@ class RunFolder:
         _write(self.path / LEDGER, ledger_text(ledger))
 
     def write_summary(self, summary: Summary) -> None:
-        """Write the result."""
+        """Write the summary."""
         _write(self.path / SUMMARY, summary.text())
 
     def remove_summary(self) -> None:
-        """Take the result away: the run goes on."""
+        """Take the summary away: the run goes on."""
         (self.path / SUMMARY).unlink(missing_ok=True)
 
     def server_log(self) -> Path:

@@ -62,7 +62,7 @@ class Loop:
         self._session = ClientSession(link, self.ledger, plan.config.timeout)
 
     def go(self, last_words: Callable[[], str]) -> Result:
-        """Shake hands, train to the budget, and write the result.
+        """Shake hands, train to the budget, and write the summary.
 
         Args:
             last_words: says why the server ended, as the end of an error line, if it did.
@@ -188,7 +188,7 @@ class Loop:
             self._reporter.evaluating(seen, len(split))
         return right / seen, loss / seen
 
-    # Checkpoints, resume, result.
+    # Checkpoints, resume, summary.
 
     def _save(self) -> None:
         step = self.progress.step

@@ -51,7 +51,7 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class Plan:
-    """A resolved run.
+    """A run, decided in everything.
 
     Attributes:
         config: every option, decided.
@@ -199,7 +199,7 @@ def make_for_server(config: Config, classes: int, *, peers_here: int) -> tuple[P
 
 
 def load_configured_data(config: Config, facts: ModelFacts, loading: Loading | None = None) -> Data:
-    """Load the data of a settled configuration, in the form that its model takes."""
+    """Load the data of a configuration of `settled`, in the form that its model takes."""
     return load_data(
         config.dataset,
         config.data_dir,

@@ -4,7 +4,7 @@ metrics.jsonl         a line that says which version of these records it holds, 
                       training step and one an evaluation, in their order
 server-metrics.jsonl  the same of the server, if its plugins or probes have numbers to log
 ledger.json           bytes by phase, direction and kind
-summary.json          the result; only a run that reached its budget has one
+summary.json          what the run ended with; only a run that reached its budget has one
 
 Version 1 had no such line, and no numbers of plugins and probes; it is read as well.
 """
