@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import pytest
@@ -11,7 +10,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.models.build import build_model
+from splitlab.core.contract.seeding import isolated_rng
+from splitlab.core.models.build import build_model, describe
 from splitlab.core.models.cnn import StagedCNN
 from splitlab.core.models.timm_models import timm_model, timm_names
 from splitlab.core.models.vit import ViT
@@ -29,8 +29,7 @@ def test_listed_models_are_timms_of_their_family() -> None:
     for family in names.values():
         assert family == sorted(set(family))
     for name in names["vit"][:: len(names["vit"]) // 5]:
-        with warnings.catch_warnings(), torch.device("meta"):
-            warnings.simplefilter("ignore")  # random initialization means nothing on meta
+        with isolated_rng(0, "listed", device=torch.device("cpu")):
             kind = type(timm.create_model(name, depth=1, embed_dim=24, num_heads=2))
         assert issubclass(kind, VisionTransformer), name
 
@@ -40,11 +39,10 @@ def test_listed_models_are_timms_of_their_family() -> None:
     ["densenet121", "regnetx_002", "vgg11", "ghostnet_050", "rexnet_100", "cs3darknet_s"],
 )
 def test_listed_networks_can_be_cut(name: str) -> None:
-    with warnings.catch_warnings(), torch.device("meta"):
-        warnings.simplefilter("ignore")
-        model = timm_model(classes=5, name=name, image_size=64)
-    assert isinstance(model, StagedCNN)
-    assert model.last_cut >= 1
+    facts = describe(name, image_size=64)
+    assert facts.family == "cnn"
+    assert facts.last_cut >= 1
+    assert all(not layout.any_tokens for layout in facts.layouts)
 
 
 def test_the_family_is_read_from_the_model() -> None:
@@ -69,9 +67,14 @@ def test_models_of_another_kind_are_refused(name: str) -> None:
         build(name)
 
 
-def test_a_model_that_timm_cannot_build_is_the_users_error() -> None:
-    with pytest.raises(ConfigError, match=r"^model 'deit_tiny_patch16_224' cannot be built: "):
-        build("deit_tiny_patch16_224", image_size=-32)
+def test_a_model_that_timm_cannot_build_is_the_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **options: Any) -> None:
+        raise RuntimeError("no such thing\nand more")
+
+    monkeypatch.setattr(timm, "create_model", broken)
+    told = "^model 'deit_tiny_patch16_224' cannot be built: no such thing$"
+    with pytest.raises(ConfigError, match=told):
+        build("deit_tiny_patch16_224")
 
 
 def test_oblong_images_need_a_size() -> None:
