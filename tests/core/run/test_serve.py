@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,9 +10,21 @@ from typing import Any
 import pytest
 import torch
 
-from splitlab.core import ConfigError, Kind, Message, ProtocolError, Role
+from splitlab.core import (
+    ConfigError,
+    Kind,
+    Message,
+    ProtocolError,
+    Role,
+    run,
+)
 from splitlab.core.run.config import Config
-from splitlab.core.run.records import SERVER_METRICS, StepRecord, read_records, version_line
+from splitlab.core.run.records import (
+    SERVER_METRICS,
+    StepRecord,
+    read_records,
+    version_line,
+)
 from splitlab.core.run.serve import open_session
 from splitlab.core.session.protocol import PROTOCOL
 from splitlab.transports.inprocess import InProcess
@@ -111,3 +124,45 @@ def test_the_server_logs_its_numbers_and_forgets_those_of_later_steps(tmp_path: 
         assert records == [StepRecord(n, metrics={"probe": {"x": 0.5}}) for n in left]
         assert table.reported == [tmp_path / "probes"]
     assert log.read_text().startswith(version_line())
+
+
+# Two machines.
+
+
+def test_serve_and_join_go_on_where_they_were(real: Any, easy_data: str, tmp_path: Path) -> None:
+    options = {"plugin": "adc", "checkpoint_every": 3, "eval_every": 100}
+    client = real.flags(easy_data, tmp_path / "client" / "r", **options, budget="steps=9")
+    own = {key: real.SMALL[key] for key in ("weights", "batch_size", "threads", "lr", "device")}
+    server = ["--plugin", "adc", "--classes", "4"]
+    server += [t for k, v in own.items() for t in (f"--{k.replace('_', '-')}", str(v))]
+
+    def go(join: list[str], steps: int) -> subprocess.CompletedProcess[str]:
+        """Serve in one folder, join from another; the client is stopped after some steps."""
+        with subprocess.Popen(
+            real.command("serve", *server), stdout=subprocess.PIPE, text=True, cwd=tmp_path
+        ) as serving:
+            assert serving.stdout is not None
+            address = serving.stdout.readline().split()[-1]
+            process = subprocess.Popen(real.command("join", address, "--quiet", *join))
+            if steps:
+                real.wait_for_steps(tmp_path / "client" / "r", steps, process)
+                process.kill()
+            status = process.wait(60)
+            told, _ = serving.communicate(timeout=60)
+        return subprocess.CompletedProcess([], status, told)
+
+    go([*client[:-1], "steps=100000"], steps=7)
+    done = go(["--resume", str(tmp_path / "client" / "r"), "--budget", "steps=30"], steps=0)
+    assert done.returncode == 0
+    assert "to the end of the client's run" in done.stdout
+    run(
+        plugins=["adc"],
+        data_dir=easy_data,
+        output=str(tmp_path / "whole"),
+        budget="steps=30",
+        checkpoint_every=3,
+        eval_every=100,
+        **real.SMALL,
+    )
+    assert real.losses(tmp_path / "client" / "r") == real.losses(tmp_path / "whole")
+    assert (tmp_path / "runs" / "r" / "checkpoints" / "step-00000030").is_dir()
