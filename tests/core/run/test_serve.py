@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from splitlab.core import (
     Role,
     run,
 )
+from splitlab.core.command.main import main
 from splitlab.core.run.config import Config
 from splitlab.core.run.records import (
     SERVER_METRICS,
@@ -129,6 +131,7 @@ def test_the_server_logs_its_numbers_and_forgets_those_of_later_steps(tmp_path: 
 # Two machines.
 
 
+@pytest.mark.usefixtures("unlistened")
 def test_serve_and_join_go_on_where_they_were(real: Any, easy_data: str, tmp_path: Path) -> None:
     options = {"plugin": "adc", "checkpoint_every": 3, "eval_every": 100}
     client = real.flags(easy_data, tmp_path / "client" / "r", **options, budget="steps=9")
@@ -136,25 +139,28 @@ def test_serve_and_join_go_on_where_they_were(real: Any, easy_data: str, tmp_pat
     server = ["--plugin", "adc", "--classes", "4"]
     server += [t for k, v in own.items() for t in (f"--{k.replace('_', '-')}", str(v))]
 
-    def go(join: list[str], steps: int) -> subprocess.CompletedProcess[str]:
-        """Serve in one folder, join from another; the client is stopped after some steps."""
-        with subprocess.Popen(
-            real.command("serve", *server), stdout=subprocess.PIPE, text=True, cwd=tmp_path
-        ) as serving:
-            assert serving.stdout is not None
-            address = serving.stdout.readline().split()[-1]
-            process = subprocess.Popen(real.command("join", address, "--quiet", *join))
-            if steps:
-                real.wait_for_steps(tmp_path / "client" / "r", steps, process)
-                process.kill()
-            status = process.wait(60)
-            told, _ = serving.communicate(timeout=60)
-        return subprocess.CompletedProcess([], status, told)
-
-    go([*client[:-1], "steps=100000"], steps=7)
-    done = go(["--resume", str(tmp_path / "client" / "r"), "--budget", "steps=30"], steps=0)
-    assert done.returncode == 0
-    assert "to the end of the client's run" in done.stdout
+    with ExitStack() as ended:
+        # Both servers start at once: importing torch is what takes long.
+        first, second = (
+            ended.enter_context(
+                subprocess.Popen(
+                    real.command("serve", *server), stdout=subprocess.PIPE, text=True, cwd=tmp_path
+                )
+            )
+            for _ in range(2)
+        )
+        addresses = [serving.stdout.readline().split()[-1] for serving in (first, second)]
+        more = [*client[:-1], "steps=100000"]
+        stopped = subprocess.Popen(real.command("join", addresses[0], "--quiet", *more))
+        real.wait_for_steps(tmp_path / "client" / "r", 7, stopped)
+        stopped.kill()
+        stopped.wait(60)
+        assert first.communicate(timeout=60)[0].count("to the end of the client's run") == 0
+        assert first.returncode != 0
+        again = ["--resume", str(tmp_path / "client" / "r"), "--budget", "steps=30"]
+        assert main(["join", addresses[1], "--quiet", *again]) == 0
+        assert "to the end of the client's run" in second.communicate(timeout=60)[0]
+        assert second.returncode == 0
     run(
         plugins=["adc"],
         data_dir=easy_data,
