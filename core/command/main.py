@@ -35,10 +35,9 @@ _COMMANDS = {
 }
 
 _DESCRIPTION = """\
-A laboratory for split-learning compression of Vision Transformers. A client
-with the data trains the first blocks, a server the rest; what crosses the link
-between them is compressed by plugins, and its bytes are counted where they
-leave.
+A laboratory for split-learning compression. A client with the data trains the
+first part of a model, a server the rest; what crosses the link between them is
+compressed by plugins, and its bytes are counted where they leave.
 """
 
 _EPILOG = """\

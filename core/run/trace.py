@@ -77,7 +77,7 @@ class Trace:
         """Return what was traced, for display."""
         return [
             f"step {self.step} of {' + '.join(self.stack) or 'the empty stack'}: {self.dataset}, "
-            f"{self.model} cut after block {self.cut}, {self.rows} samples, {self.device}, "
+            f"{self.model} cut at {self.cut}, {self.rows} samples, {self.device}, "
             f"{self.threads} thread{'s' * (self.threads > 1)}, loss {self.loss:.4f}"
         ]
 

@@ -275,7 +275,7 @@ class Comparison:
         c = self.config
         seeds = ", ".join(map(str, self.seeds))
         return (
-            f"{c.dataset or c.data_dir}, {c.model} cut after block {c.cut}, batch size "
+            f"{c.dataset or c.data_dir}, {c.model} cut at {c.cut}, batch size "
             f"{c.batch_size}, {c.optimizer} with learning rate {c.lr:g}, budget {c.budget}, "
             f"transport {c.transport}, seed{'s' * (len(self.seeds) > 1)} {seeds}."
         )
