@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import torch
 
-from splitlab.core import Cut, Peer
+from splitlab.core import Attention, Cut, Peer
+from splitlab.core.contract.part import Layout
 from splitlab.core.models.build import build_model
-from splitlab.core.models.model import ClientHalf
 from splitlab.core.models.vit import class_attention
 from splitlab.plugins.adc import ADC
 
@@ -40,14 +40,31 @@ def one_thread() -> Iterator[None]:
 def make_adc(B: int) -> ADC:
     plugin = ADC(ratio=RATIO)
     device = torch.device("cpu")
-    plugin.setup(Peer("client", 0, 100, N, D, 1, True, 3, 12, B, device))
+    layout = Layout(N, D, prefix_tokens=1, class_token=True)
+    plugin.setup(
+        Peer(
+            role="client",
+            seed=0,
+            classes=100,
+            layout=layout,
+            cut=3,
+            batch_size=B,
+            device=device,
+        )
+    )
     return plugin
 
 
 def compress(plugin: ADC, activations: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
     """Run partition, merge and selection; returns what is sent, on the graph."""
     targets = torch.zeros(activations.shape[0], dtype=torch.int64)
-    cut = Cut(activations, targets, step=0, training=True, attention=attention)
+    cut = Cut(
+        activations=activations,
+        targets=targets,
+        step=0,
+        training=True,
+        measured={Attention(): attention},
+    )
     plugin.after_client_forward(cut)
     return cut.activations
 
@@ -114,26 +131,27 @@ def test_compression_against_a_loop_over_clusters(benchmark: Any) -> None:
     assert race(benchmark, ours, theirs, rounds=15) >= LEAST_SPEEDUP
 
 
-def test_whole_cost_against_the_client_half(benchmark: Any) -> None:
+def test_whole_cost_against_the_clients_part(benchmark: Any) -> None:
     B = 64
     plugin = make_adc(B)
     model = build_model("deit_tiny_patch16_224", classes=100, seed=0)
-    client = ClientHalf(model, 3, torch.device("cpu"))
+    client = model.part(0, (3,), torch.device("cpu"))
     client.train(True)
     parameters = [parameter for _, parameter in client.named_parameters()]
     draw = torch.Generator().manual_seed(0)
     images = torch.randn(B, 3, 224, 224, generator=draw)
     queries_keys_values = []
-    attention_module: Any = client.vit.get_submodule("blocks.2.attn")
+    attention_module: Any = client.module.get_submodule("blocks.2.attn")
     probe = attention_module.qkv.register_forward_hook(
         lambda module, args, output: queries_keys_values.append(output.detach())
     )
-    activations = client.forward(images)[0].detach().requires_grad_()
+    activations = client.forward(images).detach().requires_grad_()
     probe.remove()
+    assert queries_keys_values, "cut 3 lies behind this block"
     gradient = torch.randn(activations.shape, generator=draw)
 
     def client_step() -> None:
-        torch.autograd.grad(client.forward(images)[0], parameters, gradient)
+        torch.autograd.grad(client.forward(images), parameters, gradient)
 
     def adc_step() -> None:
         attention = class_attention(attention_module, queries_keys_values[0])

@@ -1,4 +1,4 @@
-"""What every method costs: encoding and decoding in both directions, beside the client half's step.
+"""What every method costs: encoding and decoding both ways, beside the step of the client's part.
 
 DeiT-T at 224 px, cut after block 3, batches of 128: activations (128, 197, 192) float32. Both
 sides are timed in turn, in one process and on one thread, and the ratio of their medians counts.
@@ -19,14 +19,11 @@ from typing import Any
 import pytest
 import torch
 
-from splitlab.core import Config, Cut, Kind, Message, Peer, Role
+from splitlab.core import Attention, Cut, Keys, Kind, Message, Peer, Role
 from splitlab.core.catalogue.binding import bind
 from splitlab.core.catalogue.tables import catalogue
-from splitlab.core.contract.peer import AttentionRequest
 from splitlab.core.engine.stack import Stack
 from splitlab.core.models.build import build_model
-from splitlab.core.models.model import ClientHalf
-from splitlab.core.run.plan import resolve
 
 B, C = 128, 100
 MODEL = "deit_tiny_patch16_224"
@@ -46,32 +43,38 @@ ROUNDS = 3
 
 
 class Client:
-    """DeiT-T's client half, one batch of noise, and what a plugin sees of it."""
+    """The client's part of DeiT-T, one batch of noise, and what a plugin sees of it."""
 
     def __init__(self) -> None:
-        config = resolve(Config(model=MODEL))
-        assert config.cut is not None
-        self.half = ClientHalf(build_model(MODEL, classes=C, seed=0), config.cut, CPU)
-        self.half.train(True)
-        self.half.measure_attention(AttentionRequest())
-        self.half.measure_keys()
+        self.model = build_model(MODEL, classes=C, seed=0)
+        self.cut = self.model.default_cut
+        self.part = self.model.part(0, (self.cut,), CPU)
+        self.part.train(True)
+        for request in (Attention(), Keys()):
+            self.part.watch(request)
         draw = torch.Generator().manual_seed(0)
         self.images = torch.randn(B, 3, 224, 224, generator=draw)
         self.targets = torch.randint(C, (B,), generator=draw)
-        activations, self.attention = self.half.forward(self.images)
-        self.keys = self.half.keys()
+        activations = self.part.forward(self.images)
+        self.measured = self.part.measured()
         self.activations = activations.detach()
         self.gradient = 1e-5 * torch.randn(activations.shape, generator=draw)
-        self.parameters = [parameter for _, parameter in self.half.named_parameters()]
+        self.parameters = [parameter for _, parameter in self.part.named_parameters()]
 
     def step(self) -> None:
-        """Run the half forward and backward, as a client does without compression."""
-        torch.autograd.grad(self.half.forward(self.images)[0], self.parameters, self.gradient)
+        """Run the part forward and backward, as a client does without compression."""
+        torch.autograd.grad(self.part.forward(self.images), self.parameters, self.gradient)
 
     def peer(self, role: Any) -> Peer:
-        half, depth = self.half, self.half.depth
-        facts: Any = (0, C, half.tokens, half.width, half.prefix_tokens, True, half.cut, depth, B)
-        return Peer(role, *facts, CPU, grid=half.grid)
+        return Peer(
+            role=role,
+            seed=0,
+            classes=C,
+            layout=self.model.layout(self.cut),
+            cut=self.cut,
+            batch_size=B,
+            device=CPU,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,7 @@ def compression(name: str, client: Client) -> Callable[[], float]:
 
     def travel(message: Message) -> tuple[Message, int]:
         arrived = Message(message.kind, message.step, meta=dict(message.meta))
+        arrived.notes = {plugin: [*notes] for plugin, notes in message.notes.items()}
         for tensor in message:
             arrived.put(tensor, message[tensor], message.role(tensor))
         return arrived, sum(message[tensor].nbytes for tensor in message)
@@ -118,7 +122,14 @@ def compression(name: str, client: Client) -> Callable[[], float]:
         step = next(steps)
         x = client.activations.clone().requires_grad_()
         ids = torch.arange(B) + B * (step % 2)  # every sample comes back
-        cut = Cut(x, client.targets, step, True, client.attention, ids, client.keys)
+        cut = Cut(
+            activations=x,
+            targets=client.targets,
+            step=step,
+            training=True,
+            measured=dict(client.measured),
+            sample_ids=ids,
+        )
         near.after_client_forward(cut)
         up = Message(Kind.ACTIVATION, step)
         up.put("activations", cut.activations.detach(), Role.PAYLOAD)
@@ -130,7 +141,7 @@ def compression(name: str, client: Client) -> Callable[[], float]:
         far.after_receive(up)
         leaf = up["activations"].requires_grad_()
         side = {key: up[key] for key in up.names(Role.SIDE)}
-        arrived = Cut(leaf, client.targets, step, True, side=side)
+        arrived = Cut(activations=leaf, targets=client.targets, step=step, training=True, side=side)
         far.before_server_forward(arrived)
         rows, tokens, _ = arrived.activations.shape
         if arrived.activations is leaf:
@@ -156,7 +167,7 @@ def compression(name: str, client: Client) -> Callable[[], float]:
 
 
 @pytest.mark.parametrize("name", sorted(catalogue()["plugins"]))
-def test_encoding_and_decoding_beside_the_client_half(
+def test_encoding_and_decoding_beside_the_clients_part(
     name: str, client: Client, table: Any, benchmark: Any
 ) -> None:
     work = compression(name, client)

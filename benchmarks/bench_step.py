@@ -17,10 +17,9 @@ from torch.nn import functional as F
 
 from splitlab.core.catalogue.loading import load
 from splitlab.core.contract.batch import Batch
-from splitlab.core.models.build import build_model
-from splitlab.core.models.model import input_shape
+from splitlab.core.models.build import build_model, describe
 from splitlab.core.run.config import Config
-from splitlab.core.run.plan import resolve
+from splitlab.core.run.plan import make_for_server
 from splitlab.core.run.workers import build_client, build_server
 from splitlab.core.session.client import ClientSession
 from splitlab.core.session.server import ServerSession
@@ -32,30 +31,31 @@ CASES = [("vit-mini", 128, 15), ("deit_tiny_patch16_224", 64, 4)]
 
 def split_step(config: Config, batch: Batch) -> Callable[[], None]:
     """Return a function that makes one training step over the in-process link."""
-    client = build_client(config, 10, CPU)
-    server = build_server(config, 10, CPU)
+    # Without data of its own a client's plan is that of a server.
+    plan, model = make_for_server(config, 10, peers_here=1)
+    client, server = build_client(plan, model), build_server(plan, model)
     client_end, server_end = load("transports", "inprocess")().pair(lambda: server_session.turn())
     server_session = ServerSession(
         server_end,
-        server.worker,
-        server.agreement,
-        batch_bytes=server.batch_bytes,
+        server,
+        dict(plan.agreement),
+        batch_bytes=plan.batch_bytes,
         timeout=60,
         resume=lambda run, step: None,
         save=lambda step: None,
     )
     session = ClientSession(client_end, Ledger(), 60)
-    session.open(client.agreement, run="bench", step=0, batch_bytes=client.batch_bytes)
+    session.open(dict(plan.agreement), run="bench", step=0, batch_bytes=plan.batch_bytes)
 
     def step() -> None:
-        client.worker.backward(session.exchange(client.worker.forward(batch, 0)))
+        session.hold(client.train(batch, 0))
 
     return step
 
 
 def unsplit_step(config: Config, batch: Batch) -> Callable[[], None]:
     """Return a function that makes one training step of timm's own model."""
-    model = build_model(config.model, classes=10, seed=0, weights="none")
+    model = build_model(config.model, classes=10, seed=0, weights="none").module
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
 
@@ -73,8 +73,9 @@ def unsplit_step(config: Config, batch: Batch) -> Callable[[], None]:
 def test_an_empty_stack_costs_three_percent_at_most(
     model: str, size: int, rounds: int, benchmark: Any
 ) -> None:
-    config = resolve(Config(model=model, batch_size=size, weights="none"))
-    channels, pixels = input_shape(model)
+    config = Config(model=model, batch_size=size, weights="none", device="cpu")
+    facts = describe(model)
+    channels, pixels = facts.channels, facts.image_size
     draws = torch.Generator().manual_seed(0)
     images = torch.randn(size, channels, pixels, pixels, generator=draws)
     batch = Batch(images, torch.arange(size) % 10, torch.arange(size))

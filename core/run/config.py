@@ -102,8 +102,8 @@ class Config:
     )
     model: str = _option(
         "vit-mini",
-        "a model and its settings, FILE.py:function, or the name of any Vision Transformer or CNN "
-        "of timm's (see `splitlab models`)",
+        "a model and its settings, FILE.py:function, or any model of timm's that can be cut (see "
+        "`splitlab models`)",
         metavar="NAME",
         shared=True,
         group=_MODEL,
@@ -130,7 +130,7 @@ class Config:
     )
     cut: int | None = _option(
         None,
-        "how many blocks or stages the client runs; 3 blocks by default",
+        "what the client runs, 0 for the least; the model's own by default (see `splitlab models`)",
         shared=True,
         group=_MODEL,
     )

@@ -41,7 +41,7 @@ class Trace:
         stack: the plugins, as they were given.
         dataset: name of the data.
         model: name of the model.
-        cut: behind which segment of the model.
+        cut: blocks that the client runs.
         rows: samples of the batch.
         step: which training step, from 1.
         repeats: further steps that were timed.
@@ -77,7 +77,7 @@ class Trace:
         """Return what was traced, for display."""
         return [
             f"step {self.step} of {' + '.join(self.stack) or 'the empty stack'}: {self.dataset}, "
-            f"{self.model} cut {self.cut}, {self.rows} samples, {self.device}, "
+            f"{self.model} cut at {self.cut}, {self.rows} samples, {self.device}, "
             f"{self.threads} thread{'s' * (self.threads > 1)}, loss {self.loss:.4f}"
         ]
 

@@ -10,8 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from splitlab.core import ConfigError, Cut, Kind, Message, PluginError, Traits, hookimpl
+from splitlab.core import (
+    ConfigError,
+    Cut,
+    Kind,
+    Message,
+    PluginError,
+    Traits,
+    hookimpl,
+)
 from splitlab.core.contract.hooks import HookSpecs
+from splitlab.core.engine.conversation import hold
 from splitlab.core.engine.stack import Stack
 
 HOOKS = [name for name in vars(HookSpecs) if not name.startswith("_")]
@@ -390,3 +399,89 @@ def test_who_encodes_and_never_decodes_is_suspect(tiny: Any) -> None:
         def before_send(self, message: Any) -> None: ...
 
     assert Stack([tiny.bound(Scales), tiny.bound(Half)]).one_sided() == ["half"]
+
+
+# The order of a whole step, at both peers.
+
+
+class Observer:
+    """Notes when the data hooks of a stack begin and end."""
+
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+
+    @hookimpl(wrapper=True)
+    def after_client_forward(self, cut: Any) -> Any:
+        self.log.append("[")
+        yield
+        self.log.append("]")
+
+    @hookimpl(wrapper=True)
+    def before_send(self, message: Any) -> Any:
+        self.log.append("[")
+        yield
+        self.log.append("]")
+
+    @hookimpl(wrapper=True)
+    def after_receive(self, message: Any) -> Any:
+        self.log.append("[")
+        yield
+        self.log.append("]")
+
+
+def expand(*stages: str) -> list[str]:
+    """Turn ``"client hook abc"`` into an entry for each of a, b, c."""
+    return [f"{at} {hook} {name}" for at, hook, names in map(str.split, stages) for name in names]
+
+
+def test_encoding_hooks_run_in_stack_order_and_decoding_hooks_in_reverse(
+    tiny: Any, peers: Any
+) -> None:
+    log: list[str] = []
+    client, server = tiny.pair(peers.recorders(log))
+    assert log == expand("client setup abc", "server setup abc")
+    log.clear()
+    tiny.train(client, server, [0])
+    assert log == expand(
+        "client after_client_forward abc",
+        "client before_send:ACTIVATION abc",
+        "server after_receive:ACTIVATION cba",
+        "server before_server_forward cba",
+        "server step_end abc",
+        "server before_send:GRADIENT abc",
+        "client after_receive:GRADIENT cba",
+        "client gradient_return cba",
+        "client step_end abc",
+    )
+
+
+def test_an_evaluation_passes_the_data_hooks_only(tiny: Any, peers: Any) -> None:
+    log: list[str] = []
+    client, server = tiny.pair(peers.recorders(log))
+    log.clear()
+    hold(client.query(tiny.batch(), 0, stacked=True), peers.ask(server))
+    assert log == expand(
+        "client after_client_forward abc",
+        "client before_send:ACTIVATION abc",
+        "server after_receive:ACTIVATION cba",
+        "server before_server_forward cba",
+        "server before_send:PREDICTION abc",
+        "client after_receive:PREDICTION cba",
+    )
+
+
+@pytest.mark.parametrize("plugin", ["Recorder", "Nesting"])
+def test_observers_are_outermost(tiny: Any, peers: Any, plugin: str) -> None:
+    log: list[str] = []
+    stack = [peers.recorder(plugin, name=name, log=log) for name in "ab"]
+    client = tiny.client(stack, observers=[Observer(log)])
+    server = tiny.server(stack)
+    log.clear()
+    arrived = tiny.travel(next(client.train(tiny.batch(), 0)))
+    assert log[0] == log[4] == "["
+    assert log[3] == log[-1] == "]"
+    answer = tiny.travel(server.handle(arrived))
+    log.clear()
+    client.stack.after_receive(answer)
+    assert (log[0], log[-1]) == ("[", "]")
+    assert len(log) > 2

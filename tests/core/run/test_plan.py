@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import struct
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from splitlab.core import Config, ConfigError
 from splitlab.core.run.config import DEFAULT_DATASET
-from splitlab.core.run.plan import Plan, choose_device, make, make_for_server, settled
-from splitlab.core.run.workers import build_client, build_server, limited_threads
+from splitlab.core.run.plan import Plan, choose_device, make_for_server, settled
 
 CPU = torch.device("cpu")
 SMALL = Config(image_size=8, batch_size=6, cut=1, threads=1, seed=3, weights="none", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder of IDX files: 20 training and 8 test images of 4 classes."""
-    folder = tmp_path_factory.mktemp("idx")
-    draws = np.random.default_rng(0)
-    for prefix, count in (("train", 20), ("t10k", 8)):
-        labels = np.arange(count, dtype=np.uint8) % 4
-        images = draws.integers(0, 255, (count, 28, 28), dtype=np.uint8)
-        for what, array in (("images-idx3", images), ("labels-idx1", labels)):
-            head = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
-            (folder / f"{prefix}-{what}-ubyte").write_bytes(head + array.tobytes())
-    return str(folder)
 
 
 def agreement(**changes: Any) -> dict[str, str]:
@@ -58,38 +41,8 @@ def test_settling_meets_unknown_names_first() -> None:
         settled(Config(model="vit-mni"))
 
 
-def test_both_peers_agree_and_share_no_tensor(folder: str) -> None:
-    config = dataclasses.replace(SMALL, plugins=("adc",), data_dir=folder)
-    plan, model, _ = make(config)
-    served, served_model = make_for_server(config, 4, peers_here=1)
-    client, server = build_client(plan, model), build_server(served, served_model)
-    assert plan.agreement == served.agreement
-    assert plan.batch_bytes == served.batch_bytes == 4 * 6 * 5 * 64
-    assert client.peer.role == "client"
-    assert server.peer.role == "server"
-    assert_same_facts(client.peer, server.peer)
-    # In one process both parts come from one model, and still each has memory of its own.
-    beside = build_server(plan, model)
-    assert not client.state()[0].keys() & beside.state()[0].keys()
-    for own in client.state()[0].values():
-        for other in beside.state()[0].values():
-            assert own.untyped_storage().data_ptr() != other.untyped_storage().data_ptr()
-
-
-def assert_same_facts(client: Any, server: Any) -> None:
-    """Both peers know the same but for their role; ``unable`` is a method of each one's part."""
-    facts = [
-        {spec.name: getattr(peer, spec.name) for spec in dataclasses.fields(peer)}
-        for peer in (client, server)
-    ]
-    for known in facts:
-        known.pop("role")
-        known.pop("unable", None)
-    assert facts[0] == facts[1]
-
-
-def test_a_plan_knows_the_run_before_its_first_step(folder: str) -> None:
-    config = dataclasses.replace(SMALL, data_dir=folder, budget="epochs=1.5")
+def test_a_plan_knows_the_run_before_its_first_step(noise_data: str) -> None:
+    config = dataclasses.replace(SMALL, data_dir=noise_data, budget="epochs=1.5")
     plan = Plan.of(config)
     assert (plan.data.classes, plan.data.train, plan.data.test) == (4, 20, 8)
     assert plan.steps_per_epoch == plan.eval_every == plan.checkpoint_every == 4
@@ -107,9 +60,9 @@ def test_a_plan_knows_the_run_before_its_first_step(folder: str) -> None:
     ("budget", "steps"),
     [("steps=7", 7), ("epochs=1.5", 6), ("nominal=1.0", 4), ("bytes=100kB", 7)],
 )
-def test_how_many_steps_are_expected(folder: str, budget: str, steps: int) -> None:
+def test_how_many_steps_are_expected(noise_data: str, budget: str, steps: int) -> None:
     # A full batch is 7,680 bytes each way; 20 images are 3.33 full batches.
-    plan = Plan.of(dataclasses.replace(SMALL, data_dir=folder, budget=budget))
+    plan = Plan.of(dataclasses.replace(SMALL, data_dir=noise_data, budget=budget))
     assert plan.expected_steps == steps
 
 
@@ -180,16 +133,3 @@ def test_gpus_are_shared_out(
     if rank is not None:
         monkeypatch.setenv("LOCAL_RANK", rank)
     assert choose_device("auto", role, peers_here=peers) == torch.device(device)
-
-
-def _fail_with_threads(count: int) -> None:
-    with limited_threads(count):
-        assert torch.get_num_threads() == count
-        raise KeyError
-
-
-def test_the_number_of_threads_is_put_back() -> None:
-    before = torch.get_num_threads()
-    with pytest.raises(KeyError):
-        _fail_with_threads(before + 1)
-    assert torch.get_num_threads() == before

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from splitlab.core import Attention, ConfigError, run
 from splitlab.core.catalogue.tables import ROOT
 from splitlab.core.contract.batch import Batch
-from splitlab.core.run.stages import Stage, TensorFacts
+from splitlab.core.run.stages import TensorFacts
 from splitlab.core.run.trace import Trace, _Peers, trace
 
 HALF = str(ROOT / "examples" / "half_precision.py:HalfPrecision")
@@ -40,18 +38,10 @@ class Odd:
 
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A folder of IDX files, 20 training and 8 test images of 2 classes, and a small batch."""
-    folder = tmp_path_factory.mktemp("idx")
-    draws = np.random.default_rng(0)
-    for prefix, count in (("train", 20), ("t10k", 8)):
-        labels = np.arange(count, dtype=np.uint8) % 2
-        images = draws.integers(0, 255, (count, 28, 28), dtype=np.uint8)
-        for what, array in (("images-idx3", images), ("labels-idx1", labels)):
-            head = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
-            (folder / f"{prefix}-{what}-ubyte").write_bytes(head + array.tobytes())
+def options(two_classes: str) -> dict[str, Any]:
+    """Small data, and a small batch."""
     small = {"batch_size": 8, "threads": 1, "weights": "none", "device": "cpu"}
-    return {"data_dir": str(folder), **small}
+    return {"data_dir": two_classes, **small}
 
 
 @pytest.fixture(scope="module")
@@ -156,12 +146,6 @@ def test_changes_in_place_are_seen_and_nothing_is_said_of_the_rest(
     assert received.lines() == [("unchanged", "", "", "")]
     odd = trace(plugins=stack[:1], step=2, repeats=1, **options).stages[1]
     assert {tensor.name for tensor in odd.tensors} == {"activations", "odd.number"}
-
-
-def test_what_is_gone_is_said() -> None:
-    fact = TensorFacts("codes", "payload", (3, 4), "uint8", 12)
-    stage = Stage("client", "m before_send", "m", "before_send", "up", (fact,), ("activations",))
-    assert stage.lines() == [("codes", "(3, 4)", "uint8", "12"), ("activations", "gone", "", "")]
 
 
 def test_the_empty_stack(options: dict[str, Any]) -> None:

@@ -1,0 +1,37 @@
+"""Errors are told by blame, and an unknown name gets its nearest."""
+
+from __future__ import annotations
+
+import pytest
+
+from splitlab.core.contract import errors
+from splitlab.core.contract.errors import unknown_name
+
+
+def test_the_tree_of_the_docstring_is_the_tree() -> None:
+    parents = {
+        "ConfigError": "SplitlabError",
+        "PluginError": "SplitlabError",
+        "LinkError": "SplitlabError",
+        "ProtocolError": "LinkError",
+        "NetworkError": "LinkError",
+        "SplitlabError": "Exception",
+    }
+    kinds = {name for name in errors.__all__ if name.endswith("Error")}
+    assert {name: getattr(errors, name).__base__.__name__ for name in kinds} == parents
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "text"),
+    [
+        ("tpc", ["tcp", "gloo"], "unknown x 'tpc' (did you mean 'tcp'?); known: gloo, tcp; help"),
+        ("zzz", ["tcp", "gloo"], "unknown x 'zzz'; known: gloo, tcp; help"),
+        ("a", [], "unknown x 'a'; known: none; help"),
+    ],
+)
+def test_an_unknown_name_gets_the_nearest_one_and_all(
+    name: str, known: list[str], text: str
+) -> None:
+    error = unknown_name("x", name, known, "; help")
+    assert type(error) is errors.ConfigError
+    assert str(error) == text

@@ -1,0 +1,495 @@
+"""Both peers, joined by encoded frames: one training, one state, one source of randomness."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from splitlab.core import (
+    PluginError,
+    hookimpl,
+)
+from splitlab.core.contract.batch import Batch
+from splitlab.core.contract.seeding import isolated_rng
+from splitlab.core.engine.client import Client
+from splitlab.core.engine.conversation import hold
+from splitlab.core.engine.server import Server
+from splitlab.core.engine.stack import Stack
+from splitlab.core.engine.worker import Optimization
+from splitlab.core.models.build import build_model
+from splitlab.core.run.checkpoint import Checkpoints
+
+STEPS = range(4)
+
+
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+
+
+# Invariant 3: an empty stack changes nothing.
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("cut", range(4))
+def test_split_training_equals_unsplit_training(
+    tiny: Any, peers: Any, cut: int, optimizer: str
+) -> None:
+    client, server = tiny.pair(cut=cut, optimizer=optimizer, weight_decay=0.1)
+    losses = tiny.train(client, server, STEPS)
+
+    vit = tiny.vit()
+    whole = OPTIMIZERS[optimizer](vit.parameters(), lr=1e-2, weight_decay=0.1)
+    expected = []
+    for step in STEPS:
+        batch = tiny.batch(step)
+        loss = F.cross_entropy(vit(batch.images), batch.targets)
+        loss.backward()
+        whole.step()
+        whole.zero_grad()
+        expected.append(loss.item())
+    assert losses == expected
+    moved = vit.head.weight - tiny.vit().head.weight
+    assert moved.abs().max() > 1e-3, "the rate is 1e-2"
+    trained = client._part.state_dict() | server._part.state_dict()
+    peers.assert_same(trained, vit.state_dict())
+
+
+@pytest.mark.parametrize("cut", range(4))
+def test_evaluation_equals_that_of_the_whole_model(tiny: Any, peers: Any, cut: int) -> None:
+    client, server = tiny.pair(cut=cut, proj_drop_rate=0.5)
+    vit = tiny.vit(proj_drop_rate=0.5).eval()
+    seen = set()
+    for number in range(3):
+        batch = tiny.batch(number)
+        answer = hold(client.query(batch, number, stacked=True), peers.ask(server))
+        ids = answer.ids
+        with torch.no_grad():
+            logits = vit(batch.images)
+        assert torch.equal(ids, logits.argmax(-1))
+        assert ids.dtype is torch.int64
+        assert answer.loss_sum == F.cross_entropy(logits, batch.targets, reduction="sum").item()
+        seen |= set(ids.tolist())
+    assert len(seen) > 1  # otherwise samples that change places would not show
+    peers.assert_same(
+        peers.both(client, server), peers.both(*tiny.pair(cut=cut, proj_drop_rate=0.5))
+    )
+
+
+@pytest.mark.parametrize("cut", [0, 2, 4])
+def test_a_convolutional_network_split_over_two_peers_equals_the_unsplit_one(
+    tiny: Any, peers: Any, cut: int
+) -> None:
+    model = build_model("resnet18", classes=4, seed=0, image_size=32)
+    draws = torch.Generator().manual_seed(0)
+    batches = []
+    for _ in STEPS:
+        images = torch.randn(6, 3, 32, 32, generator=draws)
+        batches.append(Batch(images, torch.randint(4, (6,), generator=draws), torch.arange(6)))
+    client, server = (
+        kind(
+            model.part(index, (cut,), torch.device("cpu")),
+            Stack(()),
+            tiny.peer(role, layout=model.layout(cut), cut=cut),
+            Optimization("adam", 1e-2, 0.1),
+        )
+        for index, (role, kind) in enumerate((("client", Client), ("server", Server)))
+    )
+    ask = peers.ask(server)
+    losses = [hold(client.train(batch, n), ask).loss for n, batch in enumerate(batches)]
+    answers = [hold(client.query(b, n, stacked=True), ask) for n, b in enumerate(batches)]
+
+    module = deepcopy(model.module).train()
+    whole = torch.optim.Adam(module.parameters(), lr=1e-2, weight_decay=0.1)
+    expected = []
+    for batch in batches:
+        loss = F.cross_entropy(module(batch.images), batch.targets)
+        loss.backward()
+        whole.step()
+        whole.zero_grad()
+        expected.append(loss.item())
+    assert losses == expected
+    peers.assert_same(client._part.state_dict() | server._part.state_dict(), module.state_dict())
+    module.eval()
+    for batch, answer in zip(batches, answers, strict=True):
+        with torch.no_grad():
+            logits = module(batch.images)
+        assert torch.equal(answer.ids, logits.argmax(-1))
+        assert answer.loss_sum == F.cross_entropy(logits, batch.targets, reduction="sum").item()
+
+
+# What a stack may leave behind.
+
+
+class Sabotage:
+    """Applies a function to what one hook is given, on one peer."""
+
+    def __init__(self, *, hook: str, act: Any) -> None:
+        self.hook = hook
+        self.act = act
+
+    def _at(self, hook: str, subject: Any) -> None:
+        if hook == self.hook:
+            self.act(subject)
+
+    @hookimpl
+    def after_client_forward(self, cut: Any) -> None:
+        self._at("after_client_forward", cut)
+
+    @hookimpl
+    def before_send(self, message: Any) -> None:
+        self._at(f"before_send {message.kind.name}", message)
+
+    @hookimpl
+    def after_receive(self, message: Any) -> None:
+        self._at(f"after_receive {message.kind.name}", message)
+
+    @hookimpl
+    def before_server_forward(self, cut: Any) -> None:
+        self._at("before_server_forward", cut)
+
+    @hookimpl
+    def gradient_return(self, cut: Any) -> None:
+        self._at("gradient_return", cut)
+
+
+def put(name: str, change: Any) -> Any:
+    return lambda message: message.put(name, change(message[name]), message.role(name))
+
+
+def assign(name: str, change: Any) -> Any:
+    return lambda cut: setattr(cut, name, change(getattr(cut, name)))
+
+
+@pytest.mark.parametrize(
+    ("hook", "act", "words"),
+    [
+        # Hooks that leave no tensor, or one of another kind.
+        (
+            "after_client_forward",
+            assign("activations", lambda x: None),
+            "cut.activations as NoneType",
+        ),
+        ("after_client_forward", assign("targets", lambda x: [1]), "cut.targets is list"),
+        ("after_client_forward", assign("side", lambda x: {"a": 1}), r"cut.side\['a'\] is int"),
+        (
+            "after_client_forward",
+            assign("side", lambda x: {"targets": torch.zeros(1)}),
+            "a tensor 'targets', a name that the engine uses",
+        ),
+        (
+            "before_server_forward",
+            assign("activations", lambda x: None),
+            "as NoneType, not a tensor",
+        ),
+        (
+            "gradient_return",
+            assign("gradient", lambda x: None),
+            "leaves cut.gradient as NoneType",
+        ),
+        ("before_send ACTIVATION", lambda m: m.take("activations"), "has no tensor 'activations'"),
+        ("before_send ACTIVATION", lambda m: m.take("targets"), "has no tensor 'targets'"),
+        (
+            "before_send GRADIENT",
+            lambda m: m.take("gradient"),
+            "has no tensor 'gradient'; it has: n",
+        ),
+        # Shapes and dtypes that do not fit.
+        (
+            "before_server_forward",
+            assign("activations", lambda x: x[:4]),
+            "activations .4, 5, 16. and",
+        ),
+        ("before_server_forward", assign("activations", lambda x: x[..., :8]), r"\[6, 5, 8\]"),
+        ("before_server_forward", assign("activations", lambda x: x.flatten(1)), r"\[6, 80\] and"),
+        (
+            "before_server_forward",
+            assign("targets", lambda x: x[:, None]),
+            r"int64 targets \[6, 1\]",
+        ),
+        (
+            "before_server_forward",
+            assign("targets", lambda x: F.one_hot(x, 5).float()),
+            r"float32 targets \[6, 5\].*probabilities \(rows, 4\)",
+        ),
+        (
+            "before_server_forward",
+            assign("activations", lambda x: torch.zeros_like(x)),
+            "cuts cut.activations off the autograd graph",
+        ),
+        (
+            "before_server_forward",
+            assign("weights", lambda x: torch.ones(6, 1)),
+            r"cut.weights have shape \[6, 1\], one weight is needed for each of 6 rows",
+        ),
+        ("before_server_forward", assign("weights", lambda x: 1.0), "cut.weights is float"),
+        ("before_send GRADIENT", put("gradient", lambda g: g[:3]), r"after_receive .*\[3, 5, 16\]"),
+        ("before_send GRADIENT", put("gradient", lambda g: g.to(torch.int8)), "is torch.int8"),
+        (
+            "gradient_return",
+            assign("gradient", lambda g: g[:, :2]),
+            r"gradient_return .*to \[6, 2, 16\]",
+        ),
+    ],
+)
+def test_a_broken_contract_is_the_plugins_error_and_names_the_step(
+    tiny: Any, hook: str, act: Any, words: str
+) -> None:
+    client, server = tiny.pair([tiny.bound(Sabotage, hook=hook, act=act)])
+    with pytest.raises(PluginError, match=words) as caught:
+        tiny.train(client, server, [41])
+    assert "step 41" in str(caught.value) or "has no tensor" in words or "engine uses" in words
+
+
+@pytest.mark.parametrize("hook", ["after_client_forward", "before_server_forward"])
+def test_a_backward_pass_that_fails_is_put_down_to_the_stack(tiny: Any, hook: str) -> None:
+    class Breaks(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            raise ValueError("no derivative")
+
+    act = assign("activations", Breaks.apply)
+    client, server = tiny.pair([tiny.bound(Sabotage, hook=hook, act=act)])
+    with pytest.raises(
+        PluginError, match=r"step 0: the backward pass .* sabotage failed: ValueError: no deriv"
+    ):
+        tiny.train(client, server, [0])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        (torch.ones(6, 4), r"cut.token_sizes have shape \[6, 4\]; .* \[6, 5\] tokens"),
+        (torch.zeros(6, 5), "a number above 0"),
+        ("many", "cut.token_sizes is str, not a tensor"),
+    ],
+)
+def test_token_sizes_that_do_not_fit_are_refused(tiny: Any, sizes: Any, words: str) -> None:
+    act = assign("token_sizes", lambda _: sizes)
+    client, server = tiny.pair([tiny.bound(Sabotage, hook="before_server_forward", act=act)])
+    with pytest.raises(PluginError, match=words):
+        tiny.train(client, server, [0])
+
+
+def test_a_tensor_on_the_graph_cannot_be_put_into_a_message(tiny: Any) -> None:
+    act = put("activations", lambda x: x.clone().requires_grad_())
+    client = tiny.client([tiny.bound(Sabotage, hook="before_send ACTIVATION", act=act)])
+    with pytest.raises(PluginError, match="'activations' of a ACTIVATION message is still on the"):
+        next(client.train(tiny.batch(), 0))
+
+
+def test_samples_must_stay_apart_in_evaluation(tiny: Any, peers: Any) -> None:
+    act = put("predictions", lambda ids: ids[:1])
+    client, server = tiny.pair([tiny.bound(Sabotage, hook="before_send PREDICTION", act=act)])
+    with pytest.raises(PluginError, match=r"\[1\] predictions came back for 6 samples"):
+        hold(client.query(tiny.batch(), 0, stacked=True), peers.ask(server))
+
+
+# State.
+
+
+class Learns:
+    """Keeps state of every kind, and a learned module at each peer."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = torch.zeros(16)
+        self.history: dict[str, Any] = {"losses": [], "nothing": None, "empty": {}}
+
+    @hookimpl
+    def setup(self, peer: Any) -> None:
+        self.peer = peer
+        with isolated_rng(peer.seed, "learns", device=peer.device):
+            self.module = nn.Linear(peer.width, peer.width)
+        peer.add_module(self.module)
+
+    @hookimpl
+    def after_client_forward(self, cut: Any) -> None:
+        noise = torch.rand(16, generator=self.peer.generator("learns", cut.step))
+        cut.activations = self.module(cut.activations) + 0.1 * self.mean + 0.01 * noise
+        if cut.training:
+            self.mean = 0.9 * self.mean + 0.1 * cut.activations.detach().mean((0, 1))
+
+    @hookimpl
+    def before_server_forward(self, cut: Any) -> None:
+        cut.activations = self.module(cut.activations) + 0.01 * self.count
+
+    @hookimpl
+    def step_end(self, step: int) -> None:
+        self.count += 1
+        self.history["losses"].append(step)
+
+    @hookimpl
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "mean": self.mean, "history": self.history}
+
+    @hookimpl
+    def load_state_dict(self, state: Any) -> None:
+        self.count, self.mean, self.history = state["count"], state["mean"], state["history"]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_training_goes_on_from_a_saved_state_bit_for_bit(
+    tiny: Any, peers: Any, tmp_path: Any, optimizer: str
+) -> None:
+    def fresh() -> tuple[Any, Any]:
+        # Two of them: each must get its own state back.
+        return tiny.pair([tiny.bound(Learns), tiny.bound(Learns)], optimizer=optimizer, lr=0.1)
+
+    whole = fresh()
+    losses = tiny.train(*whole, range(4))
+    first = fresh()
+    assert tiny.train(*first, range(2)) == losses[:2]
+    for peer in first:
+        Checkpoints(tmp_path, peer.peer.role).save(2, *peer.state())
+    second = fresh()
+    tiny.train(*second, [7])  # whatever the state was before
+    for peer in second:
+        peer.load_state(*Checkpoints(tmp_path, peer.peer.role).load(2))
+    assert tiny.train(*second, range(2, 4)) == losses[2:]
+    peers.assert_same(peers.both(*whole), peers.both(*second))
+    for one, two in zip(whole, second, strict=True):
+        assert one.state()[1] == two.state()[1]
+        kept = [[s["history"] for s in w.stack.state_dict().values()] for w in (one, two)]
+        assert kept[0] == kept[1]
+        assert kept[0][0] == {"losses": [0, 1, 2, 3], "nothing": None, "empty": {}}
+
+
+def test_registered_modules_are_trained_at_both_peers(tiny: Any) -> None:
+    client, server = tiny.pair([tiny.bound(Learns)])
+    before = {role: [p.clone() for p in w.peer.modules[0].parameters()] for role, w in (
+        ("client", client), ("server", server))}  # fmt: skip
+    tiny.train(client, server, range(2))
+    for role, worker in (("client", client), ("server", server)):
+        for old, new in zip(before[role], worker.peer.modules[0].parameters(), strict=True):
+            assert not torch.equal(old, new), role
+            assert new.grad is None
+
+
+def test_state_that_no_checkpoint_can_hold_names_the_plugin_and_the_key(tiny: Any) -> None:
+    class Hoards:
+        @hookimpl
+        def state_dict(self) -> dict[str, Any]:
+            return {"deep": {"list": [torch.zeros(1)]}}
+
+    with pytest.raises(
+        PluginError, match="the state plugins / hoards / deep / list cannot be saved"
+    ):
+        tiny.client([tiny.bound(Hoards)]).state()
+
+
+def test_a_peer_without_parameters_has_no_optimizer_and_trains_on(tiny: Any, peers: Any) -> None:
+    client, server = tiny.pair(cut=0)
+    frozen = tiny.vit()
+    for parameter in frozen.parameters():
+        parameter.requires_grad_(False)
+    still = tiny.client(cut=0, model=lambda: frozen)
+    start = {k: v.clone() for k, v in still.state()[0].items()}
+    tiny.train(still, server, range(2))
+    peers.assert_same(still.state()[0], start)
+    tiny.train(client, server, range(2))
+    assert any("optimizer" in name for name in client.state()[0])
+    assert not any("optimizer" in name for name in still.state()[0])
+
+
+# Invariant 1: the peers share nothing but the link.
+
+
+def test_every_peer_builds_its_own_plugins(tiny: Any) -> None:
+    built: list[object] = []
+
+    class Remembers:
+        def __init__(self) -> None:
+            built.append(self)
+
+    bound = [tiny.bound(Remembers), tiny.bound(Remembers)]
+    tiny.pair(bound)
+    assert len({id(plugin) for plugin in built}) == 4
+
+
+def test_received_tensors_do_not_share_memory_with_the_sender(tiny: Any) -> None:
+    client, server = tiny.pair()
+    up = next(client.train(tiny.batch(), 0))
+    arrived = tiny.travel(up)
+    arrived["activations"].zero_()
+    assert up["activations"].abs().sum() > 0
+    assert isinstance(server, object)
+
+
+def test_both_peers_draw_alike_from_the_agreed_seed(tiny: Any) -> None:
+    client, server = tiny.peer("client", seed=5), tiny.peer("server", seed=5)
+
+    def draw(peer: Any, *purpose: Any) -> list[float]:
+        return torch.rand(3, generator=peer.generator(*purpose)).tolist()
+
+    assert draw(client, "mine", 1) == draw(server, "mine", 1) == draw(client, "mine", 1)
+    others = (draw(client, "mine", 2), draw(client, "other", 1), draw(tiny.peer(seed=6), "mine", 1))
+    assert draw(client, "mine", 1) not in others
+
+
+# Randomness.
+
+
+DROPOUT = {
+    "drop_path_rate": 0.5,
+    "proj_drop_rate": 0.3,
+    "attn_drop_rate": 0.3,
+    "pos_drop_rate": 0.2,
+}
+
+
+def test_dropout_repeats_exactly_and_leaves_global_random_state_alone(
+    tiny: Any, peers: Any
+) -> None:
+    state = torch.get_rng_state()
+    one = tiny.pair(**DROPOUT)
+    losses = tiny.train(*one, STEPS)
+    assert torch.equal(torch.get_rng_state(), state)
+    with torch.random.fork_rng():
+        torch.manual_seed(123)
+        two = tiny.pair(**DROPOUT)
+        assert tiny.train(*two, STEPS) == losses
+    peers.assert_same(peers.both(*one), peers.both(*two))
+    assert tiny.train(*tiny.pair(**DROPOUT, seed=1), STEPS) != losses
+
+
+def test_dropout_differs_from_step_to_step_and_resumes_at_any(tiny: Any) -> None:
+    client = tiny.client(**DROPOUT)
+    batch = tiny.batch()
+    at = {step: next(client.train(batch, step))["activations"] for step in (0, 1, 2)}
+    assert not torch.equal(at[0], at[1])
+    assert not torch.equal(at[1], at[2])
+    again = next(tiny.client(**DROPOUT).train(batch, 2))["activations"]
+    assert torch.equal(again, at[2])
+
+
+def test_dropout_is_off_in_evaluation_and_on_again_after_it(tiny: Any, peers: Any) -> None:
+    client, server = tiny.pair(**DROPOUT)
+    losses = tiny.train(client, server, range(2))
+    other, its_server = tiny.pair(**DROPOUT)
+    with_evaluation = []
+    for step in range(2):
+        with_evaluation += tiny.train(other, its_server, [step])
+        queries = [next(other.query(tiny.batch(9), n, stacked=True)) for n in (0, 1)]
+        assert torch.equal(queries[0]["activations"], queries[1]["activations"])
+        hold(other.query(tiny.batch(9), 0, stacked=True), peers.ask(its_server))
+    assert with_evaluation == losses
+
+
+# The optimizer.
+
+
+def test_an_optimizer_has_the_settings_that_it_was_given_and_torchs_others() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    for name, kind in OPTIMIZERS.items():
+        built = Optimization(name, 0.5, 0.25).build([parameter])
+        assert type(built) is kind
+        assert built.defaults == kind([parameter], lr=0.5, weight_decay=0.25).defaults
+        assert Optimization(name, 0.5, 0.25).build([]) is None

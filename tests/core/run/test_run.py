@@ -1,0 +1,99 @@
+"""Whole runs in this process: what they leave, what they refuse, and that they learn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitlab.core import ConfigError, SplitlabError, hookimpl, run
+from splitlab.core.run.records import read_summary
+
+
+def test_run_folder_holds_what_the_documentation_says(
+    real: Any, easy_data: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "r"
+    result = run(
+        plugins=["adc"], data_dir=easy_data, output=str(folder), budget="epochs=2", **real.SMALL
+    )
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "config.toml",
+        "environment.json",
+        "metrics.jsonl",
+        "ledger.json",
+        "summary.json",
+        "checkpoints",
+    }
+    records = [json.loads(line) for line in real.losses(folder)]
+    train = [r for r in records if r["kind"] == "train"]
+    evaluations = [r for r in records if r["kind"] == "eval"]
+    assert [r["step"] for r in train] == list(range(1, 9))
+    assert [r["step"] for r in evaluations] == [4, 8]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary == json.loads(result.summary.text())
+    assert read_summary(folder) == result.summary
+    assert summary["steps"] == 8
+    assert summary["epochs"] == pytest.approx(2)
+    assert summary["bytes_up"] == sum(r["bytes_up"] for r in train)
+    assert summary["bytes_down"] == sum(r["bytes_down"] for r in train)
+    assert summary["accuracy"] == evaluations[-1]["accuracy"]
+    assert summary["ratio_nominal"] == pytest.approx(0.1)
+    # T, k of a batch of 32 (the last of an epoch has 16) over 50 tokens: T = 10 and 5, k = 15.
+    payload = 2 * (3 * 10 + 5) * 15 * 64 * 4
+    counts = json.loads((folder / "ledger.json").read_text())["training"]
+    assert counts["up"]["activation"] == counts["down"]["gradient"] == payload
+    assert counts["up"]["targets"] == counts["up"]["side"] == 2 * 112
+    uncompressed = 2 * 2 * 112 * 50 * 64 * 4
+    measured = (summary["bytes_up"] + summary["bytes_down"]) / uncompressed
+    assert summary["ratio_measured"] == pytest.approx(measured)
+
+
+def test_learns(real: Any, easy_data: str, tmp_path: Path) -> None:
+    result = run(data_dir=easy_data, output=str(tmp_path / "r"), budget="epochs=8", **real.SMALL)
+    assert result.summary["accuracy"] > 0.9
+
+
+def test_observers_see_the_hooks_of_both_peers(real: Any, easy_data: str, tmp_path: Path) -> None:
+    seen: list[tuple[str, int]] = []
+
+    class Watch:
+        @hookimpl(wrapper=True)
+        def before_send(self, message: Any) -> Any:
+            before = sum(message[name].nbytes for name in message)
+            result = yield
+            seen.append((message.kind.name, before))
+            return result
+
+    options: dict[str, Any] = {"budget": "steps=1", **real.SMALL}
+    run(data_dir=easy_data, output=str(tmp_path / "r"), observers=[Watch()], **options)
+    assert [kind for kind, _ in seen[:2]] == ["ACTIVATION", "GRADIENT"]
+    assert seen[0][1] == 32 * 50 * 64 * 4 + 32
+
+
+def test_other_options_are_refused(real: Any, easy_data: str, tmp_path: Path) -> None:
+    run(data_dir=easy_data, output=str(tmp_path / "a"), budget="steps=1", **real.SMALL)
+    with pytest.raises(ConfigError, match=r"--lr cannot be given with --resume"):
+        run(resume=tmp_path / "a", lr=0.1)
+    with pytest.raises(ConfigError, match=r"no run folder"):
+        run(resume=tmp_path)
+
+
+def test_existing_output_is_refused_and_untouched(
+    real: Any, easy_data: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("precious")
+    with pytest.raises(ConfigError, match=r"exists already.*--resume"):
+        run(data_dir=easy_data, output=str(tmp_path / "mine"), **real.SMALL)
+    assert (tmp_path / "mine" / "notes").read_text() == "precious"
+
+
+def test_a_run_that_never_began_leaves_no_folder(real: Any, easy_data: str, tmp_path: Path) -> None:
+    for options in ({"plugins": ["adc:ratio=2"]}, {"cut": 99}, {"transport": "tpc"}):
+        with pytest.raises(SplitlabError):
+            run(data_dir=easy_data, output=str(tmp_path / "r"), **{**real.SMALL, **options})
+        assert not (tmp_path / "r").exists()

@@ -1,0 +1,174 @@
+"""A server serves one client: its checkpoints, its numbers, and where they lie."""
+
+from __future__ import annotations
+
+import subprocess
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from splitlab.core import (
+    ConfigError,
+    Kind,
+    Message,
+    ProtocolError,
+    Role,
+    run,
+)
+from splitlab.core.command.main import main
+from splitlab.core.run.config import Config
+from splitlab.core.run.records import (
+    SERVER_METRICS,
+    StepRecord,
+    read_records,
+    version_line,
+)
+from splitlab.core.run.serve import open_session
+from splitlab.core.session.protocol import PROTOCOL
+from splitlab.transports.inprocess import InProcess
+
+AGREEMENT = {"stack": "none", "cut": "3"}
+HELLO = {"protocol": PROTOCOL, "agreement": AGREEMENT, "run": "run", "step": 0}
+
+
+def activation(step: int) -> Message:
+    made = Message(Kind.ACTIVATION, step)
+    made.put("activations", torch.zeros(10), Role.PAYLOAD)
+    return made
+
+
+def session_with_checkpoints(output: Path | None) -> Any:
+    """Return a session that keeps real checkpoints, and the client's end of its link."""
+    state: dict[str, torch.Tensor] = {"x": torch.zeros(1)}
+    reported: list[Path] = []
+    server: Any = SimpleNamespace(
+        state=lambda: (state, {"n": 1}),
+        load_state=lambda tensors, values: state.update(tensors),
+        stack=SimpleNamespace(report=reported.append),
+        handle=lambda message: Message(Kind.GRADIENT, message.step, meta={"loss": 1.0}),
+        metrics={},
+    )
+    plan: Any = SimpleNamespace(agreement=AGREEMENT, batch_bytes=1000, config=Config(timeout=1.0))
+    client_end, server_end = InProcess().pair(None)
+    return SimpleNamespace(
+        client_end=client_end,
+        server=open_session(server_end, server, plan, output),
+        state=state,
+        metrics=server.metrics,
+        reported=reported,
+    )
+
+
+@pytest.mark.parametrize(
+    "run",
+    ["../other", "/etc", "a/b", "", ".", "..", ".hidden", "-x", "x" * 201, "a\n", "a b", "a\0"],
+)
+def test_run_names_that_are_paths_are_refused(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = session_with_checkpoints(None)
+    table.client_end.send(Message(Kind.HELLO, meta=HELLO | {"run": run}), 1.0)
+    with pytest.raises(ProtocolError, match=r"name for the run, .*cannot name a folder"):
+        table.server.turn()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_server_keeps_its_checkpoints_under_the_name_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for output, folder in (
+        (None, tmp_path / "runs" / "a.b+c-1"),
+        (tmp_path / "out", tmp_path / "out"),
+    ):
+        hello = HELLO | {"run": "a.b+c-1" if output is None else "../ignored"}
+        first = session_with_checkpoints(output)
+        first.state["x"] += 7
+        for message in (
+            Message(Kind.HELLO, meta=hello),
+            Message(Kind.CONTROL, 12, meta={"do": "save"}),
+        ):
+            first.client_end.send(message, 1.0)
+            assert first.server.turn()
+        assert (folder / "checkpoints" / "step-00000012" / "server.safetensors").is_file()
+        second = session_with_checkpoints(output)
+        second.client_end.send(Message(Kind.HELLO, meta=hello | {"step": 12}), 1.0)
+        assert second.server.turn()
+        assert second.state["x"] == 7
+
+
+def test_a_step_that_the_server_does_not_have_is_told(tmp_path: Path) -> None:
+    table = session_with_checkpoints(tmp_path)
+    table.client_end.send(Message(Kind.HELLO, meta=HELLO | {"step": 3}), 1.0)
+    with pytest.raises(ConfigError, match="the server has no checkpoint of step 3"):
+        table.server.turn()
+    assert "no checkpoint of step 3" in table.client_end.receive(1.0).meta["error"]
+
+
+def test_the_server_logs_its_numbers_and_forgets_those_of_later_steps(tmp_path: Path) -> None:
+    log = tmp_path / SERVER_METRICS
+    for resumed, steps, left in ((0, (0, 1, 2), [1, 2, 3]), (0, (0,), [1])):
+        table = session_with_checkpoints(tmp_path)
+        table.metrics["probe"] = {"x": 0.5}
+        table.client_end.send(Message(Kind.HELLO, meta=HELLO | {"step": resumed}), 1.0)
+        assert table.server.turn()
+        for step in steps:
+            table.client_end.send(activation(step), 1.0)
+            assert table.server.turn()
+        table.client_end.send(Message(Kind.CONTROL, 3, meta={"do": "finish"}), 1.0)
+        assert not table.server.turn()
+        records = read_records(tmp_path, SERVER_METRICS)
+        assert records == [StepRecord(n, metrics={"probe": {"x": 0.5}}) for n in left]
+        assert table.reported == [tmp_path / "probes"]
+    assert log.read_text().startswith(version_line())
+
+
+# Two machines.
+
+
+@pytest.mark.usefixtures("unlistened")
+def test_serve_and_join_go_on_where_they_were(real: Any, easy_data: str, tmp_path: Path) -> None:
+    options = {"plugin": "adc", "checkpoint_every": 3, "eval_every": 100}
+    client = real.flags(easy_data, tmp_path / "client" / "r", **options, budget="steps=9")
+    own = {key: real.SMALL[key] for key in ("weights", "batch_size", "threads", "lr", "device")}
+    server = ["--plugin", "adc", "--classes", "4"]
+    server += [t for k, v in own.items() for t in (f"--{k.replace('_', '-')}", str(v))]
+
+    with ExitStack() as ended:
+        # Both servers start at once: importing torch is what takes long.
+        first, second = (
+            ended.enter_context(
+                subprocess.Popen(
+                    real.command("serve", *server), stdout=subprocess.PIPE, text=True, cwd=tmp_path
+                )
+            )
+            for _ in range(2)
+        )
+        addresses = [serving.stdout.readline().split()[-1] for serving in (first, second)]
+        more = [*client[:-1], "steps=100000"]
+        stopped = subprocess.Popen(real.command("join", addresses[0], "--quiet", *more))
+        real.wait_for_steps(tmp_path / "client" / "r", 7, stopped)
+        stopped.kill()
+        stopped.wait(60)
+        assert first.communicate(timeout=60)[0].count("to the end of the client's run") == 0
+        assert first.returncode != 0
+        again = ["--resume", str(tmp_path / "client" / "r"), "--budget", "steps=30"]
+        assert main(["join", addresses[1], "--quiet", *again]) == 0
+        assert "to the end of the client's run" in second.communicate(timeout=60)[0]
+        assert second.returncode == 0
+    run(
+        plugins=["adc"],
+        data_dir=easy_data,
+        output=str(tmp_path / "whole"),
+        budget="steps=30",
+        checkpoint_every=3,
+        eval_every=100,
+        **real.SMALL,
+    )
+    assert real.losses(tmp_path / "client" / "r") == real.losses(tmp_path / "whole")
+    assert (tmp_path / "runs" / "r" / "checkpoints" / "step-00000030").is_dir()

@@ -1,0 +1,162 @@
+"""The server's side of a session: what it takes before and after the handshake."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from splitlab.core import Kind, LinkError, Message, ProtocolError
+from splitlab.core.session.protocol import PROTOCOL
+
+# Handshake.
+
+
+def test_another_version_of_the_protocol_names_both(talk: Any) -> None:
+    table = talk.Table(nested=False)
+    table.client_end.send(Message(Kind.HELLO, meta=talk.HELLO | {"protocol": 2}), 1.0)
+    with pytest.raises(ProtocolError, match="differ in protocol: client 2, server 1"):
+        table.server.turn()
+
+
+@pytest.mark.parametrize("kind", [Kind.ACTIVATION, Kind.CONTROL, Kind.GRADIENT, Kind.PREDICTION])
+def test_a_client_must_begin_with_hello(talk: Any, kind: Kind) -> None:
+    table = talk.Table(nested=False)
+    table.client_end.send(Message(kind, meta={"do": "save"}), 1.0)
+    with pytest.raises(ProtocolError, match=f"began with {kind.name}, not with HELLO"):
+        table.server.turn()
+    assert table.client_end.receive(1.0).kind is Kind.ERROR
+    assert (table.echo.handled, table.saved) == ([], [])
+
+
+WORDS = ["agreement", "protocol", "run", "step"]
+"""What a HELLO says."""
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    changes=st.dictionaries(st.sampled_from(WORDS), JSON, min_size=1),
+    more=st.just({}),
+    absent=st.sets(st.sampled_from(WORDS)),
+)
+@example(changes={"step": True}, more={}, absent=set())
+@example(changes={"step": -1}, more={}, absent=set())
+@example(changes={"protocol": True}, more={}, absent=set())
+@example(changes={"protocol": "1"}, more={}, absent=set())
+@example(changes={}, more={"cut": None}, absent=set())
+@example(changes={}, more={"more": None}, absent=set())
+@example(changes={}, more={"long\n" * 1000: "x"}, absent=set())
+@settings(suppress_health_check=[HealthCheck.too_slow])
+def test_a_malformed_hello_is_the_clients_error(
+    talk: Any, changes: dict[str, Any], more: dict[str, Any], absent: set[str]
+) -> None:
+    """`more` is what the agreement holds besides."""
+    assert sorted(talk.HELLO) == WORDS
+    said = talk.HELLO | changes
+    if more:
+        said["agreement"] = talk.AGREEMENT | more
+    meta = {key: value for key, value in said.items() if key not in absent}
+    table = talk.Table(nested=False)
+    table.client_end.send(Message(Kind.HELLO, meta=meta), 1.0)
+    fine = (
+        meta.keys() == talk.HELLO.keys()
+        and type(meta["protocol"]) is int
+        and meta["protocol"] == PROTOCOL
+        and meta["agreement"] == talk.AGREEMENT
+        and isinstance(meta["run"], str)
+        and type(meta["step"]) is int
+        and meta["step"] >= 0
+    )
+    if fine:
+        assert table.server.turn()
+        assert table.resumed == [(meta["run"], meta["step"])]
+        return
+    with pytest.raises(ProtocolError) as caught:
+        table.server.turn()
+    assert len(str(caught.value)) < 4000
+    assert "\n" not in str(caught.value)
+    assert table.client_end.receive(1.0).kind is Kind.ERROR
+    assert table.resumed == []
+
+
+def nested_list(depth: int) -> Any:
+    inner: Any = []
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
+@pytest.mark.parametrize("key", ["protocol", "agreement", "run", "step", "error"])
+def test_deep_nesting_exhausts_no_stack(talk: Any, key: str) -> None:
+    for depth in range(50, 1000, 50):
+        table = talk.Table(nested=False)
+        deep = nested_list(depth)
+        meta = talk.HELLO | {key: {"cut": deep} if key == "agreement" else deep}
+        try:
+            table.client_end.send(
+                Message(Kind.ERROR if key == "error" else Kind.HELLO, meta=meta), 1.0
+            )
+        except Exception:  # noqa: BLE001 - the sender cannot write it: nothing to test
+            return
+        with pytest.raises(LinkError):
+            table.server.turn()
+
+
+def test_a_large_frame_before_the_handshake_is_refused_and_told(talk: Any) -> None:
+    table = talk.Table(nested=False)
+    table.client_end.send(talk.activation(size=20_000), 1.0)
+    with pytest.raises(ProtocolError, match="allowed on this link: 65536"):
+        table.server.turn()
+    assert "allowed on this link: 65536" in table.client_end.receive(1.0).meta["error"]
+
+
+def test_a_second_hello_is_refused(talk: Any) -> None:
+    table = talk.Table().open()
+    with pytest.raises(ProtocolError, match="sent what a server does not take: <Message HELLO"):
+        table.client.exchange(Message(Kind.HELLO, meta=talk.HELLO))
+
+
+# A run.
+
+
+def test_save_and_finish(talk: Any) -> None:
+    table = talk.Table(nested=False)
+    answers = []
+    for message in (
+        Message(Kind.HELLO, meta=talk.HELLO),
+        Message(Kind.CONTROL, 8, meta={"do": "save"}),
+        Message(Kind.CONTROL, 9, meta={"do": "finish"}),
+    ):
+        table.client_end.send(message, 1.0)
+        answers.append((table.server.turn(), table.client_end.receive(1.0)))
+    assert [goes_on for goes_on, _ in answers] == [True, True, False]
+    assert [(m.kind, m.step, m.meta) for _, m in answers[1:]] == [
+        (Kind.CONTROL, 8, {"did": "saved"}),
+        (Kind.CONTROL, 9, {"did": "finished"}),
+    ]
+    assert table.saved == [8]
+
+
+@pytest.mark.parametrize("meta", [{}, {"do": "dance"}, {"do": {"save": 1}}, {"do": None}])
+def test_a_request_that_no_server_knows_is_refused(talk: Any, meta: dict[str, Any]) -> None:
+    table = talk.Table().open()
+    with pytest.raises(ProtocolError, match="sent what a server does not take"):
+        table.client.exchange(Message(Kind.CONTROL, meta=meta))
+    assert table.saved == []
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before hello", "after hello"])
+def test_the_server_is_told_what_the_client_raised(talk: Any, before: bool) -> None:
+    table = talk.Table() if before else talk.Table().open()
+    table.client.fail(ValueError("disk\nfull"))
+    with pytest.raises(
+        LinkError, match="the client ended the run: ValueError: disk full"
+    ) as caught:
+        table.server.turn()
+    assert type(caught.value) is LinkError
