@@ -18,9 +18,9 @@ from torch.nn import functional as F
 from splitlab.core.catalogue.loading import load
 from splitlab.core.contract.batch import Batch
 from splitlab.core.models.build import build_model, describe
-from splitlab.core.run.config import Config
-from splitlab.core.run.plan import make_for_server
-from splitlab.core.run.workers import build_client, build_server
+from splitlab.core.runs.config import Config
+from splitlab.core.runs.plan import make_for_server
+from splitlab.core.runs.workers import build_client, build_server
 from splitlab.core.session.client import ClientSession
 from splitlab.core.session.server import ServerSession
 from splitlab.core.wire.ledger import Ledger

@@ -6,9 +6,7 @@ used, so that ``splitlab --help`` does not wait for torch.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,10 +30,10 @@ if TYPE_CHECKING:
     from splitlab.core.data.load import load_data
     from splitlab.core.models.build import build_model
     from splitlab.core.models.segments import Segments
-    from splitlab.core.run.config import Config
-    from splitlab.core.run.plan import Plan
-    from splitlab.core.run.reporter import Result
-    from splitlab.core.run.run import run
+    from splitlab.core.runs.config import Config
+    from splitlab.core.runs.plan import Plan
+    from splitlab.core.runs.reporter import Result
+    from splitlab.core.runs.run import run
 
 __all__ = [
     "Attention",
@@ -66,13 +64,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Config": "run.config",
+    "Config": "runs.config",
     "Attention": "contract.measure",
     "Batch": "contract.batch",
     "Cut": "contract.cut",
     "Keys": "contract.measure",
     "Layout": "contract.part",
-    "Plan": "run.plan",
+    "Plan": "runs.plan",
     "Segments": "models.segments",
     "WrappedLink": "contract.link",
     "build_model": "models.build",
@@ -81,8 +79,8 @@ _HOMES = {
     "Message": "contract.message",
     "Role": "contract.message",
     "Peer": "contract.peer",
-    "Result": "run.reporter",
-    "run": "run.run",
+    "Result": "runs.reporter",
+    "run": "runs.run",
     "Traits": "contract.traits",
     "hookimpl": "contract.hooks",
 }
@@ -96,22 +94,3 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Core(ModuleType):
-    """This module, in which ``run`` is the function, although a room has the same name.
-
-    The import system would put the room in its place as soon as somebody imports from it.
-    """
-
-    @property
-    def run(self) -> object:
-        """The function `splitlab.core.run.run.run`."""
-        return import_module(f"{__name__}.run.run").run
-
-    @run.setter
-    def run(self, room: object) -> None:
-        """Leave the function where it is."""
-
-
-sys.modules[__name__].__class__ = _Core

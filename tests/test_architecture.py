@@ -127,11 +127,11 @@ MAY_IMPORT = {
     "catalogue": "contract",
     "models": "contract catalogue",
     "data": "contract catalogue",
-    "run": "contract wire engine session catalogue models data",
-    "report": "contract wire run",
-    "study": "contract wire engine catalogue models data run report",
-    "testing": "contract wire engine session catalogue models data run",
-    "command": "contract wire engine catalogue models data run report study testing",
+    "runs": "contract wire engine session catalogue models data",
+    "report": "contract wire runs",
+    "study": "contract wire engine catalogue models data runs report",
+    "testing": "contract wire engine session catalogue models data runs",
+    "command": "contract wire engine catalogue models data runs report study testing",
 }
 
 
@@ -204,10 +204,10 @@ def test_nothing_unpickles(name: str) -> None:
 # that a user reads or types, and none of them is compared with anything (see the test after).
 WORDS_FOR_USERS = {
     ("core/catalogue/scaffold.py", "adc"): "an example in the README that it writes",
-    ("core/run/config.py", "inprocess"): "the default of --transport",
-    ("core/run/config.py", "vit-mini"): "the default of --model",
+    ("core/runs/config.py", "inprocess"): "the default of --transport",
+    ("core/runs/config.py", "vit-mini"): "the default of --model",
     ("core/testing/tiny.py", "vit"): "its method that makes the kit's smallest model",
-    ("core/run/serve.py", "tcp"): "the way out in an error",
+    ("core/runs/serve.py", "tcp"): "the way out in an error",
     ("core/command/check.py", "adc"): "the examples in --help",
     ("core/command/check.py", "tcp"): "the examples in --help",
     ("core/command/compare.py", "adc"): "the examples in --help",

@@ -24,8 +24,8 @@ from splitlab.core.catalogue.tables import entries, notices
 from splitlab.core.command.main import parser
 from splitlab.core.command.options import given
 from splitlab.core.models.build import describe
-from splitlab.core.run.config import Config
-from splitlab.core.run.plan import settled
+from splitlab.core.runs.config import Config
+from splitlab.core.runs.plan import settled
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -21,9 +21,9 @@ from splitlab.core.command.main import main, parser
 from splitlab.core.command.options import given
 from splitlab.core.engine.stack import Stack
 from splitlab.core.models.build import describe
-from splitlab.core.run.config import Config
-from splitlab.core.run.plan import settled
-from splitlab.core.run.records import StepRecord, read_records
+from splitlab.core.runs.config import Config
+from splitlab.core.runs.plan import settled
+from splitlab.core.runs.records import StepRecord, read_records
 from splitlab.core.study.compare import split_stack
 from splitlab.core.testing import check_link
 

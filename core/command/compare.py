@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from splitlab.core.command.options import Parser, add_config, add_quiet, declare, given
 from splitlab.core.command.stop import StopAsked
 from splitlab.core.contract.errors import ConfigError, SplitlabError
-from splitlab.core.run.config import Config, flag
+from splitlab.core.runs.config import Config, flag
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands

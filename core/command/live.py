@@ -16,9 +16,9 @@ from splitlab.core.command.progress import ComparisonState, RunState, ending
 from splitlab.core.command.show import human_bytes
 
 if TYPE_CHECKING:
-    from splitlab.core.run.plan import Plan
-    from splitlab.core.run.records import EvaluationRecord
-    from splitlab.core.run.reporter import Progress, Result
+    from splitlab.core.runs.plan import Plan
+    from splitlab.core.runs.records import EvaluationRecord
+    from splitlab.core.runs.reporter import Progress, Result
     from splitlab.core.study.comparison import Contender, Outcome
     from splitlab.core.wire.ledger import Ledger
 

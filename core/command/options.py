@@ -10,7 +10,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from splitlab.core.run.config import GROUPS, Config, flag, read_toml
+from splitlab.core.runs.config import GROUPS, Config, flag, read_toml
 
 if TYPE_CHECKING:
     from typing import TypeAlias

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from splitlab.core.command.show import human_bytes
 
 if TYPE_CHECKING:
-    from splitlab.core.run.plan import Plan
-    from splitlab.core.run.records import EvaluationRecord
-    from splitlab.core.run.reporter import Progress, Result
+    from splitlab.core.runs.plan import Plan
+    from splitlab.core.runs.records import EvaluationRecord
+    from splitlab.core.runs.reporter import Progress, Result
     from splitlab.core.study.comparison import Contender, Outcome
     from splitlab.core.wire.ledger import Ledger
 
@@ -36,7 +36,7 @@ _PLAIN_SECONDS = 5.0
 
 def reporter(quiet: bool) -> Any:
     """Return the reporter of a run that suits the output."""
-    from splitlab.core.run.reporter import Reporter
+    from splitlab.core.runs.reporter import Reporter
 
     if quiet:
         return Reporter()

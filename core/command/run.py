@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from splitlab.core.command.options import Parser, add_config, add_quiet, declare, given
 from splitlab.core.command.serve import scheme, serve_config
 from splitlab.core.command.stop import StopAsked
-from splitlab.core.run.config import Config
+from splitlab.core.runs.config import Config
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
-    from splitlab.core.run.plan import Plan
-    from splitlab.core.run.reporter import Result
+    from splitlab.core.runs.plan import Plan
+    from splitlab.core.runs.reporter import Result
 
 __all__ = ["add", "add_resume", "show_plan", "show_result", "train"]
 
@@ -81,8 +81,8 @@ def train(arguments: argparse.Namespace, connect: str | None = None) -> int:
     """
     from splitlab.core.catalogue.links import load_transport
     from splitlab.core.command.progress import reporter
-    from splitlab.core.run.folder import RunFolder
-    from splitlab.core.run.run import run
+    from splitlab.core.runs.folder import RunFolder
+    from splitlab.core.runs.run import run
 
     options = given(arguments)
     if connect:
@@ -93,7 +93,7 @@ def train(arguments: argparse.Namespace, connect: str | None = None) -> int:
             del options["transport"]  # the run has one already
         config = replace(RunFolder.open(arguments.resume).read_config(), output=arguments.resume)
     if getattr(arguments, "dry_run", False):
-        from splitlab.core.run.plan import Plan
+        from splitlab.core.runs.plan import Plan
 
         load_transport(config.transport)  # one that cannot work is refused here, too
         show_plan(Plan.of(config))

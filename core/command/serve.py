@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from splitlab.core.command.options import Parser, add_config, declare, given
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.run.config import Config
+from splitlab.core.runs.config import Config
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
@@ -115,8 +115,8 @@ def serve_config(
         quiet: print nothing.
     """
     from splitlab.core.data.entry import class_count
-    from splitlab.core.run.plan import settled
-    from splitlab.core.run.serve import serve
+    from splitlab.core.runs.plan import settled
+    from splitlab.core.runs.serve import serve
 
     config, facts = settled(config)
     if classes is None:
@@ -143,7 +143,7 @@ def _count_classes(config: Config, facts: ModelFacts) -> int:
         raise ConfigError(
             "the server must know how many classes the client's data have; give --classes N"
         )
-    from splitlab.core.run.plan import load_configured_data
+    from splitlab.core.runs.plan import load_configured_data
 
     return len(load_configured_data(config, facts).train.classes)
 

@@ -9,7 +9,7 @@ from splitlab.core.command.options import Parser, add_config, add_json, declare,
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
-    from splitlab.core.run.trace import Trace
+    from splitlab.core.runs.trace import Trace
 
 __all__ = ["add", "show_trace"]
 
@@ -67,7 +67,7 @@ def add(commands: Commands) -> Parser:
 
 
 def _trace(arguments: argparse.Namespace) -> int:
-    from splitlab.core.run.trace import trace
+    from splitlab.core.runs.trace import trace
 
     traced = trace(step=arguments.step, repeats=arguments.repeats, **given(arguments))
     if arguments.json:

@@ -9,7 +9,7 @@ from pathlib import Path
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.report.figure import Curve
 from splitlab.core.report.table import Spread
-from splitlab.core.run.records import read_evaluations
+from splitlab.core.runs.records import read_evaluations
 
 __all__ = ["accuracy_curve"]
 

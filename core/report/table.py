@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from splitlab.core.run.records import Summary
+from splitlab.core.runs.records import Summary
 
 __all__ = ["LEGEND", "Row", "Spread", "Table", "comma_separated"]
 

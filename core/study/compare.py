@@ -23,10 +23,10 @@ from splitlab.core.catalogue.tables import entries
 from splitlab.core.contract.errors import ConfigError, SplitlabError
 from splitlab.core.contract.traits import Ground
 from splitlab.core.engine.stack import Stack
-from splitlab.core.run.config import Config
-from splitlab.core.run.plan import make, settled
-from splitlab.core.run.reporter import Interrupted, Reporter
-from splitlab.core.run.run import run
+from splitlab.core.runs.config import Config
+from splitlab.core.runs.plan import make, settled
+from splitlab.core.runs.reporter import Interrupted, Reporter
+from splitlab.core.runs.run import run
 from splitlab.core.study.comparison import Comparison, Contender, Outcome, XScale, differs
 
 __all__ = ["ComparisonReporter", "compare", "redraw", "split_stack"]

@@ -24,8 +24,8 @@ from splitlab.core.contract.errors import ConfigError
 from splitlab.core.report.curves import accuracy_curve
 from splitlab.core.report.figure import Curve, draw_curves
 from splitlab.core.report.table import LEGEND, Row, Table, comma_separated
-from splitlab.core.run.config import Config, flag
-from splitlab.core.run.records import SUMMARY, Summary, read_summary
+from splitlab.core.runs.config import Config, flag
+from splitlab.core.runs.records import SUMMARY, Summary, read_summary
 
 __all__ = ["Comparison", "Contender", "Outcome", "XScale", "differs"]
 

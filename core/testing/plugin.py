@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 from splitlab.core.catalogue.binding import bind_stack
 from splitlab.core.contract.settings import Bound, parameters
-from splitlab.core.run.workers import limited_threads
+from splitlab.core.runs.workers import limited_threads
 from splitlab.core.testing.edge_checks import survives_edge_inputs, takes_half_precision
 from splitlab.core.testing.fresh import FreshPeers
 from splitlab.core.testing.gradient_checks import gradient_as_declared

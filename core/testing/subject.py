@@ -18,7 +18,7 @@ from splitlab.core.contract.errors import ConfigError, SplitlabError
 from splitlab.core.contract.message import Message
 from splitlab.core.contract.settings import Bound, parameters
 from splitlab.core.contract.traits import Gradient, Traits
-from splitlab.core.run.checkpoint import Checkpoints
+from splitlab.core.runs.checkpoint import Checkpoints
 from splitlab.core.testing.couple import Couple
 from splitlab.core.testing.decoding import decoding_problem
 from splitlab.core.testing.fresh import FreshPeers, Turn

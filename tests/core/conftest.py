@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from splitlab.core import Config
-from splitlab.core.run.folder import RunFolder
-from splitlab.core.run.records import EvaluationRecord, Summary
-from splitlab.core.run.reporter import Reporter, Result
+from splitlab.core.runs.folder import RunFolder
+from splitlab.core.runs.records import EvaluationRecord, Summary
+from splitlab.core.runs.reporter import Reporter, Result
 
 Fake = Callable[[Config], None]
 

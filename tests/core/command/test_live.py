@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from splitlab.core.command.live import LiveComparison, LiveReporter
-from splitlab.core.run.config import Config
-from splitlab.core.run.reporter import Progress
+from splitlab.core.runs.config import Config
+from splitlab.core.runs.reporter import Progress
 
 LEDGER: Any = SimpleNamespace(total=lambda way, phase: 1500 if way == "up" else 500)
 CONFIG = Config(dataset="data", cut=3, budget="steps=9", transport="link")

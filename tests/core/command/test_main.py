@@ -15,7 +15,7 @@ from splitlab.core import SplitlabError
 from splitlab.core.command import datasets
 from splitlab.core.command import main as main_module
 from splitlab.core.command.main import main, parser
-from splitlab.core.run.reporter import Interrupted
+from splitlab.core.runs.reporter import Interrupted
 
 COMMANDS = [
     *("check", "compare", "datasets", "join", "links", "models", "new-plugin"),

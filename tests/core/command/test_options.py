@@ -13,7 +13,7 @@ import pytest
 
 from splitlab.core.command.main import main
 from splitlab.core.command.options import Parser, add_config, declare, given
-from splitlab.core.run.config import GROUPS, Config, flag
+from splitlab.core.runs.config import GROUPS, Config, flag
 
 
 def parsed(*words: str, **choice: Any) -> argparse.Namespace:

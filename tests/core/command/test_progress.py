@@ -19,9 +19,9 @@ from splitlab.core.command.progress import (
     ending,
     reporter,
 )
-from splitlab.core.run.config import Config
-from splitlab.core.run.records import EvaluationRecord
-from splitlab.core.run.reporter import Progress, Reporter
+from splitlab.core.runs.config import Config
+from splitlab.core.runs.records import EvaluationRecord
+from splitlab.core.runs.reporter import Progress, Reporter
 from splitlab.core.study.compare import ComparisonReporter
 
 LEDGER: Any = SimpleNamespace(total=lambda way, phase: 1500 if way == "up" else 2_000_000)

@@ -15,10 +15,10 @@ from splitlab.core.catalogue.links import load_transport
 from splitlab.core.command.main import main
 from splitlab.core.command.run import show_result
 from splitlab.core.command.show import human_bytes
-from splitlab.core.run.config import Config
-from splitlab.core.run.plan import Plan
-from splitlab.core.run.records import Summary
-from splitlab.core.run.reporter import Result
+from splitlab.core.runs.config import Config
+from splitlab.core.runs.plan import Plan
+from splitlab.core.runs.records import Summary
+from splitlab.core.runs.reporter import Result
 
 HERE = ["--weights", "none", "--threads", "1", "--device", "cpu"]
 FAST = [*HERE, "--budget", "steps=1"]
@@ -40,7 +40,7 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    module = importlib.import_module("splitlab.core.run.run")  # a name of two things in core
+    module = importlib.import_module("splitlab.core.runs.run")
     monkeypatch.setattr(module, "run", lambda **options: pytest.fail("it ran"))
     options = ["--weights", "none", "--threads", "1", "--device", "cpu", "--budget", "steps=7"]
     assert main(["run", "--plugin", "adc:ratio=0.1", "--dry-run", *options]) == 0

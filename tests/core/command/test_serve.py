@@ -36,8 +36,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, int, dict[str,
         say("serving")
         return 0
 
-    # By its object: splitlab.core.run is also the name of a function.
-    module = importlib.import_module("splitlab.core.run.serve")
+    module = importlib.import_module("splitlab.core.runs.serve")
     monkeypatch.setattr(module, "serve", serve)
     return calls
 

@@ -22,7 +22,7 @@ from splitlab.core.engine.server import Server
 from splitlab.core.engine.stack import Stack
 from splitlab.core.engine.worker import Optimization
 from splitlab.core.models.build import build_model
-from splitlab.core.run.checkpoint import Checkpoints
+from splitlab.core.runs.checkpoint import Checkpoints
 
 STEPS = range(4)
 

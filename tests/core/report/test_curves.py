@@ -8,8 +8,8 @@ import pytest
 
 from splitlab.core import ConfigError
 from splitlab.core.report.curves import accuracy_curve
-from splitlab.core.run.folder import append
-from splitlab.core.run.records import METRICS, EvaluationRecord, version_line
+from splitlab.core.runs.folder import append
+from splitlab.core.runs.records import METRICS, EvaluationRecord, version_line
 
 
 def folder(path: Path, *evaluations: tuple[int, int, float]) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from splitlab.core.report.table import Row, Spread, Table, comma_separated
-from splitlab.core.run.records import Summary
+from splitlab.core.runs.records import Summary
 
 
 def summary(**changes: Any) -> Summary:

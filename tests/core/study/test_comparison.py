@@ -13,8 +13,8 @@ import pytest
 
 from splitlab.core import Config, ConfigError
 from splitlab.core.report.table import Spread, Table
-from splitlab.core.run.folder import RunFolder
-from splitlab.core.run.records import EvaluationRecord, StepRecord, Summary
+from splitlab.core.runs.folder import RunFolder
+from splitlab.core.runs.records import EvaluationRecord, StepRecord, Summary
 from splitlab.core.study.comparison import Comparison, Contender, Outcome, differs
 
 COMMON = Config(dataset="fashion-mnist-mini", cut=3, image_size=28, threads=1, budget="steps=4")

@@ -12,7 +12,7 @@ from splitlab.core.engine.client import Client
 from splitlab.core.engine.server import Server
 from splitlab.core.engine.stack import Stack
 from splitlab.core.engine.worker import Optimization
-from splitlab.core.run.plan import Plan
+from splitlab.core.runs.plan import Plan
 
 __all__ = ["build_client", "build_server", "limited_threads"]
 

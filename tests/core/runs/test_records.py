@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from splitlab.core import ConfigError
-from splitlab.core.run.folder import append, cut_after
-from splitlab.core.run.records import (
+from splitlab.core.runs.folder import append, cut_after
+from splitlab.core.runs.records import (
     LEDGER,
     METRICS,
     SUMMARY,

@@ -24,7 +24,7 @@ from splitlab.core.data.load import Data, load_data
 from splitlab.core.engine.stack import Stack
 from splitlab.core.models.build import ModelFacts, build_model, describe, fingerprint
 from splitlab.core.models.segments import Segmented
-from splitlab.core.run.config import DEFAULT_DATASET, Budget, Config
+from splitlab.core.runs.config import DEFAULT_DATASET, Budget, Config
 
 __all__ = ["DataFacts", "Plan", "choose_device", "make", "make_for_server", "settled"]
 

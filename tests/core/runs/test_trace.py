@@ -11,8 +11,8 @@ import pytest
 from splitlab.core import Attention, ConfigError, run
 from splitlab.core.catalogue.tables import ROOT
 from splitlab.core.contract.batch import Batch
-from splitlab.core.run.stages import TensorFacts
-from splitlab.core.run.trace import Trace, _Peers, trace
+from splitlab.core.runs.stages import TensorFacts
+from splitlab.core.runs.trace import Trace, _Peers, trace
 
 HALF = str(ROOT / "examples" / "half_precision.py:HalfPrecision")
 PLUGINS = ("adc:ratio=0.25", HALF)

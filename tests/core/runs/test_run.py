@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from splitlab.core import ConfigError, SplitlabError, hookimpl, run
-from splitlab.core.run.records import read_summary
+from splitlab.core.runs.records import read_summary
 
 
 def test_run_folder_holds_what_the_documentation_says(

@@ -13,13 +13,13 @@ from typing import Any
 
 from splitlab.core.catalogue.links import load_transport
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.run.config import Config, flag
-from splitlab.core.run.folder import RunFolder
-from splitlab.core.run.launch import Launch, link_inside
-from splitlab.core.run.loop import Loop
-from splitlab.core.run.plan import make
-from splitlab.core.run.reporter import Reporter, Result
-from splitlab.core.run.workers import build_client, build_server, limited_threads
+from splitlab.core.runs.config import Config, flag
+from splitlab.core.runs.folder import RunFolder
+from splitlab.core.runs.launch import Launch, link_inside
+from splitlab.core.runs.loop import Loop
+from splitlab.core.runs.plan import make
+from splitlab.core.runs.reporter import Reporter, Result
+from splitlab.core.runs.workers import build_client, build_server, limited_threads
 
 __all__ = ["run"]
 

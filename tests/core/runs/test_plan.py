@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from splitlab.core import Config, ConfigError
-from splitlab.core.run.config import DEFAULT_DATASET
-from splitlab.core.run.plan import Plan, choose_device, make_for_server, settled
+from splitlab.core.runs.config import DEFAULT_DATASET
+from splitlab.core.runs.plan import Plan, choose_device, make_for_server, settled
 
 CPU = torch.device("cpu")
 SMALL = Config(image_size=8, batch_size=6, cut=1, threads=1, seed=3, weights="none", device="cpu")

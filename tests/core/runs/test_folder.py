@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from splitlab.core import Config, ConfigError
-from splitlab.core.run import folder as folders
-from splitlab.core.run.folder import RunFolder, run_name
-from splitlab.core.run.records import (
+from splitlab.core.runs import folder as folders
+from splitlab.core.runs.folder import RunFolder, run_name
+from splitlab.core.runs.records import (
     VERSION,
     EvaluationRecord,
     StepRecord,

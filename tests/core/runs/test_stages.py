@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from splitlab.core import Attention, Cut, Kind, Message, Role
-from splitlab.core.run.stages import Recorder, Stage, TensorFacts, watcher
+from splitlab.core.runs.stages import Recorder, Stage, TensorFacts, watcher
 
 CPU = torch.device("cpu")
 

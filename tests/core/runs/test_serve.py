@@ -20,14 +20,14 @@ from splitlab.core import (
     run,
 )
 from splitlab.core.command.main import main
-from splitlab.core.run.config import Config
-from splitlab.core.run.records import (
+from splitlab.core.runs.config import Config
+from splitlab.core.runs.records import (
     SERVER_METRICS,
     StepRecord,
     read_records,
     version_line,
 )
-from splitlab.core.run.serve import open_session
+from splitlab.core.runs.serve import open_session
 from splitlab.core.session.protocol import PROTOCOL
 from splitlab.transports.inprocess import InProcess
 

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.run.config import Budget, Config, flag, read_toml
+from splitlab.core.runs.config import Budget, Config, flag, read_toml
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 FLOATS = st.floats(0, 1e6)

@@ -2,8 +2,8 @@
 
 config.toml        the configuration, with everything decided
 environment.json   versions and hardware
-metrics.jsonl      and the other records: see `splitlab.core.run.records`
-checkpoints/       see `splitlab.core.run.checkpoint`
+metrics.jsonl      and the other records: see `splitlab.core.runs.records`
+checkpoints/       see `splitlab.core.runs.checkpoint`
 probes/            what probes wrote
 server.log         what the server of a two-process run printed
 """
@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.run.config import Config
-from splitlab.core.run.records import (
+from splitlab.core.runs.config import Config
+from splitlab.core.runs.records import (
     LEDGER,
     METRICS,
     SUMMARY,

@@ -12,12 +12,12 @@ from splitlab.core.catalogue.links import load_transport, wrapped
 from splitlab.core.contract.errors import ConfigError, ProtocolError
 from splitlab.core.contract.link import Link
 from splitlab.core.engine.server import Server
-from splitlab.core.run.checkpoint import Checkpoints
-from splitlab.core.run.config import Config
-from splitlab.core.run.folder import append, cut_after
-from splitlab.core.run.plan import Plan, make_for_server
-from splitlab.core.run.records import SERVER_METRICS, StepRecord
-from splitlab.core.run.workers import build_server, limited_threads
+from splitlab.core.runs.checkpoint import Checkpoints
+from splitlab.core.runs.config import Config
+from splitlab.core.runs.folder import append, cut_after
+from splitlab.core.runs.plan import Plan, make_for_server
+from splitlab.core.runs.records import SERVER_METRICS, StepRecord
+from splitlab.core.runs.workers import build_server, limited_threads
 from splitlab.core.session.server import ServerSession
 
 __all__ = ["open_session", "serve"]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from splitlab.core.contract.errors import SplitlabError
-from splitlab.core.run.plan import Plan
-from splitlab.core.run.records import EvaluationRecord, Summary
+from splitlab.core.runs.plan import Plan
+from splitlab.core.runs.records import EvaluationRecord, Summary
 from splitlab.core.wire.ledger import Counts, Ledger
 
 __all__ = ["Interrupted", "Progress", "Reporter", "Result"]

@@ -14,9 +14,9 @@ from splitlab.core.catalogue.links import wrapped
 from splitlab.core.contract.errors import NetworkError
 from splitlab.core.contract.link import InsideTransport, Link, NetworkTransport
 from splitlab.core.engine.server import Server
-from splitlab.core.run.folder import RunFolder
-from splitlab.core.run.plan import Plan
-from splitlab.core.run.serve import open_session
+from splitlab.core.runs.folder import RunFolder
+from splitlab.core.runs.plan import Plan
+from splitlab.core.runs.serve import open_session
 
 __all__ = ["Launch", "link_inside"]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from splitlab.core import Config, hookimpl
-from splitlab.core.run.plan import make, make_for_server
-from splitlab.core.run.workers import build_client, build_server, limited_threads
+from splitlab.core.runs.plan import make, make_for_server
+from splitlab.core.runs.workers import build_client, build_server, limited_threads
 
 SMALL = Config(image_size=8, batch_size=6, cut=1, threads=1, seed=3, weights="none", device="cpu")
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.run import checkpoint as checkpoint_module
-from splitlab.core.run.checkpoint import Checkpoints
+from splitlab.core.runs import checkpoint as checkpoint_module
+from splitlab.core.runs.checkpoint import Checkpoints
 
 DTYPES = [
     torch.float64,

@@ -20,10 +20,10 @@ from splitlab.core.data.split import Split
 from splitlab.core.engine.client import Client
 from splitlab.core.engine.conversation import hold
 from splitlab.core.engine.server import Server
-from splitlab.core.run.config import Config
-from splitlab.core.run.plan import make
-from splitlab.core.run.stages import CLIENT_BACKWARD, FRAME, Recorder, Stage, watcher
-from splitlab.core.run.workers import build_client, build_server, limited_threads
+from splitlab.core.runs.config import Config
+from splitlab.core.runs.plan import make
+from splitlab.core.runs.stages import CLIENT_BACKWARD, FRAME, Recorder, Stage, watcher
+from splitlab.core.runs.workers import build_client, build_server, limited_threads
 from splitlab.core.wire.decode import decode
 from splitlab.core.wire.encode import encode
 from splitlab.core.wire.ledger import Ledger

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from splitlab.core import SplitlabError, run
-from splitlab.core.run.reporter import Interrupted
+from splitlab.core.runs.reporter import Interrupted
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from splitlab.core.contract.link import Link
 from splitlab.core.data.load import Data
 from splitlab.core.data.split import Split
 from splitlab.core.engine.client import Client
-from splitlab.core.run.checkpoint import Checkpoints
-from splitlab.core.run.folder import RunFolder
-from splitlab.core.run.plan import Plan
-from splitlab.core.run.records import EvaluationRecord, StepRecord, Summary
-from splitlab.core.run.reporter import Interrupted, Progress, Reporter, Result
+from splitlab.core.runs.checkpoint import Checkpoints
+from splitlab.core.runs.folder import RunFolder
+from splitlab.core.runs.plan import Plan
+from splitlab.core.runs.records import EvaluationRecord, StepRecord, Summary
+from splitlab.core.runs.reporter import Interrupted, Progress, Reporter, Result
 from splitlab.core.session.client import ClientSession
 from splitlab.core.wire.ledger import Ledger
 
