@@ -62,14 +62,10 @@ def _cases(s: Subject) -> Iterator[tuple[str, Callable[[], None]]]:
         )
 
     def outlier(X: torch.Tensor) -> torch.Tensor:
-        X = X.clone()
-        X[0, 1, 2] = 1e4  # within float16, which some methods send
-        return X
+        return _with_one(X, 1e4)  # within float16, which some methods send
 
     def not_a_number(X: torch.Tensor) -> torch.Tensor:
-        X = X.clone()
-        X[0, 1, 2] = math.nan
-        return X
+        return _with_one(X, math.nan)
 
     def finite(couple: Couple, *batches: Batch) -> None:
         for step, batch in enumerate(batches):
@@ -106,6 +102,12 @@ def _cases(s: Subject) -> Iterator[tuple[str, Callable[[], None]]]:
             lambda: finite(s.couple(with_ratio(s, smallest)), tiny.batch()),
         )
     yield "a value that is not a number", lambda: explained(injected(not_a_number))
+
+
+def _with_one(X: torch.Tensor, value: float) -> torch.Tensor:
+    X = X.clone()
+    X[0, min(1, X.shape[1] - 1), min(2, X.shape[2] - 1)] = value
+    return X
 
 
 def takes_half_precision(s: Subject) -> str | None:
