@@ -9,9 +9,9 @@ Three lines of pytest check a method, whether it is installed, registered or jus
 
 ``check_plugin`` also takes ``"FILE.py:Class:key=value"`` and a class, and another model to check it
 on: ``check_plugin("quantize", model="resnet18")``. ``check_transport`` takes a transport in the
-same ways, and ``check_link`` a link wrapper. ``splitlab check`` prints the same reports. A `Report` has
-one row for every check; a row that failed says which plugin, which hook and the way out. A check's
-name says what holds, and ``only=["bytes-are-real"]`` runs it alone.
+same ways, and ``check_link`` a link wrapper. ``splitlab check`` prints the same reports. A `Report`
+has one row for every check; a row that failed says which plugin, which hook and the way out. A
+check's name says what holds, and ``only=["bytes-are-real"]`` runs it alone.
 
 `Tiny` makes models, batches and peers that train in milliseconds, for tests of a plugin's own.
 Where many plugins are checked, one `FreshPeers` for all of them saves seconds each.

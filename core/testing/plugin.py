@@ -98,9 +98,10 @@ def check_plugin(
         checks = chosen(PLUGIN_CHECKS, only)
         if model is not None:
             tiny = dataclasses.replace(tiny, model=model)
-            if refusal := _refusal(stack, tiny):
-                return Report(name, (Row("fits-the-model", f"of {model}", "failed", refusal),))
             name = f"{name} on {model}"
+            if refusal := _refusal(stack, tiny):
+                row = Row("fits-the-model", "it has what the plugin needs", "failed", refusal)
+                return Report(name, (row,))
         if fresh is None and (only is None or _FRAMES in only):
             fresh = cleanup.enter_context(FreshPeers())  # they start while the first checks run
         return run_checks(name, Subject(stack, text, tiny, fresh), checks)
