@@ -82,10 +82,11 @@ def _natural(s: Subject) -> str | None:
             )
         return Warned(f"{remarks[0]}; not smooth enough to compare with differences")
     if held and s.tiny.model and abs(along) <= _FLAT * _size(G, noise):
-        return Warned(
-            "; ".join([*remarks, "the loss of this model does not depend on the size of the"])
-            + " activations, so differences say nothing of what is held fixed; check without it"
+        flat = (
+            "the loss of this model does not depend on the size of the activations, so differences "
+            "say nothing of a method that holds something fixed; check it without a model, too"
         )
+        return Warned("; ".join([*remarks, flat]))
     if not _agrees(G, noise, along):
         raise s.failed(
             f"the loss changes along a direction by {along:.6g}, the client's gradient says "
