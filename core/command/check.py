@@ -23,7 +23,7 @@ splitlab.core.testing.
 _EXAMPLES = """\
   splitlab check adc                              every promise of a method, verified
   splitlab check my_method.py:MyMethod            one of your own, from its file
-  splitlab check quantize --model resnet18        the same of a method on another model
+  splitlab check my-method --model resnet18       the same promises, on another model
   splitlab check --transport tcp:nodelay=false    what a link must hold
   splitlab check --link my_link.py:MyLink         what it must hold with a wrapper around it
 """

@@ -8,7 +8,7 @@ Three lines of pytest check a method, whether it is installed, registered or jus
         check_plugin("my-method").raise_if_failed()
 
 ``check_plugin`` also takes ``"FILE.py:Class:key=value"`` and a class, and another model to check it
-on: ``check_plugin("quantize", model="resnet18")``. ``check_transport`` takes a transport in the
+on: ``check_plugin("my-method", model="resnet18")``. ``check_transport`` takes a transport in the
 same ways, and ``check_link`` a link wrapper. ``splitlab check`` prints the same reports. A `Report`
 has one row for every check; a row that failed says which plugin, which hook and the way out. A
 check's name says what holds, and ``only=["bytes-are-real"]`` runs it alone.

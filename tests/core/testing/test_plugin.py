@@ -57,7 +57,7 @@ def test_a_plugin_is_named_in_many_ways(tmp_path: Path) -> None:
 SMALL_CNN = str(Path(__file__).with_name("small_cnn.py"))
 
 
-@pytest.mark.parametrize("model", ["small_cnn", "vectors"])
+@pytest.mark.parametrize("model", ["small_cnn", "one_place", "vectors"])
 @pytest.mark.parametrize("plugin", [Shift, Cast, Remembers, Corrects])
 def test_a_plugin_that_is_right_passes_on_any_model(
     plugin: type, model: str, fresh: FreshPeers
