@@ -1,4 +1,4 @@
-"""Every plugin and every named stack that ships goes through the conformance kit.
+"""Every plugin and every named stack that ships goes through the conformance kit, on two models.
 
 So do the plugins of the examples. The transports: ``tests/transports/test_contract.py``.
 """
@@ -15,6 +15,20 @@ from splitlab.core.testing import FreshPeers, check_plugin, listed
 SHIPPED = [*catalogue()["plugins"], *catalogue()["stacks"]]
 EXAMPLES = ["half_precision.py:HalfPrecision", "feature_energy.py:FeatureEnergy"]
 
+SMALL_CNN = str(Path(__file__).parent / "core/testing/small_cnn.py") + ":small_cnn"
+NEED_A_TRANSFORMER = {
+    "adc": "needs the attention of a class token",
+    "adc-batch-merge": "needs the attention of a class token",
+    "adc-token-select": "needs the attention of a class token",
+    "adc-q8": "needs the attention of a class token",
+    "evit": "needs the attention of a class token",
+    "tsflora": "needs the attention of a class token",
+    "tome": "needs the attention keys of a transformer's block",
+    "random-tokens": "leaves other tokens than the model made",
+    "grid-pool": "leaves other tokens than the model made",
+}
+"""Why a convolutional network refuses these."""
+
 MAY_SKIP = {"gradient-as-declared": "gradient='corrected'"}
 """Checks that a plugin of ours may leave out, and how the reason begins."""
 
@@ -22,6 +36,7 @@ MAY_SKIP = {"gradient-as-declared": "gradient='corrected'"}
 def test_nothing_is_forgotten() -> None:
     assert {("plugin", name) for name in SHIPPED} <= set(listed())
     assert {("transport", name) for name in catalogue()["transports"]} <= set(listed())
+    assert {("link", name) for name in catalogue().get("links", {})} <= set(listed())
 
 
 @pytest.mark.parametrize("name", [*SHIPPED, *(f"examples/{file}" for file in EXAMPLES)])
@@ -30,6 +45,19 @@ def test_a_plugin_holds_what_every_plugin_must(
 ) -> None:
     text = str(Path(ROOT, name)) if name.startswith("examples/") else name
     report = check_plugin(text, fresh=fresh)
+    report.raise_if_failed()
+    for row in report.rows:
+        if row.outcome == "skipped":
+            assert row.reason.startswith(MAY_SKIP.get(row.check, "nothing")), row
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_plugin_holds_it_on_a_convolutional_network_too(name: str, fresh: FreshPeers) -> None:
+    report = check_plugin(name, fresh=fresh, model=SMALL_CNN)
+    if name in NEED_A_TRANSFORMER:
+        assert report.failed() == ["fits-the-model"]
+        assert NEED_A_TRANSFORMER[name] in report.rows[0].reason
+        return
     report.raise_if_failed()
     for row in report.rows:
         if row.outcome == "skipped":

@@ -23,7 +23,9 @@ splitlab.core.testing.
 _EXAMPLES = """\
   splitlab check adc                              every promise of a method, verified
   splitlab check my_method.py:MyMethod            one of your own, from its file
-  splitlab check --transport tcp                  what a link must hold
+  splitlab check my-method --model resnet18       the same promises, on another model
+  splitlab check --transport tcp:nodelay=false    what a link must hold
+  splitlab check --link my_link.py:MyLink         what it must hold with a wrapper around it
 """
 
 
@@ -34,7 +36,7 @@ def add(commands: Commands) -> Parser:
         "check",
         _check,
         "check what a method or a link must hold, or check all of them",
-        takes="[NAME | --transport NAME] [options]",
+        takes="[NAME | --transport NAME | --link NAME] [options]",
         more=_MORE,
         examples=_EXAMPLES,
     )
@@ -42,24 +44,23 @@ def add(commands: Commands) -> Parser:
         "name",
         nargs="?",
         metavar="NAME",
-        help="a plugin and its settings, a stack, FILE.py:Class, or a link",
+        help="a plugin and its settings, a stack, FILE.py:Class, a transport or a link wrapper",
     )
-    parser.add_argument("--transport", metavar="NAME", help="check this link instead")
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="check the plugin on this model, with small images, instead of a tiny one",
+    )
+    parser.add_argument("--transport", metavar="NAME", help="check this transport instead")
+    parser.add_argument("--link", metavar="NAME", help="check this link wrapper instead")
     add_json(parser)
     return parser
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from splitlab.core.catalogue.tables import entries
-    from splitlab.core.testing import check_listed, check_plugin, check_transport, listed
+    from splitlab.core.testing import check_listed, listed
 
-    name, transport = arguments.name, arguments.transport
-    if name in entries("transports") and name not in {**entries("plugins"), **entries("stacks")}:
-        name, transport = transport, name
-    if name and transport:
-        raise ConfigError(f"check {name} and --transport {transport} exclude each other; give one")
-    if name or transport:
-        report = check_plugin(name) if name else check_transport(transport)
+    if report := _one(arguments):
         if arguments.json:
             print_json(report.as_dict())
         else:
@@ -74,6 +75,38 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json([report.as_dict() for report in reports])
     return 0 if all(report.ok for report in reports) else 1
+
+
+def _one(arguments: argparse.Namespace) -> Report | None:
+    """Return the report of the one thing that was named; None if nothing was."""
+    from splitlab.core.catalogue.tables import entries
+    from splitlab.core.testing import check_link, check_plugin, check_transport
+
+    given = {
+        "": arguments.name,
+        "--transport ": arguments.transport,
+        "--link ": arguments.link,
+    }
+    named = [(option, text) for option, text in given.items() if text]
+    if len(named) > 1:
+        first, second, *_ = ("".join(each) for each in named)
+        raise ConfigError(f"check {first} and {second} exclude each other; give one")
+    if not named:
+        if arguments.model:
+            raise ConfigError(f"--model {arguments.model} needs a NAME: the plugin to check on it")
+        return None
+    [(option, text)] = named
+    head = text.partition(":")[0]
+    if not option and head not in {**entries("plugins"), **entries("stacks")}:
+        if head in entries("transports"):
+            option = "--transport "
+        elif head in entries("links"):
+            option = "--link "
+    if not option:
+        return check_plugin(text, model=arguments.model)
+    if arguments.model:
+        raise ConfigError(f"--model {arguments.model} is for plugins; check {text} without it")
+    return check_transport(text) if option == "--transport " else check_link(text)
 
 
 _STYLES = {"failed": "bold red", "warning": "yellow", "passed": "green", "skipped": "dim"}

@@ -183,7 +183,10 @@ class SegmentedPart:
                 f"the checkpoint is of another model or cut: {len(odd)} tensors are missing, "
                 f"unexpected or of another shape, first {odd[0]!r}"
             )
-        self.module.load_state_dict(dict(state), strict=False)
+        with torch.no_grad():
+            # Not by the module: batch norms that belong to other parts would warn that they are.
+            for name, tensor in self.state_dict().items():
+                tensor.copy_(state[name])
 
 
 _WORDS = {

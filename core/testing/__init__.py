@@ -1,4 +1,4 @@
-"""The conformance kit: what every plugin and every transport must hold, for packages of others too.
+"""The conformance kit: what every plugin, transport and link wrapper must hold, of others too.
 
 Three lines of pytest check a method, whether it is installed, registered or just written::
 
@@ -7,10 +7,11 @@ Three lines of pytest check a method, whether it is installed, registered or jus
     def test_my_method():
         check_plugin("my-method").raise_if_failed()
 
-``check_plugin`` also takes ``"FILE.py:Class:key=value"`` and a class; ``check_transport`` takes the
-name of a transport or its class, ``check_link`` a link wrapper. ``splitlab check`` prints the same
-reports. A `Report` has one row for every check; a row that failed says which plugin, which hook and
-the way out. A check's name says what holds, and ``only=["bytes-are-real"]`` runs it alone.
+``check_plugin`` also takes ``"FILE.py:Class:key=value"`` and a class, and another model to check it
+on: ``check_plugin("my-method", model="resnet18")``. ``check_transport`` takes a transport in the
+same ways, and ``check_link`` a link wrapper. ``splitlab check`` prints the same reports. A `Report`
+has one row for every check; a row that failed says which plugin, which hook and the way out. A
+check's name says what holds, and ``only=["bytes-are-real"]`` runs it alone.
 
 `Tiny` makes models, batches and peers that train in milliseconds, for tests of a plugin's own.
 Where many plugins are checked, one `FreshPeers` for all of them saves seconds each.
@@ -50,13 +51,17 @@ __all__ = [
     "listed",
 ]
 
+Listed = Literal["plugin", "transport", "link"]
+"""What is checked of the catalogue."""
 
-def listed() -> list[tuple[Literal["plugin", "transport"], str]]:
-    """Return all that is listed: plugins, named stacks and transports."""
-    found: list[tuple[Literal["plugin", "transport"], str]] = []
+
+def listed() -> list[tuple[Listed, str]]:
+    """Return all that is listed: plugins, named stacks, transports and link wrappers."""
+    found: list[tuple[Listed, str]] = []
     # A name that is both a plugin's and a stack's is refused wherever it is used: once will do.
     found += [("plugin", name) for name in {**entries("plugins"), **entries("stacks")}]
     found += [("transport", name) for name in entries("transports")]
+    found += [("link", name) for name in entries("links")]
     return found
 
 
@@ -66,8 +71,10 @@ def check_listed() -> Iterator[tuple[Report, float]]:
         for kind, name in listed():
             start = time.perf_counter()
             try:
-                plugin = kind == "plugin"
-                report = check_plugin(name, fresh=fresh) if plugin else check_transport(name)
+                if kind == "plugin":
+                    report = check_plugin(name, fresh=fresh)
+                else:
+                    report = (check_transport if kind == "transport" else check_link)(name)
             except SplitlabError as error:
                 report = Report(name, (Row("can-be-loaded", "by its name", "failed", str(error)),))
             yield report, time.perf_counter() - start

@@ -13,7 +13,7 @@ import torch
 
 from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.cut import Cut
-from splitlab.core.contract.errors import PluginError, SplitlabError
+from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError
 from splitlab.core.testing.couple import Couple
 from splitlab.core.testing.decoding import decoding_problem
 from splitlab.core.testing.report import Skipped
@@ -62,14 +62,10 @@ def _cases(s: Subject) -> Iterator[tuple[str, Callable[[], None]]]:
         )
 
     def outlier(X: torch.Tensor) -> torch.Tensor:
-        X = X.clone()
-        X[0, 1, 2] = 1e4  # within float16, which some methods send
-        return X
+        return _with_one(X, 1e4)  # within float16, which some methods send
 
     def not_a_number(X: torch.Tensor) -> torch.Tensor:
-        X = X.clone()
-        X[0, 1, 2] = math.nan
-        return X
+        return _with_one(X, math.nan)
 
     def finite(couple: Couple, *batches: Batch) -> None:
         for step, batch in enumerate(batches):
@@ -90,6 +86,7 @@ def _cases(s: Subject) -> Iterator[tuple[str, Callable[[], None]]]:
         images=one.images.expand(tiny.samples, -1, -1, -1).clone(),
         targets=one.targets.expand(tiny.samples).clone(),
     )
+    fewest = _fewest(s)
     few = tiny.batch(1, max(1, tiny.samples // 2 - 1))
     yield "zeros everywhere", lambda: finite(injected(torch.zeros_like), tiny.batch())
     yield (
@@ -98,7 +95,10 @@ def _cases(s: Subject) -> Iterator[tuple[str, Callable[[], None]]]:
     )
     yield "one huge value (1e4)", lambda: finite(injected(outlier), tiny.batch())
     yield "equal samples", lambda: finite(s.couple(), alike)
-    yield "a single sample", lambda: finite(s.couple(), one)
+    yield (
+        "a single sample" if fewest == 1 else f"a batch of {fewest}",
+        lambda: finite(s.couple(), tiny.batch(0, fewest)),
+    )
     yield "a smaller last batch", lambda: finite(s.couple(), tiny.batch(), few)
     if smallest := s.smallest_ratio:
         yield (
@@ -106,6 +106,21 @@ def _cases(s: Subject) -> Iterator[tuple[str, Callable[[], None]]]:
             lambda: finite(s.couple(with_ratio(s, smallest)), tiny.batch()),
         )
     yield "a value that is not a number", lambda: explained(injected(not_a_number))
+
+
+def _fewest(s: Subject) -> int:
+    """Return how few samples the model itself trains on; batch norm may want two."""
+    try:
+        Couple(s.tiny, []).train(s.tiny.batch(0, 1), 0)
+    except ConfigError:
+        return 2
+    return 1
+
+
+def _with_one(X: torch.Tensor, value: float) -> torch.Tensor:
+    X = X.clone()
+    X[0, min(1, X.shape[1] - 1), min(2, X.shape[2] - 1)] = value
+    return X
 
 
 def takes_half_precision(s: Subject) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -15,7 +15,14 @@ from splitlab.core.catalogue.links import load_transport, working_transports
 from splitlab.core.catalogue.loading import load
 from splitlab.core.catalogue.tables import entries
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.contract.link import InsideTransport, Link, Listener, NetworkTransport, Transport
+from splitlab.core.contract.link import (
+    InsideTransport,
+    Link,
+    Listener,
+    NetworkTransport,
+    PeerRole,
+    Transport,
+)
 from splitlab.core.contract.message import Kind, Message, Role
 from splitlab.core.testing.report import Skipped
 
@@ -41,7 +48,7 @@ LATE = 5.0
 Carry = Callable[[Message, bool], Message]
 """Takes a message to the other peer: up (True) or down."""
 
-Wrap = Callable[[Link, Literal["client", "server"]], Link]
+Wrap = Callable[[Link, PeerRole], Link]
 """Puts something around the end of a link that belongs to this peer."""
 
 
@@ -139,11 +146,11 @@ class Ends:
                 yield client, server, aside
                 return
             with ExitStack() as cleanup:
-                outer = []
-                for link, role in ((client, "client"), (server, "server")):
-                    outer.append(self._wrap(link, role))  # type: ignore[arg-type]
-                    cleanup.callback(outer[-1].close)
-                yield outer[0], outer[1], aside
+                near = self._wrap(client, "client")
+                cleanup.callback(near.close)
+                far = self._wrap(server, "server")
+                cleanup.callback(far.close)
+                yield near, far, aside
 
     def module(self) -> ModuleType:
         """Return the module of the transport."""

@@ -1,5 +1,7 @@
 """The checks of a plugin: what every compression method must hold, on a model that is tiny.
 
+Or on any other model, where the method can work on it.
+
 Each check looks at what passed the hooks in a few steps through real frames, of the run that all
 share or of one of its own. A reason says which plugin, which hook where that is known, and the way
 out.
@@ -7,10 +9,12 @@ out.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import dataclasses
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 
 from splitlab.core.catalogue.binding import bind_stack
+from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.settings import Bound, parameters
 from splitlab.core.runs.workers import limited_threads
 from splitlab.core.testing.edge_checks import survives_edge_inputs, takes_half_precision
@@ -22,7 +26,7 @@ from splitlab.core.testing.hook_checks import (
     decoded_fits_the_model,
     unpickles_nothing,
 )
-from splitlab.core.testing.report import Check, Report, run_checks
+from splitlab.core.testing.report import Check, Report, Row, chosen, run_checks
 from splitlab.core.testing.state_checks import (
     evaluation_as_declared,
     repeats_itself,
@@ -63,6 +67,7 @@ def check_plugin(
     only: Collection[str] | None = None,
     fresh: FreshPeers | None = None,
     tiny: Tiny = TINY,
+    model: str | None = None,
 ) -> Report:
     """Check that a plugin holds what every compression method must hold.
 
@@ -72,10 +77,12 @@ def check_plugin(
         only: names of checks; all by default.
         fresh: fresh peers of an earlier check, to save the seconds that starting them takes.
         tiny: the model, for a plugin that refuses the small one.
+        model: another model, as users type it, with new numbers and small images; see `Tiny`. A
+            plugin that cannot work on it fails ``"fits-the-model"``, and nothing else is checked.
 
     Raises:
-        ConfigError: an unknown name of a plugin, parameter or check.
-        PluginError: the plugin cannot be imported.
+        ConfigError: an unknown name of a plugin, parameter, model or check.
+        PluginError: the plugin or the model cannot be imported.
     """
     text = plugin if isinstance(plugin, str) else None
     if isinstance(plugin, str):
@@ -87,7 +94,26 @@ def check_plugin(
         stack = [Bound(plugin.__name__, plugin.__name__, plugin, given, {})]
     with ExitStack() as cleanup:
         cleanup.enter_context(limited_threads(1))
+        name = text or str(stack[0])
+        checks = chosen(PLUGIN_CHECKS, only)
+        if model is not None:
+            tiny = dataclasses.replace(tiny, model=model)
+            name = f"{name} on {model}"
+            if refusal := _refusal(stack, tiny):
+                row = Row("fits-the-model", "it has what the plugin needs", "failed", refusal)
+                return Report(name, (row,))
         if fresh is None and (only is None or _FRAMES in only):
             fresh = cleanup.enter_context(FreshPeers())  # they start while the first checks run
-        subject = Subject(stack, text, tiny, fresh)
-        return run_checks(text or str(stack[0]), subject, PLUGIN_CHECKS, only)
+        return run_checks(name, Subject(stack, text, tiny, fresh), checks)
+
+
+def _refusal(stack: Sequence[Bound], tiny: Tiny) -> str | None:
+    """Return why the stack cannot work on the model, or None."""
+    tiny.client()  # a model that cannot be built is no fault of the stack's
+    try:
+        tiny.pair(stack)
+    except ConfigError as error:
+        return f"{error}; without a model it is checked on a small Vision Transformer"
+    except Exception:  # noqa: BLE001 (what breaks is for the checks to say)
+        pass
+    return None

@@ -17,6 +17,7 @@ __all__ = [
     "Row",
     "Skipped",
     "Warned",
+    "chosen",
     "run_checks",
 ]
 
@@ -122,10 +123,8 @@ class Check(Generic[S]):
     run: Callable[[S], str | None]
 
 
-def run_checks(
-    name: str, subject: S, checks: Sequence[Check[S]], only: Collection[str] | None = None
-) -> Report:
-    """Run the checks on the subject, all or those with the names in ``only``.
+def chosen(checks: Sequence[Check[S]], only: Collection[str] | None) -> list[Check[S]]:
+    """Return the checks with the names in ``only``, or all.
 
     Raises:
         ConfigError: a name is unknown.
@@ -134,9 +133,18 @@ def run_checks(
     for wanted in only or ():
         if wanted not in known:
             raise unknown_name("check", wanted, known)
-    return Report(
-        name, tuple(_run(check, subject) for check in checks if only is None or check.name in only)
-    )
+    return [check for check in checks if only is None or check.name in only]
+
+
+def run_checks(
+    name: str, subject: S, checks: Sequence[Check[S]], only: Collection[str] | None = None
+) -> Report:
+    """Run the checks on the subject, all or those with the names in ``only``.
+
+    Raises:
+        ConfigError: a name is unknown.
+    """
+    return Report(name, tuple(_run(check, subject) for check in chosen(checks, only)))
 
 
 def _run(check: Check[S], subject: S) -> Row:

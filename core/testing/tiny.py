@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -14,12 +15,14 @@ from splitlab.core.contract.message import Message
 from splitlab.core.contract.part import Layout
 from splitlab.core.contract.peer import Peer
 from splitlab.core.contract.seeding import isolated_rng
-from splitlab.core.contract.settings import Bound
+from splitlab.core.contract.settings import Bound, parameters
 from splitlab.core.engine.client import Client
 from splitlab.core.engine.conversation import hold
 from splitlab.core.engine.server import Server
 from splitlab.core.engine.stack import Stack
 from splitlab.core.engine.worker import Optimization
+from splitlab.core.models.build import ModelFacts, bind_model, build_model, describe
+from splitlab.core.models.segments import Segmented
 from splitlab.core.models.vit import VisionTransformer, ViT
 from splitlab.core.wire.decode import Reader
 from splitlab.core.wire.encode import encode
@@ -27,13 +30,18 @@ from splitlab.core.wire.encode import encode
 __all__ = ["Tiny", "freeze", "thaw"]
 
 CPU = torch.device("cpu")
+_PIXELS = 64
+"""Height and width of the images of a model that takes any: two places are left of them behind five
+halvings, and batch norm, which trains on no single value, still has four of one sample."""
 
 
 @dataclass(frozen=True)
 class Tiny:
     """The smallest model, data and peers that everything can be checked on.
 
-    By default N = 5 tokens (a class token and 2 x 2 patches) of width 16, 4 classes, 3 blocks.
+    By default N = 5 tokens (a class token and 2 x 2 patches) of width 16, 4 classes, 3 blocks. Or
+    any model that can be cut, with new numbers, on images of at most 64 pixels unless its text says
+    otherwise; it is cut where a run would cut it.
 
     Attributes:
         image: height and width of an image, in pixels; images have 3 channels.
@@ -43,6 +51,8 @@ class Tiny:
         heads: attention heads of every block.
         classes: C.
         samples: B of a full batch.
+        model: another model, as users type it: ``"resnet18"``, ``"vit:depth=2"``,
+            ``"FILE.py:function"``. Of the other attributes, it takes classes and samples.
     """
 
     image: int = 16
@@ -52,6 +62,7 @@ class Tiny:
     heads: int = 2
     classes: int = 4
     samples: int = 6
+    model: str | None = None
 
     def vit(self, seed: int = 0, **arguments: Any) -> VisionTransformer:
         """Build timm's VisionTransformer, equal for equal seeds; arguments are timm's."""
@@ -74,7 +85,8 @@ class Tiny:
         """Make a batch of noise, the same for the same number."""
         generator = torch.Generator().manual_seed(1000 + number)
         B = size or self.samples
-        images = torch.randn(B, 3, self.image, self.image, generator=generator)
+        channels, side = self._images
+        images = torch.randn(B, channels, side, side, generator=generator)
         targets = torch.randint(classes or self.classes, (B,), generator=generator)
         return Batch(images, targets, torch.arange(B) + B * number)
 
@@ -84,7 +96,7 @@ class Tiny:
         return Bound(name, name, plugin, params, params)
 
     def peer(self, role: Literal["client", "server"] = "client", **facts: Any) -> Peer:
-        """Make the `Peer` of this model, cut after its first block.
+        """Make the `Peer` of this model, cut after its first block, or where runs cut it.
 
         Facts are fields of `Peer`, and of its `Layout`.
         """
@@ -92,11 +104,15 @@ class Tiny:
         defaults: dict[str, Any] = {
             "seed": 0,
             "classes": self.classes,
-            "cut": 1,
+            "cut": self._cut,
             "batch_size": self.samples,
             "device": CPU,
         }
-        layout = Layout(side * side + 1, self.width, 1, True, (side, side))
+        layout = (
+            self._known.layout
+            if self.model
+            else Layout(side * side + 1, self.width, 1, True, (side, side))
+        )
         named = {spec.name for spec in dataclasses.fields(Layout)}
         changed = {name: facts.pop(name) for name in named & facts.keys()}
         if changed or "layout" not in facts:
@@ -120,7 +136,7 @@ class Tiny:
             plugins: the stack.
             settings: ``observers`` of the stack, ``cut``, ``seed``, ``optimizer``, ``lr``,
                 ``weight_decay``, ``classes``, ``device``, ``dtype`` of the model; ``model``, called
-                for another model; everything else goes to `vit`.
+                for another Vision Transformer; everything else goes to `vit`.
         """
         return self.client(plugins, **settings), self.server(plugins, **settings)
 
@@ -131,7 +147,7 @@ class Tiny:
         plugins: Sequence[Bound],
         *,
         observers: Sequence[object] = (),
-        cut: int = 1,
+        cut: int | None = None,
         seed: int = 0,
         optimizer: str = "adam",
         lr: float = 1e-2,
@@ -143,13 +159,62 @@ class Tiny:
         **arguments: Any,
     ) -> Any:
         classes = classes or self.classes
-        vit = model() if model else self.vit(seed, num_classes=classes, **arguments)
-        whole = ViT(vit.to(dtype), channels=3, image_size=vit.patch_embed.img_size[0])
+        cut = self._cut if cut is None else cut
+        whole: Segmented
+        if self.model and not model:
+            whole = self._whole(classes, seed, dtype, **arguments)
+        else:
+            vit = model() if model else self.vit(seed, num_classes=classes, **arguments)
+            whole = ViT(vit.to(dtype), channels=3, image_size=vit.patch_embed.img_size[0])
         part = whole.part(int(role == "server"), (cut,), device)
         layout = whole.layout(cut)
         peer = self.peer(role, seed=seed, classes=classes, layout=layout, cut=cut, device=device)
         optimization = Optimization(optimizer, lr, weight_decay)
         return worker(part, Stack(plugins, observers=observers), peer, optimization)
+
+    # What is known of another model.
+
+    @cached_property
+    def _known(self) -> ModelFacts:
+        assert self.model
+        return describe(self.model, image_size=self._pixels, classes=self.classes)
+
+    @property
+    def _pixels(self) -> int | None:
+        """The image size that the model is built for; None for its own."""
+        assert self.model
+        bound = bind_model(self.model)
+        if "image_size" not in parameters(bound.factory) or "image_size" in bound.given:
+            return None
+        own = bound.params["image_size"]
+        return None if isinstance(own, int) and own <= _PIXELS else _PIXELS
+
+    @property
+    def _images(self) -> tuple[int, int]:
+        """Channels of an image, and its height and width."""
+        return (self._known.channels, self._known.image_size) if self.model else (3, self.image)
+
+    @property
+    def _cut(self) -> int:
+        return self._known.cut if self.model else 1
+
+    @cached_property
+    def _wholes(self) -> dict[tuple[int, int, torch.dtype], Segmented]:
+        return {}
+
+    def _whole(self, classes: int, seed: int, dtype: torch.dtype) -> Segmented:
+        """Return the other model; parts of it have memory of their own, so it is built once."""
+        key = classes, seed, dtype
+        if key not in self._wholes:
+            assert self.model
+            size = self._pixels
+            whole = build_model(
+                self.model, classes=classes, seed=seed, image_size=size, weights="none"
+            )
+            whole.layout(self._cut)  # it may try an image, of float32
+            whole.module.to(dtype)
+            self._wholes[key] = whole
+        return self._wholes[key]
 
     def travel(self, message: Message) -> Message:
         """Encode a message, and decode it from the bytes alone."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from splitlab.core.catalogue.loading import load
+from splitlab.core.catalogue.binding import bind
 from splitlab.core.testing.connect_checks import CONNECT_CHECKS
 from splitlab.core.testing.link_checks import LINK_CHECKS
 from splitlab.core.testing.links import Ends
@@ -19,13 +19,15 @@ def check_transport(transport: str | type, *, only: Collection[str] | None = Non
     """Check that a transport holds the contract of `splitlab.core.contract.link`.
 
     Args:
-        transport: its name, or its class.
+        transport: as users type it (``"NAME:key=value"``, ``"FILE.py:Class"``), or its class.
         only: names of checks; all by default.
 
     Raises:
-        ConfigError: an unknown name of a transport or check.
+        ConfigError: an unknown name of a transport, setting or check.
         PluginError: the transport cannot be imported.
     """
-    factory = load("transports", transport) if isinstance(transport, str) else transport
-    name = transport if isinstance(transport, str) else transport.__name__
-    return run_checks(name, Ends(factory), TRANSPORT_CHECKS, only)
+    if isinstance(transport, str):
+        name, build = transport, bind("transports", transport).build
+    else:
+        name, build = transport.__name__, transport
+    return run_checks(name, Ends(build), TRANSPORT_CHECKS, only)

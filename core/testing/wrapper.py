@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Literal, Protocol
 
+from splitlab.core.catalogue.binding import bind
 from splitlab.core.catalogue.links import load_transport
-from splitlab.core.contract.link import Link
+from splitlab.core.contract.link import Link, LinkWrapper, PeerRole
 from splitlab.core.testing.link_checks import LINK_CHECKS
 from splitlab.core.testing.links import Ends, one_of_each_kind
 from splitlab.core.testing.report import Check, Failed, Report, Skipped, run_checks
@@ -22,16 +22,8 @@ _Roads = dict[str, Ends]
 """The wrapped ends, by the transport inside."""
 
 
-class LinkWrapper(Protocol):
-    """Stands around links; one instance for each end."""
-
-    def wrap(self, link: Link, role: Literal["client", "server"]) -> Link:
-        """Return a link that does what the wrapper adds, and everything else as ``link`` does."""
-        ...
-
-
 def check_link(
-    wrapper: type[LinkWrapper] | LinkWrapper, *, only: Collection[str] | None = None
+    wrapper: str | type[LinkWrapper] | LinkWrapper, *, only: Collection[str] | None = None
 ) -> Report:
     """Check that links hold the contract of `splitlab.core.contract.link` while they are wrapped.
 
@@ -40,19 +32,23 @@ def check_link(
     have to arrive all the same.
 
     Args:
-        wrapper: a class, built with its defaults for each end, or an object, copied for each end.
+        wrapper: as users type it (``"NAME:key=value"``, ``"FILE.py:Class"``), or a class, built
+            with its defaults, or an object, copied; each end has one of its own.
         only: names of checks, of those in `LINK_CHECKS`; all by default.
 
     Raises:
-        ConfigError: an unknown name of a check.
+        ConfigError: an unknown name of a wrapper, setting or check.
+        PluginError: the wrapper cannot be imported.
     """
     build: Callable[[], LinkWrapper]
-    if isinstance(wrapper, type):
+    if isinstance(wrapper, str):
+        name, build = wrapper, bind("links", wrapper).build
+    elif isinstance(wrapper, type):
         name, build = wrapper.__name__, wrapper
     else:
         name, build = type(wrapper).__name__, partial(copy.deepcopy, wrapper)
 
-    def wrap(link: Link, role: Literal["client", "server"]) -> Link:
+    def wrap(link: Link, role: PeerRole) -> Link:
         return build().wrap(link, role)
 
     roads = {road: Ends(partial(load_transport, road), wrap, _SLACK) for road in one_of_each_kind()}

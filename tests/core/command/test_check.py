@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -43,7 +44,62 @@ def test_it_prints_a_table_and_its_status_is_the_verdict(
     report = json.loads(capsys.readouterr().out)
     assert [row["outcome"] for row in report["rows"]] == ["passed", "failed"]
 
-    assert "exclude each other; give one" in fails("check", "adc", "--transport", "tcp")
+    error = fails("check", "adc", "--transport", "tcp")
+    assert "check adc and --transport tcp exclude each other; give one" in error
+    error = fails("check", "--transport", "tcp", "--link", "delay")
+    assert "check --transport tcp and --link delay exclude each other; give one" in error
+
+
+def test_a_plugin_is_checked_on_another_model(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    fails: Callable[..., str],
+) -> None:
+    monkeypatch.setattr(testing.plugin, "PLUGIN_CHECKS", testing.plugin.PLUGIN_CHECKS[:2])
+    model = "vit:image_size=16,patch=8,width=16,depth=2,heads=2"
+    assert main(["check", "quantize", "--model", model]) == 0
+    assert capsys.readouterr().out.startswith(f"quantize on {model}: 2 passed\n")
+
+    assert main(["check", "adc", "--model", "resnet18", "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["subject"] == "adc on resnet18"
+    [row] = report["rows"]
+    assert "'adc' needs the attention of a class token, which this model" in row["reason"]
+
+    assert "--model resnet18 needs a NAME" in fails("check", "--model", "resnet18")
+    error = fails("check", "tcp:nodelay=false", "--model", "resnet18")
+    assert "--model resnet18 is for plugins; check tcp:nodelay=false without it" in error
+    assert "unknown model 'resnet19'" in fails("check", "adc", "--model", "resnet19")
+
+
+def test_a_link_wrapper_is_checked_by_its_name_or_its_file(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    fails: Callable[..., str],
+) -> None:
+    file = tmp_path / "wrappers.py"
+    file.write_text(
+        "from splitlab.core import WrappedLink\n\n\n"
+        "class Passes:\n"
+        "    def __init__(self, *, seconds: float = 0.0) -> None:\n"
+        "        self.seconds = seconds\n\n"
+        "    def wrap(self, link, role):\n"
+        "        return WrappedLink(link)\n"
+    )
+    registry = tmp_path / "own.toml"
+    registry.write_text('[links.passes]\ntarget = "wrappers.py:Passes"\n')
+    monkeypatch.setenv("SPLITLAB_REGISTRY", str(registry))
+    monkeypatch.setattr(testing.wrapper, "LINK_CHECKS", testing.wrapper.LINK_CHECKS[:2])
+    for named in (
+        ("passes",),
+        ("passes:seconds=1",),
+        ("--link", "passes"),
+        ("--link", f"{file}:Passes:seconds=1"),
+    ):
+        assert main(["check", *named]) == 0
+        assert capsys.readouterr().out.startswith(f"{named[-1]}: 2 passed\n")
+    assert "unknown link 'pass'" in fails("check", "--link", "pass")
 
 
 def test_without_a_name_it_checks_all_that_is_listed(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from right import Cast, Corrects, Remembers, Shift
+from test_gradient_checks import DerivesWrongly
 
 from splitlab.core import ConfigError, hookimpl
 from splitlab.core.testing import PLUGIN_CHECKS, FreshPeers, Tiny, check_plugin
@@ -51,3 +52,65 @@ def test_a_plugin_is_named_in_many_ways(tmp_path: Path) -> None:
         check_plugin("ad")
     with pytest.raises(ConfigError, match=r"unknown check 'bytes-real' .*'bytes-are-real'"):
         check_plugin("adc", only=["bytes-real"])
+
+
+SMALL_CNN = str(Path(__file__).with_name("small_cnn.py"))
+
+
+@pytest.mark.parametrize("model", ["small_cnn", "one_place", "vectors"])
+@pytest.mark.parametrize("plugin", [Shift, Cast, Remembers, Corrects])
+def test_a_plugin_that_is_right_passes_on_any_model(
+    plugin: type, model: str, fresh: FreshPeers
+) -> None:
+    report = check_plugin(plugin, fresh=fresh, model=f"{SMALL_CNN}:{model}")
+    report.raise_if_failed()
+    assert [row.check for row in report.rows] == [check.name for check in PLUGIN_CHECKS]
+    skipped = [row.check for row in report.rows if row.outcome == "skipped"]
+    assert skipped == (["gradient-as-declared"] if plugin is Corrects else [])
+    assert report.subject == f"{plugin.__name__} on {SMALL_CNN}:{model}"
+
+
+def test_a_vision_transformer_of_any_shape_will_do(fresh: FreshPeers) -> None:
+    model = "vit:image_size=16,patch=4,width=32,depth=2,heads=2,class_token=false"
+    check_plugin("quantize", fresh=fresh, model=model).raise_if_failed()
+
+
+@pytest.mark.slow
+def test_a_network_of_timms_will_do() -> None:
+    report = check_plugin("quantize", model="resnet18")
+    report.raise_if_failed()
+    assert {row.outcome for row in report.rows} == {"passed"}
+
+
+def test_what_is_wrong_is_found_on_another_model_too(fresh: FreshPeers) -> None:
+    report = check_plugin(DerivesWrongly, fresh=fresh, model=f"{SMALL_CNN}:vectors")
+    assert report.failed() == ["gradient-as-declared"], str(report)
+    # Behind batch norm, the one direction that would tell is flat, and that is said.
+    only = ["gradient-as-declared"]
+    [row] = check_plugin(DerivesWrongly, only=only, model=f"{SMALL_CNN}:small_cnn").rows
+    assert row.outcome == "warning"
+    assert "does not depend on the size of the activations" in row.reason
+
+
+@pytest.mark.parametrize(
+    ("plugin", "reason"),
+    [
+        ("adc", "'adc' needs the attention of a class token, which this model does not have"),
+        ("tome", "'tome' needs the attention keys of a transformer's block"),
+        ("grid-pool", "'grid-pool' leaves other tokens than the model made"),
+    ],
+)
+def test_a_model_that_a_plugin_cannot_work_on_is_said_once(plugin: str, reason: str) -> None:
+    report = check_plugin(plugin, model="resnet18")
+    assert report.subject == f"{plugin} on resnet18"
+    [row] = report.rows
+    assert (row.check, row.outcome) == ("fits-the-model", "failed")
+    assert reason in row.reason
+    assert row.reason.endswith("without a model it is checked on a small Vision Transformer")
+    with pytest.raises(ConfigError, match="unknown check 'bytes'"):
+        check_plugin(plugin, model="resnet18", only=["bytes"])
+
+
+def test_a_model_that_cannot_be_built_is_no_fault_of_the_plugin() -> None:
+    with pytest.raises(ConfigError, match="unknown model 'resnet19'"):
+        check_plugin(Shift, model="resnet19")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +34,30 @@ def test_what_does_not_apply_is_skipped_with_a_reason() -> None:
 
     [row] = check_transport(Missing, only=["limits-hold"]).rows
     assert (row.outcome, row.reason) == ("skipped", "it needs a cable")
+
+
+def test_a_transport_is_named_in_many_ways(tmp_path: Path) -> None:
+    file = tmp_path / "slow.py"
+    file.write_text(
+        "from splitlab.transports.inprocess import InProcess\n\n\n"
+        "class Own(InProcess):\n"
+        "    def __init__(self, *, missing: str = '') -> None:\n"
+        "        super().__init__()\n"
+        "        self._missing = missing\n\n"
+        "    def unavailable(self) -> str | None:\n"
+        "        return self._missing or None\n"
+    )
+
+    def look(transport: str) -> tuple[str, str, str]:
+        report = check_transport(transport, only=["arrives-in-order"])
+        [row] = report.rows
+        return report.subject, row.outcome, row.reason
+
+    assert look("tcp:nodelay=false") == ("tcp:nodelay=false", "passed", "")
+    assert look(f"{file}:Own") == (f"{file}:Own", "passed", "")
+    assert look(f"{file}:Own:missing=a cable")[1:] == ("skipped", "a cable")
+    with pytest.raises(ConfigError, match="unknown parameter 'delay'"):
+        look("tcp:delay=1")
 
 
 def test_an_unknown_name_or_check_is_the_users_fault() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 
 from splitlab.core import ConfigError, Message, NetworkError, ProtocolError
 from splitlab.core.contract.link import Link
-from splitlab.core.testing import LINK_CHECKS, check_link, links, wrapper
+from splitlab.core.testing import LINK_CHECKS, check_link, check_listed, links, listed, wrapper
 
 
 class Passes:
@@ -222,6 +224,136 @@ def test_what_cannot_be_tried_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wrapper, "one_of_each_kind", list)
     [row] = check_link(Passes, only=["limits-hold"]).rows
     assert (row.outcome, row.reason) == ("skipped", "no transport works here")
+
+
+WRAPPERS = """
+from splitlab.core import Message, WrappedLink
+
+
+class Passes:
+    def __init__(self, *, every: int = 3) -> None:
+        self.every = every
+
+    def wrap(self, link, role):
+        return WrappedLink(link)
+
+
+class Swallows(Passes):
+    def wrap(self, link, role):
+        made = Swallowing(link)
+        made.every = self.every
+        return made
+
+
+class Swallowing(WrappedLink):
+    sent = 0
+
+    def send(self, message, timeout):
+        self.sent += 1
+        if self.sent % self.every:
+            return super().send(message, timeout)
+        return message.frame_bytes
+
+
+class Shares(Passes):
+    def wrap(self, link, role):
+        return Sharing(link)
+
+
+class Sharing(WrappedLink):
+    tensors = {}
+
+    def send(self, message, timeout):
+        self.tensors.update({name: message[name] for name in message})
+        return super().send(message, timeout)
+
+    def receive(self, timeout):
+        message = super().receive(timeout)
+        for name in message:
+            message.put(name, self.tensors[name], message.role(name))
+        return message
+
+
+class StaysOpen(Passes):
+    def wrap(self, link, role):
+        return Staying(link)
+
+
+class Staying(WrappedLink):
+    def close(self):
+        pass
+"""
+
+
+@pytest.fixture
+def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], str]:
+    """Return what gives the text for a wrapper of the file: by its name, or by the file."""
+    file = tmp_path / "wrappers.py"
+    file.write_text(WRAPPERS)
+    classes = ("Passes", "Swallows", "Shares", "StaysOpen")
+    tables = [f'[links.{name.lower()}]\ntarget = "wrappers.py:{name}"\n' for name in classes]
+    registry = tmp_path / "own.toml"
+    registry.write_text("\n".join(tables))
+    monkeypatch.setenv("SPLITLAB_REGISTRY", str(registry))
+    return lambda name, way: name.lower() if way == "name" else f"{file}:{name}"
+
+
+@pytest.mark.parametrize("way", ["name", "file"])
+@pytest.mark.parametrize("settings", ["", ":every=5"])
+def test_a_right_wrapper_passes_by_name(
+    named: Callable[[str, str], str], way: str, settings: str
+) -> None:
+    text = named("Passes", way) + settings
+    report = check_link(text)
+    report.raise_if_failed()
+    assert report.subject == text
+    assert {row.outcome for row in report.rows} == {"passed"}
+
+
+@pytest.mark.parametrize("way", ["name", "file"])
+@pytest.mark.parametrize(
+    ("wrong", "check"),
+    [
+        ("Swallows:every=2", "every-kind-arrives"),
+        ("Swallows:every=10", "arrives-in-order"),
+        ("Shares", "arrives-in-own-memory"),
+        ("StaysOpen", "closing-is-noticed"),
+        ("StaysOpen", "closed-link-says-so"),
+    ],
+)
+def test_a_wrong_wrapper_fails_by_name(
+    named: Callable[[str, str], str],
+    way: str,
+    wrong: str,
+    check: str,
+    hurry: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wrapper, "_SLACK", 0.7)
+    name, _, settings = wrong.partition(":")
+    text = f"{named(name, way)}:{settings}".rstrip(":")
+    report = check_link(text, only=[check])
+    assert report.failed() == [check], str(report)
+    assert report.subject == text
+
+
+def test_an_unknown_name_or_setting_is_the_users_fault(named: Callable[[str, str], str]) -> None:
+    with pytest.raises(ConfigError, match="unknown link 'pass'"):
+        check_link("pass")
+    with pytest.raises(ConfigError, match=r"every=x is not allowed; every takes int"):
+        check_link(f"{named('Passes', 'file')}:every=x")
+
+
+def test_wrappers_of_the_catalogue_are_listed_and_checked(
+    named: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [name for kind, name in listed() if kind == "link"] == [
+        *("passes", "swallows", "shares", "staysopen")
+    ]
+    monkeypatch.setattr("splitlab.core.testing.listed", lambda: [("link", "passes")])
+    [(report, _)] = check_listed()
+    report.raise_if_failed()
+    assert [row.check for row in report.rows] == [check.name for check in LINK_CHECKS]
 
 
 def test_a_check_of_no_link_is_unknown() -> None:
