@@ -18,7 +18,7 @@ _EXAMPLES = """\
   splitlab models                                 some models, and how they look where they are cut
   splitlab models deit_tiny                       those whose name contains deit_tiny
   splitlab models resnet18                        one explained: every cut, and its settings
-  splitlab models vit:image_size=32,patch=4,depth=9
+  splitlab models my_model.py:small_cnn           one of your own, from its file
 """
 
 _SHOWN = 8

@@ -14,7 +14,7 @@ __all__ = ["add"]
 
 _EXAMPLES = """\
   splitlab probes time                            one explained
-  splitlab run --plugin adc --probe time          its numbers stand in metrics.jsonl
+  splitlab run --probe time                       its numbers stand in metrics.jsonl
 """
 
 

@@ -187,7 +187,7 @@ def _problem(stack: Iterable[Declared], ground: Ground) -> str | None:
             return (
                 f"{plugin.label!r} leaves other tokens than the model made, and the server's part "
                 f"of this model takes {ground.fixed_tokens}; choose a model whose server part "
-                "takes any number of tokens, as Vision Transformers do, or another method"
+                "takes any number of tokens, as a transformer does, or another method"
             )
         if plugin.on_message and plugin.acts:
             off_graph = plugin.label

@@ -113,7 +113,7 @@ def _refusal(stack: Sequence[Bound], tiny: Tiny) -> str | None:
     try:
         tiny.pair(stack)
     except ConfigError as error:
-        return f"{error}; without a model it is checked on a small Vision Transformer"
+        return f"{error}; without a model it is checked on a small one that all methods fit"
     except Exception:  # noqa: BLE001 (what breaks is for the checks to say)
         pass
     return None

@@ -47,7 +47,8 @@ def narrow(kind: str, **arguments: Any) -> Any:
         vit = timm.create_model(name, **defaults | own | arguments)
         for parameter in vit.parameters():  # LayerScale begins near 0, many biases at 0
             parameter.data += 0.2 * torch.randn_like(parameter)
-        embedded = vit._pos_embed(vit.patch_embed(torch.zeros(1, 3, 32, 32)))
+        image = torch.zeros(1, 3, *vit.patch_embed.img_size)
+        embedded = vit._pos_embed(vit.patch_embed(image))
     if embedded.shape[1] != vit.patch_embed.num_patches + vit.num_prefix_tokens:
         pytest.skip(f"timm {timm.__version__} leaves out the special tokens of {kind}")
     return vit
