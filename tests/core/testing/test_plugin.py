@@ -106,7 +106,7 @@ def test_a_model_that_a_plugin_cannot_work_on_is_said_once(plugin: str, reason: 
     [row] = report.rows
     assert (row.check, row.outcome) == ("fits-the-model", "failed")
     assert reason in row.reason
-    assert row.reason.endswith("without a model it is checked on a small Vision Transformer")
+    assert row.reason.endswith("without a model it is checked on a small one that all methods fit")
     with pytest.raises(ConfigError, match="unknown check 'bytes'"):
         check_plugin(plugin, model="resnet18", only=["bytes"])
 
