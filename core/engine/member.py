@@ -75,7 +75,11 @@ class Asked:
         if not isinstance(answer, Mapping):
             raise self._error("metrics", f"it returned {answer!r}, not numbers by name")
         for name, value in answer.items():
-            if not isinstance(name, str) or not isinstance(value, (int, float)):
+            if (
+                not isinstance(name, str)
+                or not isinstance(value, (int, float))
+                or isinstance(value, bool)
+            ):
                 raise self._error("metrics", f"{name!r} is {value!r}, not a number by name")
         return {name: float(value) for name, value in answer.items()}
 
@@ -142,6 +146,10 @@ class Member(Asked):
             raise self._error(
                 "nominal_ratio", f"it must return two numbers, (up, down), and returns {answer!r}"
             ) from None
+        if not (0 < up <= 1 and 0 < down <= 1):
+            raise self._error(
+                "nominal_ratio", f"it returns {answer!r}; both must be more than 0, at most 1"
+            )
         return up, down
 
     def _traits(self) -> Traits:

@@ -16,7 +16,7 @@ from typing import Any
 
 from splitlab.core.contract.cut import Cut
 from splitlab.core.contract.errors import PluginError, SplitlabError
-from splitlab.core.contract.hooks import HookSpecs, hookimpl
+from splitlab.core.contract.hooks import DATA_HOOKS, HookSpecs, hookimpl
 from splitlab.core.contract.message import Message
 from splitlab.core.contract.peer import Peer
 from splitlab.core.contract.settings import Bound
@@ -24,6 +24,9 @@ from splitlab.core.contract.traits import Ground, Traits, check_order
 from splitlab.core.engine.member import Asked, Manager, Member, register
 
 __all__ = ["Stack"]
+
+_ENCODING = ("after_client_forward", "before_send")
+"""The hooks that go through the stack in its order; the other data hooks go backwards."""
 
 
 class Stack:
@@ -51,14 +54,18 @@ class Stack:
         check_order([member.declared for member in self._members])
         self._around = Manager("splitlab")
         self._around.add_hookspecs(HookSpecs)
-        self._around.register(_Chain(self._members, self._ran), name="the stack")
-        self._probes = [Asked(label, bound.build()) for label, bound in _labelled(probes)]
+        chain = _Chain(self._members)
+        self._around.register(chain, name="the stack")
+        taken = [member.label for member in self._members]
+        self._probes = [Asked(label, bound.build()) for label, bound in _labelled(probes, taken)]
         for probe in self._probes:
             register(self._around, f"probe {probe.label!r}", probe.plugin, "probe")
         for i, observer in enumerate(observers):
             register(self._around, f"observer {type(observer).__name__}@{i}", observer, "observer")
         self._role = "client"
-        self._heard = bool(self._around.hook.plugin_ran.get_hookimpls())
+        self._measuring = [a for a in (*self._members, *self._probes) if a.has("metrics")]
+        if self._around.hook.plugin_ran.get_hookimpls():
+            chain.ran = self._around.hook.plugin_ran
 
     # Data hooks.
 
@@ -123,8 +130,7 @@ class Stack:
 
     def metrics(self, step: int) -> dict[str, dict[str, float]]:
         """Return the numbers of every plugin and probe that has some for this step, by label."""
-        asked = [each for each in (*self._members, *self._probes) if each.has("metrics")]
-        found = {each.label: each.metrics(step) for each in asked}
+        found = {each.label: each.metrics(step) for each in self._measuring}
         return {label: numbers for label, numbers in found.items() if numbers}
 
     def report(self, folder: Path) -> None:
@@ -187,27 +193,31 @@ class Stack:
             trace = trace.tb_next
         return found
 
-    def _ran(self, label: str, hook: str, subject: Cut | Message, nanoseconds: int) -> None:
-        if not self._heard:
-            return
-        self._around.hook.plugin_ran(
-            label=label, hook=hook, subject=subject, nanoseconds=nanoseconds
-        )
-
 
 class _Chain:
-    """All plugins as one, which probes and observers stand around."""
+    """All plugins as one, which probes and observers stand around.
 
-    def __init__(self, members: Sequence[Member], ran: Any) -> None:
+    Attributes:
+        ran: is told of every call, if anybody listens.
+    """
+
+    def __init__(self, members: Sequence[Member]) -> None:
         self._members = members
-        self._ran = ran
+        self._acting = {
+            hook: [m for m in (members if hook in _ENCODING else reversed(members)) if m.has(hook)]
+            for hook in DATA_HOOKS
+        }
+        self.ran: Any = None
 
-    def _each(self, hook: str, subject: Cut | Message, *, backwards: bool = False) -> None:
-        for member in reversed(self._members) if backwards else self._members:
-            if member.has(hook):
-                started = time.perf_counter_ns()
+    def _each(self, hook: str, subject: Cut | Message) -> None:
+        for member in self._acting[hook]:
+            if self.ran is None:
                 member.work(hook, subject)
-                self._ran(member.label, hook, subject, time.perf_counter_ns() - started)
+                continue
+            started = time.perf_counter_ns()
+            member.work(hook, subject)
+            spent = time.perf_counter_ns() - started
+            self.ran(label=member.label, hook=hook, subject=subject, nanoseconds=spent)
 
     @hookimpl
     def after_client_forward(self, cut: Cut) -> None:
@@ -219,15 +229,15 @@ class _Chain:
 
     @hookimpl
     def after_receive(self, message: Message) -> None:
-        self._each("after_receive", message, backwards=True)
+        self._each("after_receive", message)
 
     @hookimpl
     def before_server_forward(self, cut: Cut) -> None:
-        self._each("before_server_forward", cut, backwards=True)
+        self._each("before_server_forward", cut)
 
     @hookimpl
     def gradient_return(self, cut: Cut) -> None:
-        self._each("gradient_return", cut, backwards=True)
+        self._each("gradient_return", cut)
 
     @hookimpl
     def setup(self, peer: Peer) -> None:
@@ -245,10 +255,12 @@ class _Chain:
             member.ask("run_end")
 
 
-def _labelled(bound: Iterable[Bound]) -> list[tuple[str, Bound]]:
+def _labelled(bound: Iterable[Bound], taken: Sequence[str] = ()) -> list[tuple[str, Bound]]:
     """Give everyone a label of its own: the second of a name is ``NAME#2``."""
     found: list[tuple[str, Bound]] = []
+    names = [label.partition("#")[0] for label in taken]
     for each in bound:
-        twins = sum(other.label == each.label for _, other in found)
+        twins = names.count(each.label)
+        names.append(each.label)
         found.append((f"{each.label}#{twins + 1}" if twins else each.label, each))
     return found

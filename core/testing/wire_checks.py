@@ -53,8 +53,6 @@ def bytes_are_real(s: Subject) -> str | None:
     if ledger.total("up") + ledger.total("down") != crossed:
         raise s.failed(f"the ledger does not count {crossed} bytes as they crossed")
     nominal = client.stack.nominal_ratio()
-    if not all(0 < ratio <= 1 for ratio in nominal):
-        raise s.failed(f"nominal_ratio returns {nominal}; both must be more than 0, at most 1")
     peer = client.peer
     whole = 4 * peer.batch_size * peer.tokens * peer.width
     measured = [sum(sizes) / len(sizes) / whole for sizes in found.values()]

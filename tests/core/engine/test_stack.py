@@ -98,6 +98,50 @@ def test_nominal_ratios_multiply_and_one_that_acts_in_evaluation_is_enough(tiny:
     assert Stack([tiny.bound(Scales, by=2.0)]).acts_in_evaluation() is False
 
 
+@pytest.mark.parametrize("answer", [(0.0, 0.5), (0.5, 1.01), (float("nan"), 1.0), (-0.1, 0.2)])
+def test_a_nominal_ratio_is_a_share(tiny: Any, answer: Any) -> None:
+    class Boasts:
+        @hookimpl
+        def nominal_ratio(self) -> Any:
+            return answer
+
+    with pytest.raises(PluginError, match="'boasts' failed in nominal_ratio: .* at most 1"):
+        Stack([tiny.bound(Boasts)]).nominal_ratio()
+
+
+class Counts:
+    """Has a number for every step: how many times it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    @hookimpl
+    def metrics(self) -> dict[str, float]:
+        self.asked += 1
+        return {"asked": self.asked}
+
+
+def test_a_probe_called_like_a_plugin_does_not_hide_its_numbers(tiny: Any) -> None:
+    stack = Stack([tiny.bound(Counts)], probes=[tiny.bound(Counts), tiny.bound(Counts)])
+    stack.metrics(0)
+    assert stack.metrics(1) == {
+        "counts": {"asked": 2.0},
+        "counts#2": {"asked": 2.0},
+        "counts#3": {"asked": 2.0},
+    }
+
+
+@pytest.mark.parametrize("answer", ["high", {"a": "1"}, {1: 1.0}, {"a": True}])
+def test_metrics_are_numbers_by_name(tiny: Any, answer: Any) -> None:
+    class Says:
+        @hookimpl
+        def metrics(self) -> Any:
+            return answer
+
+    with pytest.raises(PluginError, match="probe 'says' failed in metrics: .*by name"):
+        Stack([], probes=[tiny.bound(Says)]).metrics(0)
+
+
 @pytest.mark.parametrize("answer", [0.5, (0.5,), ("a", "b"), None])
 def test_a_nominal_ratio_is_two_numbers(tiny: Any, answer: Any) -> None:
     class Odd:

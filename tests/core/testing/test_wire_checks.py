@@ -72,7 +72,7 @@ class LooksAtThreads(Cast):
 
 
 WRONG = [
-    (Boasts, "bytes-are-real", "nominal_ratio returns (0.5, 0.0)"),
+    (Boasts, "bytes-are-real", "failed in nominal_ratio: it returns (0.5, 0.0)"),
     (Smuggles, "bytes-are-real", "put numbers into a tensor of Role.SIDE"),
     (
         SharesItsClass,
