@@ -105,7 +105,7 @@ def test_a_nominal_ratio_is_a_share(tiny: Any, answer: Any) -> None:
         def nominal_ratio(self) -> Any:
             return answer
 
-    with pytest.raises(PluginError, match="'boasts' failed in nominal_ratio: .* at most 1"):
+    with pytest.raises(PluginError, match=r"'boasts' failed in nominal_ratio: .* at most 1"):
         Stack([tiny.bound(Boasts)]).nominal_ratio()
 
 
@@ -138,7 +138,7 @@ def test_metrics_are_numbers_by_name(tiny: Any, answer: Any) -> None:
         def metrics(self) -> Any:
             return answer
 
-    with pytest.raises(PluginError, match="probe 'says' failed in metrics: .*by name"):
+    with pytest.raises(PluginError, match=r"probe 'says' failed in metrics: .*by name"):
         Stack([], probes=[tiny.bound(Says)]).metrics(0)
 
 
