@@ -18,6 +18,7 @@ test-everywhere: .venv/installed-test
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 types: .venv/installed-dev
 	mkdir -p build/types
