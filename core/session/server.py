@@ -87,9 +87,9 @@ class ServerSession:
             raise LinkError(f"the client ended the run: {reason(message)}")
         if not self._open:
             return self._hello(message)
-        if message.kind is Kind.ACTIVATION:
+        if message.kind not in (Kind.HELLO, Kind.CONTROL):
             answer = self._server.handle(message)
-            if message.training:
+            if answer.kind is Kind.GRADIENT:  # the last word of a training step
                 self.steps += 1
                 if self._server.metrics:
                     self._measured(message.step + 1)
