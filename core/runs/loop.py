@@ -247,9 +247,9 @@ class Loop:
             cut=plan.cut,
             seed=plan.config.seed,
         )
-        self.client.stack.report(self.folder.probes())
         self.folder.write_ledger(self.ledger)
         self.folder.write_summary(summary)
+        self.client.stack.report(self.folder.probes())  # one that fails costs no summary
         return Result(self.folder.path, summary, self.ledger.counts)
 
     def _way_back(self) -> str:

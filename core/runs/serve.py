@@ -68,17 +68,21 @@ def serve(
                     pipe.write(listener.address + "\n")
             link = wrapped(listener.accept(wait), plan.links, "server")
             cleanup.enter_context(closing(link))
-        session = open_session(link, server, plan, output)
+        session, report = open_session(link, server, plan, output)
         while session.turn():
             pass
+        report()
     say(f"served {session.steps} steps to the end of the client's run")
     return session.steps
 
 
 def open_session(
     link: Link, server: Server, plan: Plan, output: str | Path | None
-) -> ServerSession:
-    """Return the server's session on a link; what it leaves is written below ``output``."""
+) -> tuple[ServerSession, Callable[[], None]]:
+    """Return the server's session on a link, and what lets its probes report after its goodbye.
+
+    What the server leaves is written below ``output``.
+    """
     folder = Path(output) if output is not None else Path("runs")
     checkpoints: list[Checkpoints] = []
 
@@ -107,7 +111,10 @@ def open_session(
     def measured(step: int) -> None:
         append(folder / SERVER_METRICS, StepRecord(step, metrics=server.metrics))
 
-    return ServerSession(
+    def report() -> None:
+        server.stack.report(folder / "probes")
+
+    session = ServerSession(
         link,
         server,
         dict(plan.agreement),
@@ -116,5 +123,5 @@ def open_session(
         resume=resume,
         save=save,
         measured=measured,
-        finish=lambda: server.stack.report(folder / "probes"),
     )
+    return session, report
