@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from splitlab.core.command.options import Parser, add_config, add_quiet, declare, given
 from splitlab.core.command.serve import scheme, serve_config
 from splitlab.core.command.stop import StopAsked
-from splitlab.core.runs.config import Config
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
@@ -81,17 +80,14 @@ def train(arguments: argparse.Namespace, connect: str | None = None) -> int:
     """
     from splitlab.core.catalogue.links import load_transport
     from splitlab.core.command.progress import reporter
-    from splitlab.core.runs.folder import RunFolder
-    from splitlab.core.runs.run import run
+    from splitlab.core.runs.run import chosen, run
 
     options = given(arguments)
     if connect:
         options["transport"] = scheme(connect)
-    config = Config.from_mapping(options)
-    if arguments.resume is not None:
-        if connect:
+        if arguments.resume is not None:
             del options["transport"]  # the run has one already
-        config = replace(RunFolder.open(arguments.resume).read_config(), output=arguments.resume)
+    config, folder = chosen(None, arguments.resume, options)
     if getattr(arguments, "dry_run", False):
         from splitlab.core.runs.plan import Plan
 
@@ -101,6 +97,8 @@ def train(arguments: argparse.Namespace, connect: str | None = None) -> int:
     transport = load_transport(config.transport)
     launched = transport.launched() if transport.place == "beside" else None
     if launched and launched[0] == "server":
+        if folder is not None:
+            config = replace(config, output=str(folder.path))
         classes = getattr(arguments, "classes", None)
         return serve_config(config, address=launched[1], classes=classes, quiet=arguments.quiet)
     result = run(
@@ -125,7 +123,7 @@ def show_plan(plan: Plan) -> None:
         ("model", (f"{model.name}, {cut}", "bold")),
         ("client part", f"{model.client_parameters:,} parameters"),
         ("server part", f"{model.server_parameters:,} parameters"),
-        ("data", f"{data.name}, {data.train:,} training images, {data.classes} classes"),
+        ("data", f"{data.name}, {data.train:,} training images, {plan.classes} classes"),
     ]
     stack = [plugin.agreement() for plugin in plan.stack] or ["none"]
     facts += [("" if i else "stack", text) for i, text in enumerate(stack)]

@@ -15,7 +15,7 @@ from splitlab.core.contract.errors import NetworkError
 from splitlab.core.contract.link import InsideTransport, Link, NetworkTransport
 from splitlab.core.engine.server import Server
 from splitlab.core.runs.folder import RunFolder
-from splitlab.core.runs.plan import Plan
+from splitlab.core.runs.plan import PeerPlan
 from splitlab.core.runs.serve import open_session
 
 __all__ = ["Launch", "link_inside"]
@@ -27,7 +27,7 @@ _PARTING_SECONDS = 5.0
 
 @contextmanager
 def link_inside(
-    transport: InsideTransport, plan: Plan, server: Server, folder: RunFolder
+    transport: InsideTransport, plan: PeerPlan, server: Server, folder: RunFolder
 ) -> Iterator[Link]:
     """Yield the client's end of a link to a server in this process, which takes its turns there.
 
@@ -53,7 +53,7 @@ class Launch:
         folder: where the server's checkpoints and what it prints go.
     """
 
-    def __init__(self, plan: Plan, folder: RunFolder) -> None:
+    def __init__(self, plan: PeerPlan, folder: RunFolder) -> None:
         self._plan = plan
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
@@ -107,7 +107,7 @@ class Launch:
         command = [sys.executable, "-P", "-m", "splitlab.core.command", "serve"]
         command += ["--config", str(self._folder.path / "config.toml")]
         command += ["--output", str(self._folder.path)]
-        command += ["--classes", str(self._plan.data.classes)]
+        command += ["--classes", str(self._plan.classes)]
         command += ["--announce", str(writing), "--wait", str(_STARTUP_SECONDS)]
         command += ["--timeout", str(self._plan.config.timeout)]
         with self._folder.server_log().open("wb") as log:

@@ -244,7 +244,7 @@ class Loop:
             transport=plan.config.transport,
             dataset=plan.data.name,
             model=plan.config.model,
-            cut=plan.cut,
+            cut=plan.model.cut,
             seed=plan.config.seed,
         )
         self.folder.write_ledger(self.ledger)

@@ -91,7 +91,7 @@ class Comparison:
 
     Attributes:
         folder: the comparison's.
-        config: what all runs have in common, resolved.
+        config: what all runs have in common, decided.
         contenders: the stacks, in the order of the table.
         seeds: of the runs.
         outcomes: of every run that there is to be, by folder of the contender and seed.

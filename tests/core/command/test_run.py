@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,6 +62,37 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(
     ):
         assert words.replace(" ", "") in text, words
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_of_a_run_that_goes_on_takes_what_that_would_take(
+    tmp_path: Path, fails: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path / "r")
+    assert main(["run", *FAST, "--quiet", "--output", folder]) == 0
+    line = fails("run", "--dry-run", "--resume", folder, "--lr", "0.1")
+    assert "--lr cannot be given with --resume" in line
+    assert main(["run", "--dry-run", "--resume", folder, "--budget", "steps=7"]) == 0
+    assert re.search(r"steps +about 7 ", capsys.readouterr().out)
+
+
+def test_a_server_that_a_launcher_started_goes_on_in_the_runs_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+) -> None:
+    folder = str(tmp_path / "r")
+    assert main(["run", *FAST, "--quiet", "--output", folder]) == 0
+    transport = SimpleNamespace(place="beside", launched=lambda: ("server", "address"))
+    monkeypatch.setattr("splitlab.core.catalogue.links.load_transport", lambda name: transport)
+    served: list[tuple[Config, str]] = []
+
+    def serve_config(config: Config, *, address: str, **options: Any) -> int:
+        served.append((config, address))
+        return 0
+
+    monkeypatch.setattr("splitlab.core.command.run.serve_config", serve_config)
+    assert main(["run", "--resume", folder, "--timeout", "5"]) == 0
+    [(config, address)] = served
+    assert (config.output, config.timeout, address) == (folder, 5, "address")
+    assert "--seed cannot be given" in fails("run", "--resume", folder, "--seed", "3")
 
 
 def test_what_came_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
