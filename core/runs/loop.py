@@ -242,6 +242,7 @@ class Loop:
             bytes_down=down,
             stack=tuple(plan.titles),
             transport=plan.config.transport,
+            links=plan.config.links,
             dataset=plan.data.name,
             model=plan.config.model,
             cut=plan.model.cut,
@@ -250,7 +251,7 @@ class Loop:
         self.folder.write_ledger(self.ledger)
         self.folder.write_summary(summary)
         self.client.stack.report(self.folder.probes())  # one that fails costs no summary
-        return Result(self.folder.path, summary, self.ledger.counts)
+        return Result(self.folder.path, summary, self.ledger)
 
     def _way_back(self) -> str:
         step = max(self._checkpoints.steps(), default=0)

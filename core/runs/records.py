@@ -127,6 +127,7 @@ class Summary:
         bytes_down: training bytes that the server sent.
         stack: the plugins, as tables call them.
         transport: of the run, with its settings.
+        links: the wrappers around the link, with their settings.
         dataset: name of the data.
         model: name of the model, with its settings.
         cut: where it was cut.
@@ -154,6 +155,7 @@ class Summary:
     seed: int
     accuracy_uncompressed: float | None = None
     loss_uncompressed: float | None = None
+    links: tuple[str, ...] = ()
     version: int = VERSION
 
     def __getitem__(self, name: str) -> Any:
@@ -174,9 +176,14 @@ class Summary:
 
 
 def _object(record: Any) -> dict[str, Any]:
-    """Return the fields of a record that say something."""
-    values = {spec.name: getattr(record, spec.name) for spec in dataclasses.fields(record)}
-    return {name: value for name, value in values.items() if value is not None and value != {}}
+    """Return the fields of a record that say something: all but optional ones that are empty."""
+    found = {}
+    for spec in dataclasses.fields(record):
+        value = getattr(record, spec.name)
+        optional = (spec.default, spec.default_factory) != (dataclasses.MISSING,) * 2
+        if not optional or value not in (None, {}, ()):
+            found[spec.name] = value
+    return found
 
 
 def _line(kind: str, record: StepRecord | EvaluationRecord) -> str:
@@ -213,7 +220,8 @@ def read_summary(folder: Path) -> Summary:
     with _naming(path):
         values = json.loads(path.read_text(encoding="utf-8"))
         _check_version(values.setdefault("version", 1))
-        return Summary(**values | {"stack": tuple(values["stack"])})
+        lists = {"stack": values["stack"], "links": values.get("links", ())}
+        return Summary(**values | {name: tuple(items) for name, items in lists.items()})
 
 
 def read_ledger(folder: Path) -> Ledger:

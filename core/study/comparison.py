@@ -277,7 +277,7 @@ class Comparison:
         return (
             f"{c.dataset or c.data_dir}, {c.model} cut at {c.cut}, batch size "
             f"{c.batch_size}, {c.optimizer} with learning rate {c.lr:g}, budget {c.budget}, "
-            f"transport {c.transport}, seed{'s' * (len(self.seeds) > 1)} {seeds}."
+            f"transport {c.link}, seed{'s' * (len(self.seeds) > 1)} {seeds}."
         )
 
 

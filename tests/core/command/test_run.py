@@ -20,8 +20,12 @@ from splitlab.core.runs.config import Config
 from splitlab.core.runs.plan import Plan
 from splitlab.core.runs.records import Summary
 from splitlab.core.runs.reporter import Result
+from splitlab.core.wire.ledger import Ledger
 
 HERE = ["--weights", "none", "--threads", "1", "--device", "cpu"]
+EXAMPLES = Path(__file__).parents[3] / "examples"
+HALF = f"{EXAMPLES}/half_precision.py:HalfPrecision"
+DELAYED = f"{EXAMPLES}/delayed_link.py:Delayed"
 FAST = [*HERE, "--budget", "steps=1"]
 
 
@@ -64,6 +68,28 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "through"),
+    [
+        (["--plugin", "adc"], "uncompressed: no plugin acts in evaluation"),
+        (["--plugin", HALF], "through the stack and without it"),
+        (["--plugin", HALF, "--evaluate", "compressed"], "through the stack"),
+        (["--plugin", HALF, "--evaluate", "uncompressed"], "without the stack"),
+    ],
+)
+def test_a_dry_run_shows_probes_links_and_rhythms(
+    options: list[str], through: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options += ["--probe", "time", "--link", f"{DELAYED}:ms=3", "--link", DELAYED]
+    options += ["--eval-every", "5", "--checkpoint-every", "1"]
+    assert main(["run", "--dry-run", *FAST, *options]) == 0
+    text = "".join(capsys.readouterr().out.split())
+    wrappers = r"Delayed@\w{12}:ms=3.0Delayed@\w{12}:ms="
+    assert "probestimebytesastep" in text
+    assert f"evaluationevery5steps,{through.replace(' ', '')}checkpointeverysteplink" in text
+    assert re.search(f"linkinprocesslinkwrappers{wrappers}", text)
+
+
 def test_a_dry_run_of_a_run_that_goes_on_takes_what_that_would_take(
     tmp_path: Path, fails: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,11 +129,11 @@ def test_what_came_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
         **{"ratio_measured": 0.11, "ratio_nominal": 0.1, "seconds": 9.0},
         **{"client_seconds": 4.0, "server_seconds": 3.0, "link_seconds": 2.0},
     )
-    ledger = {
+    counts = {
         "training": {"up": {"activation": 1500, "header": 40}, "down": {"gradient": 2000}},
         "control": {"up": {"header": 7}},
     }
-    show_result(Result(Path("runs/x"), summary, ledger))
+    show_result(Result(Path("runs/x"), summary, Ledger(counts)))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     for line in (
         "accuracy 0.7500",

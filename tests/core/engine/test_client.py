@@ -184,13 +184,13 @@ def test_an_answer_on_the_other_side_of_the_plugins_is_the_peers_error(
     answer = tiny.travel(server.handle(tiny.travel(next(query))))
     answer.stacked = not stacked
     log.clear()
-    with pytest.raises(ProtocolError, match="PREDICTION came (past|through) the plugins, what was"):
+    with pytest.raises(ProtocolError, match=r"PREDICTION came (past|through) the plugins, what"):
         query.send(answer)
     training = client.train(tiny.batch(), 1)
     answer = tiny.travel(server.handle(tiny.travel(next(training))))
     answer.stacked = False
     log.clear()
-    with pytest.raises(ProtocolError, match="GRADIENT came past the plugins, .* went through"):
+    with pytest.raises(ProtocolError, match=r"GRADIENT came past the plugins, .* went through"):
         training.send(answer)
     assert log == []  # no plugin decodes what none encoded
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,14 @@ def test_a_summary_answers_to_its_names(tmp_path: Path) -> None:
     for name in ("accuracy_uncompressed", "as_dict", "nonsense"):
         with pytest.raises(KeyError):
             summary[name]
+
+
+def test_a_summary_names_its_links_where_there_are_any(tmp_path: Path) -> None:
+    assert "links" not in RESULT.as_dict()
+    late = replace(RESULT, stack=(), links=("delay:ms=3",))
+    (tmp_path / SUMMARY).write_text(late.text())
+    assert read_summary(tmp_path) == late
+    assert (late["links"], late.as_dict()["stack"]) == (("delay:ms=3",), ())
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"version": "x"}', '{"version": 2}'])

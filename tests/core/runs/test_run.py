@@ -14,7 +14,7 @@ import torch
 
 from splitlab.core import ConfigError, SplitlabError, hookimpl, run
 from splitlab.core.runs import plan as plans
-from splitlab.core.runs.records import read_summary
+from splitlab.core.runs.records import read_ledger, read_summary
 from splitlab.core.runs.reporter import Reporter
 
 
@@ -42,6 +42,7 @@ def test_run_folder_holds_what_the_documentation_says(
     summary = json.loads((folder / "summary.json").read_text())
     assert summary == json.loads(result.summary.text())
     assert read_summary(folder) == result.summary
+    assert read_ledger(folder).counts == result.ledger.counts
     assert summary["steps"] == 8
     assert summary["epochs"] == pytest.approx(2)
     assert summary["bytes_up"] == sum(r["bytes_up"] for r in train)
