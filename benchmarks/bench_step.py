@@ -19,7 +19,7 @@ from splitlab.core.catalogue.loading import load
 from splitlab.core.contract.batch import Batch
 from splitlab.core.models.build import build_model, describe
 from splitlab.core.runs.config import Config
-from splitlab.core.runs.plan import make_for_server
+from splitlab.core.runs.plan import Decided, make_for_server
 from splitlab.core.runs.workers import build_client, build_server
 from splitlab.core.session.client import ClientSession
 from splitlab.core.session.server import ServerSession
@@ -32,7 +32,7 @@ CASES = [("vit-mini", 128, 15), ("deit_tiny_patch16_224", 64, 4)]
 def split_step(config: Config, batch: Batch) -> Callable[[], None]:
     """Return a function that makes one training step over the in-process link."""
     # Without data of its own a client's plan is that of a server.
-    plan, model = make_for_server(config, 10, peers_here=1)
+    plan, model = make_for_server(Decided.of(config), 10, peers_here=1)
     client, server = build_client(plan, model), build_server(plan, model)
     client_end, server_end = load("transports", "inprocess")().pair(lambda: server_session.turn())
     server_session = ServerSession(

@@ -89,7 +89,7 @@ def training(options: dict[str, Any], folder: Path) -> dict[str, Any]:
     records = [record for record in records if record["kind"] != "records"]
     summary = result.summary.as_dict()
     kept = {key: v for key, v in summary.items() if "seconds" not in key and key != "version"}
-    facts = {"records": records, "ledger": result.ledger, "summary": kept}
+    facts = {"records": records, "ledger": result.ledger.counts, "summary": kept}
     return facts | {"checkpoints": checkpoints}
 
 

@@ -25,7 +25,7 @@ from splitlab.core.command.main import parser
 from splitlab.core.command.options import given
 from splitlab.core.models.build import describe
 from splitlab.core.runs.config import Config
-from splitlab.core.runs.plan import settled
+from splitlab.core.runs.plan import Decided
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -159,7 +159,7 @@ def test_the_commands_of_a_short_page_are_accepted(
     for command in commands:
         arguments = parser().parse_args(shlex.split(command)[1:])
         if hasattr(arguments, "config"):
-            config, _ = settled(Config.from_mapping(given(arguments)))
+            config = Decided.of(Config.from_mapping(given(arguments))).config
             load_transport(config.transport)
 
 

@@ -22,7 +22,7 @@ from splitlab.core.command.options import given
 from splitlab.core.engine.stack import Stack
 from splitlab.core.models.build import describe
 from splitlab.core.runs.config import Config
-from splitlab.core.runs.plan import settled
+from splitlab.core.runs.plan import Decided
 from splitlab.core.runs.records import StepRecord, read_records
 from splitlab.core.study.compare import split_stack
 from splitlab.core.testing import check_link
@@ -103,8 +103,8 @@ def test_commands_of_the_readme_are_accepted(command: str, monkeypatch: pytest.M
         for stack in arguments.plugins:
             Stack(bind_stack(split_stack(stack)))
     elif hasattr(arguments, "config"):
-        resolved, _ = settled(Config.from_mapping(given(arguments)))
-        assert all(f"--plugin {plugin}" in command for plugin in resolved.plugins)
+        config = Decided.of(Config.from_mapping(given(arguments))).config
+        assert all(f"--plugin {plugin}" in command for plugin in config.plugins)
     assert callable(arguments.command)
 
 
@@ -131,7 +131,8 @@ def test_the_registry_of_the_readme_can_be_used(
     monkeypatch.chdir(tmp_path)
     assert notices() == []
     options = ["--model", "small-cnn", "--link", "slow:ms=3", "--plugin", "quantize"]
-    config, facts = settled(Config.from_mapping(given(parser().parse_args(["run", *options]))))
+    decided = Decided.of(Config.from_mapping(given(parser().parse_args(["run", *options]))))
+    config, facts = decided.config, decided.model
     assert config.links == ("slow:ms=3",)
     assert facts.layout.any_tokens is False
     assert [bound.label for bound in bind_stack(["adc-q4"])] == ["adc", "quantize"]
@@ -207,12 +208,13 @@ def test_a_delayed_link_and_a_model_of_ones_own(
     }
     bare = run(output=str(tmp_path / "bare"), **common)
     late = run(output=str(tmp_path / "late"), links=[f"{DELAYED}:ms=40"], **common)
-    assert late.ledger == bare.ledger
+    assert late.ledger.counts == bare.ledger.counts
     assert late.summary.loss == bare.summary.loss
+    assert (late.summary.links, bare.summary.links) == ((f"{DELAYED}:ms=40",), ())
     # Two steps, and in each a message up and one down.
     assert late.summary.link_seconds >= 0.99 * 2 * 2 * 0.040
     # 8 bits for every number of (128, 49, 32).
-    assert bare.ledger["training"]["up"]["activation"] == 2 * 128 * 49 * 32
+    assert bare.ledger.counts["training"]["up"]["activation"] == 2 * 128 * 49 * 32
 
 
 def test_the_delayed_link_holds_what_every_link_holds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +251,7 @@ def test_the_probe_measures_what_the_stack_leaves(
     folder = tmp_path / "watched"
     run(output=str(folder), budget="steps=1", probes=[SPREAD], **common)
     watched = run(resume=folder, budget="steps=2")
-    assert watched.ledger["training"] == bare.ledger["training"]
+    assert watched.ledger.counts["training"] == bare.ledger.counts["training"]
     assert watched.summary.loss == bare.summary.loss
     numbers = [
         record.metrics["AttentionSpread"]

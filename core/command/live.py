@@ -50,7 +50,7 @@ class LiveReporter(RunState):
         self._title = Text.assemble(
             (" + ".join(plan.titles) or "none", "bold"),
             f"  {config.dataset or config.data_dir} · {config.model} · cut {config.cut} · "
-            f"{config.transport} · {folder}",
+            f"{config.link} · {folder}",
         )
         self._note = f"budget {config.budget}"
         self._draw()

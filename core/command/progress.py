@@ -103,7 +103,7 @@ class PlainReporter(RunState):
             f"run    {stack} on {config.dataset or config.data_dir}, {config.model}, "
             f"cut {config.cut}"
         )
-        print(f"link   {config.transport}, budget {config.budget}, folder {folder}", flush=True)
+        print(f"link   {config.link}, budget {config.budget}, folder {folder}", flush=True)
 
     def loading(self, part: str, done: int, total: int) -> None:
         """Print how many images are decoded, if it takes long."""

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 from splitlab.core.command.options import Parser, add_config, add_quiet, declare, given
 from splitlab.core.command.serve import scheme, serve_config
 from splitlab.core.command.stop import StopAsked
-from splitlab.core.runs.config import Config
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from splitlab.core.command.options import Commands
+    from splitlab.core.command.show import Cell
+    from splitlab.core.contract.settings import Bound
     from splitlab.core.runs.plan import Plan
     from splitlab.core.runs.reporter import Result
 
@@ -81,17 +84,14 @@ def train(arguments: argparse.Namespace, connect: str | None = None) -> int:
     """
     from splitlab.core.catalogue.links import load_transport
     from splitlab.core.command.progress import reporter
-    from splitlab.core.runs.folder import RunFolder
-    from splitlab.core.runs.run import run
+    from splitlab.core.runs.run import chosen, run
 
     options = given(arguments)
     if connect:
         options["transport"] = scheme(connect)
-    config = Config.from_mapping(options)
-    if arguments.resume is not None:
-        if connect:
+        if arguments.resume is not None:
             del options["transport"]  # the run has one already
-        config = replace(RunFolder.open(arguments.resume).read_config(), output=arguments.resume)
+    config, folder = chosen(None, arguments.resume, options)
     if getattr(arguments, "dry_run", False):
         from splitlab.core.runs.plan import Plan
 
@@ -101,6 +101,8 @@ def train(arguments: argparse.Namespace, connect: str | None = None) -> int:
     transport = load_transport(config.transport)
     launched = transport.launched() if transport.place == "beside" else None
     if launched and launched[0] == "server":
+        if folder is not None:
+            config = replace(config, output=str(folder.path))
         classes = getattr(arguments, "classes", None)
         return serve_config(config, address=launched[1], classes=classes, quiet=arguments.quiet)
     result = run(
@@ -117,7 +119,7 @@ def train(arguments: argparse.Namespace, connect: str | None = None) -> int:
 
 def show_plan(plan: Plan) -> None:
     """Print what a run would be."""
-    from splitlab.core.command.show import Cell, human_bytes, print_facts
+    from splitlab.core.command.show import human_bytes, print_facts
 
     config, model, data, layout = plan.config, plan.model, plan.data, plan.model.layout
     cut = f"cut {model.cut} of 0 to {model.last_cut}: {layout.tokens} tokens × {layout.width}"
@@ -125,10 +127,10 @@ def show_plan(plan: Plan) -> None:
         ("model", (f"{model.name}, {cut}", "bold")),
         ("client part", f"{model.client_parameters:,} parameters"),
         ("server part", f"{model.server_parameters:,} parameters"),
-        ("data", f"{data.name}, {data.train:,} training images, {data.classes} classes"),
+        ("data", f"{data.name}, {data.train:,} training images, {plan.classes} classes"),
     ]
-    stack = [plugin.agreement() for plugin in plan.stack] or ["none"]
-    facts += [("" if i else "stack", text) for i, text in enumerate(stack)]
+    facts += _listed("stack", plan.stack) or [("stack", "none")]
+    facts += _listed("probes", plan.probes)
     whole = f"{human_bytes(plan.batch_bytes)} each way uncompressed"
     if plan.step_bytes is None:
         predicted = f"cannot be foreseen, {whole}"
@@ -140,10 +142,33 @@ def show_plan(plan: Plan) -> None:
         ("bytes a step", predicted),
         ("steps", "cannot be foreseen" if steps is None else f"about {steps:,}"),
         ("budget", config.budget),
+        ("evaluation", f"{_every(plan.eval_every)}, {_through(plan)}"),
+        ("checkpoint", _every(plan.checkpoint_every)),
         ("link", config.transport),
+        *_listed("link wrappers", plan.links),
         ("device", str(plan.device)),
     ]
     print_facts(facts)
+
+
+def _listed(name: str, members: Sequence[Bound]) -> list[tuple[str, Cell]]:
+    """Return a fact of several lines: everyone with all parameters."""
+    return [("" if i else name, member.agreement()) for i, member in enumerate(members)]
+
+
+def _every(steps: int) -> str:
+    return f"every {steps:,} steps" if steps > 1 else "every step"
+
+
+def _through(plan: Plan) -> str:
+    """Say what an evaluation goes through."""
+    if not any(traits.evaluation for traits in plan.traits.values()):
+        return "uncompressed: no plugin acts in evaluation"
+    return {
+        "both": "through the stack and without it",
+        "compressed": "through the stack",
+        "uncompressed": "without the stack",
+    }[plan.config.evaluate]
 
 
 _KINDS = ("activation", "gradient", "targets", "side", "prediction", "header")
@@ -151,16 +176,17 @@ _KINDS = ("activation", "gradient", "targets", "side", "prediction", "header")
 
 def show_result(result: Result) -> None:
     """Print what came of a run: its summary, and its bytes by phase, direction and kind."""
-    from splitlab.core.command.show import Cell, human_bytes, print_facts, print_table
+    from splitlab.core.command.show import human_bytes, print_facts, print_table
 
-    summary, ledger = result.summary, result.ledger
+    summary, ledger = result.summary, result.ledger.counts
     facts: list[tuple[str, Cell]] = [("accuracy", (f"{summary.accuracy:.4f}", "bold"))]
     if summary.accuracy_uncompressed is not None:
         without = f"{summary.accuracy_uncompressed:.4f} (evaluated without the stack)"
         facts.append(("uncompressed", without))
     ratio = f"measured {summary.ratio_measured:.4f}, nominal ξ {summary.ratio_nominal:.4f}"
-    parts = ", ".join(
-        f"{name} {summary[f'{name}_seconds']:.1f} s" for name in ("client", "server", "link")
+    parts = (
+        f"client {summary.client_seconds:.1f} s, server {summary.server_seconds:.1f} s, "
+        f"link {summary.link_seconds:.1f} s"
     )
     facts += [
         ("steps", f"{summary.steps:,} ({summary.epochs:.2f} epochs)"),

@@ -12,7 +12,7 @@ from splitlab.core.runs.config import Config
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
-    from splitlab.core.models.build import ModelFacts
+    from splitlab.core.runs.plan import Decided
 
 __all__ = ["add", "scheme", "serve_config"]
 
@@ -115,18 +115,19 @@ def serve_config(
         quiet: print nothing.
     """
     from splitlab.core.data.entry import class_count
-    from splitlab.core.runs.plan import settled
+    from splitlab.core.runs.plan import Decided
     from splitlab.core.runs.serve import serve
 
-    config, facts = settled(config)
+    decided = Decided.of(config)
+    config = decided.config
     if classes is None:
-        classes = class_count(config.dataset) if config.dataset else _count_classes(config, facts)
+        classes = class_count(config.dataset) if config.dataset else _count_classes(decided)
     if classes < 1:
         raise ConfigError(f"--classes {classes} is not allowed; 1 or more")
     if not 0 < wait <= 1e6:
         raise ConfigError(f"--wait {wait} is not allowed; more than 0, at most 1000000 seconds")
     serve(
-        config,
+        decided,
         classes,
         address=address,
         output=config.output,
@@ -138,14 +139,14 @@ def serve_config(
     return 0
 
 
-def _count_classes(config: Config, facts: ModelFacts) -> int:
-    if not os.path.isdir(config.data_dir or ""):
+def _count_classes(decided: Decided) -> int:
+    if not os.path.isdir(decided.config.data_dir or ""):
         raise ConfigError(
             "the server must know how many classes the client's data have; give --classes N"
         )
     from splitlab.core.runs.plan import load_configured_data
 
-    return len(load_configured_data(config, facts).train.classes)
+    return len(load_configured_data(decided).train.classes)
 
 
 def _say(line: str) -> None:

@@ -26,7 +26,9 @@ _EXAMPLES = """\
 
 # Options that say nothing of a single step between peers in this process.
 _NOT_TRACED = (
+    "probes",
     "transport",
+    "links",
     "budget",
     "evaluate",
     "eval_every",

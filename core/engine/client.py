@@ -72,7 +72,7 @@ class Client(Worker):
             cut = self._cut(batch, step, training=True)
             self.stack.after_client_forward(cut)
         message = yield self._message(cut, stacked=True)
-        self._expect(message, Kind.GRADIENT, step)
+        self._expect(message, Kind.GRADIENT, step, stacked=True)
         message.to(self.peer.device)
         self.stack.after_receive(message)
         cut.gradient = message[GRADIENT]
@@ -102,9 +102,9 @@ class Client(Worker):
                     self.stack.after_client_forward(cut)
             asked = self._message(cut, stacked=stacked)
         message = yield asked
-        self._expect(message, Kind.PREDICTION, number)
+        self._expect(message, Kind.PREDICTION, number, stacked=stacked)
         with torch.no_grad():
-            if message.stacked:
+            if stacked:
                 self.stack.after_receive(message.to(self.peer.device))
         loss = message.meta.get("loss_sum")
         if not isinstance(loss, float):
@@ -117,11 +117,17 @@ class Client(Worker):
             )
         return Answer(ids, loss)
 
-    def _expect(self, message: Message, kind: Kind, step: int) -> None:
+    def _expect(self, message: Message, kind: Kind, step: int, *, stacked: bool) -> None:
         if message.kind is not kind or message.step != step:
             raise ProtocolError(
                 f"got a {message.kind.name} for step {message.step}, expected a {kind.name} for "
                 f"step {step}"
+            )
+        if message.stacked is not stacked:
+            went, came = ("through" if through else "past" for through in (stacked, not stacked))
+            raise ProtocolError(
+                f"step {step}: the {kind.name} came {came} the plugins, what was sent went {went} "
+                "them"
             )
 
     def _cut(self, batch: Batch, step: int, *, training: bool) -> Cut:

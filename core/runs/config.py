@@ -208,6 +208,11 @@ class Config:
             )
         Budget.parse(self.budget)
 
+    @property
+    def link(self) -> str:
+        """The transport and the wrappers around it, for display."""
+        return " + ".join((self.transport, *self.links))
+
     @classmethod
     def from_mapping(cls, values: typing.Mapping[str, Any], where: str = "") -> Config:
         """Build from names and values, such as a parsed TOML file.

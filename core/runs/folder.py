@@ -35,8 +35,8 @@ from splitlab.core.runs.records import (
     StepRecord,
     Summary,
     ledger_text,
-    parse_record,
     read_evaluations,
+    text_until,
     version_line,
 )
 from splitlab.core.wire.ledger import Ledger
@@ -174,16 +174,13 @@ def append(path: Path, record: StepRecord | EvaluationRecord) -> None:
 
 
 def cut_after(path: Path, step: int) -> None:
-    """Forget the records of a log that are of later steps."""
+    """Forget the records of a log that are of later steps, and a last line that is unfinished.
+
+    Raises:
+        ConfigError: anything else of the log is damaged.
+    """
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        records = [parse_record(line) for line in lines]
-        kept = [
-            line
-            for line, record in zip(lines, records, strict=True)
-            if record is None or record.step <= step
-        ]
-        _write(path, "".join(kept))
+        _write(path, text_until(path, step))
 
 
 def _free(path: Path) -> Path:

@@ -15,7 +15,7 @@ from splitlab.core.contract.errors import NetworkError
 from splitlab.core.contract.link import InsideTransport, Link, NetworkTransport
 from splitlab.core.engine.server import Server
 from splitlab.core.runs.folder import RunFolder
-from splitlab.core.runs.plan import Plan
+from splitlab.core.runs.plan import PeerPlan
 from splitlab.core.runs.serve import open_session
 
 __all__ = ["Launch", "link_inside"]
@@ -27,15 +27,19 @@ _PARTING_SECONDS = 5.0
 
 @contextmanager
 def link_inside(
-    transport: InsideTransport, plan: Plan, server: Server, folder: RunFolder
+    transport: InsideTransport, plan: PeerPlan, server: Server, folder: RunFolder
 ) -> Iterator[Link]:
-    """Yield the client's end of a link to a server in this process, which takes its turns there."""
+    """Yield the client's end of a link to a server in this process, which takes its turns there.
+
+    When the block has come to its end, the server's probes report.
+    """
     client_end, server_end = transport.pair(lambda: session.turn() and None)
     client_end = wrapped(client_end, plan.links, "client")
     server_end = wrapped(server_end, plan.links, "server")
-    session = open_session(server_end, server, plan, folder.path)
+    session, report = open_session(server_end, server, plan, folder.path)
     try:
         yield client_end
+        report()
     finally:
         client_end.close()
         server_end.close()
@@ -49,7 +53,7 @@ class Launch:
         folder: where the server's checkpoints and what it prints go.
     """
 
-    def __init__(self, plan: Plan, folder: RunFolder) -> None:
+    def __init__(self, plan: PeerPlan, folder: RunFolder) -> None:
         self._plan = plan
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
@@ -103,7 +107,7 @@ class Launch:
         command = [sys.executable, "-P", "-m", "splitlab.core.command", "serve"]
         command += ["--config", str(self._folder.path / "config.toml")]
         command += ["--output", str(self._folder.path)]
-        command += ["--classes", str(self._plan.data.classes)]
+        command += ["--classes", str(self._plan.classes)]
         command += ["--announce", str(writing), "--wait", str(_STARTUP_SECONDS)]
         command += ["--timeout", str(self._plan.config.timeout)]
         with self._folder.server_log().open("wb") as log:
@@ -118,6 +122,7 @@ class Launch:
             )
         os.close(writing)
         self._process = process
+        patience = _PARTING_SECONDS
         try:
             with os.fdopen(reading) as pipe:
                 ready, _, _ = select.select([pipe], [], [], _STARTUP_SECONDS)
@@ -125,17 +130,18 @@ class Launch:
             if not address:
                 raise NetworkError(f"the server process did not start{self.last_words()}")
             yield address
+            patience = self._plan.config.timeout  # after the goodbye its probes report
         finally:
-            _end(process)
+            _end(process, patience)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], patience: float) -> None:
     """Wait for the server process, which ends by itself when the link does; then make it end."""
     for insist in (None, process.terminate, process.kill):
         if insist is not None:
             insist()
         try:
-            process.wait(_PARTING_SECONDS)
+            process.wait(patience if insist is None else _PARTING_SECONDS)
             return
         except subprocess.TimeoutExpired:
             continue

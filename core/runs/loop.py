@@ -242,15 +242,16 @@ class Loop:
             bytes_down=down,
             stack=tuple(plan.titles),
             transport=plan.config.transport,
+            links=plan.config.links,
             dataset=plan.data.name,
             model=plan.config.model,
-            cut=plan.cut,
+            cut=plan.model.cut,
             seed=plan.config.seed,
         )
-        self.client.stack.report(self.folder.probes())
         self.folder.write_ledger(self.ledger)
         self.folder.write_summary(summary)
-        return Result(self.folder.path, summary, self.ledger.counts)
+        self.client.stack.report(self.folder.probes())  # one that fails costs no summary
+        return Result(self.folder.path, summary, self.ledger)
 
     def _way_back(self) -> str:
         step = max(self._checkpoints.steps(), default=0)

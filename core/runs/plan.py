@@ -16,7 +16,6 @@ import torch
 from splitlab.core.catalogue.binding import bind, bind_stack
 from splitlab.core.catalogue.links import bind_wrappers
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.contract.part import Layout
 from splitlab.core.contract.peer import Peer
 from splitlab.core.contract.settings import Bound
 from splitlab.core.contract.traits import Traits
@@ -26,49 +25,84 @@ from splitlab.core.models.build import ModelFacts, build_model, describe, finger
 from splitlab.core.models.segments import Segmented
 from splitlab.core.runs.config import DEFAULT_DATASET, Budget, Config
 
-__all__ = ["DataFacts", "Plan", "choose_device", "make", "make_for_server", "settled"]
+__all__ = [
+    "DataFacts",
+    "Decided",
+    "PeerPlan",
+    "Plan",
+    "choose_device",
+    "load_configured_data",
+    "make",
+    "make_for_server",
+]
 
 Loading = Callable[[str, int, int], None]
 """Told the part of the data, the images decoded so far, and all of them."""
 
 
 @dataclass(frozen=True)
-class DataFacts:
-    """What is known of the data.
+class Decided:
+    """What can be decided of a run without its data. A plan is made of it, once.
 
     Attributes:
-        name: of the data set or folder; empty where only the client knows.
-        classes: C.
-        train: training images; 0 where only the client knows.
-        test: test images; 0 where only the client knows.
+        config: with data set, cut, image size and threads decided.
+        stack: the plugins, with all their parameters.
+        probes: what watches, with all parameters.
+        links: the wrappers around the link, with all parameters.
+        model: what the model looks like where it is cut.
+        threads: CPU threads of each peer.
+        tried: plugins and probes, built; the plan sets them up and hears what they say.
     """
 
-    name: str
-    classes: int
-    train: int = 0
-    test: int = 0
+    config: Config
+    stack: tuple[Bound, ...]
+    probes: tuple[Bound, ...]
+    links: tuple[Bound, ...]
+    model: ModelFacts
+    threads: int
+    tried: Stack
+
+    @classmethod
+    def of(cls, config: Config) -> Decided:
+        """Decide, and check everything that has a name.
+
+        Raises:
+            ConfigError: an unknown name, a wrong setting, a stack that cannot work on this model.
+            PluginError: a plugin or probe that cannot be built.
+        """
+        stack = tuple(bind_stack(config.plugins))
+        probes = tuple(bind("probes", text) for text in config.probes)
+        tried = Stack(stack, probes)
+        links = tuple(bind_wrappers(config.links))
+        model = describe(config.model, image_size=config.image_size, cut=config.cut)
+        tried.check(model.ground)
+        threads = config.threads or _cores()
+        config = replace(
+            config,
+            dataset=config.dataset or (None if config.data_dir else DEFAULT_DATASET),
+            cut=model.cut,
+            image_size=model.image_size,
+            threads=threads,
+        )
+        return cls(config, stack, probes, links, model, threads, tried)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A run, decided in everything.
+class PeerPlan:
+    """What the plans of both peers hold; it is all of the server's.
 
     Attributes:
-        config: every option, decided.
+        config: every option, decided but for those that only the client decides.
         stack: the plugins, with all their parameters.
         probes: what watches, with all parameters.
         links: the wrappers around the link, with all parameters.
         traits: what every plugin declares, by label.
+        nominal: the stack's nominal ratios (up, down).
         model: what the model looks like where it is cut.
-        data: what the data look like.
+        classes: C.
         agreement: what both peers must have in common, by the name that the user knows it by.
         device: where this peer computes.
-        cut: behind which segment of the model.
-        threads: CPU threads of each peer.
-        budget: when the run ends.
-        eval_every: steps between evaluations.
-        checkpoint_every: steps between checkpoints.
-        nominal: the stack's nominal ratios (up, down).
+        threads: its CPU threads.
     """
 
     config: Config
@@ -76,26 +110,12 @@ class Plan:
     probes: tuple[Bound, ...]
     links: tuple[Bound, ...]
     traits: Mapping[str, Traits]
+    nominal: tuple[float, float]
     model: ModelFacts
-    data: DataFacts
+    classes: int
     agreement: Mapping[str, str]
     device: torch.device
-    cut: int
     threads: int
-    budget: Budget
-    eval_every: int
-    checkpoint_every: int
-    nominal: tuple[float, float]
-
-    @classmethod
-    def of(cls, config: Config, *, loading: Loading | None = None) -> Plan:
-        """Return the plan of a configuration; what was loaded for it is let go.
-
-        Raises:
-            ConfigError: a name, setting or file that cannot be used.
-            PluginError: a plugin that cannot be built or set up.
-        """
-        return make(config, loading=loading)[0]
 
     @property
     def titles(self) -> list[str]:
@@ -106,6 +126,46 @@ class Plan:
     def batch_bytes(self) -> int:
         """Size of one uncompressed full batch at the cut, float32."""
         return 4 * self.config.batch_size * self.model.layout.tokens * self.model.layout.width
+
+    def peer(self, role: Literal["client", "server"]) -> Peer:
+        """Return the facts of this peer."""
+        return _peer(self.config, self.model, self.classes, role, self.device)
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What is known of the data: their name, and how many images there are to train and to test."""
+
+    name: str
+    train: int
+    test: int
+
+
+@dataclass(frozen=True)
+class Plan(PeerPlan):
+    """A run, decided in everything; this is the client's plan.
+
+    Attributes:
+        data: what the data look like.
+        budget: when the run ends.
+        eval_every: steps between evaluations.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    data: DataFacts
+    budget: Budget
+    eval_every: int
+    checkpoint_every: int
+
+    @classmethod
+    def of(cls, config: Config, *, loading: Loading | None = None) -> Plan:
+        """Return the plan of a configuration; what was loaded for it is let go.
+
+        Raises:
+            ConfigError: a name, setting or file that cannot be used.
+            PluginError: a plugin or probe that cannot be built or set up.
+        """
+        return make(Decided.of(config), loading=loading)[0]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -137,74 +197,56 @@ class Plan:
             return math.ceil(amount * samples / per_step)
         return math.ceil(amount / sum(self.step_bytes)) if self.step_bytes else None
 
-    def peer(self, role: Literal["client", "server"], device: torch.device) -> Peer:
-        """Return the facts of one of the two peers."""
-        return _peer(self.config, self.model.layout, self.data.classes, self.cut, role, device)
-
-
-def settled(config: Config) -> tuple[Config, ModelFacts]:
-    """Decide what can be decided without data, and check everything that has a name.
-
-    Returns:
-        The configuration with data set, cut, image size and threads; and what the model looks like.
-
-    Raises:
-        ConfigError: an unknown name, a wrong setting, a stack that cannot work on this model.
-    """
-    stack = Stack(bind_stack(config.plugins), bind_probes(config))
-    bind_wrappers(config.links)
-    facts = describe(config.model, image_size=config.image_size, cut=config.cut)
-    stack.check(facts.ground)
-    return (
-        replace(
-            config,
-            dataset=config.dataset or (None if config.data_dir else DEFAULT_DATASET),
-            cut=facts.cut,
-            image_size=facts.image_size,
-            threads=config.threads or _cores(),
-        ),
-        facts,
-    )
-
 
 def make(
-    config: Config, *, loading: Loading | None = None, peers_here: int = 1
+    decided: Decided, *, loading: Loading | None = None, peers_here: int = 1
 ) -> tuple[Plan, Segmented, Data]:
     """Make the client's plan; returns the whole model and the data that it took, too.
 
     Args:
-        config: the run.
+        decided: of the run's configuration.
         loading: is told how the data are loaded.
         peers_here: 2 if the server is another process on this machine; see `choose_device`.
     """
-    config, facts = settled(config)
-    device = choose_device(config.device, "client", peers_here=peers_here)
-    data = load_configured_data(config, facts, loading)
-    known = DataFacts(data.name, len(data.train.classes), len(data.train), len(data.test))
-    plan, model = _plan(config, facts, known, device)
+    device = choose_device(decided.config.device, "client", peers_here=peers_here)
+    data = load_configured_data(decided, loading)
+    shared, model = _plan(decided, len(data.train.classes), device)
+    config = decided.config
+    every = config.eval_every or -(-len(data.train) // config.batch_size)
+    checkpoints = config.checkpoint_every or every
+    mine = {"config": replace(config, eval_every=every, checkpoint_every=checkpoints)}
+    plan = Plan(
+        **vars(shared) | mine,
+        data=DataFacts(data.name, len(data.train), len(data.test)),
+        budget=Budget.parse(config.budget),
+        eval_every=every,
+        checkpoint_every=checkpoints,
+    )
     return plan, model, data
 
 
-def make_for_server(config: Config, classes: int, *, peers_here: int) -> tuple[Plan, Segmented]:
+def make_for_server(
+    decided: Decided, classes: int, *, peers_here: int
+) -> tuple[PeerPlan, Segmented]:
     """Make the server's plan, which knows of the data how many classes they have, and no more.
 
     Args:
-        config: the same as the client's in everything that both must agree on.
+        decided: of a configuration that is the client's in everything that both must agree on.
         classes: C.
         peers_here: 2 if the client is another process on this machine.
     """
-    config, facts = settled(config)
-    device = choose_device(config.device, "server", peers_here=peers_here)
-    return _plan(config, facts, DataFacts("", classes), device)
+    device = choose_device(decided.config.device, "server", peers_here=peers_here)
+    return _plan(decided, classes, device)
 
 
-def load_configured_data(config: Config, facts: ModelFacts, loading: Loading | None = None) -> Data:
-    """Load the data of a configuration of `settled`, in the form that its model takes."""
+def load_configured_data(decided: Decided, loading: Loading | None = None) -> Data:
+    """Load the data of a configuration, in the form that its model takes."""
+    config = decided.config
     return load_data(
         config.dataset,
         config.data_dir,
-        image_size=facts.image_size,
-        channels=facts.channels,
+        image_size=decided.model.image_size,
+        channels=decided.model.channels,
         seed=config.seed,
         augment=config.augment,
         workers=config.workers,
@@ -212,55 +254,40 @@ def load_configured_data(config: Config, facts: ModelFacts, loading: Loading | N
     )
 
 
-def bind_probes(config: Config) -> list[Bound]:
-    """Return the probes of a configuration."""
-    return [bind("probes", text) for text in config.probes]
-
-
-def _plan(
-    config: Config, facts: ModelFacts, data: DataFacts, device: torch.device
-) -> tuple[Plan, Segmented]:
-    bound = bind_stack(config.plugins)
+def _plan(decided: Decided, classes: int, device: torch.device) -> tuple[PeerPlan, Segmented]:
+    config, facts, tried = decided.config, decided.model, decided.tried
     model = build_model(
         config.model,
-        classes=data.classes,
+        classes=classes,
         seed=config.seed,
         image_size=facts.image_size,
         pretrained=config.pretrained,
         weights=config.weights,
     )
-    peer = _peer(config, facts.layout, data.classes, facts.cut, "client", torch.device("cpu"))
+    peer = _peer(config, facts, classes, "client", torch.device("cpu"))
     peer.unable = model.part(0, (facts.cut,), torch.device("meta")).unable
-    tried = Stack(bound)
     tried.setup(peer)
-    every = config.eval_every or max(1, -(-data.train // config.batch_size))
-    checkpoints = config.checkpoint_every or every
-    plan = Plan(
-        config=replace(config, eval_every=every, checkpoint_every=checkpoints),
-        stack=tuple(bound),
-        probes=tuple(bind_probes(config)),
-        links=tuple(bind_wrappers(config.links)),
+    plan = PeerPlan(
+        config=config,
+        stack=decided.stack,
+        probes=decided.probes,
+        links=decided.links,
         traits=tried.traits(),
-        model=facts,
-        data=data,
-        agreement=_agreement(config, facts, bound, data.classes, fingerprint(model.module)),
-        device=device,
-        cut=facts.cut,
-        threads=config.threads or _cores(),
-        budget=Budget.parse(config.budget),
-        eval_every=every,
-        checkpoint_every=checkpoints,
         nominal=tried.nominal_ratio(),
+        model=facts,
+        classes=classes,
+        agreement=_agreement(decided, classes, fingerprint(model.module)),
+        device=device,
+        threads=decided.threads,
     )
     tried.run_end()
     return plan, model
 
 
-def _agreement(
-    config: Config, facts: ModelFacts, bound: list[Bound], classes: int, mark: str
-) -> dict[str, str]:
+def _agreement(decided: Decided, classes: int, mark: str) -> dict[str, str]:
+    config, facts = decided.config, decided.model
     return {
-        "stack": " + ".join(plugin.agreement() for plugin in bound) or "none",
+        "stack": " + ".join(plugin.agreement() for plugin in decided.stack) or "none",
         "model": facts.identity,
         "image size": str(facts.image_size),
         "cut": str(facts.cut),
@@ -274,9 +301,8 @@ def _agreement(
 
 def _peer(
     config: Config,
-    layout: Layout,
+    model: ModelFacts,
     classes: int,
-    cut: int,
     role: Literal["client", "server"],
     device: torch.device,
 ) -> Peer:
@@ -284,8 +310,8 @@ def _peer(
         role=role,
         seed=config.seed,
         classes=classes,
-        layout=layout,
-        cut=cut,
+        layout=model.layout,
+        cut=model.cut,
         batch_size=config.batch_size,
         device=device,
         augmented=config.augment != "none",

@@ -38,6 +38,7 @@ __all__ = [
     "read_ledger",
     "read_records",
     "read_summary",
+    "text_until",
     "version_line",
 ]
 
@@ -126,6 +127,7 @@ class Summary:
         bytes_down: training bytes that the server sent.
         stack: the plugins, as tables call them.
         transport: of the run, with its settings.
+        links: the wrappers around the link, with their settings.
         dataset: name of the data.
         model: name of the model, with its settings.
         cut: where it was cut.
@@ -153,6 +155,7 @@ class Summary:
     seed: int
     accuracy_uncompressed: float | None = None
     loss_uncompressed: float | None = None
+    links: tuple[str, ...] = ()
     version: int = VERSION
 
     def __getitem__(self, name: str) -> Any:
@@ -173,9 +176,14 @@ class Summary:
 
 
 def _object(record: Any) -> dict[str, Any]:
-    """Return the fields of a record that say something."""
-    values = {spec.name: getattr(record, spec.name) for spec in dataclasses.fields(record)}
-    return {name: value for name, value in values.items() if value is not None and value != {}}
+    """Return the fields of a record that say something: all but optional ones that are empty."""
+    found = {}
+    for spec in dataclasses.fields(record):
+        value = getattr(record, spec.name)
+        optional = (spec.default, spec.default_factory) != (dataclasses.MISSING,) * 2
+        if not optional or value not in (None, {}, ()):
+            found[spec.name] = value
+    return found
 
 
 def _line(kind: str, record: StepRecord | EvaluationRecord) -> str:
@@ -194,36 +202,76 @@ def ledger_text(ledger: Ledger) -> str:
 
 # Reading.
 
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
+"""What reading raises where a file does not hold what was written."""
+
+
+class _LaterVersionError(Exception):
+    """The records are of a later version."""
+
 
 def read_summary(folder: Path) -> Summary:
-    """Return the summary of a run; `ConfigError` if it is damaged, or of a later version."""
-    with _reading(folder / SUMMARY) as text:
-        values = json.loads(text)
+    """Return the summary of a run.
+
+    Raises:
+        ConfigError: as every reader here: the file is damaged, of a later version, or not there.
+    """
+    path = folder / SUMMARY
+    with _naming(path):
+        values = json.loads(path.read_text(encoding="utf-8"))
         _check_version(values.setdefault("version", 1))
-        return Summary(**values | {"stack": tuple(values["stack"])})
+        lists = {"stack": values["stack"], "links": values.get("links", ())}
+        return Summary(**values | {name: tuple(items) for name, items in lists.items()})
 
 
 def read_ledger(folder: Path) -> Ledger:
-    """Return the ledger of a run; `ConfigError` if it is damaged, or of a later version."""
-    with _reading(folder / LEDGER) as text:
-        values = json.loads(text)
+    """Return the ledger of a run."""
+    path = folder / LEDGER
+    with _naming(path):
+        values = json.loads(path.read_text(encoding="utf-8"))
         _check_version(values.pop("version", 1))
         return Ledger(values)
 
 
 def read_records(folder: Path, name: str = METRICS) -> list[StepRecord | EvaluationRecord]:
-    """Return all records of a run, in their order; `ConfigError` if a line is none."""
-    with _reading(folder / name) as text:
-        found = [parse_record(line) for line in text.splitlines()]
+    """Return all records of a run, in their order."""
+    path = folder / name
+    with _naming(path):
+        found = [parse_record(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [record for record in found if record is not None]
 
 
 def read_evaluations(folder: Path) -> list[EvaluationRecord]:
     """Return the evaluations of a run, in their order; skips steps without parsing them."""
-    with _reading(folder / METRICS) as text:
-        lines = text.splitlines()
+    path = folder / METRICS
+    with _naming(path):
+        lines = path.read_text(encoding="utf-8").splitlines()
         found = [parse_record(line) for line in lines if '"train"' not in line[:20]]
         return [record for record in found if isinstance(record, EvaluationRecord)]
+
+
+def text_until(path: Path, step: int) -> str:
+    """Return the text of a log without the records of later steps.
+
+    A last line that is unfinished or cannot be read is left out: who wrote it was killed.
+    """
+    kept = []
+    with _naming(path):
+        lines = path.read_bytes().splitlines(keepends=True)
+        for number, line in enumerate(lines, start=1):
+            last = number == len(lines)
+            if last and not line.endswith(b"\n"):
+                break
+            try:
+                text = line.decode()
+                record = parse_record(text)
+            except _DAMAGE:
+                if last:
+                    break
+                raise
+            if record is None or record.step <= step:
+                kept.append(text)
+    return "".join(kept)
 
 
 def parse_record(line: str) -> StepRecord | EvaluationRecord | None:
@@ -241,17 +289,28 @@ def parse_record(line: str) -> StepRecord | EvaluationRecord | None:
 
 
 def _check_version(version: object) -> None:
-    if version not in range(1, VERSION + 1):
-        raise ValueError(
-            f"records of version {version}, this splitlab reads 1 to {VERSION}: use a newer one"
-        )
+    if type(version) is not int or version < 1:
+        raise ValueError(f"its version is {version!r}")
+    if version > VERSION:
+        raise _LaterVersionError(version)
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[str]:
-    """Yield the text of a file; whatever is wrong with it names the file."""
+def _naming(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a file names the file, and the way out."""
     try:
-        yield path.read_text(encoding="utf-8")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        yield
+    except _LaterVersionError as error:
+        raise ConfigError(
+            f"{path} is of version {error}; this splitlab reads 1 to {VERSION}: use a newer one"
+        ) from None
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path} does not exist; name the folder of a run, or if the run is not finished go on "
+            f"with it: splitlab run --resume {path.parent}"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except _DAMAGE as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"{path} is damaged ({reason}); delete the run to run it again") from None

@@ -9,7 +9,7 @@ from pathlib import Path
 from splitlab.core.contract.errors import SplitlabError
 from splitlab.core.runs.plan import Plan
 from splitlab.core.runs.records import EvaluationRecord, Summary
-from splitlab.core.wire.ledger import Counts, Ledger
+from splitlab.core.wire.ledger import Ledger
 
 __all__ = ["Interrupted", "Progress", "Reporter", "Result"]
 
@@ -48,12 +48,12 @@ class Result:
     Attributes:
         folder: the run folder.
         summary: the content of ``summary.json``.
-        ledger: bytes by phase, direction and kind, as in ``ledger.json``.
+        ledger: bytes by phase, direction and kind, as in ``ledger.json``: its ``counts``.
     """
 
     folder: Path
     summary: Summary
-    ledger: Counts
+    ledger: Ledger
 
 
 class Reporter:

@@ -17,11 +17,11 @@ from splitlab.core.runs.config import Config, flag
 from splitlab.core.runs.folder import RunFolder
 from splitlab.core.runs.launch import Launch, link_inside
 from splitlab.core.runs.loop import Loop
-from splitlab.core.runs.plan import make
+from splitlab.core.runs.plan import Decided, make
 from splitlab.core.runs.reporter import Reporter, Result
 from splitlab.core.runs.workers import build_client, build_server, limited_threads
 
-__all__ = ["run"]
+__all__ = ["chosen", "run"]
 
 
 def run(
@@ -56,17 +56,26 @@ def run(
     reporter = reporter or Reporter()
     result = None
     try:
-        config, folder = _chosen(config, resume, options)
+        config, folder = chosen(config, resume, options)
         result = _run(config, folder, connect, observers, reporter, should_stop)
         return result
     finally:
         reporter.end(result)
 
 
-def _chosen(
+def chosen(
     config: Config | None, resume: str | Path | None, options: dict[str, Any]
 ) -> tuple[Config, RunFolder | None]:
-    """Return the configuration of a new run, or that of the run to go on with and its folder."""
+    """Return the configuration of a new run, or that of the run to go on with and its folder.
+
+    Args:
+        config: as in `run`; so are the others.
+        resume: folder of the run to go on with.
+        options: fields of `Config`, on top of it.
+
+    Raises:
+        ConfigError: an option that does not exist, cannot be changed, or a folder of no run.
+    """
     Config.from_mapping(options)  # a key that does not exist is the first thing to say
     folder = RunFolder.open(resume) if resume is not None else None
     if folder is not None:
@@ -94,10 +103,10 @@ def _run(
     if transport.place == "inside" and connect:
         raise ConfigError(f"transport {config.transport!r} cannot join a server")
     alone = transport.place == "inside" or connect is not None
+    decided = Decided.of(config)
     with ExitStack() as cleanup:
-        cleanup.enter_context(limited_threads(config.threads or 1))
-        plan, model, data = make(config, loading=reporter.loading, peers_here=1 if alone else 2)
-        cleanup.enter_context(limited_threads(plan.threads))
+        cleanup.enter_context(limited_threads(decided.threads))
+        plan, model, data = make(decided, loading=reporter.loading, peers_here=1 if alone else 2)
         client = build_client(plan, model, observers)
         cleanup.callback(client.stack.run_end)
         if folder is None:
@@ -108,13 +117,14 @@ def _run(
         last_words: Callable[[], str] = str
         if transport.place == "inside":
             server = build_server(plan, model, observers)
+            del model  # each peer has its own part
             cleanup.callback(server.stack.run_end)
             link = cleanup.enter_context(link_inside(transport, plan, server, folder))
         else:
+            del model  # the server makes its own
             launch = Launch(plan, folder)
             last_words = launch.last_words
             link = cleanup.enter_context(launch.link(transport, connect))
-        del model  # each peer has its own part
         loop = Loop(plan, data, client, link, folder, reporter, should_stop, connect)
         return loop.go(last_words)
 

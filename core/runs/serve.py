@@ -13,9 +13,8 @@ from splitlab.core.contract.errors import ConfigError, ProtocolError
 from splitlab.core.contract.link import Link
 from splitlab.core.engine.server import Server
 from splitlab.core.runs.checkpoint import Checkpoints
-from splitlab.core.runs.config import Config
 from splitlab.core.runs.folder import append, cut_after
-from splitlab.core.runs.plan import Plan, make_for_server
+from splitlab.core.runs.plan import Decided, PeerPlan, make_for_server
 from splitlab.core.runs.records import SERVER_METRICS, StepRecord
 from splitlab.core.runs.workers import build_server, limited_threads
 from splitlab.core.session.server import ServerSession
@@ -24,7 +23,7 @@ __all__ = ["open_session", "serve"]
 
 
 def serve(
-    config: Config,
+    decided: Decided,
     classes: int,
     *,
     address: str | None = None,
@@ -37,7 +36,7 @@ def serve(
     """Listen, serve one client, and return the number of training steps served.
 
     Args:
-        config: the same as the client's in everything that both must agree on.
+        decided: of a configuration that is the client's in everything that both must agree on.
         classes: C, width of the head.
         address: where to listen; the transport's default (loopback, a free port) if None.
         output: folder for the server's checkpoints; ``runs/NAME`` by default, with the client's
@@ -50,13 +49,13 @@ def serve(
     Raises:
         SplitlabError: also when the client is gone before the end of its run.
     """
-    transport = load_transport(config.transport)
+    named = decided.config.transport
+    transport = load_transport(named)
     if transport.place == "inside":
-        raise ConfigError(f"transport {config.transport!r} has both peers in one process; use tcp")
+        raise ConfigError(f"transport {named!r} has both peers in one process; use tcp")
     with ExitStack() as cleanup:
-        cleanup.enter_context(limited_threads(config.threads or 1))
-        plan, model = make_for_server(config, classes, peers_here=peers_here)
-        cleanup.enter_context(limited_threads(plan.threads))
+        cleanup.enter_context(limited_threads(decided.threads))
+        plan, model = make_for_server(decided, classes, peers_here=peers_here)
         server = build_server(plan, model)
         del model  # of which the server has its part
         cleanup.callback(server.stack.run_end)
@@ -68,17 +67,21 @@ def serve(
                     pipe.write(listener.address + "\n")
             link = wrapped(listener.accept(wait), plan.links, "server")
             cleanup.enter_context(closing(link))
-        session = open_session(link, server, plan, output)
+        session, report = open_session(link, server, plan, output)
         while session.turn():
             pass
+        report()
     say(f"served {session.steps} steps to the end of the client's run")
     return session.steps
 
 
 def open_session(
-    link: Link, server: Server, plan: Plan, output: str | Path | None
-) -> ServerSession:
-    """Return the server's session on a link; what it leaves is written below ``output``."""
+    link: Link, server: Server, plan: PeerPlan, output: str | Path | None
+) -> tuple[ServerSession, Callable[[], None]]:
+    """Return the server's session on a link, and what lets its probes report after its goodbye.
+
+    What the server leaves is written below ``output``.
+    """
     folder = Path(output) if output is not None else Path("runs")
     checkpoints: list[Checkpoints] = []
 
@@ -107,7 +110,10 @@ def open_session(
     def measured(step: int) -> None:
         append(folder / SERVER_METRICS, StepRecord(step, metrics=server.metrics))
 
-    return ServerSession(
+    def report() -> None:
+        server.stack.report(folder / "probes")
+
+    session = ServerSession(
         link,
         server,
         dict(plan.agreement),
@@ -116,5 +122,5 @@ def open_session(
         resume=resume,
         save=save,
         measured=measured,
-        finish=lambda: server.stack.report(folder / "probes"),
     )
+    return session, report

@@ -21,7 +21,7 @@ from splitlab.core.engine.client import Client
 from splitlab.core.engine.conversation import hold
 from splitlab.core.engine.server import Server
 from splitlab.core.runs.config import Config
-from splitlab.core.runs.plan import make
+from splitlab.core.runs.plan import Decided, make
 from splitlab.core.runs.stages import CLIENT_BACKWARD, FRAME, Recorder, Stage, watcher
 from splitlab.core.runs.workers import build_client, build_server, limited_threads
 from splitlab.core.wire.decode import decode
@@ -109,7 +109,8 @@ def trace(
     """Trace one training step, both directions, on a batch of the configured data.
 
     Args:
-        config: model, data and stack; what is about the link and the end of a run is not used.
+        config: model, data and stack; what is about the link and the end of a run is not used, and
+            of probes nothing is shown.
         step: which one, from 1; those before it are trained first, so that plugins that learn or
             remember have something to show.
         repeats: steps that are timed, on the same batch, after the one that is shown and one more.
@@ -124,9 +125,10 @@ def trace(
     if not 1 <= repeats <= 1000:
         raise ConfigError(f"--repeats {repeats} is not allowed; from 1 to 1000")
     known = dataclasses.asdict(config) if config else {}
-    plan, model, data = make(Config.from_mapping(known | options))
-    config = plan.config
-    with limited_threads(plan.threads):
+    decided = Decided.of(Config.from_mapping(known | options))
+    with limited_threads(decided.threads):
+        plan, model, data = make(decided)
+        config = plan.config
         recorder = Recorder(plan.device)
         client = build_client(plan, model, [watcher("client", recorder)])
         server = build_server(plan, model, [watcher("server", recorder)])
@@ -155,7 +157,7 @@ def trace(
         stack=config.plugins,
         dataset=data.name,
         model=config.model,
-        cut=plan.cut,
+        cut=plan.model.cut,
         rows=rows,
         step=step,
         repeats=repeats,

@@ -12,26 +12,26 @@ from splitlab.core.engine.client import Client
 from splitlab.core.engine.server import Server
 from splitlab.core.engine.stack import Stack
 from splitlab.core.engine.worker import Optimization
-from splitlab.core.runs.plan import Plan
+from splitlab.core.runs.plan import PeerPlan
 
 __all__ = ["build_client", "build_server", "limited_threads"]
 
 
-def build_client(plan: Plan, model: Model, observers: Sequence[object] = ()) -> Client:
+def build_client(plan: PeerPlan, model: Model, observers: Sequence[object] = ()) -> Client:
     """Build the client of a plan; it gets its part of the model in memory of its own."""
-    part = model.part(0, (plan.cut,), plan.device)
+    part = model.part(0, (plan.model.cut,), plan.device)
     stack = Stack(plan.stack, plan.probes, observers)
-    return Client(part, stack, plan.peer("client", plan.device), _optimization(plan))
+    return Client(part, stack, plan.peer("client"), _optimization(plan))
 
 
-def build_server(plan: Plan, model: Model, observers: Sequence[object] = ()) -> Server:
+def build_server(plan: PeerPlan, model: Model, observers: Sequence[object] = ()) -> Server:
     """Build the server of a plan; it gets its part of the model in memory of its own."""
-    part = model.part(1, (plan.cut,), plan.device)
+    part = model.part(1, (plan.model.cut,), plan.device)
     stack = Stack(plan.stack, plan.probes, observers)
-    return Server(part, stack, plan.peer("server", plan.device), _optimization(plan))
+    return Server(part, stack, plan.peer("server"), _optimization(plan))
 
 
-def _optimization(plan: Plan) -> Optimization:
+def _optimization(plan: PeerPlan) -> Optimization:
     config = plan.config
     return Optimization(config.optimizer, config.lr, config.weight_decay)
 

@@ -34,7 +34,6 @@ class ServerSession:
         resume: called with run name and step after the handshake; loads the server's state.
         save: called with the step; writes the server's checkpoint.
         measured: called after every training step that has metrics, with its number from 1.
-        finish: called when the client says goodbye.
     """
 
     def __init__(
@@ -48,7 +47,6 @@ class ServerSession:
         resume: Callable[[str, int], None],
         save: Callable[[int], None],
         measured: Callable[[int], None] = lambda step: None,
-        finish: Callable[[], None] = lambda: None,
     ) -> None:
         self._link = link
         self._server = server
@@ -58,7 +56,6 @@ class ServerSession:
         self._resume = resume
         self._save = save
         self._measured = measured
-        self._finish = finish
         self._open = False
         self.steps = 0
         link.limits = dataclasses.replace(link.limits, frame_bytes=HELLO_BYTES)
@@ -87,9 +84,9 @@ class ServerSession:
             raise LinkError(f"the client ended the run: {reason(message)}")
         if not self._open:
             return self._hello(message)
-        if message.kind is Kind.ACTIVATION:
+        if message.kind not in (Kind.HELLO, Kind.CONTROL):
             answer = self._server.handle(message)
-            if message.training:
+            if answer.kind is Kind.GRADIENT:  # the last word of a training step
                 self.steps += 1
                 if self._server.metrics:
                     self._measured(message.step + 1)
@@ -100,7 +97,6 @@ class ServerSession:
                 self._save(message.step)
                 return Message(Kind.CONTROL, message.step, meta={"did": "saved"})
             if request == "finish":
-                self._finish()
                 return Message(Kind.CONTROL, message.step, meta={"did": "finished"})
         raise ProtocolError(f"{self._link.remote} sent what a server does not take: {message!r}")
 

@@ -24,7 +24,7 @@ from splitlab.core.contract.errors import ConfigError, SplitlabError
 from splitlab.core.contract.traits import Ground
 from splitlab.core.engine.stack import Stack
 from splitlab.core.runs.config import Config
-from splitlab.core.runs.plan import make, settled
+from splitlab.core.runs.plan import Decided, make
 from splitlab.core.runs.reporter import Interrupted, Reporter
 from splitlab.core.runs.run import run
 from splitlab.core.study.comparison import Comparison, Contender, Outcome, XScale, differs
@@ -89,12 +89,12 @@ def compare(
     """
     reporter = reporter or ComparisonReporter()
     try:
-        common, ground = _common(config, options)
-        contenders = _contenders(stacks, ratio, ground)
+        common = _common(config, options)
+        contenders = _contenders(stacks, ratio, common.model.ground)
         first = options.get("seed", config.seed if config else 0)
         chosen = _seeds(seeds, first, given="seed" in options)
         folder = Path(output) if output is not None else _new_folder()
-        comparison, asked = _prepare(folder, common, contenders, chosen)
+        comparison, asked = _prepare(folder, common.config, contenders, chosen)
         finished = sum(comparison.outcomes[c.folder, s].state == "finished" for c, s in asked)
         if finished < len(asked):
             _check_what_all_share(common)
@@ -221,8 +221,8 @@ def _with_ratio(members: tuple[str, ...], ratio: float) -> tuple[str, ...]:
     return members
 
 
-def _common(config: Config | None, options: dict[str, Any]) -> tuple[Config, Ground]:
-    """Return what all runs have in common, decided, and what their model gives a stack."""
+def _common(config: Config | None, options: dict[str, Any]) -> Decided:
+    """Return what all runs have in common."""
     per_run = sorted({"plugins", "output"} & options.keys())
     if per_run:
         raise ConfigError(
@@ -231,8 +231,7 @@ def _common(config: Config | None, options: dict[str, Any]) -> tuple[Config, Gro
     Config.from_mapping(options)
     known = dataclasses.asdict(config) if config else {}
     mine = {"plugins": (), "seed": 0, "output": None}
-    common, facts = settled(Config.from_mapping(known | options | mine))
-    return common, facts.ground
+    return Decided.of(Config.from_mapping(known | options | mine))
 
 
 def _new_folder() -> Path:
@@ -300,9 +299,9 @@ def _check_different(contenders: Sequence[Contender]) -> None:
         raise ConfigError(f"the stack {twice} is given twice; drop one")
 
 
-def _check_what_all_share(common: Config) -> None:
+def _check_what_all_share(common: Decided) -> None:
     """Say once, before the first run, what every run would stumble over."""
-    transport = load_transport(common.transport)
+    transport = load_transport(common.config.transport)
     if transport.place == "beside" and transport.launched():
         raise ConfigError(
             "a comparison starts a server for every run itself; start it without a launcher"

@@ -91,7 +91,7 @@ class Comparison:
 
     Attributes:
         folder: the comparison's.
-        config: what all runs have in common, resolved.
+        config: what all runs have in common, decided.
         contenders: the stacks, in the order of the table.
         seeds: of the runs.
         outcomes: of every run that there is to be, by folder of the contender and seed.
@@ -277,7 +277,7 @@ class Comparison:
         return (
             f"{c.dataset or c.data_dir}, {c.model} cut at {c.cut}, batch size "
             f"{c.batch_size}, {c.optimizer} with learning rate {c.lr:g}, budget {c.budget}, "
-            f"transport {c.transport}, seed{'s' * (len(self.seeds) > 1)} {seeds}."
+            f"transport {c.link}, seed{'s' * (len(self.seeds) > 1)} {seeds}."
         )
 
 

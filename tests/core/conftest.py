@@ -17,6 +17,7 @@ from splitlab.core import Config
 from splitlab.core.runs.folder import RunFolder
 from splitlab.core.runs.records import EvaluationRecord, Summary
 from splitlab.core.runs.reporter import Reporter, Result
+from splitlab.core.wire.ledger import Ledger
 
 Fake = Callable[[Config], None]
 
@@ -58,7 +59,7 @@ class Runs:
             **{"dataset": "data", "cut": 3, "seed": config.seed},
         )
         folder.write_summary(summary)
-        return Result(folder.path, summary, {})
+        return Result(folder.path, summary, Ledger())
 
 
 @pytest.fixture

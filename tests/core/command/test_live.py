@@ -14,7 +14,7 @@ from splitlab.core.runs.config import Config
 from splitlab.core.runs.reporter import Progress
 
 LEDGER: Any = SimpleNamespace(total=lambda way, phase: 1500 if way == "up" else 500)
-CONFIG = Config(dataset="data", cut=3, budget="steps=9", transport="link")
+CONFIG = Config(dataset="data", cut=3, budget="steps=9", transport="link", links=("slow",))
 PLAN: Any = SimpleNamespace(config=CONFIG, titles=("a [b]", "c"))
 
 
@@ -36,7 +36,7 @@ def test_a_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     display.begin(PLAN, Path("runs/x"), lambda: 0.25)
     display._live.refresh()
     text = shown(capsys)
-    assert "a [b] + c  data · vit-mini · cut 3 · link · runs/x" in text
+    assert "a [b] + c  data · vit-mini · cut 3 · link + slow · runs/x" in text
     assert "budget steps=9" in text
     record: Any = SimpleNamespace(step=1, accuracy=0.5, loss=1.25, training_bytes=2000)
     display.evaluated(record)

@@ -127,11 +127,11 @@ def test_configuration_file_and_flags(tmp_path: Path, capsys: pytest.CaptureFixt
     output = tmp_path / "r"
     assert main(["run", "--quiet", "--config", str(file), *FAST, "--output", str(output)]) == 0
     assert capsys.readouterr().out == ""
-    resolved = (output / "config.toml").read_text()
-    assert 'plugins = ["adc:ratio=0.2"]' in resolved
-    assert "seed = 3" in resolved
-    assert 'budget = "steps=1"' in resolved
-    assert "output" not in resolved  # or the file could not be used again
+    written = (output / "config.toml").read_text()
+    assert 'plugins = ["adc:ratio=0.2"]' in written
+    assert "seed = 3" in written
+    assert 'budget = "steps=1"' in written
+    assert "output" not in written  # or the file could not be used again
     again = ["run", "--quiet", "--config", str(output / "config.toml")]
     assert main([*again, "--output", str(tmp_path / "s")]) == 0
     logs = [(tmp_path / name / "metrics.jsonl").read_text() for name in "rs"]

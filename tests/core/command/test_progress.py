@@ -65,6 +65,8 @@ def test_a_run_in_lines(clock: Clock, capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out == (
         "run    a + b on data, vit-mini, cut 3\nlink   link, budget steps=9, folder runs/x\n"
     )
+    lines.begin(plan(replace(config, links=("slow:ms=3", "b")), "a"), Path("x"), lambda: 0.25)
+    assert "link   link + slow:ms=3 + b, budget" in capsys.readouterr().out
     lines.step(progress(1, 8, 1.0), LEDGER, 2.0)
     assert capsys.readouterr().out == ""  # the first lines are just printed
     clock.now += 5

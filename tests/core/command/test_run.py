@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +20,12 @@ from splitlab.core.runs.config import Config
 from splitlab.core.runs.plan import Plan
 from splitlab.core.runs.records import Summary
 from splitlab.core.runs.reporter import Result
+from splitlab.core.wire.ledger import Ledger
 
 HERE = ["--weights", "none", "--threads", "1", "--device", "cpu"]
+EXAMPLES = Path(__file__).parents[3] / "examples"
+HALF = f"{EXAMPLES}/half_precision.py:HalfPrecision"
+DELAYED = f"{EXAMPLES}/delayed_link.py:Delayed"
 FAST = [*HERE, "--budget", "steps=1"]
 
 
@@ -63,6 +68,59 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "through"),
+    [
+        (["--plugin", "adc"], "uncompressed: no plugin acts in evaluation"),
+        (["--plugin", HALF], "through the stack and without it"),
+        (["--plugin", HALF, "--evaluate", "compressed"], "through the stack"),
+        (["--plugin", HALF, "--evaluate", "uncompressed"], "without the stack"),
+    ],
+)
+def test_a_dry_run_shows_probes_links_and_rhythms(
+    options: list[str], through: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options += ["--probe", "time", "--link", f"{DELAYED}:ms=3", "--link", DELAYED]
+    options += ["--eval-every", "5", "--checkpoint-every", "1"]
+    assert main(["run", "--dry-run", *FAST, *options]) == 0
+    text = "".join(capsys.readouterr().out.split())
+    wrappers = r"Delayed@\w{12}:ms=3.0Delayed@\w{12}:ms="
+    assert "probestimebytesastep" in text
+    assert f"evaluationevery5steps,{through.replace(' ', '')}checkpointeverysteplink" in text
+    assert re.search(f"linkinprocesslinkwrappers{wrappers}", text)
+
+
+def test_a_dry_run_of_a_run_that_goes_on_takes_what_that_would_take(
+    tmp_path: Path, fails: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(tmp_path / "r")
+    assert main(["run", *FAST, "--quiet", "--output", folder]) == 0
+    line = fails("run", "--dry-run", "--resume", folder, "--lr", "0.1")
+    assert "--lr cannot be given with --resume" in line
+    assert main(["run", "--dry-run", "--resume", folder, "--budget", "steps=7"]) == 0
+    assert re.search(r"steps +about 7 ", capsys.readouterr().out)
+
+
+def test_a_server_that_a_launcher_started_goes_on_in_the_runs_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+) -> None:
+    folder = str(tmp_path / "r")
+    assert main(["run", *FAST, "--quiet", "--output", folder]) == 0
+    transport = SimpleNamespace(place="beside", launched=lambda: ("server", "address"))
+    monkeypatch.setattr("splitlab.core.catalogue.links.load_transport", lambda name: transport)
+    served: list[tuple[Config, str]] = []
+
+    def serve_config(config: Config, *, address: str, **options: Any) -> int:
+        served.append((config, address))
+        return 0
+
+    monkeypatch.setattr("splitlab.core.command.run.serve_config", serve_config)
+    assert main(["run", "--resume", folder, "--timeout", "5"]) == 0
+    [(config, address)] = served
+    assert (config.output, config.timeout, address) == (folder, 5, "address")
+    assert "--seed cannot be given" in fails("run", "--resume", folder, "--seed", "3")
+
+
 def test_what_came_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     summary = Summary(
         **{"loss": 1.0, "bytes_up": 1540, "bytes_down": 2000, "stack": ("a",), "cut": 3, "seed": 0},
@@ -71,11 +129,11 @@ def test_what_came_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
         **{"ratio_measured": 0.11, "ratio_nominal": 0.1, "seconds": 9.0},
         **{"client_seconds": 4.0, "server_seconds": 3.0, "link_seconds": 2.0},
     )
-    ledger = {
+    counts = {
         "training": {"up": {"activation": 1500, "header": 40}, "down": {"gradient": 2000}},
         "control": {"up": {"header": 7}},
     }
-    show_result(Result(Path("runs/x"), summary, ledger))
+    show_result(Result(Path("runs/x"), summary, Ledger(counts)))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     for line in (
         "accuracy 0.7500",

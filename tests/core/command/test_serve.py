@@ -17,6 +17,7 @@ import pytest
 from splitlab.core import Config, ConfigError
 from splitlab.core.command.main import main
 from splitlab.core.command.serve import scheme, serve_config
+from splitlab.core.runs.plan import Decided
 
 HERE = ["--weights", "none", "--threads", "1", "--device", "cpu"]
 
@@ -31,8 +32,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, int, dict[str,
     """What the server would have been started with; it says one line."""
     calls: list[tuple[Config, int, dict[str, Any]]] = []
 
-    def serve(config: Config, classes: int, *, say: Any, **options: Any) -> int:
-        calls.append((config, classes, options))
+    def serve(decided: Decided, classes: int, *, say: Any, **options: Any) -> int:
+        calls.append((decided.config, classes, options))
         say("serving")
         return 0
 

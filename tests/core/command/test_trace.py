@@ -38,3 +38,10 @@ def test_the_command(small_data: str, capsys: pytest.CaptureFixture[str]) -> Non
 )
 def test_bad_input(arguments: list[str], told: str, fails: Callable[..., str]) -> None:
     assert told in fails("trace", *arguments)
+
+
+@pytest.mark.parametrize("option", ["--link", "--probe", "--transport", "--budget", "--output"])
+def test_options_that_a_step_would_ignore_are_refused(
+    option: str, refuses: Callable[..., str]
+) -> None:
+    assert f"unrecognized arguments: {option} x" in refuses("trace", option, "x")

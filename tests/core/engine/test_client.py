@@ -174,6 +174,27 @@ def test_answers_to_nothing_and_of_another_step_are_the_peers_error(tiny: Any, p
     peers.assert_same(client.state()[0], before)
 
 
+@pytest.mark.parametrize("stacked", [True, False])
+def test_an_answer_on_the_other_side_of_the_plugins_is_the_peers_error(
+    tiny: Any, peers: Any, stacked: bool
+) -> None:
+    log: list[str] = []
+    client, server = tiny.pair(peers.recorders(log))
+    query = client.query(tiny.batch(), 0, stacked=stacked)
+    answer = tiny.travel(server.handle(tiny.travel(next(query))))
+    answer.stacked = not stacked
+    log.clear()
+    with pytest.raises(ProtocolError, match=r"PREDICTION came (past|through) the plugins, what"):
+        query.send(answer)
+    training = client.train(tiny.batch(), 1)
+    answer = tiny.travel(server.handle(tiny.travel(next(training))))
+    answer.stacked = False
+    log.clear()
+    with pytest.raises(ProtocolError, match=r"GRADIENT came past the plugins, .* went through"):
+        training.send(answer)
+    assert log == []  # no plugin decodes what none encoded
+
+
 @pytest.mark.parametrize("loss", [None, "1.0", 1, {"loss": 1.0}])
 def test_an_answer_without_a_loss_is_the_peers_error(tiny: Any, loss: Any) -> None:
     client, server = tiny.pair()

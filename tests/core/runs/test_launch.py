@@ -93,7 +93,7 @@ def test_ledger_equals_the_kernels_counters(
     )
     [(sent, received)] = counters
     totals = {
-        way: sum(sum(phase[way].values()) for phase in result.ledger.values())
+        way: sum(sum(phase[way].values()) for phase in result.ledger.counts.values())
         for way in ("up", "down")
     }
     assert totals == {"up": sent, "down": received}

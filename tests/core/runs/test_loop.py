@@ -48,10 +48,10 @@ def test_both_evaluations_are_reported_where_a_plugin_acts(
     assert "accuracy_uncompressed" in both.summary
     # Half of the activations, and all of the others: 1.5 times one evaluation.
     one = 40 * 50 * 64 * 4
-    assert both.ledger["evaluation"]["up"]["activation"] == one * 3 // 2
+    assert both.ledger.counts["evaluation"]["up"]["activation"] == one * 3 // 2
     plain = run(data_dir=easy_data, output=str(tmp_path / "u"), evaluate="uncompressed", **options)
     assert "accuracy_uncompressed" not in plain.summary
-    assert plain.ledger["evaluation"]["up"]["activation"] == one
+    assert plain.ledger.counts["evaluation"]["up"]["activation"] == one
     assert plain.summary["ratio_measured"] == pytest.approx(0.5, abs=0.01)
 
 

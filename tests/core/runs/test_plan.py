@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 
 from splitlab.core import Config, ConfigError
 from splitlab.core.runs.config import DEFAULT_DATASET
-from splitlab.core.runs.plan import Plan, choose_device, make_for_server, settled
+from splitlab.core.runs.plan import Decided, Plan, choose_device, make_for_server
 
 CPU = torch.device("cpu")
 SMALL = Config(image_size=8, batch_size=6, cut=1, threads=1, seed=3, weights="none", device="cpu")
@@ -18,38 +20,40 @@ SMALL = Config(image_size=8, batch_size=6, cut=1, threads=1, seed=3, weights="no
 
 def agreement(**changes: Any) -> dict[str, str]:
     classes = changes.pop("classes", 4)
-    plan, _ = make_for_server(dataclasses.replace(SMALL, **changes), classes, peers_here=1)
+    decided = Decided.of(dataclasses.replace(SMALL, **changes))
+    plan, _ = make_for_server(decided, classes, peers_here=1)
     return dict(plan.agreement)
 
 
-def test_settling_decides_everything_but_what_needs_data() -> None:
-    config, facts = settled(Config())
+def test_everything_is_decided_but_what_needs_data() -> None:
+    decided = Decided.of(Config())
+    config, facts = decided.config, decided.model
     assert (config.dataset, config.image_size, config.cut) == (DEFAULT_DATASET, 28, 3)
     assert (facts.image_size, facts.cut) == (28, 3)
     assert config.threads
-    assert config.threads >= 1
-    assert settled(config)[0] == config
-    assert settled(Config(data_dir="x"))[0].dataset is None
+    assert config.threads == decided.threads >= 1
+    assert Decided.of(config).config == config
+    assert Decided.of(Config(data_dir="x")).config.dataset is None
     given = Config(dataset="cifar10", image_size=32, cut=0, threads=5)
-    assert settled(given)[0] == given
+    assert Decided.of(given).config == given
 
 
-def test_settling_meets_unknown_names_first() -> None:
+def test_deciding_meets_unknown_names_first() -> None:
     with pytest.raises(ConfigError, match="unknown plugin 'nope'"):
-        settled(Config(plugins=("nope",), model="nor this"))
+        Decided.of(Config(plugins=("nope",), model="nor this"))
     with pytest.raises(ConfigError, match="unknown model 'vit-mni'"):
-        settled(Config(model="vit-mni"))
+        Decided.of(Config(model="vit-mni"))
 
 
 def test_a_plan_knows_the_run_before_its_first_step(noise_data: str) -> None:
     config = dataclasses.replace(SMALL, data_dir=noise_data, budget="epochs=1.5")
     plan = Plan.of(config)
-    assert (plan.data.classes, plan.data.train, plan.data.test) == (4, 20, 8)
+    assert (plan.classes, plan.data.train, plan.data.test) == (4, 20, 8)
     assert plan.steps_per_epoch == plan.eval_every == plan.checkpoint_every == 4
     assert (plan.config.eval_every, plan.config.checkpoint_every) == (4, 4)
     assert plan.nominal == (1, 1)
     assert plan.step_bytes == (plan.batch_bytes, plan.batch_bytes)
-    assert (plan.cut, plan.threads, plan.device) == (1, 1, CPU)
+    assert (plan.model.cut, plan.threads, plan.device) == (1, 1, CPU)
     half = dataclasses.replace(config, plugins=("adc:ratio=0.5",), eval_every=3)
     halved = Plan.of(half)
     assert (halved.eval_every, halved.checkpoint_every) == (3, 3)
@@ -66,9 +70,51 @@ def test_how_many_steps_are_expected(noise_data: str, budget: str, steps: int) -
     assert plan.expected_steps == steps
 
 
-def test_the_server_knows_of_the_data_how_many_classes_there_are() -> None:
-    plan, _ = make_for_server(SMALL, 4, peers_here=1)
-    assert (plan.data.name, plan.data.classes, plan.data.train, plan.data.test) == ("", 4, 0, 0)
+def test_the_server_invents_nothing_that_the_client_decides() -> None:
+    plan, _ = make_for_server(Decided.of(SMALL), 4, peers_here=1)
+    assert plan.classes == 4
+    assert (plan.config.eval_every, plan.config.checkpoint_every) == (None, None)
+    for name in ("data", "budget", "eval_every", "checkpoint_every", "expected_steps"):
+        assert not hasattr(plan, name)
+
+
+PLUGINS = """
+from splitlab.core import Keys, hookimpl
+
+built = []
+
+
+class Counted:
+    def __init__(self):
+        built.append(self)
+
+
+class Asks:
+    @hookimpl
+    def setup(self, peer):
+        peer.request("the probe", Keys())
+"""
+
+
+def test_a_probe_that_asks_for_what_the_model_lacks_is_refused(
+    noise_data: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(PLUGINS)
+    cnn = f"{Path(__file__).parents[3]}/examples/small_cnn.py:small_cnn"
+    config = dataclasses.replace(SMALL, data_dir=noise_data, probes=(f"{tmp_path}/mine.py:Asks",))
+    assert Plan.of(config).probes[0].label == "Asks"
+    with pytest.raises(ConfigError, match="'the probe' needs .*"):
+        Plan.of(dataclasses.replace(config, model=cnn, image_size=28))
+
+
+def test_a_stack_is_built_once_for_a_plan(noise_data: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(PLUGINS)
+    config = dataclasses.replace(
+        SMALL, data_dir=noise_data, plugins=(f"{tmp_path}/mine.py:Counted",)
+    )
+    plan = Plan.of(config)
+    built = inspect.getmodule(plan.stack[0].factory).built  # type: ignore[union-attr]
+    assert len(built) == 1
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,14 +111,22 @@ def test_a_summary_answers_to_its_names(tmp_path: Path) -> None:
             summary[name]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"version": 99}', '{"version": 2}'])
+def test_a_summary_names_its_links_where_there_are_any(tmp_path: Path) -> None:
+    assert "links" not in RESULT.as_dict()
+    late = replace(RESULT, stack=(), links=("delay:ms=3",))
+    (tmp_path / SUMMARY).write_text(late.text())
+    assert read_summary(tmp_path) == late
+    assert (late["links"], late.as_dict()["stack"]) == (("delay:ms=3",), ())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"version": "x"}', '{"version": 2}'])
 def test_a_damaged_summary_names_the_file(text: str, tmp_path: Path) -> None:
     (tmp_path / SUMMARY).write_text(text)
     with pytest.raises(ConfigError, match=r"summary\.json is damaged \(.*delete the run"):
         read_summary(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "3", '{"version": 99}', '{"training": {"up": 3}}'])
+@pytest.mark.parametrize("text", ["{", "[]", "3", '{"version": 0}', '{"training": {"up": 3}}'])
 def test_a_damaged_ledger_names_the_file(text: str, tmp_path: Path) -> None:
     (tmp_path / LEDGER).write_text(text)
     with pytest.raises(ConfigError, match=r"ledger\.json is damaged \("):
@@ -132,11 +142,67 @@ def test_a_damaged_log_names_the_file(line: str, tmp_path: Path) -> None:
         read_records(tmp_path)
 
 
-def test_records_of_a_later_version_are_refused(tmp_path: Path) -> None:
+Read = Callable[[Path], object]
+READERS: list[tuple[str, Read]] = [
+    (SUMMARY, read_summary),
+    (LEDGER, read_ledger),
+    (METRICS, read_records),
+    (METRICS, read_evaluations),
+    (METRICS, lambda folder: cut_after(folder / METRICS, 1)),
+]
+
+
+@pytest.mark.parametrize(("name", "read"), READERS)
+def test_a_later_version_is_told_as_such(name: str, read: Read, tmp_path: Path) -> None:
     later = json.dumps({"kind": "records", "version": VERSION + 1}) + "\n"
-    (tmp_path / METRICS).write_text(later)
-    with pytest.raises(ConfigError, match=f"of version {VERSION + 1}, .*use a newer one"):
-        read_records(tmp_path)
+    (tmp_path / name).write_text(later)
+    told = rf"{name} is of version {VERSION + 1}; this splitlab reads 1 to {VERSION}: use a newer"
+    with pytest.raises(ConfigError, match=told):
+        read(tmp_path)
+    assert (tmp_path / name).read_text() == later
+
+
+@pytest.mark.parametrize(("name", "read"), READERS[:-1])
+def test_a_file_that_is_not_there_is_told_as_such(name: str, read: Read, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"{name} does not exist; .*go on .*--resume {tmp_path}"):
+        read(tmp_path)
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError, match=rf"{name} cannot be read: Is a directory"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [b'{"kind": "tr', StepRecord(3).line().rstrip().encode(), b"\0\0\0\n", b"\xff\n", b"3\n"],
+)
+def test_a_last_line_that_a_killed_writer_left_is_dropped(torn: bytes, tmp_path: Path) -> None:
+    path = tmp_path / METRICS
+    for step in (1, 2):
+        append(path, StepRecord(step))
+    whole = path.read_bytes()
+    path.write_bytes(whole + torn)
+    cut_after(path, 9)
+    assert path.read_bytes() == whole
+    append(path, StepRecord(3))
+    assert read_records(tmp_path) == [StepRecord(step) for step in (1, 2, 3)]
+
+
+def test_a_version_line_that_is_torn_is_written_anew(tmp_path: Path) -> None:
+    path = tmp_path / METRICS
+    path.write_text(version_line()[:9])
+    cut_after(path, 0)
+    append(path, StepRecord(1))
+    assert path.read_text() == version_line() + StepRecord(1).line()
+
+
+@pytest.mark.parametrize("damage", ['{"kind": "tr', "3", '{"kind": "train", "step": "x"}'])
+def test_a_log_that_is_damaged_before_its_end_is_not_cut(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / METRICS
+    text = version_line() + damage + "\n" + StepRecord(2).line()
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl is damaged \(.*delete the run"):
+        cut_after(path, 1)
+    assert path.read_text() == text
 
 
 def test_the_ledger_is_read_back(tmp_path: Path) -> None:

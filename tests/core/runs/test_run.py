@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from splitlab.core import ConfigError, SplitlabError, hookimpl, run
-from splitlab.core.runs.records import read_summary
+from splitlab.core.runs import plan as plans
+from splitlab.core.runs.records import read_ledger, read_summary
+from splitlab.core.runs.reporter import Reporter
 
 
 def test_run_folder_holds_what_the_documentation_says(
@@ -36,6 +42,7 @@ def test_run_folder_holds_what_the_documentation_says(
     summary = json.loads((folder / "summary.json").read_text())
     assert summary == json.loads(result.summary.text())
     assert read_summary(folder) == result.summary
+    assert read_ledger(folder).counts == result.ledger.counts
     assert summary["steps"] == 8
     assert summary["epochs"] == pytest.approx(2)
     assert summary["bytes_up"] == sum(r["bytes_up"] for r in train)
@@ -97,3 +104,39 @@ def test_a_run_that_never_began_leaves_no_folder(real: Any, easy_data: str, tmp_
         with pytest.raises(SplitlabError):
             run(data_dir=easy_data, output=str(tmp_path / "r"), **{**real.SMALL, **options})
         assert not (tmp_path / "r").exists()
+
+
+def test_a_plan_is_made_with_all_threads_of_the_run(
+    real: Any, two_classes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[int] = set()
+
+    class Looks(Reporter):
+        def loading(self, part: str, done: int, total: int) -> None:
+            seen.add(torch.get_num_threads())
+
+    monkeypatch.setattr("splitlab.core.runs.plan._cores", lambda: 3)
+    options = {**real.SMALL, "threads": None, "data_dir": two_classes, "budget": "steps=1"}
+    run(reporter=Looks(), output=str(tmp_path / "r"), **options)
+    assert seen == {3}
+
+
+def test_the_whole_model_is_gone_before_a_second_process_starts(
+    real: Any, two_classes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("splitlab.core.runs.run")
+    made: list[weakref.ref[Any]] = []
+
+    def make(*arguments: Any, **options: Any) -> Any:
+        plan, model, data = plans.make(*arguments, **options)
+        made.append(weakref.ref(model.module))
+        return plan, model, data
+
+    def start(*arguments: Any) -> Any:
+        gc.collect()
+        raise SplitlabError(f"{len(made)} made, {sum(each() is not None for each in made)} left")
+
+    monkeypatch.setattr(module, "make", make)
+    monkeypatch.setattr(module, "Launch", start)
+    with pytest.raises(SplitlabError, match="1 made, 0 left"):
+        run(transport="tcp", data_dir=two_classes, output=str(tmp_path / "r"), **real.SMALL)

@@ -15,6 +15,7 @@ from splitlab.core import (
     ConfigError,
     Kind,
     Message,
+    PluginError,
     ProtocolError,
     Role,
     run,
@@ -24,7 +25,9 @@ from splitlab.core.runs.config import Config
 from splitlab.core.runs.records import (
     SERVER_METRICS,
     StepRecord,
+    read_ledger,
     read_records,
+    read_summary,
     version_line,
 )
 from splitlab.core.runs.serve import open_session
@@ -54,9 +57,11 @@ def session_with_checkpoints(output: Path | None) -> Any:
     )
     plan: Any = SimpleNamespace(agreement=AGREEMENT, batch_bytes=1000, config=Config(timeout=1.0))
     client_end, server_end = InProcess().pair(None)
+    session, report = open_session(server_end, server, plan, output)
     return SimpleNamespace(
         client_end=client_end,
-        server=open_session(server_end, server, plan, output),
+        server=session,
+        report=report,
         state=state,
         metrics=server.metrics,
         reported=reported,
@@ -124,8 +129,57 @@ def test_the_server_logs_its_numbers_and_forgets_those_of_later_steps(tmp_path: 
         assert not table.server.turn()
         records = read_records(tmp_path, SERVER_METRICS)
         assert records == [StepRecord(n, metrics={"probe": {"x": 0.5}}) for n in left]
+        assert table.reported == []  # the client's goodbye waits for no probe
+        table.report()
         assert table.reported == [tmp_path / "probes"]
     assert log.read_text().startswith(version_line())
+
+
+FAILS_AT = """
+from splitlab.core import hookimpl
+
+
+class FailsAt:
+    def __init__(self, *, role: str) -> None:
+        self.fails = role
+
+    @hookimpl
+    def setup(self, peer):
+        self.role = peer.role
+
+    @hookimpl
+    def report(self, folder):
+        if self.role == self.fails:
+            raise ValueError("no room")
+        (folder / "done").touch()
+"""
+
+
+@pytest.mark.parametrize("role", ["client", "server"])
+def test_a_probe_that_fails_in_report_costs_no_summary(
+    role: str, real: Any, two_classes: str, tmp_path: Path
+) -> None:
+    (tmp_path / "probe.py").write_text(FAILS_AT)
+    options: dict[str, Any] = {"data_dir": two_classes, "budget": "steps=1", **real.SMALL}
+    folder = tmp_path / "r"
+    with pytest.raises(PluginError, match="probe 'FailsAt' failed in report: ValueError: no room"):
+        run(probes=[f"{tmp_path}/probe.py:FailsAt:role={role}"], output=str(folder), **options)
+    assert read_summary(folder).steps == 1
+    assert read_ledger(folder).total("up", "training") > 0
+
+
+def test_a_probe_that_fails_at_the_server_is_its_error_and_not_the_clients(
+    real: Any, two_classes: str, tmp_path: Path
+) -> None:
+    (tmp_path / "probe.py").write_text(FAILS_AT)
+    options: dict[str, Any] = {"data_dir": two_classes, "budget": "steps=1", **real.SMALL}
+    folder = tmp_path / "r"
+    probe = f"{tmp_path}/probe.py:FailsAt:role=server"
+    result = run(probes=[probe], output=str(folder), transport="tcp", **options)
+    assert result.summary.steps == 1
+    assert (folder / "probes" / "FailsAt" / "done").is_file()
+    last = (folder / "server.log").read_text().splitlines()[-1]
+    assert last == "splitlab: error: probe 'FailsAt' failed in report: ValueError: no room"
 
 
 # Two machines.

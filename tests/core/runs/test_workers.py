@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from splitlab.core import Config, hookimpl
-from splitlab.core.runs.plan import make, make_for_server
+from splitlab.core.runs.plan import Decided, make, make_for_server
 from splitlab.core.runs.workers import build_client, build_server, limited_threads
 
 SMALL = Config(image_size=8, batch_size=6, cut=1, threads=1, seed=3, weights="none", device="cpu")
@@ -17,8 +17,8 @@ SMALL = Config(image_size=8, batch_size=6, cut=1, threads=1, seed=3, weights="no
 
 def test_both_peers_agree_and_share_no_tensor(noise_data: str) -> None:
     config = dataclasses.replace(SMALL, plugins=("adc",), data_dir=noise_data)
-    plan, model, _ = make(config)
-    served, served_model = make_for_server(config, 4, peers_here=1)
+    plan, model, _ = make(Decided.of(config))
+    served, served_model = make_for_server(Decided.of(config), 4, peers_here=1)
     client, server = build_client(plan, model), build_server(served, served_model)
     assert plan.agreement == served.agreement
     assert plan.batch_bytes == served.batch_bytes == 4 * 6 * 5 * 64
@@ -47,7 +47,7 @@ def assert_same_facts(client: Any, server: Any) -> None:
 
 def test_the_optimizer_is_the_one_of_the_configuration() -> None:
     changed = dataclasses.replace(SMALL, optimizer="sgd", lr=0.5, weight_decay=0.25)
-    plan, model = make_for_server(changed, 4, peers_here=1)
+    plan, model = make_for_server(Decided.of(changed), 4, peers_here=1)
     for worker in (build_client(plan, model), build_server(plan, model)):
         optimizer: Any = worker._optimizer
         assert type(optimizer) is torch.optim.SGD
@@ -62,7 +62,7 @@ def test_observers_watch_the_peer_that_they_were_given_to() -> None:
         def step_end(self, step: int) -> None:
             seen.append(f"step {step}")
 
-    plan, model = make_for_server(SMALL, 4, peers_here=1)
+    plan, model = make_for_server(Decided.of(SMALL), 4, peers_here=1)
     build_server(plan, model).stack.step_end(1)
     assert seen == []
     build_server(plan, model, [Watch()]).stack.step_end(2)

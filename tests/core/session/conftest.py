@@ -52,22 +52,30 @@ class Echo:
 class Table:
     """Both sessions at one table: two ends of a link in this thread."""
 
-    def __init__(self, agreement: dict[str, str] | None = None, *, nested: bool = True) -> None:
-        self.echo = Echo()
+    def __init__(
+        self,
+        agreement: dict[str, str] | None = None,
+        *,
+        nested: bool = True,
+        server: Any = None,
+    ) -> None:
+        self.echo = server or Echo()
         self.resumed: list[tuple[str, int]] = []
         self.saved: list[int] = []
+        self.measured: list[int] = []
         self.resume_error: Exception | None = None
         self.told: list[BaseException] = []
         self.ledger = Ledger()
         self.client_end, self.server_end = InProcess().pair(self._serve if nested else None)
         self.server = ServerSession(
             self.server_end,
-            self.echo,  # type: ignore[arg-type]
+            self.echo,
             AGREEMENT if agreement is None else agreement,
             batch_bytes=BATCH_BYTES,
             timeout=1.0,
             resume=self._resume,
             save=self.saved.append,
+            measured=self.measured.append,
         )
         self.client = ClientSession(self.client_end, self.ledger, 1.0)
 

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import Kind, LinkError, Message, ProtocolError
+from splitlab.core.engine.server import Server
 from splitlab.core.session.protocol import PROTOCOL
 
 # Handshake.
@@ -141,6 +142,35 @@ def test_save_and_finish(talk: Any) -> None:
         (Kind.CONTROL, 9, {"did": "finished"}),
     ]
     assert table.saved == [8]
+
+
+def test_a_step_of_two_messages_is_one_step(talk: Any, tiny: Any) -> None:
+    class Waits(Server):
+        """Trains on the first message when the second one has come, of whatever kind."""
+
+        def _converse(self, message: Any) -> Any:
+            cut = self._arrived(message)
+            message = yield Message(Kind.ACTIVATION, message.step)
+            assert message.kind is Kind.GRADIENT
+            answer = self._train(cut)
+            self.metrics = {"probe": {"x": 0.5}}
+            yield answer
+
+    server = tiny.server()
+    server.__class__ = Waits
+    table = talk.Table(server=server).open()
+    client = tiny.client()
+
+    def conversation(step: int) -> Any:
+        answer = yield next(client.train(tiny.batch(step), step))
+        assert answer.kind is Kind.ACTIVATION
+        assert (table.server.steps, table.measured) == (step, list(range(1, step + 1)))
+        return (yield Message(Kind.GRADIENT, step))
+
+    for step in range(2):
+        assert table.client.hold(conversation(step)).kind is Kind.GRADIENT
+    assert (table.server.steps, table.measured) == (2, [1, 2])
+    assert table.told == []
 
 
 @pytest.mark.parametrize("meta", [{}, {"do": "dance"}, {"do": {"save": 1}}, {"do": None}])

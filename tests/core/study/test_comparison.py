@@ -237,6 +237,12 @@ class TestFoldersThatAreSomethingElse:
             Comparison.read(comparison.folder).curves()  # type: ignore[union-attr]
 
 
+def test_the_description_names_the_links_where_there_are_any(comparison: Comparison) -> None:
+    assert comparison.description().endswith("transport inprocess, seeds 0, 1.")
+    comparison.config = replace(COMMON, links=("slow:ms=3",))
+    assert "budget steps=4, transport inprocess + slow:ms=3, seeds" in comparison.description()
+
+
 def test_what_differs() -> None:
     assert differs(COMMON, COMMON) == ""
     assert differs(replace(COMMON, seed=3, plugins=("x",)), COMMON) == ""
