@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from splitlab.core.catalogue.loading import known, resolve, split
+from splitlab.core.catalogue.loading import find, known, split
 from splitlab.core.catalogue.tables import LOADABLE, SINGULAR, Entry, Kind, Loadable, entries
 from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError, unknown_name
 from splitlab.core.contract.settings import Bound, Parameter, parameters
@@ -17,7 +17,7 @@ _NOT_SETTINGS: Mapping[Loadable, frozenset[str]] = {"models": frozenset({"classe
 
 
 def bind(kind: Loadable, text: str) -> Bound:
-    """Resolve ``NAME[:key=value,…]`` or ``FILE.py:Name[:key=value,…]``.
+    """Bind ``NAME[:key=value,…]`` or ``FILE.py:Name[:key=value,…]``.
 
     A preset is the model that it names, with the preset's settings and the user's on top.
 
@@ -29,7 +29,7 @@ def bind(kind: Loadable, text: str) -> Bound:
 
 
 def bind_stack(texts: Iterable[str]) -> list[Bound]:
-    """Resolve the plugins of a stack, in order; the name of a stack stands for its plugins.
+    """Bind the plugins of a stack, in order; the name of a stack stands for its plugins.
 
     A setting of a named stack goes to the first of its plugins that takes it.
 
@@ -53,7 +53,7 @@ def bind_stack(texts: Iterable[str]) -> list[Bound]:
                 f"stack {head!r} names the stack {nested!r}; a stack is made of plugins: write "
                 f"{stacks[nested].target.replace(' + ', ', ')} instead"
             )
-        takes = [_takes("plugins", name, resolve("plugins", name).factory) for name, _ in members]
+        takes = [_takes("plugins", name, find("plugins", name).factory) for name, _ in members]
         for key, value in given.items():
             owner = next((i for i, taken in enumerate(takes) if key in taken), None)
             if owner is None:
@@ -75,7 +75,7 @@ def broken(kind: Kind, entry: Entry) -> str | None:
         if kind == "stacks":
             bind_stack([entry.name])
         elif kind in LOADABLE:
-            loaded = resolve(kind, entry.name)
+            loaded = find(kind, entry.name)
             _parsed(kind, entry.name, _takes(kind, entry.name, loaded.factory), loaded.settings)
     except SplitlabError as error:
         return str(error)
@@ -85,7 +85,7 @@ def broken(kind: Kind, entry: Entry) -> str | None:
 def _bind(kind: Loadable, head: str, settings: Mapping[str, str]) -> Bound:
     entry = None if ".py:" in head else known(kind, head)
     label = entry.name if entry else head.partition(".py:")[2]
-    loaded = resolve(kind, head)
+    loaded = find(kind, head)
     takes = _takes(kind, label, loaded.factory)
     preset = _parsed(kind, label, takes, loaded.settings)
     given = _parsed(kind, label, takes, settings)

@@ -66,7 +66,7 @@ class ModelFacts:
 
 
 def bind_model(text: str) -> Bound:
-    """Resolve ``NAME[:key=value,…]``: of the catalogue, a file's, or else one of timm's.
+    """Bind ``NAME[:key=value,…]``: of the catalogue, a file's, or else one of timm's.
 
     Raises:
         ConfigError: an unknown name, key or value.
