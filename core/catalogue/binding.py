@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from splitlab.core.catalogue.loading import find, known, split
@@ -10,7 +12,7 @@ from splitlab.core.catalogue.tables import LOADABLE, SINGULAR, Entry, Kind, Load
 from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError, unknown_name
 from splitlab.core.contract.settings import Bound, Parameter, parameters
 
-__all__ = ["bind", "bind_stack", "broken"]
+__all__ = ["bind", "bind_as", "bind_stack", "broken"]
 
 _NOT_SETTINGS: Mapping[Loadable, frozenset[str]] = {"models": frozenset({"classes"})}
 """Parameters that are not the user's to set: `Bound.build` is given them."""
@@ -26,6 +28,23 @@ def bind(kind: Loadable, text: str) -> Bound:
         PluginError: what is named cannot be imported.
     """
     return _bind(kind, *split(kind, text))
+
+
+def bind_as(kind: Loadable, text: str, target: str, /, **fixed: Any) -> Bound:
+    """Bind ``LABEL[:key=value,…]``, where the label is no name, but stands for one and more.
+
+    Args:
+        kind: what it is.
+        text: as the user wrote it; messages and peers know it by this label.
+        target: the name that the label stands for.
+        fixed: parameters that the label decides, so that the user cannot set them.
+
+    Raises:
+        ConfigError, PluginError: as `bind`.
+    """
+    label, settings = split(kind, text)
+    bound = _bind(kind, target, settings, label, fixed)
+    return replace(bound, identity=label)
 
 
 def bind_stack(texts: Iterable[str]) -> list[Bound]:
@@ -82,11 +101,18 @@ def broken(kind: Kind, entry: Entry) -> str | None:
     return None
 
 
-def _bind(kind: Loadable, head: str, settings: Mapping[str, str]) -> Bound:
+def _bind(
+    kind: Loadable,
+    head: str,
+    settings: Mapping[str, str],
+    label: str = "",
+    fixed: Mapping[str, Any] = MappingProxyType({}),
+) -> Bound:
     entry = None if ".py:" in head else known(kind, head)
-    label = entry.name if entry else head.partition(".py:")[2]
+    label = label or (entry.name if entry else head.partition(".py:")[2])
     loaded = find(kind, head)
-    takes = _takes(kind, label, loaded.factory)
+    found = _takes(kind, label, loaded.factory)
+    takes = {key: parameter for key, parameter in found.items() if key not in fixed}
     preset = _parsed(kind, label, takes, loaded.settings)
     given = _parsed(kind, label, takes, settings)
     defaults = {key: parameter.default for key, parameter in takes.items()}
@@ -100,7 +126,7 @@ def _bind(kind: Loadable, head: str, settings: Mapping[str, str]) -> Bound:
         label,
         loaded.identity,
         loaded.factory,
-        params,
+        {**fixed, **params},
         given,
         reconstruction=bool(entry and entry.facts.get("reconstruction")),
         kind=SINGULAR[kind],

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from splitlab.core.catalogue.binding import bind
+from splitlab.core.catalogue.binding import bind, bind_as
 from splitlab.core.catalogue.tables import Entry, entries
 from splitlab.core.contract.errors import ConfigError, SplitlabError
 from splitlab.core.contract.part import Layout
@@ -71,14 +71,11 @@ def bind_model(text: str) -> Bound:
     Raises:
         ConfigError: an unknown name, key or value.
     """
-    head, _, settings = text.partition(":")
+    head = text.partition(":")[0]
     if ".py:" in text or head in entries("models"):
         return bind("models", text)
     check_name(head, entries("models"))
-    name = f"name={head}"
-    bound = bind("models", f"timm:{name},{settings}" if settings else f"timm:{name}")
-    given = {key: value for key, value in bound.given.items() if key != "name"}
-    return dataclasses.replace(bound, label=head, identity=head, given=given)
+    return bind_as("models", text, "timm", name=head)
 
 
 def _entry(bound: Bound) -> Entry | None:

@@ -277,6 +277,21 @@ def test_settings_shape_the_model() -> None:
         build("vit-mini:width=wide")
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("resnet18:widht=3", "model 'resnet18': unknown parameter 'widht'"),
+        ("resnet18:name=resnet34", "model 'resnet18': unknown parameter 'name'"),
+        ("resnet18:channels=grey", "model 'resnet18': channels=grey is not allowed"),
+        ("resnet18:channels", "model 'resnet18': 'channels' is not a setting; write resnet18:key"),
+        ("resnet18:channels=1,channels=3", "model 'resnet18': channels is given twice"),
+    ],
+)
+def test_mistakes_are_those_of_the_name_that_the_user_wrote(text: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{told}"):
+        describe(text)
+
+
 def test_two_image_sizes_exclude_each_other() -> None:
     assert build("vit-mini:image_size=16", image_size=16, weights="none") is not None
     with pytest.raises(ConfigError, match=r"--image-size 32 and image_size=16 .* exclude each"):
