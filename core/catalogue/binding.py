@@ -14,7 +14,7 @@ from splitlab.core.contract.settings import Bound, Parameter, parameters
 
 __all__ = ["bind", "bind_as", "bind_stack", "broken"]
 
-_NOT_SETTINGS: Mapping[Loadable, frozenset[str]] = {"models": frozenset({"classes"})}
+_NOT_SETTINGS: Mapping[Loadable, frozenset[str]] = {"models": frozenset({"classes", "pretrained"})}
 """Parameters that are not the user's to set: `Bound.build` is given them."""
 
 

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -109,12 +110,11 @@ def build_model(
             or cannot be had.
     """
     bound = bind_model(name)
-    if pretrained:
-        if "pretrained" not in bound.params:
-            raise ConfigError(f"nobody publishes weights for {name!r}; leave --pretrained out")
-        bound = dataclasses.replace(bound, params={**bound.params, "pretrained": True})
+    published: dict[str, Any] = {"pretrained": True} if pretrained else {}
+    if not published.keys() <= parameters(bound.factory).keys():
+        raise ConfigError(f"nobody publishes weights for {name!r}; leave --pretrained out")
     with isolated_rng(seed, "model", device=torch.device("cpu")):
-        model = _built(bound, classes, image_size)
+        model = _built(bound, classes, image_size, published)
     entry = _entry(bound)
     if weights == "default" and entry is not None and "weights" in entry.facts:
         weights = str(entry.folder / entry.facts["weights"])
@@ -171,7 +171,12 @@ def describe(
     )
 
 
-def _built(bound: Bound, classes: int, image_size: int | None) -> Segmented:
+def _built(
+    bound: Bound,
+    classes: int,
+    image_size: int | None,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> Segmented:
     known = parameters(bound.factory)
     if "classes" not in known:
         raise ConfigError(
@@ -186,7 +191,7 @@ def _built(bound: Bound, classes: int, image_size: int | None) -> Segmented:
                 "other; keep one of them"
             )
         bound = dataclasses.replace(bound, params={**bound.params, "image_size": image_size})
-    model: Any = bound.build(classes=classes)
+    model: Any = bound.build(classes=classes, **more)
     if not isinstance(model, Segmented):
         raise ConfigError(
             f"model {bound.label!r} returned a {type(model).__name__}; it must return Segments of "

@@ -198,6 +198,26 @@ def test_pretrained_reaches_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [("deit_tiny_patch16_224", True)]
 
 
+@pytest.mark.parametrize("use", [bind_model, describe, build])
+def test_published_weights_are_no_setting(use: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timm_models.timm, "create_model", None)  # nothing may be downloaded
+    with pytest.raises(ConfigError, match="model 'resnet18': unknown parameter 'pretrained'"):
+        use("resnet18:pretrained=true")
+    assert "pretrained" not in bind_model("resnet18").params
+
+
+def test_a_function_of_ones_own_may_publish_weights(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\nfrom splitlab.core import Segments\n"
+        "def net(*, classes: int, pretrained: bool = False):\n"
+        "    made = [nn.Flatten(), nn.Linear(12, classes, bias=pretrained)]\n"
+        "    return Segments(made, channels=3, image_size=2)\n"
+    )
+    own = f"{tmp_path / 'mine.py'}:net"
+    assert "1.bias" in build(own, pretrained=True).state_dict()
+    assert "1.bias" not in build(own).state_dict()
+
+
 def input_shape(name: str, image_size: int | None = None) -> tuple[int, int]:
     facts = describe(name, image_size=image_size)
     return facts.channels, facts.image_size
