@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from splitlab.core.catalogue.binding import bind, bind_as
+from splitlab.core.catalogue.loading import split
 from splitlab.core.catalogue.tables import Entry, entries
 from splitlab.core.contract.errors import ConfigError, SplitlabError
 from splitlab.core.contract.part import Layout
@@ -79,9 +80,9 @@ def bind_model(text: str) -> Bound:
     return bind_as("models", text, "timm", name=head)
 
 
-def _entry(bound: Bound) -> Entry | None:
-    """Return the catalogue's table of the model, where it has one."""
-    return entries("models").get(bound.label)
+def _entry(text: str) -> Entry | None:
+    """Return the catalogue's table of the model; None for one of timm's or of a file."""
+    return entries("models").get(split("models", text)[0])
 
 
 def build_model(
@@ -115,7 +116,7 @@ def build_model(
         raise ConfigError(f"nobody publishes weights for {name!r}; leave --pretrained out")
     with isolated_rng(seed, "model", device=torch.device("cpu")):
         model = _built(bound, classes, image_size, published)
-    entry = _entry(bound)
+    entry = _entry(name)
     if weights == "default" and entry is not None and "weights" in entry.facts:
         weights = str(entry.folder / entry.facts["weights"])
     if weights not in ("default", "none"):
@@ -147,7 +148,7 @@ def describe(
             if not isinstance(error.__cause__, Exception):
                 raise
             model = _built(bound, classes, image_size)  # one that cannot do without numbers
-    entry = _entry(bound)
+    entry = _entry(name)
     own = int(entry.facts.get("cut", model.default_cut)) if entry else model.default_cut
     cut = own if cut is None else cut
     model.check_cut(cut)

@@ -354,6 +354,20 @@ def test_a_model_of_ones_own_is_named_by_its_file(tmp_path: Path) -> None:
     assert facts.identity != describe(f"{file}:net", classes=3).identity
 
 
+def test_a_function_of_a_file_is_not_the_catalogues_model_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    own = tmp_path / "registry.toml"
+    own.write_text('[models.net]\ntarget = "mine.py:net"\nweights = "none.safetensors"\ncut = 1\n')
+    monkeypatch.setenv("SPLITLAB_REGISTRY", str(own))
+    assert describe("net").cut == 1
+    with pytest.raises(ConfigError, match="no such file"):
+        build("net")
+    assert describe(f"{tmp_path / 'mine.py'}:net").cut == 0
+    assert build(f"{tmp_path / 'mine.py'}:net") is not None
+
+
 @pytest.mark.parametrize(
     ("name", "size", "reason"),
     [
