@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from splitlab.core.catalogue.binding import bind, bind_as
-from splitlab.core.catalogue.loading import split
+from splitlab.core.catalogue.loading import find, split
 from splitlab.core.catalogue.tables import Entry, entries
 from splitlab.core.contract.errors import ConfigError, SplitlabError
 from splitlab.core.contract.part import Layout
 from splitlab.core.contract.seeding import isolated_rng
-from splitlab.core.contract.settings import Bound, parameters
+from splitlab.core.contract.settings import Bound, parameters, shown
 from splitlab.core.contract.traits import Ground
 from splitlab.core.models.segments import Segmented
 from splitlab.core.models.timm_models import check_name
@@ -35,7 +35,8 @@ class ModelFacts:
 
     Attributes:
         name: as the user wrote it.
-        identity: what both peers compare: the name, or function and content hash of a file.
+        identity: what both peers compare: the name, and settings that are not those of the name;
+            of a file or of a name that does not ship, what stands behind it and every setting.
         family: what kind of model it is: ``"vit"``, ``"cnn"``, ``"segments"``.
         channels: of the images that it takes.
         image_size: their height and width in pixels.
@@ -83,6 +84,20 @@ def bind_model(text: str) -> Bound:
 def _entry(text: str) -> Entry | None:
     """Return the catalogue's table of the model; None for one of timm's or of a file."""
     return entries("models").get(split("models", text)[0])
+
+
+def _identity(text: str, bound: Bound) -> str:
+    """Return what both peers compare: the same for the same settings, however they are written."""
+    entry = _entry(text)
+    if (entry.source != "splitlab") if entry else (".py:" in text):
+        return bound.agreement()  # a name of somebody's own may mean another thing elsewhere
+    takes = parameters(bound.factory)
+    preset = find("models", entry.name).settings if entry else {}
+    usual = {key: takes[key].default for key in bound.params}
+    usual |= {key: takes[key].parse(bound.label, value) for key, value in preset.items()}
+    own = {key: bound.params[key] for key in bound.params if key in bound.given}
+    changed = [f"{key}={shown(value)}" for key, value in own.items() if value != usual[key]]
+    return f"{bound.label}:{','.join(changed)}" if changed else bound.label
 
 
 def build_model(
@@ -159,7 +174,7 @@ def describe(
     client = model.part(0, (cut,), torch.device("meta"))
     return ModelFacts(
         name,
-        bound.agreement() if "@" in bound.identity else name,
+        _identity(name, bound),
         model.family,
         model.channels,
         model.image_size,

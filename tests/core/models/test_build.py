@@ -284,6 +284,39 @@ def test_the_ground_says_what_the_model_lacks() -> None:
     assert ground.fixed_tokens == "its 64 tokens in a grid of 8 x 8, all of them"
 
 
+@pytest.mark.parametrize(
+    ("text", "identity"),
+    [
+        ("vit-mini", "vit-mini"),
+        ("vit-mini:depth=6", "vit-mini"),
+        ("vit-mini:heads=2", "vit-mini:heads=2"),
+        ("vit-mini:heads=2,depth=3", "vit-mini:depth=3,heads=2"),
+        ("vit-mini:depth=3,heads=2", "vit-mini:depth=3,heads=2"),
+        ("deit_tiny_patch16_224", "deit_tiny_patch16_224"),
+        ("resnet18:channels=3", "resnet18"),
+        ("resnet18:channels=1", "resnet18:channels=1"),
+        ("timm:name=resnet18", "timm:name=resnet18"),
+    ],
+)
+def test_peers_compare_a_name_and_what_the_user_changed(text: str, identity: str) -> None:
+    assert describe(text).identity == identity
+
+
+def test_peers_compare_every_setting_of_a_preset_of_ones_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = tmp_path / "registry.toml"
+    monkeypatch.setenv("SPLITLAB_REGISTRY", str(own))
+    identities = []
+    for settings in ("width=64,heads=2", "heads=2,width=64", "width=64,heads=4"):
+        own.write_text(f'[models.mine]\npreset = "vit:image_size=32,{settings}"\n')
+        identities.append(describe("mine").identity)
+    assert identities[0] == identities[1] == describe("mine:heads=2").identity
+    assert identities[0] != identities[2] == describe("mine").identity
+    assert identities[0].startswith("mine=vit:")
+    assert "heads=2" in identities[0]
+
+
 # Settings, and models of one's own.
 
 
