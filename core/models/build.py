@@ -218,6 +218,10 @@ def _built(
             f"--image-size {image_size} is not allowed: model {bound.label!r} takes images of "
             f"{model.image_size} pixels, and has no setting image_size"
         )
+    try:
+        model.check(classes)
+    except ConfigError as error:
+        raise ConfigError(f"model {bound.label!r}: {error}") from error.__cause__
     return model
 
 

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.models.segments import Leaving, Segment, Segmented, tried
+from splitlab.core.models.crossing import Leaving
+from splitlab.core.models.segments import Segment, Segmented, tried
 
 __all__ = ["StagedCNN"]
 

@@ -369,6 +369,23 @@ def headless(*, width: int = 4):
 
 def bare(*, classes: int):
     return nn.Linear(classes, classes)
+
+
+def wide(*, classes: int):
+    return Segments([nn.Flatten(), nn.Linear(64, classes + 1)], channels=1, image_size=8)
+
+
+def pair(*, classes: int):
+    return Segments([nn.Flatten(), nn.LSTM(64, classes)], channels=1, image_size=8)
+
+
+class Picky(nn.Module):
+    def forward(self, x):
+        return x if float(x.detach().sum()) == 0 else None
+
+
+def picky(*, classes: int):
+    return Segments([Picky(), nn.Flatten(), nn.LazyLinear(classes)], channels=1, image_size=8)
 """
 
 
@@ -408,11 +425,21 @@ def test_a_function_of_a_file_is_not_the_catalogues_model_of_its_name(
         ("bare", None, "returned a Linear; it must return Segments"),
         ("net", 16, "--image-size 16 is not allowed: model 'net' takes images of 8 pixels"),
         ("gone", None, "gone"),
+        ("wide", None, r"model 'wide': segment 1, the last one, makes \[11\] of one sample"),
+        ("pair", None, "model 'pair': segment 1 of the model makes a tuple"),
     ],
 )
 def test_a_file_without_such_a_model_is_refused(
     tmp_path: Path, name: str, size: int | None, reason: str
 ) -> None:
     (tmp_path / "mine.py").write_text(OWN)
-    with pytest.raises(ConfigError, match=reason):
-        build(f"{tmp_path / 'mine.py'}:{name}", image_size=size)
+    for use in (build, describe):
+        with pytest.raises(ConfigError, match=reason):
+            use(f"{tmp_path / 'mine.py'}:{name}", image_size=size)
+
+
+def test_a_model_that_needs_numbers_to_be_looked_at_is_given_some(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    facts = describe(f"{tmp_path / 'mine.py'}:picky", classes=3)
+    assert (facts.client_parameters, facts.server_parameters) == (0, 64 * 3 + 3)
+    assert (facts.layout.tokens, facts.layout.width) == (64, 1)
