@@ -51,6 +51,8 @@ class Segmented(ABC):
     """What listings call models of this kind."""
     heads: tuple[str, ...] = ()
     """How the names begin of what weights for another number of classes do not fit."""
+    in_place: bool = True
+    """Whether a segment may change the tokens in place that it is given."""
 
     @abstractmethod
     def segments(self, module: nn.Module) -> Sequence[Segment]:
@@ -117,6 +119,8 @@ class SegmentedPart:
         # Whichever tokens arrive, an image segment is given its image back.
         self._arriving = model.leaving(first - 1) if first else Leaving()
         self._leaving = model.leaving(end - 1) if end else Leaving()
+        # What arrives is a leaf of the graph, which must not change.
+        self._copies = bool(first) and model.in_place
 
     def forward(
         self, inputs: torch.Tensor, token_sizes: torch.Tensor | None = None
@@ -127,8 +131,11 @@ class SegmentedPart:
                 "this model does not weigh tokens by their size; choose a Vision Transformer, or a "
                 "method that sends no token sizes"
             )
-        image = len(self._arriving.shape) in (1, 3)
-        x = from_tokens(inputs, self._arriving) if image else inputs
+        x = inputs
+        if len(self._arriving.shape) in (1, 3):
+            x = from_tokens(inputs, self._arriving)
+        elif self._copies:
+            x = inputs.clone()
         try:
             for segment in self._segments:
                 x = segment(x)

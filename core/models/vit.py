@@ -97,6 +97,7 @@ class ViT(Segmented):
     cut_noun = "blocks"
     family = "vit"
     heads = ("head.", "head_dist.")
+    in_place = False  # every block begins with a norm
     module: VisionTransformer
 
     def __init__(self, module: VisionTransformer, *, channels: int, image_size: int) -> None:

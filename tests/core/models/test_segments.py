@@ -14,6 +14,7 @@ from splitlab.core.contract.seeding import isolated_rng
 from splitlab.core.models.segments import Segments
 
 CPU = torch.device("cpu")
+IMAGES = {"channels": 3, "image_size": 12}
 
 
 class Tokens(nn.Module):
@@ -67,6 +68,19 @@ def test_two_cuts_equal_the_whole(whole: Any) -> None:
     for first in range(4):
         for second in range(first + 1, 5):
             trained.check(first, second)
+
+
+def test_behind_a_cut_of_tokens_a_segment_may_work_in_place(whole: Any) -> None:
+    with isolated_rng(0, device=CPU):
+        embed = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), Tokens())
+        blocks = [nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 6)) for _ in range(2)]
+        model = Segments([embed, *blocks, nn.Sequential(Mean(), nn.Linear(6, 5))], **IMAGES)
+    trained = whole(model)
+    trained.check(0)
+    trained.check(0, 1)
+    arrived = torch.full((2, 25, 6), -1.0, requires_grad=True)
+    model.part(1, (0,), CPU).forward(arrived)
+    assert torch.equal(arrived, torch.full((2, 25, 6), -1.0))
 
 
 def test_what_plugins_see_at_every_cut() -> None:
