@@ -164,8 +164,8 @@ def describe(
                 raise
             model = _built(bound, classes, image_size)  # one that cannot do without numbers
     entry = _entry(name)
-    own = int(entry.facts.get("cut", model.default_cut)) if entry else model.default_cut
-    cut = own if cut is None else cut
+    if cut is None:
+        cut = _own_cut(model, entry, bound)
     model.check_cut(cut)
     sizes = [0, 0]
     for parameter, tensor in model.module.named_parameters():
@@ -184,6 +184,21 @@ def describe(
         layouts,
         Ground.of(layouts[cut], client.unable),
         *sizes,
+    )
+
+
+def _own_cut(model: Segmented, entry: Entry | None, bound: Bound) -> int:
+    """Return where the model is cut if the user names no cut."""
+    if entry is None or "cut" not in entry.facts:
+        return model.default_cut
+    cut = int(entry.facts["cut"])
+    if 0 <= cut <= model.last_cut:
+        return cut
+    if bound.given:  # the user made it shallower than the catalogue knows it
+        return model.default_cut
+    raise ConfigError(
+        f"cut = {cut} of [models.{entry.name}] (from {entry.source}) is outside the model; "
+        f"allowed: 0 to {model.last_cut} ({model.cut_noun})"
     )
 
 

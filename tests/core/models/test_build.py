@@ -244,6 +244,20 @@ def test_default_cut_is_the_papers_unless_the_catalogue_says_otherwise(
     assert describe("mine", cut=2).cut == 2
 
 
+def test_a_cut_of_the_catalogues_that_is_outside_is_not_the_users_mistake(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert describe("vit-mini:depth=2").cut == 2
+    own = tmp_path / "registry.toml"
+    own.write_text('[models.mine]\npreset = "vit:image_size=32,depth=4"\ncut = 5\n')
+    monkeypatch.setenv("SPLITLAB_REGISTRY", str(own))
+    told = r"^cut = 5 of \[models.mine\] \(from .*\) is outside the model; allowed: 0 to 4 \(blocks"
+    with pytest.raises(ConfigError, match=told):
+        describe("mine")
+    assert describe("mine", cut=4).cut == 4
+    assert describe("mine:depth=6").cut == 5
+
+
 def test_own_models_have_their_files() -> None:
     for name, table in catalogue()["models"].items():
         if "weights" in table:

@@ -197,6 +197,28 @@ class Unordered(nn.Module):
         return self.forward_head(self.stages(self.stem(x).relu()))
 
 
+class Single(nn.Module):
+    """One stage, and nothing in front of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.Sequential(nn.Conv2d(3, 4, 3))
+        self.fc = nn.Linear(4, 5)
+
+    def forward_head(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x.mean((2, 3)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.stages(x))
+
+
+def test_one_stage_is_cut_behind_it() -> None:
+    with isolated_rng(0, device=CPU):
+        model = StagedCNN("mine", Single(), channels=3, image_size=8)
+    assert (model.last_cut, model.default_cut) == (0, 0)
+    model.check(5)
+
+
 class Headless(nn.Module):
     def __init__(self) -> None:
         super().__init__()
