@@ -151,13 +151,15 @@ class SegmentedPart:
     def unable(self, request: Measurement) -> str | None:
         """Return why the client's part cannot measure that; None if it can."""
         return (
-            f"{_WORDS.get(type(request).__name__, 'a measurement')}, which this model does not "
-            "have; choose a model with one (for example vit-mini or deit_tiny_patch16_224)"
+            f"{request.words}, which this model does not have; choose a model with one (for "
+            "example vit-mini or deit_tiny_patch16_224)"
         )
 
     def watch(self, request: Measurement) -> None:
         """Measure this in every `forward` from now on."""
-        raise ConfigError(f"a plugin needs {self.unable(request)}")
+        reason = self.unable(request)
+        if reason:
+            raise ConfigError(f"the client's part is asked for {reason}")
 
     def measured(self) -> dict[Measurement, torch.Tensor]:
         """Return what was measured in the `forward` that just ran."""
@@ -189,12 +191,6 @@ class SegmentedPart:
             # Not by the module: batch norms that belong to other parts would warn that they are.
             for name, tensor in self.state_dict().items():
                 tensor.copy_(state[name])
-
-
-_WORDS = {
-    "Attention": "the attention of a class token",
-    "Keys": "the attention keys of a transformer's block",
-}
 
 
 class Segments(Segmented):

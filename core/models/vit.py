@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
@@ -197,45 +197,37 @@ class ViTPart(SegmentedPart):
 
     def unable(self, request: Measurement) -> str | None:
         """Return why the client's part cannot measure that; None if it can."""
-        if not isinstance(request, (Attention, Keys)):
+        how = _HOW.get(type(request))
+        if how is None or (how.class_token and not self._class_token):
             return super().unable(request)
-        what = "the attention" if isinstance(request, Attention) else "the attention keys"
-        if isinstance(request, Attention) and not self._class_token:
-            return (
-                "the attention of a class token, which this model does not have; choose a model "
-                "with one (for example vit-mini or deit_tiny_patch16_224)"
-            )
         if self._client_blocks == 0:
             return (
-                f"{what} of a client block, but --cut 0 leaves the client none; allowed here: "
-                f"--cut 1 to {len(self._blocks)}"
+                f"{request.words}, but --cut 0 leaves the client none; allowed here: --cut 1 to "
+                f"{len(self._blocks)}"
             )
-        for block in self._watched(request):
+        for block in self._watched(request, how):
             attention = getattr(block, "attn", None)
             if not hasattr(attention, "qkv") or not hasattr(attention, "num_heads"):
                 return (
-                    f"{what} of a {type(block).__name__}, which has no attn.qkv to read it from; "
-                    "choose another model or a method that needs no attention"
+                    f"{request.words}, but a {type(block).__name__} has no attn.qkv to read it "
+                    "from; choose another model or a method that needs no attention"
                 )
         return None
 
     def watch(self, request: Measurement) -> None:
         """Measure this in every `forward` from now on."""
-        reason = self.unable(request)
-        if reason:
-            raise ConfigError(f"a plugin needs {reason}")
+        super().watch(request)
         if request not in self._readers:
-            read = _read_keys if isinstance(request, Keys) else _read_attention
-            self._readers[request] = _Reader(self._watched(request), request, read)
+            how = _HOW[type(request)]
+            self._readers[request] = _Reader(self._watched(request, how), request, how.read)
 
     def measured(self) -> dict[Measurement, torch.Tensor]:
         """Return what was measured in the `forward` that just ran."""
         return {request: reader.read() for request, reader in self._readers.items()}
 
-    def _watched(self, request: Measurement) -> Sequence[nn.Module]:
+    def _watched(self, request: Measurement, how: _How) -> Sequence[nn.Module]:
         mine = list(self._blocks[: self._client_blocks])
-        every = isinstance(request, Attention) and request.layer == "rollout"
-        return mine if every else mine[-1:]
+        return mine if how.every_block(request) else mine[-1:]
 
 
 class _Reader:
@@ -297,6 +289,30 @@ def _read_keys(request: Keys, seen: _Seen) -> torch.Tensor:
     key_BNHK = qkv.view(B, N, 3, attention.num_heads, -1)[:, :, 1]
     keys_BNK: torch.Tensor = attention.k_norm(key_BNHK).float().mean(2)
     return keys_BNK
+
+
+def _never(request: Any) -> bool:
+    return False
+
+
+class _How(NamedTuple):
+    """How a kind of measurement is read from what passes by.
+
+    Attributes:
+        read: makes the answer from the request and what was seen.
+        class_token: whether it is of a class token.
+        every_block: whether this request looks at all client blocks, not only at the last.
+    """
+
+    read: Callable[[Any, _Seen], torch.Tensor]
+    class_token: bool = False
+    every_block: Callable[[Any], bool] = _never
+
+
+_HOW: Mapping[type[Measurement], _How] = {
+    Attention: _How(_read_attention, True, lambda request: request.layer == "rollout"),
+    Keys: _How(_read_keys),
+}
 
 
 def class_attention(attention: Any, qkv: torch.Tensor, *, heads: str = "mean") -> torch.Tensor:

@@ -161,7 +161,9 @@ def test_token_sizes_are_refused() -> None:
 def test_attention_is_refused(request_: Any) -> None:
     client = build().part(0, (1,), CPU)
     assert "does not have; choose a model with one" in str(client.unable(request_))
-    with pytest.raises(ConfigError, match=r"a plugin needs the attention .*does not have"):
+    with pytest.raises(
+        ConfigError, match=r"^the client's part is asked for the attention .*does not have"
+    ):
         client.watch(request_)
     assert client.measured() == {}
 
