@@ -8,6 +8,7 @@ Shapes: B samples, N tokens (P special ones first), D width, H heads, C classes.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -182,18 +183,23 @@ class ViTPart(SegmentedPart):
             return super().forward(inputs)
         bias = token_sizes.to(inputs.dtype).log()[:, None, None, :]
         x = inputs
+        if self._maskless:
+            raise ConfigError(
+                f"a {self._maskless} of this model takes no attention mask, which weighing tokens "
+                "by their size needs; choose another model, or a method that sends no token sizes"
+            )
         for segment in self._segments:
-            if not isinstance(segment, nn.Module):
-                x = segment(x)
-                continue
-            if "attn_mask" not in inspect.signature(segment.forward).parameters:
-                raise ConfigError(
-                    f"a {type(segment).__name__} of this model takes no attention mask, which "
-                    "weighing tokens by their size needs; choose another model, or a method "
-                    "that sends no token sizes"
-                )
-            x = segment(x, attn_mask=bias)
+            x = segment(x, attn_mask=bias) if isinstance(segment, nn.Module) else segment(x)
         return x
+
+    @functools.cached_property
+    def _maskless(self) -> str:
+        """What a block of this part is called that takes no attention mask; empty if all do."""
+        blocks = [block for block in self._segments if isinstance(block, nn.Module)]
+        for block in blocks:
+            if "attn_mask" not in inspect.signature(block.forward).parameters:
+                return type(block).__name__
+        return ""
 
     def unable(self, request: Measurement) -> str | None:
         """Return why the client's part cannot measure that; None if it can."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -356,6 +357,17 @@ def test_what_cannot_be_measured_is_refused(
         client.watch(request_)
     assert client.unable(request_) is not None
     assert client.measured() == {}
+
+
+def test_whether_blocks_take_a_mask_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = server_of(narrow("vit"), 1)
+    asked: list[Any] = []
+    original = inspect.signature
+    with monkeypatch.context() as patched:
+        patched.setattr(inspect, "signature", lambda of: asked.append(of) or original(of))
+        for _ in range(3):
+            server.forward(torch.zeros(2, 3, 24), torch.ones(2, 3))
+    assert len(asked) == DEPTH - 1
 
 
 def test_keys_need_no_class_token() -> None:
