@@ -225,8 +225,8 @@ def _built(
     model: Any = bound.build(classes=classes, **more)
     if not isinstance(model, Segmented):
         raise ConfigError(
-            f"model {bound.label!r} returned a {type(model).__name__}; it must return Segments of "
-            "splitlab.core, or another model with parts"
+            f"model {bound.label!r} returned a {type(model).__name__}; it must return Segments, or "
+            "an instance of a subclass of Segmented, both of splitlab.core"
         )
     if image_size not in (None, model.image_size):
         raise ConfigError(

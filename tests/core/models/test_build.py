@@ -436,7 +436,7 @@ def test_a_function_of_a_file_is_not_the_catalogues_model_of_its_name(
     ("name", "size", "reason"),
     [
         ("headless", None, "takes no parameter 'classes', the width of its head"),
-        ("bare", None, "returned a Linear; it must return Segments"),
+        ("bare", None, "returned a Linear; it must return Segments, or an instance of a subclass"),
         ("net", 16, "--image-size 16 is not allowed: model 'net' takes images of 8 pixels"),
         ("gone", None, "gone"),
         ("wide", None, r"model 'wide': segment 1, the last one, makes \[11\] of one sample"),
@@ -450,6 +450,48 @@ def test_a_file_without_such_a_model_is_refused(
     for use in (build, describe):
         with pytest.raises(ConfigError, match=reason):
             use(f"{tmp_path / 'mine.py'}:{name}", image_size=size)
+
+
+FAMILY = """
+import torch
+from torch import nn
+
+from splitlab.core import Segmented
+
+
+class Chain(Segmented):
+    channels, image_size, last_cut, default_cut, family = 1, 4, 1, CUT, "chain"
+
+    def __init__(self, classes):
+        self.module = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Linear(8, classes))
+
+    def segments(self, module):
+        return list(module)
+
+    def segment_of(self, name):
+        return int(name[0])
+
+    def shape(self, cut):
+        return ((16,), (8,))[cut]
+
+
+def chain(*, classes: int):
+    return Chain(classes)
+"""
+
+
+def test_a_family_of_ones_own_is_a_subclass(tmp_path: Path) -> None:
+    (tmp_path / "good.py").write_text(FAMILY.replace("CUT", "1"))
+    facts = describe(f"{tmp_path / 'good.py'}:chain", classes=3)
+    assert (facts.family, facts.cut, facts.layout.width) == ("chain", 1, 8)
+    model = build_model(f"{tmp_path / 'good.py'}:chain", classes=3, seed=0)
+    client, server = (model.part(index, (0,), CPU) for index in (0, 1))
+    images = torch.ones(2, 1, 4, 4)
+    assert torch.equal(server.forward(client.forward(images)), model.module(images))
+    (tmp_path / "bad.py").write_text(FAMILY.replace("CUT", "2"))
+    told = r"model 'chain': default_cut=2 is outside the model; allowed: 0 to 1 \(segments\)"
+    with pytest.raises(ConfigError, match=told):
+        describe(f"{tmp_path / 'bad.py'}:chain")
 
 
 def test_a_model_that_needs_numbers_to_be_looked_at_is_given_some(tmp_path: Path) -> None:
