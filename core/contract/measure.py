@@ -41,8 +41,8 @@ class Attention(Measurement):
 
     Attributes:
         heads: how the attention heads are reduced.
-        layer: the class token's row in the last client block, or its attention rollout through
-            all client blocks (half identity; Abnar and Zuidema, 2020).
+        layer: the class token's row in the last attention that the client computes, or its
+            attention rollout through all of them (half identity; Abnar and Zuidema, 2020).
     """
 
     words: ClassVar[str] = "the attention of a class token"

@@ -22,7 +22,7 @@ from splitlab.core.contract.measure import Attention, Keys, Measurement
 from splitlab.core.contract.part import Layout
 from splitlab.core.models.segments import Segment, Segmented, SegmentedPart
 
-__all__ = ["ViT", "VisionTransformer", "class_attention", "vit"]
+__all__ = ["ViT", "class_attention", "shaped", "vit", "whole"]
 
 _OF_THE_HEAD = ("norm", "fc_norm", "attn_pool", "head_drop", "head", "head_dist")
 _USUAL_CUT = 3  # the paper's
@@ -59,22 +59,29 @@ def vit(
             f"width={width} is no multiple of heads={heads}; take width={width - width % heads} or "
             f"{width - width % heads + heads}"
         )
-    whole: dict[str, Any] = {} if class_token else {"class_token": False, "global_pool": "avg"}
+    pooled: dict[str, Any] = {} if class_token else {"class_token": False, "global_pool": "avg"}
     _check_image_size(image_size, patch)
-    return ViT(
-        VisionTransformer(
-            num_classes=classes,
-            img_size=image_size,
-            patch_size=patch,
-            in_chans=channels,
-            embed_dim=width,
-            depth=depth,
-            num_heads=heads,
-            **whole,
-        ),
-        channels=channels,
-        image_size=image_size,
+    return shaped(
+        num_classes=classes,
+        img_size=image_size,
+        patch_size=patch,
+        in_chans=channels,
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+        **pooled,
     )
+
+
+def shaped(**options: Any) -> ViT:
+    """A Vision Transformer by timm's own options: ``img_size``, ``in_chans``, ``num_classes``…"""
+    return whole(VisionTransformer(**options))
+
+
+def whole(module: Any) -> ViT:
+    """Return a Vision Transformer of timm as a model, of the images that it was made for."""
+    embedding = module.patch_embed
+    return ViT(module, channels=embedding.proj.in_channels, image_size=embedding.img_size[0])
 
 
 def _check_image_size(image_size: int, patch: int) -> None:
