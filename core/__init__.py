@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from splitlab.core.contract.traits import Traits
     from splitlab.core.data.load import load_data
     from splitlab.core.models.build import build_model
-    from splitlab.core.models.segments import Segments
+    from splitlab.core.models.segments import Segmented, Segments
     from splitlab.core.runs.config import Config
     from splitlab.core.runs.plan import Plan
     from splitlab.core.runs.reporter import Result
@@ -53,6 +53,7 @@ __all__ = [
     "ProtocolError",
     "Result",
     "Role",
+    "Segmented",
     "Segments",
     "SplitlabError",
     "Traits",
@@ -71,6 +72,7 @@ _HOMES = {
     "Keys": "contract.measure",
     "Layout": "contract.part",
     "Plan": "runs.plan",
+    "Segmented": "models.segments",
     "Segments": "models.segments",
     "WrappedLink": "contract.link",
     "build_model": "models.build",

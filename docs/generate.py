@@ -207,8 +207,8 @@ def rooms_page() -> str:
     listed = sorted(rooms(), key=lambda name: (-layer[name], name))
     text = """\
 The package is made of rooms: folders whose modules have one subject. A room imports only rooms
-below it, and `pyproject.toml` says which (import-linter, in `make lint`). [design.md](design.md) tells why,
-[CONTRIBUTING.md](../CONTRIBUTING.md) what belongs where.
+below it, and `pyproject.toml` says which (import-linter reads it, in `make lint`).
+[design.md](design.md) tells why, [CONTRIBUTING.md](../CONTRIBUTING.md) what belongs where.
 
 ![The rooms and their imports](rooms.svg)
 

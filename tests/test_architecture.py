@@ -143,7 +143,6 @@ def test_only_the_command_room_prints(name: str) -> None:
 # What a model is made of is known in core/models; elsewhere these words mean something else.
 WORDS_OF_MODELS = re.compile(r"vision ?transformer|\bblocks\b", re.IGNORECASE)
 OTHER_MEANINGS = {
-    "core/testing/tiny.py": "the kit's smallest model is one of these, by core/models/vit.py",
     "plugins/quantize.py": "blocks of numbers that share a scale",
     "plugins/fft_lowpass.py": "blocks of a spectrum",
 }

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
-from splitlab.core.catalogue.loading import known, resolve, split
+from splitlab.core.catalogue.loading import find, known, split
 from splitlab.core.catalogue.tables import LOADABLE, SINGULAR, Entry, Kind, Loadable, entries
 from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError, unknown_name
 from splitlab.core.contract.settings import Bound, Parameter, parameters
 
-__all__ = ["bind", "bind_stack", "broken"]
+__all__ = ["bind", "bind_as", "bind_stack", "broken"]
 
-_NOT_SETTINGS: Mapping[Loadable, frozenset[str]] = {"models": frozenset({"classes"})}
+_NOT_SETTINGS: Mapping[Loadable, frozenset[str]] = {"models": frozenset({"classes", "pretrained"})}
 """Parameters that are not the user's to set: `Bound.build` is given them."""
 
 
 def bind(kind: Loadable, text: str) -> Bound:
-    """Resolve ``NAME[:key=value,…]`` or ``FILE.py:Name[:key=value,…]``.
+    """Bind ``NAME[:key=value,…]`` or ``FILE.py:Name[:key=value,…]``.
 
     A preset is the model that it names, with the preset's settings and the user's on top.
 
@@ -28,8 +30,25 @@ def bind(kind: Loadable, text: str) -> Bound:
     return _bind(kind, *split(kind, text))
 
 
+def bind_as(kind: Loadable, text: str, target: str, /, **fixed: Any) -> Bound:
+    """Bind ``LABEL[:key=value,…]``, where the label is no name, but stands for one and more.
+
+    Args:
+        kind: what it is.
+        text: as the user wrote it; messages and peers know it by this label.
+        target: the name that the label stands for.
+        fixed: parameters that the label decides, so that the user cannot set them.
+
+    Raises:
+        ConfigError, PluginError: as `bind`.
+    """
+    label, settings = split(kind, text)
+    bound = _bind(kind, target, settings, label, fixed)
+    return replace(bound, identity=label)
+
+
 def bind_stack(texts: Iterable[str]) -> list[Bound]:
-    """Resolve the plugins of a stack, in order; the name of a stack stands for its plugins.
+    """Bind the plugins of a stack, in order; the name of a stack stands for its plugins.
 
     A setting of a named stack goes to the first of its plugins that takes it.
 
@@ -53,7 +72,7 @@ def bind_stack(texts: Iterable[str]) -> list[Bound]:
                 f"stack {head!r} names the stack {nested!r}; a stack is made of plugins: write "
                 f"{stacks[nested].target.replace(' + ', ', ')} instead"
             )
-        takes = [_takes("plugins", name, resolve("plugins", name).factory) for name, _ in members]
+        takes = [_takes("plugins", name, find("plugins", name).factory) for name, _ in members]
         for key, value in given.items():
             owner = next((i for i, taken in enumerate(takes) if key in taken), None)
             if owner is None:
@@ -75,18 +94,25 @@ def broken(kind: Kind, entry: Entry) -> str | None:
         if kind == "stacks":
             bind_stack([entry.name])
         elif kind in LOADABLE:
-            loaded = resolve(kind, entry.name)
+            loaded = find(kind, entry.name)
             _parsed(kind, entry.name, _takes(kind, entry.name, loaded.factory), loaded.settings)
     except SplitlabError as error:
         return str(error)
     return None
 
 
-def _bind(kind: Loadable, head: str, settings: Mapping[str, str]) -> Bound:
+def _bind(
+    kind: Loadable,
+    head: str,
+    settings: Mapping[str, str],
+    label: str = "",
+    fixed: Mapping[str, Any] = MappingProxyType({}),
+) -> Bound:
     entry = None if ".py:" in head else known(kind, head)
-    label = entry.name if entry else head.partition(".py:")[2]
-    loaded = resolve(kind, head)
-    takes = _takes(kind, label, loaded.factory)
+    label = label or (entry.name if entry else head.partition(".py:")[2])
+    loaded = find(kind, head)
+    found = _takes(kind, label, loaded.factory)
+    takes = {key: parameter for key, parameter in found.items() if key not in fixed}
     preset = _parsed(kind, label, takes, loaded.settings)
     given = _parsed(kind, label, takes, settings)
     defaults = {key: parameter.default for key, parameter in takes.items()}
@@ -100,7 +126,7 @@ def _bind(kind: Loadable, head: str, settings: Mapping[str, str]) -> Bound:
         label,
         loaded.identity,
         loaded.factory,
-        params,
+        {**fixed, **params},
         given,
         reconstruction=bool(entry and entry.facts.get("reconstruction")),
         kind=SINGULAR[kind],

@@ -45,7 +45,7 @@ def working_transports() -> list[str]:
 
 
 def bind_wrappers(texts: Iterable[str]) -> list[Bound]:
-    """Resolve link wrappers, in order; each is built anew for every end of a link.
+    """Bind link wrappers, in order; each is built anew for every end of a link.
 
     Raises:
         ConfigError, PluginError: as `bind`.

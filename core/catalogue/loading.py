@@ -21,7 +21,7 @@ from typing import Any
 from splitlab.core.catalogue.tables import SINGULAR, Entry, Loadable, entries
 from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError, unknown_name
 
-__all__ = ["Loaded", "known", "load", "resolve", "split"]
+__all__ = ["Loaded", "find", "known", "load", "split"]
 
 _EXAMPLES: Mapping[Loadable, str] = {
     "plugins": "MyMethod",
@@ -90,7 +90,7 @@ def load(kind: Loadable, name: str) -> Any:
         ConfigError: no such name, two of that name, or no such file.
         PluginError: it is known, but cannot be imported; says why.
     """
-    return resolve(kind, name).factory
+    return find(kind, name).factory
 
 
 def known(kind: Loadable, name: str) -> Entry:
@@ -105,7 +105,7 @@ def known(kind: Loadable, name: str) -> Entry:
     return found[name]
 
 
-def resolve(kind: Loadable, head: str, through: tuple[str, ...] = ()) -> Loaded:
+def find(kind: Loadable, head: str, through: tuple[str, ...] = ()) -> Loaded:
     """Import what the name or ``FILE.py:Name`` stands for, through presets to what they set.
 
     Args:
@@ -125,7 +125,7 @@ def resolve(kind: Loadable, head: str, through: tuple[str, ...] = ()) -> Loaded:
             raise ConfigError(f"{what} is a preset of itself: {' -> '.join((*through, head))}")
         base, settings = split(kind, entry.target)
         try:
-            inner = resolve(kind, base, (*through, head))
+            inner = find(kind, base, (*through, head))
         except SplitlabError as error:
             if through:
                 raise

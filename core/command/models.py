@@ -48,16 +48,14 @@ def add(commands: Commands) -> Parser:
 
 def _models(arguments: argparse.Namespace) -> int:
     from splitlab.core.catalogue.tables import entries
-    from splitlab.core.models.timm_models import timm_names
+    from splitlab.core.models.timm_models import is_timms, timm_names
 
-    families = timm_names()
     text = arguments.name
     if not text:
-        return _overview(families, arguments.json)
-    known = {*entries("models"), *(name for names in families.values() for name in names)}
-    if text in known or ":" in text:
+        return _overview(timm_names(), arguments.json)
+    if ":" in text or text in entries("models") or is_timms(text):
         return _explain(text, arguments.json)
-    return _matching(text, families, arguments.json)
+    return _matching(text, timm_names(), arguments.json)
 
 
 def _overview(families: Mapping[str, list[str]], as_json: bool) -> int:

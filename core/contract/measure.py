@@ -1,8 +1,11 @@
 """What a plugin or a probe may ask the client's model part to measure in passing.
 
 A request is a value: `Peer.request` takes it in ``setup``, and the answer lies in ``cut.measured``
-under the request itself. Equal requests are measured once. A new kind of measurement is a class
-here and the few lines in the model family that know how to take it.
+under the request itself. Equal requests are measured once.
+
+A new kind of measurement is a class here, with its words and the aspect of the cut that it makes
+true, and one line of `MEASUREMENTS`; a row in the table of the model family that can take it; and
+its name among those that `splitlab.core` exports. Nobody else knows of one kind or another.
 
 Shapes: B samples, N tokens.
 """
@@ -10,14 +13,26 @@ Shapes: B samples, N tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-__all__ = ["Attention", "Keys", "Measurement"]
+__all__ = ["MEASUREMENTS", "Attention", "Keys", "Measurement"]
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Base of all requests."""
+    """Base of all requests.
+
+    Attributes:
+        words: what it is called where it is refused, as it follows "needs".
+        aspect: the aspect of a cut that is true if this can be measured; empty for none.
+        known: that aspect, in words.
+        gone_with: other aspects, each of which this one is lost with where a plugin changes it.
+    """
+
+    words: ClassVar[str] = "a measurement"
+    aspect: ClassVar[str] = ""
+    known: ClassVar[str] = ""
+    gone_with: ClassVar[tuple[str, ...]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +41,14 @@ class Attention(Measurement):
 
     Attributes:
         heads: how the attention heads are reduced.
-        layer: the class token's row in the last client block, or its attention rollout through
-            all client blocks (half identity; Abnar and Zuidema, 2020).
+        layer: the class token's row in the last attention that the client computes, or its
+            attention rollout through all of them (half identity; Abnar and Zuidema, 2020).
     """
+
+    words: ClassVar[str] = "the attention of a class token"
+    aspect: ClassVar[str] = "attention"
+    known: ClassVar[str] = "the class token's attention to every token is known"
+    gone_with: ClassVar[tuple[str, ...]] = ("layout", "numbers")
 
     heads: Literal["mean", "max"] = "mean"
     layer: Literal["last", "rollout"] = "last"
@@ -37,3 +57,12 @@ class Attention(Measurement):
 @dataclass(frozen=True, slots=True)
 class Keys(Measurement):
     """Attention keys of the last client block, mean over heads: (B, N, K) float32, detached."""
+
+    words: ClassVar[str] = "the attention keys of a transformer's block"
+    aspect: ClassVar[str] = "keys"
+    known: ClassVar[str] = "the attention keys of the tokens are known"
+    gone_with: ClassVar[tuple[str, ...]] = ("batch", "tokens", "layout", "numbers")
+
+
+MEASUREMENTS: tuple[type[Measurement], ...] = (Keys, Attention)
+"""All kinds that there are."""

@@ -5,7 +5,8 @@ the client holds segments 0 to c and the server the others; with two, the client
 ones too. Whatever a segment makes, plugins see tokens: a transformer's (B, N, D) as they are, an
 image (B, D, H, W) as (B, H·W, D) without a class token, a vector (B, D) as one token.
 
-`splitlab.core.models` has the families that ship, and what one's own is made of.
+`splitlab.core.models` has the families that ship, and what one's own is made of: `Segments`, or a
+subclass of `Segmented`.
 
 Shapes: B samples, N tokens (special ones first), D width, C classes.
 """
@@ -95,27 +96,17 @@ class Part(Protocol):
 
 
 class Model(Protocol):
-    """A whole model, with all its numbers, that can be cut.
+    """A whole model, with all its numbers, as plan and peers use it.
+
+    A function that builds a model for `build_model` returns more than that, since listings, weights
+    and cuts have questions, too: `Segments`, or an instance of a subclass of `Segmented`. Both are
+    exported by `splitlab.core`.
 
     Attributes:
         module: all its parameters and buffers.
-        channels: of the images that it takes.
-        image_size: their height and width in pixels.
-        last_cut: cuts are 0 to this one.
-        default_cut: where it is cut if the user names no cut.
-        cut_noun: what a cut counts, in the plural, for messages: ``"blocks"``, ``"stages"``.
     """
 
     module: nn.Module
-    channels: int
-    image_size: int
-    last_cut: int
-    default_cut: int
-    cut_noun: str
-
-    def layout(self, cut: int) -> Layout:
-        """Return what plugins see at this cut."""
-        ...
 
     def part(self, index: int, cuts: Sequence[int], device: torch.device) -> Part:
         """Return one of the parts that these cuts make, in memory of its own.

@@ -78,11 +78,11 @@ class Peer:
         """Patches (down, across); None where the model has no such grid."""
         return self.layout.grid
 
-    def request(self, plugin: str, what: M) -> M:
+    def request(self, who: str, what: M) -> M:
         """Ask the client's part to measure something; call it in ``setup``, at either peer.
 
         Args:
-            plugin: who asks, for the error message.
+            who: the plugin or probe that asks, for the error message.
             what: a request such as ``Attention(heads="max")``.
 
         Returns:
@@ -93,7 +93,7 @@ class Peer:
         """
         reason = self.unable(what)
         if reason:
-            raise ConfigError(f"plugin {plugin!r} needs {reason}")
+            raise ConfigError(f"{who!r} needs {reason}")
         if what not in self.requests:
             self.requests.append(what)
         return what

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from splitlab.core.contract.errors import ConfigError, PluginError, unknown_name
-from splitlab.core.contract.measure import Attention, Keys, Measurement
+from splitlab.core.contract.measure import MEASUREMENTS, Measurement
 from splitlab.core.contract.part import Layout
 
 __all__ = ["ASPECTS", "Declared", "Ground", "Traits", "check_order"]
@@ -28,9 +28,8 @@ ASPECTS = {
     "targets": "every row has a class id",
     "tokens": "the tokens are those that the model made",
     "grid": "the patch tokens are the whole patch grid, row by row, behind the special tokens",
-    "keys": "the attention keys of the tokens are known",
+    **{kind.aspect: kind.known for kind in MEASUREMENTS if kind.aspect},
     "places": "token j is the same place of the image in every row and at every step",
-    "attention": "the class token's attention to every token is known",
     "features": "a token has the model's width",
     "layout": "the payload is one tensor (rows, tokens, features)",
     "numbers": "the payload is floating point",
@@ -38,12 +37,18 @@ ASPECTS = {
 }
 """What is true of a cut until a plugin changes it, in words for an error message."""
 
+
+def _measured(aspect: str) -> tuple[str, ...]:
+    """Return what was measured and is lost together with this aspect."""
+    return tuple(kind.aspect for kind in MEASUREMENTS if aspect in kind.gone_with)
+
+
 _GOES_WITH = {
-    "batch": ("sample ids", "targets", "keys"),
-    "tokens": ("grid", "keys"),
-    "places": ("grid",),
-    "layout": ("grid", "keys", "places", "attention", "features"),
-    "numbers": ("grid", "keys", "places", "attention", "features", "layout"),
+    "batch": ("sample ids", "targets", *_measured("batch")),
+    "tokens": ("grid", *_measured("tokens")),
+    "places": ("grid", *_measured("places")),
+    "layout": ("grid", "places", "features", *_measured("layout")),
+    "numbers": ("grid", "places", "features", "layout", *_measured("numbers")),
     "plain": tuple(name for name in ASPECTS if name != "plain"),
 }
 """What is lost together with an aspect that is changed."""
@@ -138,7 +143,7 @@ class Ground:
     @classmethod
     def of(cls, layout: Layout, unable: Callable[[Measurement], str | None]) -> Ground:
         """Return that of a layout, and of the measurements that the client's part can take."""
-        measured = {"attention": unable(Attention()), "keys": unable(Keys())}
+        measured = {kind.aspect: unable(kind()) for kind in MEASUREMENTS if kind.aspect}
         lacks = {aspect: reason for aspect, reason in measured.items() if reason}
         if layout.grid is None:
             lacks["grid"] = "a grid of patches, which this model does not have"

@@ -7,17 +7,19 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
-from splitlab.core.catalogue.binding import bind
+from splitlab.core.catalogue.binding import bind, bind_as
+from splitlab.core.catalogue.loading import find, split
 from splitlab.core.catalogue.tables import Entry, entries
 from splitlab.core.contract.errors import ConfigError, SplitlabError
 from splitlab.core.contract.part import Layout
 from splitlab.core.contract.seeding import isolated_rng
-from splitlab.core.contract.settings import Bound, parameters
+from splitlab.core.contract.settings import Bound, parameters, shown
 from splitlab.core.contract.traits import Ground
 from splitlab.core.models.segments import Segmented
 from splitlab.core.models.timm_models import check_name
@@ -33,7 +35,8 @@ class ModelFacts:
 
     Attributes:
         name: as the user wrote it.
-        identity: what both peers compare: the name, or function and content hash of a file.
+        identity: what both peers compare: the name, and settings that are not those of the name;
+            of a file or of a name that does not ship, what stands behind it and every setting.
         family: what kind of model it is: ``"vit"``, ``"cnn"``, ``"segments"``.
         channels: of the images that it takes.
         image_size: their height and width in pixels.
@@ -66,24 +69,35 @@ class ModelFacts:
 
 
 def bind_model(text: str) -> Bound:
-    """Resolve ``NAME[:key=value,…]``: of the catalogue, a file's, or else one of timm's.
+    """Bind ``NAME[:key=value,…]``: of the catalogue, a file's, or else one of timm's.
 
     Raises:
         ConfigError: an unknown name, key or value.
     """
-    head, _, settings = text.partition(":")
+    head = text.partition(":")[0]
     if ".py:" in text or head in entries("models"):
         return bind("models", text)
     check_name(head, entries("models"))
-    name = f"name={head}"
-    bound = bind("models", f"timm:{name},{settings}" if settings else f"timm:{name}")
-    given = {key: value for key, value in bound.given.items() if key != "name"}
-    return dataclasses.replace(bound, label=head, identity=head, given=given)
+    return bind_as("models", text, "timm", name=head)
 
 
-def _entry(bound: Bound) -> Entry | None:
-    """Return the catalogue's table of the model, where it has one."""
-    return entries("models").get(bound.label)
+def _entry(text: str) -> Entry | None:
+    """Return the catalogue's table of the model; None for one of timm's or of a file."""
+    return entries("models").get(split("models", text)[0])
+
+
+def _identity(text: str, bound: Bound) -> str:
+    """Return what both peers compare: the same for the same settings, however they are written."""
+    entry = _entry(text)
+    if (entry.source != "splitlab") if entry else (".py:" in text):
+        return bound.agreement()  # a name of somebody's own may mean another thing elsewhere
+    takes = parameters(bound.factory)
+    preset = find("models", entry.name).settings if entry else {}
+    usual = {key: takes[key].default for key in bound.params}
+    usual |= {key: takes[key].parse(bound.label, value) for key, value in preset.items()}
+    own = {key: bound.params[key] for key in bound.params if key in bound.given}
+    changed = [f"{key}={shown(value)}" for key, value in own.items() if value != usual[key]]
+    return f"{bound.label}:{','.join(changed)}" if changed else bound.label
 
 
 def build_model(
@@ -112,13 +126,12 @@ def build_model(
             or cannot be had.
     """
     bound = bind_model(name)
-    if pretrained:
-        if "pretrained" not in bound.params:
-            raise ConfigError(f"nobody publishes weights for {name!r}; leave --pretrained out")
-        bound = dataclasses.replace(bound, params={**bound.params, "pretrained": True})
+    published: dict[str, Any] = {"pretrained": True} if pretrained else {}
+    if not published.keys() <= parameters(bound.factory).keys():
+        raise ConfigError(f"nobody publishes weights for {name!r}; leave --pretrained out")
     with isolated_rng(seed, "model", device=torch.device("cpu")):
-        model = _built(bound, classes, image_size)
-    entry = _entry(bound)
+        model = _built(bound, classes, image_size, published)
+    entry = _entry(name)
     if weights == "default" and entry is not None and "weights" in entry.facts:
         weights = str(entry.folder / entry.facts["weights"])
     if weights not in ("default", "none"):
@@ -150,9 +163,9 @@ def describe(
             if not isinstance(error.__cause__, Exception):
                 raise
             model = _built(bound, classes, image_size)  # one that cannot do without numbers
-    entry = _entry(bound)
-    own = int(entry.facts.get("cut", model.default_cut)) if entry else model.default_cut
-    cut = own if cut is None else cut
+    entry = _entry(name)
+    if cut is None:
+        cut = _own_cut(model, entry, bound)
     model.check_cut(cut)
     sizes = [0, 0]
     for parameter, tensor in model.module.named_parameters():
@@ -161,7 +174,7 @@ def describe(
     client = model.part(0, (cut,), torch.device("meta"))
     return ModelFacts(
         name,
-        bound.agreement() if "@" in bound.identity else name,
+        _identity(name, bound),
         model.family,
         model.channels,
         model.image_size,
@@ -174,7 +187,27 @@ def describe(
     )
 
 
-def _built(bound: Bound, classes: int, image_size: int | None) -> Segmented:
+def _own_cut(model: Segmented, entry: Entry | None, bound: Bound) -> int:
+    """Return where the model is cut if the user names no cut."""
+    if entry is None or "cut" not in entry.facts:
+        return model.default_cut
+    cut = int(entry.facts["cut"])
+    if 0 <= cut <= model.last_cut:
+        return cut
+    if bound.given:  # the user made it shallower than the catalogue knows it
+        return model.default_cut
+    raise ConfigError(
+        f"cut = {cut} of [models.{entry.name}] (from {entry.source}) is outside the model; "
+        f"allowed: 0 to {model.last_cut} ({model.cut_noun})"
+    )
+
+
+def _built(
+    bound: Bound,
+    classes: int,
+    image_size: int | None,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> Segmented:
     known = parameters(bound.factory)
     if "classes" not in known:
         raise ConfigError(
@@ -189,17 +222,21 @@ def _built(bound: Bound, classes: int, image_size: int | None) -> Segmented:
                 "other; keep one of them"
             )
         bound = dataclasses.replace(bound, params={**bound.params, "image_size": image_size})
-    model: Any = bound.build(classes=classes)
+    model: Any = bound.build(classes=classes, **more)
     if not isinstance(model, Segmented):
         raise ConfigError(
-            f"model {bound.label!r} returned a {type(model).__name__}; it must return Segments of "
-            "splitlab.core, or another model with parts"
+            f"model {bound.label!r} returned a {type(model).__name__}; it must return Segments, or "
+            "an instance of a subclass of Segmented, both of splitlab.core"
         )
     if image_size not in (None, model.image_size):
         raise ConfigError(
             f"--image-size {image_size} is not allowed: model {bound.label!r} takes images of "
             f"{model.image_size} pixels, and has no setting image_size"
         )
+    try:
+        model.check(classes)
+    except ConfigError as error:
+        raise ConfigError(f"model {bound.label!r}: {error}") from error.__cause__
     return model
 
 

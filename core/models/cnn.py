@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.models.segments import Leaving, Segment, Segmented, tried
+from splitlab.core.models.crossing import Leaving
+from splitlab.core.models.segments import Segment, Segmented, tried
 
 __all__ = ["StagedCNN"]
 
@@ -55,7 +56,7 @@ class StagedCNN(Segmented):
         self.heads = (f"{classifier}.",)
         self._names = _in_order(name, module)
         self.last_cut = len(self._names) - 2
-        self.default_cut = max(1, round(self.last_cut / 4))
+        self.default_cut = min(max(1, round(self.last_cut / 4)), self.last_cut)
         try:
             self._left = tried(self)
         except ConfigError as error:

@@ -20,7 +20,7 @@ import functools
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,24 +28,11 @@ from torch import nn
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.measure import Measurement
 from splitlab.core.contract.part import Layout
+from splitlab.core.models.crossing import Leaving, channels_last, from_tokens, seen, to_tokens
 
 __all__ = ["Segment", "Segmented", "SegmentedPart", "Segments"]
 
 Segment = Callable[[torch.Tensor], torch.Tensor]
-
-
-class Leaving(NamedTuple):
-    """What leaves a segment for one sample.
-
-    Attributes:
-        shape: (N, D), (D, H, W) or (D,).
-        channels_last: whether an image lies in memory place by place, not channel by channel.
-        gradient_last: the same of its gradient.
-    """
-
-    shape: tuple[int, ...] = ()
-    channels_last: bool = False
-    gradient_last: bool = False
 
 
 class Segmented(ABC):
@@ -64,6 +51,8 @@ class Segmented(ABC):
     """What listings call models of this kind."""
     heads: tuple[str, ...] = ()
     """How the names begin of what weights for another number of classes do not fit."""
+    in_place: bool = True
+    """Whether a segment may change the tokens in place that it is given."""
 
     @abstractmethod
     def segments(self, module: nn.Module) -> Sequence[Segment]:
@@ -83,7 +72,15 @@ class Segmented(ABC):
 
     def layout(self, cut: int) -> Layout:
         """Return what plugins see at this cut."""
-        return _seen(self.shape(cut))
+        return seen(self.shape(cut))
+
+    def check(self, classes: int) -> None:
+        """Raise `ConfigError` if the model is not what it says, or is none for so many classes."""
+        if not 0 <= self.default_cut <= self.last_cut:
+            raise ConfigError(
+                f"default_cut={self.default_cut} is outside the model; allowed: 0 to "
+                f"{self.last_cut} ({self.cut_noun})"
+            )
 
     def adapted(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return published weights under this model's names and in its shapes."""
@@ -122,6 +119,8 @@ class SegmentedPart:
         # Whichever tokens arrive, an image segment is given its image back.
         self._arriving = model.leaving(first - 1) if first else Leaving()
         self._leaving = model.leaving(end - 1) if end else Leaving()
+        # What arrives is a leaf of the graph, which must not change.
+        self._copies = bool(first) and model.in_place
 
     def forward(
         self, inputs: torch.Tensor, token_sizes: torch.Tensor | None = None
@@ -132,8 +131,11 @@ class SegmentedPart:
                 "this model does not weigh tokens by their size; choose a Vision Transformer, or a "
                 "method that sends no token sizes"
             )
-        image = len(self._arriving.shape) in (1, 3)
-        x = from_tokens(inputs, self._arriving) if image else inputs
+        x = inputs
+        if len(self._arriving.shape) in (1, 3):
+            x = from_tokens(inputs, self._arriving)
+        elif self._copies:
+            x = inputs.clone()
         try:
             for segment in self._segments:
                 x = segment(x)
@@ -149,13 +151,15 @@ class SegmentedPart:
     def unable(self, request: Measurement) -> str | None:
         """Return why the client's part cannot measure that; None if it can."""
         return (
-            f"{_WORDS.get(type(request).__name__, 'a measurement')}, which this model does not "
-            "have; choose a model with one (for example vit-mini or deit_tiny_patch16_224)"
+            f"{request.words}, which this model does not have; choose a model with one (for "
+            "example vit-mini or deit_tiny_patch16_224)"
         )
 
     def watch(self, request: Measurement) -> None:
         """Measure this in every `forward` from now on."""
-        raise ConfigError(f"a plugin needs {self.unable(request)}")
+        reason = self.unable(request)
+        if reason:
+            raise ConfigError(f"the client's part is asked for {reason}")
 
     def measured(self) -> dict[Measurement, torch.Tensor]:
         """Return what was measured in the `forward` that just ran."""
@@ -189,12 +193,6 @@ class SegmentedPart:
                 tensor.copy_(state[name])
 
 
-_WORDS = {
-    "Attention": "the attention of a class token",
-    "Keys": "the attention keys of a transformer's block",
-}
-
-
 class Segments(Segmented):
     """A model of one's own: modules that run one after another.
 
@@ -224,6 +222,9 @@ class Segments(Segmented):
     ) -> None:
         if len(segments) < 2:
             raise ConfigError(f"a model of {len(segments)} segments cannot be cut; 2 or more")
+        for name, value in (("channels", channels), ("image_size", image_size)):
+            if value < 1:
+                raise ConfigError(f"{name}={value} is not allowed; 1 or more")
         self.module = nn.Sequential(*segments)
         self.channels = channels
         self.image_size = image_size
@@ -237,7 +238,8 @@ class Segments(Segmented):
 
     def segments(self, module: nn.Module) -> Sequence[Segment]:
         """Return the modules."""
-        return [*module.children()]
+        assert isinstance(module, nn.Sequential)
+        return [*module]  # not its children, of which a module that stands there twice is one
 
     def segment_of(self, name: str) -> int:
         """Return the number in front of the name."""
@@ -252,72 +254,97 @@ class Segments(Segmented):
         self._left = self._left or tried(self)
         return self._left[cut]
 
+    def check(self, classes: int) -> None:
+        """Try one image, too; `ConfigError` unless the last segment makes (B, classes) of it."""
+        super().check(classes)
+        made = self.leaving(self.last_cut + 1).shape
+        if made != (classes,):
+            raise ConfigError(
+                f"segment {self.last_cut + 1}, the last one, makes {[*made]} of one sample, and "
+                f"must make one number for each of {classes} classes; give its last layer the "
+                "width `classes`, as the function is given it"
+            )
+
     def layout(self, cut: int) -> Layout:
         """Return what plugins see at this cut."""
-        seen = _seen(self.shape(cut))
+        one = seen(self.shape(cut))
         if len(self.shape(cut)) != 2:
-            return seen
+            return one
         return Layout(
-            seen.tokens, seen.width, self._prefix_tokens, self._class_token, None, self._any_tokens
+            one.tokens, one.width, self._prefix_tokens, self._class_token, None, self._any_tokens
         )
 
 
 def tried(model: Segmented) -> list[Leaving]:
-    """Run one image of zeros through all segments, and back; returns what leaves each."""
+    """Run one image of zeros through all segments, and back; returns what leaves each.
+
+    Raises:
+        ConfigError: a segment fails, or makes what no segment may make.
+    """
     module = model.module
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     was = {part: part.training for part in module.modules()}
     module.eval()
+    made: list[Leaving] = []
+    back: dict[int, bool] = {}
     try:
         size = (1, model.channels, model.image_size, model.image_size)
         with torch.set_grad_enabled(device.type != "meta"):
             image = torch.zeros(size, device=device, requires_grad=True)
             x = image.clone()
-            made: list[Leaving] = []
-            back: dict[int, bool] = {}
             for number, segment in enumerate(model.segments(module)):
-                try:
-                    x = segment(x)
-                except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                    raise ConfigError(
-                        f"segment {number} of the model does not take what the one before makes, "
-                        f"{[*x.shape]}: {str(error).splitlines()[0]}"
-                    ) from error
-                made.append(Leaving(tuple(x.shape[1:]), _channels_last(x)))
+                x = _ran(number, segment, x)
+                made.append(Leaving(tuple(x.shape[1:]), channels_last(x)))
                 if x.requires_grad:
                     # At once: the next segment may change it in place.
                     x.register_hook(functools.partial(_note, back, number))  # type: ignore[no-untyped-call]
+        if x.requires_grad:
+            torch.autograd.grad(x, image, torch.zeros_like(x), allow_unused=True)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"segment {min(back, default=len(made) - 1)} of the model cannot go back: "
+            f"{_first_line(error)}; mend its backward pass, or what changes its output in place"
+        ) from error
     finally:
         for part, mode in was.items():
             part.training = mode
-    if x.requires_grad:
-        torch.autograd.grad(x, image, torch.zeros_like(x), allow_unused=True)
     return [
         left._replace(gradient_last=back.get(number, False)) for number, left in enumerate(made)
     ]
 
 
-def _note(back: dict[int, bool], number: int, gradient: torch.Tensor) -> None:
-    back[number] = _channels_last(gradient)
-
-
-def _channels_last(x: torch.Tensor) -> bool:
-    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    return last and not x.is_contiguous()
-
-
-def _seen(shape: tuple[int, ...]) -> Layout:
-    if len(shape) == 3:
-        D, H, W = shape
-        return Layout(H * W, D, grid=(H, W), any_tokens=False)
-    if len(shape) == 1:
-        return Layout(1, shape[0], any_tokens=False)
-    if len(shape) != 2:
+def _ran(number: int, segment: Segment, x: torch.Tensor) -> torch.Tensor:
+    """Return what a segment makes of one sample."""
+    before = [*x.shape]
+    try:
+        made: Any = segment(x)
+    except Exception as error:
         raise ConfigError(
-            f"a model cannot be cut where {[*shape]} leaves it for one sample; tokens (N, D), "
-            "images (D, H, W) or a vector (D) can cross a link"
+            f"segment {number} of the model does not take what the one before makes, {before}: "
+            f"{_first_line(error)}; mend the segment, or say other channels= or image_size= of the "
+            "images"
+        ) from error
+    if not isinstance(made, torch.Tensor):
+        raise ConfigError(
+            f"segment {number} of the model makes a {type(made).__name__}; it must return one "
+            "tensor, and what else the next one needs must be in it"
         )
-    return Layout(*shape, any_tokens=False)
+    if made.shape[:1] != (1,):
+        raise ConfigError(
+            f"segment {number} of the model makes {[*made.shape]} of one sample; the samples must "
+            "stay in front: (B, D, H, W), (B, N, D) or (B, D)"
+        )
+    return made
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().split("\n")[0]
+
+
+def _note(back: dict[int, bool], number: int, gradient: torch.Tensor) -> None:
+    back[number] = channels_last(gradient)
 
 
 def _copied(model: Segmented, first: int, end: int | None, device: torch.device) -> nn.Module:
@@ -344,66 +371,3 @@ def _copied(model: Segmented, first: int, end: int | None, device: torch.device)
             moved = nn.Parameter(moved, requires_grad=tensor.requires_grad)
         new[id(tensor)] = moved
     return copy.deepcopy(module, new)
-
-
-# Between images and tokens. In both directions, an image and its gradient are made to lie in memory
-# as they do in the whole model: that decides which kernels run, and with them the last bits.
-
-
-class _ToTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, gradient_last: bool) -> torch.Tensor:
-        ctx.places, ctx.gradient_last = x.shape[2:], gradient_last
-        return x.flatten(2).transpose(1, 2).contiguous()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        image = _as_image(gradient, ctx.places)
-        return image.contiguous(memory_format=_FORMATS[ctx.gradient_last]), None
-
-
-class _FromTokens(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: torch.Tensor, places: tuple[int, int], channels_last: bool
-    ) -> torch.Tensor:
-        # A copy always: the first segment may change it in place.
-        return _as_image(x, places).clone(memory_format=_FORMATS[channels_last])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return gradient.flatten(2).transpose(1, 2).contiguous(), None, None
-
-
-_FORMATS = {False: torch.contiguous_format, True: torch.channels_last}
-
-
-def _as_image(tokens: torch.Tensor, places: tuple[int, int]) -> torch.Tensor:
-    return tokens.reshape(len(tokens), *places, tokens.shape[2]).permute(0, 3, 1, 2)
-
-
-def to_tokens(x: torch.Tensor, leaving: Leaving) -> torch.Tensor:
-    """Return (B, D, H, W) as tokens (B, H·W, D), and (B, D) as one token (B, 1, D)."""
-    if x.ndim == 2:
-        return x[:, None]
-    tokens: torch.Tensor = _ToTokens.apply(x, leaving.gradient_last)
-    return tokens
-
-
-def from_tokens(x: torch.Tensor, arriving: Leaving) -> torch.Tensor:
-    """Return tokens as what they were made of, (rows, *shape).
-
-    Raises:
-        ConfigError: other tokens than that takes.
-    """
-    shape = arriving.shape
-    tokens = shape[1] * shape[2] if len(shape) == 3 else 1
-    if [*x.shape[1:]] != [tokens, shape[0]]:
-        raise ConfigError(
-            f"tokens {[*x.shape]} arrived where this model takes (rows, {tokens}, {shape[0]}); "
-            "choose methods that give the server all tokens back"
-        )
-    if len(shape) == 1:
-        return x[:, 0].clone()
-    image: torch.Tensor = _FromTokens.apply(x, shape[1:], arriving.channels_last)
-    return image

@@ -17,7 +17,7 @@ from splitlab.core.models.cnn import StagedCNN
 from splitlab.core.models.segments import Segmented
 from splitlab.core.models.vit import ViT
 
-__all__ = ["WELL_KNOWN", "check_name", "timm_model", "timm_names"]
+__all__ = ["WELL_KNOWN", "check_name", "is_timms", "timm_model", "timm_names"]
 
 WELL_KNOWN = (
     "deit_tiny_patch16_224",
@@ -102,6 +102,11 @@ def _takes_image_size(name: str) -> bool:
     return any(name.partition(".")[0] in timm.list_models(module=module) for module in _VITS)
 
 
+def is_timms(name: str) -> bool:
+    """Return whether timm has a model of this name, with or without the tag of a set of weights."""
+    return bool(timm.is_model(name.partition(".")[0]))
+
+
 def check_name(name: str, own: Iterable[str] = ()) -> None:
     """Raise `ConfigError` unless timm has a model of this name.
 
@@ -109,7 +114,7 @@ def check_name(name: str, own: Iterable[str] = ()) -> None:
         name: with or without the tag of a set of weights.
         own: names of other models, which the message offers too.
     """
-    if timm.is_model(name.partition(".")[0]):
+    if is_timms(name):
         return
     known = [*own, *(timms for names in timm_names().values() for timms in names)]
     near = {*own, *difflib.get_close_matches(name, known, n=8)}

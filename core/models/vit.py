@@ -8,9 +8,10 @@ Shapes: B samples, N tokens (P special ones first), D width, H heads, C classes.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
@@ -21,7 +22,7 @@ from splitlab.core.contract.measure import Attention, Keys, Measurement
 from splitlab.core.contract.part import Layout
 from splitlab.core.models.segments import Segment, Segmented, SegmentedPart
 
-__all__ = ["ViT", "VisionTransformer", "class_attention", "vit"]
+__all__ = ["ViT", "class_attention", "shaped", "vit", "whole"]
 
 _OF_THE_HEAD = ("norm", "fc_norm", "attn_pool", "head_drop", "head", "head_dist")
 _USUAL_CUT = 3  # the paper's
@@ -58,22 +59,29 @@ def vit(
             f"width={width} is no multiple of heads={heads}; take width={width - width % heads} or "
             f"{width - width % heads + heads}"
         )
-    whole: dict[str, Any] = {} if class_token else {"class_token": False, "global_pool": "avg"}
+    pooled: dict[str, Any] = {} if class_token else {"class_token": False, "global_pool": "avg"}
     _check_image_size(image_size, patch)
-    return ViT(
-        VisionTransformer(
-            num_classes=classes,
-            img_size=image_size,
-            patch_size=patch,
-            in_chans=channels,
-            embed_dim=width,
-            depth=depth,
-            num_heads=heads,
-            **whole,
-        ),
-        channels=channels,
-        image_size=image_size,
+    return shaped(
+        num_classes=classes,
+        img_size=image_size,
+        patch_size=patch,
+        in_chans=channels,
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+        **pooled,
     )
+
+
+def shaped(**options: Any) -> ViT:
+    """A Vision Transformer by timm's own options: ``img_size``, ``in_chans``, ``num_classes``…"""
+    return whole(VisionTransformer(**options))
+
+
+def whole(module: Any) -> ViT:
+    """Return a Vision Transformer of timm as a model, of the images that it was made for."""
+    embedding = module.patch_embed
+    return ViT(module, channels=embedding.proj.in_channels, image_size=embedding.img_size[0])
 
 
 def _check_image_size(image_size: int, patch: int) -> None:
@@ -97,6 +105,7 @@ class ViT(Segmented):
     cut_noun = "blocks"
     family = "vit"
     heads = ("head.", "head_dist.")
+    in_place = False  # every block begins with a norm
     module: VisionTransformer
 
     def __init__(self, module: VisionTransformer, *, channels: int, image_size: int) -> None:
@@ -181,60 +190,57 @@ class ViTPart(SegmentedPart):
             return super().forward(inputs)
         bias = token_sizes.to(inputs.dtype).log()[:, None, None, :]
         x = inputs
+        if self._maskless:
+            raise ConfigError(
+                f"a {self._maskless} of this model takes no attention mask, which weighing tokens "
+                "by their size needs; choose another model, or a method that sends no token sizes"
+            )
         for segment in self._segments:
-            if not isinstance(segment, nn.Module):
-                x = segment(x)
-                continue
-            if "attn_mask" not in inspect.signature(segment.forward).parameters:
-                raise ConfigError(
-                    f"a {type(segment).__name__} of this model takes no attention mask, which "
-                    "weighing tokens by their size needs; choose another model, or a method "
-                    "that sends no token sizes"
-                )
-            x = segment(x, attn_mask=bias)
+            x = segment(x, attn_mask=bias) if isinstance(segment, nn.Module) else segment(x)
         return x
+
+    @functools.cached_property
+    def _maskless(self) -> str:
+        """What a block of this part is called that takes no attention mask; empty if all do."""
+        blocks = [block for block in self._segments if isinstance(block, nn.Module)]
+        for block in blocks:
+            if "attn_mask" not in inspect.signature(block.forward).parameters:
+                return type(block).__name__
+        return ""
 
     def unable(self, request: Measurement) -> str | None:
         """Return why the client's part cannot measure that; None if it can."""
-        if not isinstance(request, (Attention, Keys)):
+        how = _HOW.get(type(request))
+        if how is None or (how.class_token and not self._class_token):
             return super().unable(request)
-        what = "the attention" if isinstance(request, Attention) else "the attention keys"
-        if isinstance(request, Attention) and not self._class_token:
-            return (
-                "the attention of a class token, which this model does not have; choose a model "
-                "with one (for example vit-mini or deit_tiny_patch16_224)"
-            )
         if self._client_blocks == 0:
             return (
-                f"{what} of a client block, but --cut 0 leaves the client none; allowed here: "
-                f"--cut 1 to {len(self._blocks)}"
+                f"{request.words}, but --cut 0 leaves the client none; allowed here: --cut 1 to "
+                f"{len(self._blocks)}"
             )
-        for block in self._watched(request):
+        for block in self._watched(request, how):
             attention = getattr(block, "attn", None)
             if not hasattr(attention, "qkv") or not hasattr(attention, "num_heads"):
                 return (
-                    f"{what} of a {type(block).__name__}, which has no attn.qkv to read it from; "
-                    "choose another model or a method that needs no attention"
+                    f"{request.words}, but a {type(block).__name__} has no attn.qkv to read it "
+                    "from; choose another model or a method that needs no attention"
                 )
         return None
 
     def watch(self, request: Measurement) -> None:
         """Measure this in every `forward` from now on."""
-        reason = self.unable(request)
-        if reason:
-            raise ConfigError(f"a plugin needs {reason}")
+        super().watch(request)
         if request not in self._readers:
-            read = _read_keys if isinstance(request, Keys) else _read_attention
-            self._readers[request] = _Reader(self._watched(request), request, read)
+            how = _HOW[type(request)]
+            self._readers[request] = _Reader(self._watched(request, how), request, how.read)
 
     def measured(self) -> dict[Measurement, torch.Tensor]:
         """Return what was measured in the `forward` that just ran."""
         return {request: reader.read() for request, reader in self._readers.items()}
 
-    def _watched(self, request: Measurement) -> Sequence[nn.Module]:
+    def _watched(self, request: Measurement, how: _How) -> Sequence[nn.Module]:
         mine = list(self._blocks[: self._client_blocks])
-        every = isinstance(request, Attention) and request.layer == "rollout"
-        return mine if every else mine[-1:]
+        return mine if how.every_block(request) else mine[-1:]
 
 
 class _Reader:
@@ -296,6 +302,30 @@ def _read_keys(request: Keys, seen: _Seen) -> torch.Tensor:
     key_BNHK = qkv.view(B, N, 3, attention.num_heads, -1)[:, :, 1]
     keys_BNK: torch.Tensor = attention.k_norm(key_BNHK).float().mean(2)
     return keys_BNK
+
+
+def _never(request: Any) -> bool:
+    return False
+
+
+class _How(NamedTuple):
+    """How a kind of measurement is read from what passes by.
+
+    Attributes:
+        read: makes the answer from the request and what was seen.
+        class_token: whether it is of a class token.
+        every_block: whether this request looks at all client blocks, not only at the last.
+    """
+
+    read: Callable[[Any, _Seen], torch.Tensor]
+    class_token: bool = False
+    every_block: Callable[[Any], bool] = _never
+
+
+_HOW: Mapping[type[Measurement], _How] = {
+    Attention: _How(_read_attention, True, lambda request: request.layer == "rollout"),
+    Keys: _How(_read_keys),
+}
 
 
 def class_attention(attention: Any, qkv: torch.Tensor, *, heads: str = "mean") -> torch.Tensor:

@@ -41,7 +41,7 @@ class Trace:
         stack: the plugins, as they were given.
         dataset: name of the data.
         model: name of the model.
-        cut: blocks that the client runs.
+        cut: behind which segment of the model the cut lies.
         rows: samples of the batch.
         step: which training step, from 1.
         repeats: further steps that were timed.

@@ -23,7 +23,7 @@ from splitlab.core.engine.stack import Stack
 from splitlab.core.engine.worker import Optimization
 from splitlab.core.models.build import ModelFacts, bind_model, build_model, describe
 from splitlab.core.models.segments import Segmented
-from splitlab.core.models.vit import VisionTransformer, ViT
+from splitlab.core.models.vit import shaped, whole
 from splitlab.core.wire.decode import Reader
 from splitlab.core.wire.encode import encode
 
@@ -39,16 +39,16 @@ halvings, and batch norm, which trains on no single value, still has four of one
 class Tiny:
     """The smallest model, data and peers that everything can be checked on.
 
-    By default N = 5 tokens (a class token and 2 x 2 patches) of width 16, 4 classes, 3 blocks. Or
-    any model that can be cut, with new numbers, on images of at most 64 pixels unless its text says
-    otherwise; it is cut where a run would cut it.
+    By default a transformer with N = 5 tokens (a class token and 2 x 2 patches) of width 16, 4
+    classes, cuts 0 to 3. Or any model that can be cut, with new numbers, on images of at most 64
+    pixels unless its text says otherwise; it is cut where a run would cut it.
 
     Attributes:
         image: height and width of an image, in pixels; images have 3 channels.
         patch: height and width of a patch.
         width: D.
-        depth: blocks.
-        heads: attention heads of every block.
+        depth: the last cut.
+        heads: attention heads.
         classes: C.
         samples: B of a full batch.
         model: another model, as users type it: ``"resnet18"``, ``"vit:depth=2"``,
@@ -64,8 +64,8 @@ class Tiny:
     samples: int = 6
     model: str | None = None
 
-    def vit(self, seed: int = 0, **arguments: Any) -> VisionTransformer:
-        """Build timm's VisionTransformer, equal for equal seeds; arguments are timm's."""
+    def vit(self, seed: int = 0, **arguments: Any) -> Any:
+        """Build timm's module of this model, equal for equal seeds; arguments are timm's."""
         defaults = {
             "img_size": self.image,
             "patch_size": self.patch,
@@ -76,7 +76,7 @@ class Tiny:
             "num_classes": self.classes,
         }
         with isolated_rng(seed, "tiny", device=CPU):
-            vit = VisionTransformer(**defaults | arguments)
+            vit = shaped(**defaults | arguments).module
             for parameter in vit.parameters():  # as they are, all samples look the same to it
                 parameter.data += 0.3 * torch.randn_like(parameter)
             return vit
@@ -96,7 +96,7 @@ class Tiny:
         return Bound(name, name, plugin, params, params)
 
     def peer(self, role: Literal["client", "server"] = "client", **facts: Any) -> Peer:
-        """Make the `Peer` of this model, cut after its first block, or where runs cut it.
+        """Make the `Peer` of this model, cut at 1, or where runs cut it.
 
         Facts are fields of `Peer`, and of its `Layout`.
         """
@@ -136,7 +136,7 @@ class Tiny:
             plugins: the stack.
             settings: ``observers`` of the stack, ``cut``, ``seed``, ``optimizer``, ``lr``,
                 ``weight_decay``, ``classes``, ``device``, ``dtype`` of the model; ``model``, called
-                for another Vision Transformer; everything else goes to `vit`.
+                for another module such as `vit` makes; everything else goes to `vit`.
         """
         return self.client(plugins, **settings), self.server(plugins, **settings)
 
@@ -152,7 +152,7 @@ class Tiny:
         optimizer: str = "adam",
         lr: float = 1e-2,
         weight_decay: float = 0.0,
-        model: Callable[[], VisionTransformer] | None = None,
+        model: Callable[[], torch.nn.Module] | None = None,
         classes: int | None = None,
         device: torch.device = CPU,
         dtype: torch.dtype = torch.float32,
@@ -160,14 +160,13 @@ class Tiny:
     ) -> Any:
         classes = classes or self.classes
         cut = self._cut if cut is None else cut
-        whole: Segmented
         if self.model and not model:
-            whole = self._whole(classes, seed, dtype, **arguments)
+            uncut = self._whole(classes, seed, dtype, **arguments)
         else:
-            vit = model() if model else self.vit(seed, num_classes=classes, **arguments)
-            whole = ViT(vit.to(dtype), channels=3, image_size=vit.patch_embed.img_size[0])
-        part = whole.part(int(role == "server"), (cut,), device)
-        layout = whole.layout(cut)
+            module = model() if model else self.vit(seed, num_classes=classes, **arguments)
+            uncut = whole(module.to(dtype))
+        part = uncut.part(int(role == "server"), (cut,), device)
+        layout = uncut.layout(cut)
         peer = self.peer(role, seed=seed, classes=classes, layout=layout, cut=cut, device=device)
         optimization = Optimization(optimizer, lr, weight_decay)
         return worker(part, Stack(plugins, observers=observers), peer, optimization)
@@ -208,12 +207,12 @@ class Tiny:
         if key not in self._wholes:
             assert self.model
             size = self._pixels
-            whole = build_model(
+            uncut = build_model(
                 self.model, classes=classes, seed=seed, image_size=size, weights="none"
             )
-            whole.layout(self._cut)  # it may try an image, of float32
-            whole.module.to(dtype)
-            self._wholes[key] = whole
+            uncut.layout(self._cut)  # it may try an image, of float32
+            uncut.module.to(dtype)
+            self._wholes[key] = uncut
         return self._wholes[key]
 
     def travel(self, message: Message) -> Message:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from splitlab.core import ConfigError, PluginError
-from splitlab.core.catalogue.loading import load, resolve, split
+from splitlab.core.catalogue.loading import find, load, split
 from splitlab.core.catalogue.tables import LOADABLE, SINGULAR, catalogue
 
 CLASSES: tuple[Any, ...] = tuple(kind for kind in LOADABLE if kind != "models")
@@ -110,7 +110,7 @@ def test_what_ships_is_loaded_by_its_name(name: str) -> None:
     target = catalogue()["plugins"][name]["target"]
     factory = load("plugins", name)
     assert f"{factory.__module__}:{factory.__name__}" == target
-    assert resolve("plugins", name).identity == name
+    assert find("plugins", name).identity == name
 
 
 def test_an_entry_with_a_problem_is_refused(own: Path) -> None:
@@ -202,19 +202,19 @@ def test_a_registry_names_files_relative_to_itself(
     (own.parent / "elsewhere").mkdir()
     monkeypatch.chdir(own.parent / "elsewhere")
     monkeypatch.setenv("SPLITLAB_REGISTRY", str(own))
-    loaded = resolve(kind, "mine")
+    loaded = find(kind, "mine")
     assert loaded.factory.__name__ == "Mine"
     assert re.fullmatch(r"mine=Mine@[0-9a-f]{12}", loaded.identity)
 
 
 def test_identity_is_the_content_of_a_file_and_not_its_place(file: Path) -> None:
-    one = resolve("probes", f"{file}:Mine").identity
+    one = find("probes", f"{file}:Mine").identity
     moved = file.with_name("moved.py")
     moved.write_text(file.read_text())
-    assert resolve("probes", f"{moved}:Mine").identity == one
+    assert find("probes", f"{moved}:Mine").identity == one
     assert str(file.parent) not in one
     file.write_text(file.read_text().replace("0.5", "0.6"))
-    edited = resolve("probes", f"{file}:Mine")
+    edited = find("probes", f"{file}:Mine")
     assert edited.identity != one
     assert edited.factory().ratio == 0.6
 
@@ -265,11 +265,11 @@ def test_a_preset_is_loaded_as_what_it_names(own: Path, file: Path) -> None:
         "[models.direct]\npreset = 'mine.py:net:depth=4'\n"
     )
     assert load("models", "deep").__name__ == "net"
-    assert resolve("models", "deep").settings == {"depth": "9", "wide": "yes"}
-    assert resolve("models", "deeper").settings == {"depth": "12", "wide": "yes"}
-    assert re.fullmatch(r"deeper=deep=net=net@[0-9a-f]{12}", resolve("models", "deeper").identity)
-    assert re.fullmatch(r"direct=net@[0-9a-f]{12}", resolve("models", "direct").identity)
-    assert resolve("models", "direct").settings == {"depth": "4"}
+    assert find("models", "deep").settings == {"depth": "9", "wide": "yes"}
+    assert find("models", "deeper").settings == {"depth": "12", "wide": "yes"}
+    assert re.fullmatch(r"deeper=deep=net=net@[0-9a-f]{12}", find("models", "deeper").identity)
+    assert re.fullmatch(r"direct=net@[0-9a-f]{12}", find("models", "direct").identity)
+    assert find("models", "direct").settings == {"depth": "4"}
 
 
 def test_a_preset_that_leads_nowhere_says_which(own: Path) -> None:

@@ -39,6 +39,18 @@ def test_the_catalogue_and_how_many_timm_has(capsys: pytest.CaptureFixture[str])
     assert all(f"{count:,} of family {name}" in text for name, count in facts["timm"].items())
 
 
+def test_every_name_that_a_run_takes_is_explained_or_refused_as_there(
+    capsys: pytest.CaptureFixture[str], fails: Callable[..., str]
+) -> None:
+    outside = "dla34"
+    assert not any(outside in names for names in timm_names().values())
+    for name in ("resnet18.a1_in1k", outside):
+        assert main(["models", name, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["name"], told["last_cut"]) == (name, describe(name).last_cut)
+    assert "model 'mixer_s32_224' cannot be cut: " in fails("models", "mixer_s32_224")
+
+
 @pytest.mark.parametrize("name", ["vit-mini", "vit-mini:depth=9", "resnet18"])
 def test_one_is_explained(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", name, "--json"]) == 0

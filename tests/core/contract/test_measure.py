@@ -6,7 +6,9 @@ import dataclasses
 
 import pytest
 
-from splitlab.core.contract.measure import Attention, Keys, Measurement
+from splitlab.core.contract.measure import MEASUREMENTS, Attention, Keys, Measurement
+from splitlab.core.contract.part import Layout
+from splitlab.core.contract.traits import ASPECTS, Ground, Traits
 
 
 def test_equal_requests_are_one_and_different_ones_are_not() -> None:
@@ -14,6 +16,21 @@ def test_equal_requests_are_one_and_different_ones_are_not() -> None:
     assert len(set(requests)) == 3
     assert {Attention(): 1}[Attention(heads="mean")] == 1
     assert Attention(layer="rollout") != Attention()
+
+
+@pytest.mark.parametrize("kind", MEASUREMENTS)
+def test_a_kind_says_all_that_others_know_of_it(kind: type[Measurement]) -> None:
+    assert kind.words != Measurement.words
+    assert ASPECTS[kind.aspect] == kind.known
+    for aspect, gone in ((name, kind.aspect) for name in kind.gone_with):
+        assert gone in Traits(changes={aspect}).takes_away
+    others = ASPECTS.keys() - {*kind.gone_with, kind.aspect, "plain"}
+    assert all(kind.aspect not in Traits(changes={name}).takes_away for name in others)
+
+
+def test_the_ground_asks_for_every_kind() -> None:
+    ground = Ground.of(Layout(5, 8, grid=(2, 2)), lambda request: f"{request.words}, alas")
+    assert ground.lacks == {kind.aspect: f"{kind.words}, alas" for kind in MEASUREMENTS}
 
 
 def test_a_request_cannot_change() -> None:

@@ -42,11 +42,12 @@ def test_requests_are_kept_once_each_and_given_back(tiny: Any) -> None:
 
 def test_attention_needs_a_class_token_and_a_client_block(tiny: Any) -> None:
     peer = without_class_token(tiny)
-    with pytest.raises(ConfigError, match="plugin 'a' needs the attention of a class token"):
+    with pytest.raises(ConfigError, match=r"^'a' needs the attention of a class token"):
         peer.request("a", Attention())
     assert peer.requests == []
     with pytest.raises(
-        ConfigError, match="--cut 0 leaves the client none; allowed here: --cut 1 to 3"
+        ConfigError,
+        match="--cut 0 leaves the client none; allowed here: --cut 1 to 3",
     ):
         peer_of(tiny, 0).request("a", Attention())
 
@@ -56,7 +57,7 @@ def test_keys_are_there_once_a_plugin_asks_and_need_a_client_block(tiny: Any) ->
     assert peer.requests == []
     assert peer.request("a", Keys()) == Keys()
     assert peer.requests == [Keys()]
-    with pytest.raises(ConfigError, match=r"plugin 'a' needs the attention keys .* --cut 1 to 3"):
+    with pytest.raises(ConfigError, match=r"^'a' needs the attention keys .* --cut 1 to 3"):
         peer_of(tiny, 0).request("a", Keys())
 
 

@@ -198,6 +198,26 @@ def test_pretrained_reaches_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [("deit_tiny_patch16_224", True)]
 
 
+@pytest.mark.parametrize("use", [bind_model, describe, build])
+def test_published_weights_are_no_setting(use: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timm_models.timm, "create_model", None)  # nothing may be downloaded
+    with pytest.raises(ConfigError, match="model 'resnet18': unknown parameter 'pretrained'"):
+        use("resnet18:pretrained=true")
+    assert "pretrained" not in bind_model("resnet18").params
+
+
+def test_a_function_of_ones_own_may_publish_weights(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\nfrom splitlab.core import Segments\n"
+        "def net(*, classes: int, pretrained: bool = False):\n"
+        "    made = [nn.Flatten(), nn.Linear(12, classes, bias=pretrained)]\n"
+        "    return Segments(made, channels=3, image_size=2)\n"
+    )
+    own = f"{tmp_path / 'mine.py'}:net"
+    assert "1.bias" in build(own, pretrained=True).state_dict()
+    assert "1.bias" not in build(own).state_dict()
+
+
 def input_shape(name: str, image_size: int | None = None) -> tuple[int, int]:
     facts = describe(name, image_size=image_size)
     return facts.channels, facts.image_size
@@ -222,6 +242,20 @@ def test_default_cut_is_the_papers_unless_the_catalogue_says_otherwise(
     monkeypatch.setenv("SPLITLAB_REGISTRY", str(own))
     assert describe("mine").cut == 5
     assert describe("mine", cut=2).cut == 2
+
+
+def test_a_cut_of_the_catalogues_that_is_outside_is_not_the_users_mistake(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert describe("vit-mini:depth=2").cut == 2
+    own = tmp_path / "registry.toml"
+    own.write_text('[models.mine]\npreset = "vit:image_size=32,depth=4"\ncut = 5\n')
+    monkeypatch.setenv("SPLITLAB_REGISTRY", str(own))
+    told = r"^cut = 5 of \[models.mine\] \(from .*\) is outside the model; allowed: 0 to 4 \(blocks"
+    with pytest.raises(ConfigError, match=told):
+        describe("mine")
+    assert describe("mine", cut=4).cut == 4
+    assert describe("mine:depth=6").cut == 5
 
 
 def test_own_models_have_their_files() -> None:
@@ -264,6 +298,39 @@ def test_the_ground_says_what_the_model_lacks() -> None:
     assert ground.fixed_tokens == "its 64 tokens in a grid of 8 x 8, all of them"
 
 
+@pytest.mark.parametrize(
+    ("text", "identity"),
+    [
+        ("vit-mini", "vit-mini"),
+        ("vit-mini:depth=6", "vit-mini"),
+        ("vit-mini:heads=2", "vit-mini:heads=2"),
+        ("vit-mini:heads=2,depth=3", "vit-mini:depth=3,heads=2"),
+        ("vit-mini:depth=3,heads=2", "vit-mini:depth=3,heads=2"),
+        ("deit_tiny_patch16_224", "deit_tiny_patch16_224"),
+        ("resnet18:channels=3", "resnet18"),
+        ("resnet18:channels=1", "resnet18:channels=1"),
+        ("timm:name=resnet18", "timm:name=resnet18"),
+    ],
+)
+def test_peers_compare_a_name_and_what_the_user_changed(text: str, identity: str) -> None:
+    assert describe(text).identity == identity
+
+
+def test_peers_compare_every_setting_of_a_preset_of_ones_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = tmp_path / "registry.toml"
+    monkeypatch.setenv("SPLITLAB_REGISTRY", str(own))
+    identities = []
+    for settings in ("width=64,heads=2", "heads=2,width=64", "width=64,heads=4"):
+        own.write_text(f'[models.mine]\npreset = "vit:image_size=32,{settings}"\n')
+        identities.append(describe("mine").identity)
+    assert identities[0] == identities[1] == describe("mine:heads=2").identity
+    assert identities[0] != identities[2] == describe("mine").identity
+    assert identities[0].startswith("mine=vit:")
+    assert "heads=2" in identities[0]
+
+
 # Settings, and models of one's own.
 
 
@@ -275,6 +342,21 @@ def test_settings_shape_the_model() -> None:
         build("vit-mini:hight=3")
     with pytest.raises(ConfigError, match="width=wide is not allowed; width takes int"):
         build("vit-mini:width=wide")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("resnet18:widht=3", "model 'resnet18': unknown parameter 'widht'"),
+        ("resnet18:name=resnet34", "model 'resnet18': unknown parameter 'name'"),
+        ("resnet18:channels=grey", "model 'resnet18': channels=grey is not allowed"),
+        ("resnet18:channels", "model 'resnet18': 'channels' is not a setting; write resnet18:key"),
+        ("resnet18:channels=1,channels=3", "model 'resnet18': channels is given twice"),
+    ],
+)
+def test_mistakes_are_those_of_the_name_that_the_user_wrote(text: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{told}"):
+        describe(text)
 
 
 def test_two_image_sizes_exclude_each_other() -> None:
@@ -301,6 +383,23 @@ def headless(*, width: int = 4):
 
 def bare(*, classes: int):
     return nn.Linear(classes, classes)
+
+
+def wide(*, classes: int):
+    return Segments([nn.Flatten(), nn.Linear(64, classes + 1)], channels=1, image_size=8)
+
+
+def pair(*, classes: int):
+    return Segments([nn.Flatten(), nn.LSTM(64, classes)], channels=1, image_size=8)
+
+
+class Picky(nn.Module):
+    def forward(self, x):
+        return x if float(x.detach().sum()) == 0 else None
+
+
+def picky(*, classes: int):
+    return Segments([Picky(), nn.Flatten(), nn.LazyLinear(classes)], channels=1, image_size=8)
 """
 
 
@@ -319,18 +418,84 @@ def test_a_model_of_ones_own_is_named_by_its_file(tmp_path: Path) -> None:
     assert facts.identity != describe(f"{file}:net", classes=3).identity
 
 
+def test_a_function_of_a_file_is_not_the_catalogues_model_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    own = tmp_path / "registry.toml"
+    own.write_text('[models.net]\ntarget = "mine.py:net"\nweights = "none.safetensors"\ncut = 1\n')
+    monkeypatch.setenv("SPLITLAB_REGISTRY", str(own))
+    assert describe("net").cut == 1
+    with pytest.raises(ConfigError, match="no such file"):
+        build("net")
+    assert describe(f"{tmp_path / 'mine.py'}:net").cut == 0
+    assert build(f"{tmp_path / 'mine.py'}:net") is not None
+
+
 @pytest.mark.parametrize(
     ("name", "size", "reason"),
     [
         ("headless", None, "takes no parameter 'classes', the width of its head"),
-        ("bare", None, "returned a Linear; it must return Segments"),
+        ("bare", None, "returned a Linear; it must return Segments, or an instance of a subclass"),
         ("net", 16, "--image-size 16 is not allowed: model 'net' takes images of 8 pixels"),
         ("gone", None, "gone"),
+        ("wide", None, r"model 'wide': segment 1, the last one, makes \[11\] of one sample"),
+        ("pair", None, "model 'pair': segment 1 of the model makes a tuple"),
     ],
 )
 def test_a_file_without_such_a_model_is_refused(
     tmp_path: Path, name: str, size: int | None, reason: str
 ) -> None:
     (tmp_path / "mine.py").write_text(OWN)
-    with pytest.raises(ConfigError, match=reason):
-        build(f"{tmp_path / 'mine.py'}:{name}", image_size=size)
+    for use in (build, describe):
+        with pytest.raises(ConfigError, match=reason):
+            use(f"{tmp_path / 'mine.py'}:{name}", image_size=size)
+
+
+FAMILY = """
+import torch
+from torch import nn
+
+from splitlab.core import Segmented
+
+
+class Chain(Segmented):
+    channels, image_size, last_cut, default_cut, family = 1, 4, 1, CUT, "chain"
+
+    def __init__(self, classes):
+        self.module = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Linear(8, classes))
+
+    def segments(self, module):
+        return list(module)
+
+    def segment_of(self, name):
+        return int(name[0])
+
+    def shape(self, cut):
+        return ((16,), (8,))[cut]
+
+
+def chain(*, classes: int):
+    return Chain(classes)
+"""
+
+
+def test_a_family_of_ones_own_is_a_subclass(tmp_path: Path) -> None:
+    (tmp_path / "good.py").write_text(FAMILY.replace("CUT", "1"))
+    facts = describe(f"{tmp_path / 'good.py'}:chain", classes=3)
+    assert (facts.family, facts.cut, facts.layout.width) == ("chain", 1, 8)
+    model = build_model(f"{tmp_path / 'good.py'}:chain", classes=3, seed=0)
+    client, server = (model.part(index, (0,), CPU) for index in (0, 1))
+    images = torch.ones(2, 1, 4, 4)
+    assert torch.equal(server.forward(client.forward(images)), model.module(images))
+    (tmp_path / "bad.py").write_text(FAMILY.replace("CUT", "2"))
+    told = r"model 'chain': default_cut=2 is outside the model; allowed: 0 to 1 \(segments\)"
+    with pytest.raises(ConfigError, match=told):
+        describe(f"{tmp_path / 'bad.py'}:chain")
+
+
+def test_a_model_that_needs_numbers_to_be_looked_at_is_given_some(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    facts = describe(f"{tmp_path / 'mine.py'}:picky", classes=3)
+    assert (facts.client_parameters, facts.server_parameters) == (0, 64 * 3 + 3)
+    assert (facts.layout.tokens, facts.layout.width) == (64, 1)

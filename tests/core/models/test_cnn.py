@@ -161,7 +161,9 @@ def test_token_sizes_are_refused() -> None:
 def test_attention_is_refused(request_: Any) -> None:
     client = build().part(0, (1,), CPU)
     assert "does not have; choose a model with one" in str(client.unable(request_))
-    with pytest.raises(ConfigError, match=r"a plugin needs the attention .*does not have"):
+    with pytest.raises(
+        ConfigError, match=r"^the client's part is asked for the attention .*does not have"
+    ):
         client.watch(request_)
     assert client.measured() == {}
 
@@ -195,6 +197,28 @@ class Unordered(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.forward_head(self.stages(self.stem(x).relu()))
+
+
+class Single(nn.Module):
+    """One stage, and nothing in front of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.Sequential(nn.Conv2d(3, 4, 3))
+        self.fc = nn.Linear(4, 5)
+
+    def forward_head(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x.mean((2, 3)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.stages(x))
+
+
+def test_one_stage_is_cut_behind_it() -> None:
+    with isolated_rng(0, device=CPU):
+        model = StagedCNN("mine", Single(), channels=3, image_size=8)
+    assert (model.last_cut, model.default_cut) == (0, 0)
+    model.check(5)
 
 
 class Headless(nn.Module):

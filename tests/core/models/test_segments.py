@@ -14,6 +14,7 @@ from splitlab.core.contract.seeding import isolated_rng
 from splitlab.core.models.segments import Segments
 
 CPU = torch.device("cpu")
+IMAGES = {"channels": 3, "image_size": 12}
 
 
 class Tokens(nn.Module):
@@ -67,6 +68,19 @@ def test_two_cuts_equal_the_whole(whole: Any) -> None:
     for first in range(4):
         for second in range(first + 1, 5):
             trained.check(first, second)
+
+
+def test_behind_a_cut_of_tokens_a_segment_may_work_in_place(whole: Any) -> None:
+    with isolated_rng(0, device=CPU):
+        embed = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), Tokens())
+        blocks = [nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 6)) for _ in range(2)]
+        model = Segments([embed, *blocks, nn.Sequential(Mean(), nn.Linear(6, 5))], **IMAGES)
+    trained = whole(model)
+    trained.check(0)
+    trained.check(0, 1)
+    arrived = torch.full((2, 25, 6), -1.0, requires_grad=True)
+    model.part(1, (0,), CPU).forward(arrived)
+    assert torch.equal(arrived, torch.full((2, 25, 6), -1.0))
 
 
 def test_what_plugins_see_at_every_cut() -> None:
@@ -171,6 +185,84 @@ def test_segments_that_do_not_follow_each_other_are_refused() -> None:
         model.layout(0)
 
 
+class Does(nn.Module):
+    """Does what it is told, with a parameter of its own."""
+
+    def __init__(self, what: Any) -> None:
+        super().__init__()
+        self.what = what
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.what(self.scale * x)
+
+
+def fails(error: Exception) -> Any:
+    def what(x: torch.Tensor) -> torch.Tensor:
+        raise error
+
+    return what
+
+
+class NoWayBack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        raise LookupError("no way back")
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        (lambda x: (x, x), r"segment 1 of the model makes a tuple; it must return one tensor"),
+        (lambda x: None, r"segment 1 of the model makes a NoneType; it must return one tensor"),
+        (lambda x: x.flatten(0, 1), r"segment 1 .* makes \[3, 8, 8\] of one sample; the samples"),
+        (lambda x: x.sum(), r"segment 1 .* makes \[\] of one sample; the samples must stay in"),
+        (
+            fails(KeyError("gone")),
+            r"segment 1 .*\[1, 3, 8, 8\]: KeyError: 'gone'; mend the segment",
+        ),
+        (fails(AssertionError()), r"segment 1 .*: AssertionError:; mend the segment, or say other"),
+        (fails(NotImplementedError("a\nb")), r"segment 1 .*: NotImplementedError: a; mend the seg"),
+        (NoWayBack.apply, r"segment 1 .* cannot go back: LookupError: no way back; mend its back"),
+    ],
+)
+def test_a_segment_that_is_wrong_is_named_with_the_way_out(what: Any, reason: str) -> None:
+    model = Segments([nn.Identity(), Does(what), nn.Flatten()], channels=3, image_size=8)
+    with pytest.raises(ConfigError, match=reason):
+        model.check(192)
+    assert model.module.training
+
+
+@pytest.mark.parametrize("made", [191, 193])
+def test_a_head_of_other_classes_is_refused(made: int) -> None:
+    with isolated_rng(0, device=CPU):
+        model = Segments([nn.Flatten(), nn.Linear(192, made)], channels=3, image_size=8)
+    model.check(made)
+    told = rf"segment 1, the last one, makes \[{made}\] of one sample, and must make .* 192 classes"
+    with pytest.raises(ConfigError, match=told):
+        model.check(192)
+    with pytest.raises(ConfigError, match=r"the last one, makes \[3, 8, 8\]"):
+        Segments([nn.Identity()] * 2, channels=3, image_size=8).check(192)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"channels": 0}, "channels=0 is not allowed; 1 or more"),
+        ({"image_size": -1}, "image_size=-1 is not allowed; 1 or more"),
+        ({"default_cut": 2}, r"default_cut=2 is outside the model; allowed: 0 to 1 \(segments\)"),
+        ({"default_cut": -1}, r"default_cut=-1 is outside the model; allowed: 0 to 1"),
+    ],
+)
+def test_what_no_model_can_be_is_refused(options: dict[str, int], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        Segments([nn.Identity()] * 3, **{"channels": 3, "image_size": 8} | options).check(192)
+
+
 def test_what_cannot_cross_a_link_is_refused() -> None:
     model = Segments([Stacked(), nn.Flatten()], channels=3, image_size=8)
     with pytest.raises(ConfigError, match=r"cannot be cut where \[1, 3, 8, 8\] leaves it"):
@@ -184,6 +276,8 @@ def test_a_tensor_on_both_sides_of_the_cut_is_refused() -> None:
     with pytest.raises(ConfigError, match="is used on both sides of a cut"):
         model.part(0, (1,), CPU)
     one_side = model.part(0, (2,), CPU)
+    assert model.last_cut == 2
+    assert one_side.forward(torch.ones(1, 3, 8, 8)).shape == (1, 64, 3)
     assert [name for name, _ in one_side.named_parameters()] == ["0.weight", "0.bias"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -325,11 +326,26 @@ def test_the_grid_and_the_special_tokens_are_all_tokens(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "cut", "request_", "reason"),
     [
-        ("parallel", 1, Attention(), r"of a ParallelScalingBlock, which has no attn\.qkv"),
-        ("parallel", 1, Keys(), r"attention keys of a ParallelScalingBlock, .* no attn\.qkv"),
+        (
+            "parallel",
+            1,
+            Attention(),
+            r"the attention of .*, but a ParallelScalingBlock has no attn\.qkv",
+        ),
+        (
+            "parallel",
+            1,
+            Keys(),
+            r"the attention keys .*, but a ParallelScalingBlock has no attn\.qkv",
+        ),
         ("no-class-token", 1, Attention(), "of a class token, which this model does not have"),
-        ("vit", 0, Attention(), "of a client block, but --cut 0 .*allowed here: --cut 1 to 3"),
-        ("vit", 0, Keys(), "attention keys of a client block, but --cut 0 .*--cut 1 to 3"),
+        (
+            "vit",
+            0,
+            Attention(),
+            "the attention of .* but --cut 0 leaves .* none; allowed here: --cut 1 to 3",
+        ),
+        ("vit", 0, Keys(), "the attention keys of .*, but --cut 0 leaves .* none; .*--cut 1 to 3"),
         ("vit", 1, Measurement(), "a measurement, which this model does not have"),
     ],
 )
@@ -337,10 +353,21 @@ def test_what_cannot_be_measured_is_refused(
     kind: str, cut: int, request_: Any, reason: str
 ) -> None:
     client = client_of(narrow(kind), cut)
-    with pytest.raises(ConfigError, match=f"a plugin needs .*{reason}"):
+    with pytest.raises(ConfigError, match=f"^the client's part is asked for .*{reason}"):
         client.watch(request_)
     assert client.unable(request_) is not None
     assert client.measured() == {}
+
+
+def test_whether_blocks_take_a_mask_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = server_of(narrow("vit"), 1)
+    asked: list[Any] = []
+    original = inspect.signature
+    with monkeypatch.context() as patched:
+        patched.setattr(inspect, "signature", lambda of: asked.append(of) or original(of))
+        for _ in range(3):
+            server.forward(torch.zeros(2, 3, 24), torch.ones(2, 3))
+    assert len(asked) == DEPTH - 1
 
 
 def test_keys_need_no_class_token() -> None:

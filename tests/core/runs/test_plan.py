@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from splitlab.core import Config, ConfigError
+from splitlab.core import Config, ConfigError, ProtocolError
 from splitlab.core.runs.config import DEFAULT_DATASET
 from splitlab.core.runs.plan import Decided, Plan, choose_device, make_for_server
+from splitlab.core.session.protocol import compare
 
 CPU = torch.device("cpu")
 SMALL = Config(image_size=8, batch_size=6, cut=1, threads=1, seed=3, weights="none", device="cpu")
@@ -142,6 +143,20 @@ def test_whatever_changes_the_numbers_changes_the_agreement(key: str, changes: A
 def test_what_leaves_the_numbers_alone_leaves_the_agreement_alone() -> None:
     assert agreement() == agreement(timeout=5.0, workers=2, budget="steps=3", eval_every=1)
     assert agreement(plugins=("adc",)) == agreement(plugins=("adc:ratio=0.10",))
+
+
+def test_peers_whose_presets_of_one_name_differ_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPLITLAB_REGISTRY", str(tmp_path / "registry.toml"))
+    sides = []
+    for heads in (2, 4):
+        preset = f"vit:image_size=28,patch=14,channels=1,width=16,depth=2,heads={heads}"
+        (tmp_path / "registry.toml").write_text(f'[models.mine]\npreset = "{preset}"\n')
+        sides.append(agreement(model="mine", image_size=28))
+    assert sides[0]["weights"] == sides[1]["weights"], "the shapes are the same"
+    with pytest.raises(ProtocolError, match=r"differ in model: client mine=.*heads=2.*heads=4"):
+        compare(*sides)
 
 
 def test_the_order_of_the_stack_is_agreed_on() -> None:
