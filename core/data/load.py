@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitlab.core.catalogue.tables import ROOT
 from splitlab.core.contract.errors import ConfigError, unknown_name
 from splitlab.core.data.entry import DatasetEntry, dataset_entry
 from splitlab.core.data.images import AUGMENTATIONS, Augmentation
@@ -88,8 +87,7 @@ def load_data(
     elif entry.files:
         name = entry.name
         train, test = (
-            read_parquet([ROOT / entry.files[part]], f"{name} {part}", entry)
-            for part in ("train", "test")
+            read_parquet([entry.files[part]], f"{name} {part}", entry) for part in ("train", "test")
         )
     else:
         name = entry.name
