@@ -107,8 +107,8 @@ def test_serve_needs_the_number_of_classes(fails: Callable[..., str]) -> None:
         (opening(body=2**63), r"frame has \d+ bytes; allowed on this link: 65536"),
         (opening(body=2**12, header=2**62), r"header of \d+ bytes; allowed"),
         (opening(version=9), "speaks version 9 of the wire format, this side version 1"),
-        (opening(body=64, header=48)[:20], "the peer closed the connection"),
-        (b"", "the peer closed the connection"),
+        (opening(body=64, header=48)[:20], "the other end closed the connection"),
+        (b"", "the other end closed the connection"),
     ],
 )
 def test_a_server_that_meets_nonsense(sent: bytes, told: str, fails: Callable[..., str]) -> None:
