@@ -85,12 +85,10 @@ def train(arguments: argparse.Namespace, connect: str | None = None) -> int:
     from splitlab.core.runs.run import run
 
     options = given(arguments)
-    if connect:
+    if connect and arguments.resume is None and "transport" not in options:
         options["transport"] = scheme(connect)
     config = Config.from_mapping(options)
     if arguments.resume is not None:
-        if connect:
-            del options["transport"]  # the run has one already
         config = replace(RunFolder.open(arguments.resume).read_config(), output=arguments.resume)
     if getattr(arguments, "dry_run", False):
         from splitlab.core.runs.plan import Plan

@@ -70,8 +70,8 @@ class Config:
     )
     transport: str = _option(
         "inprocess",
-        "the link between the peers (see `splitlab transports`)",
-        metavar="NAME",
+        "the link between the peers and its settings (see `splitlab transports`)",
+        metavar="NAME[:key=value,…]",
         group=_LINK,
     )
     links: tuple[str, ...] = _option(

@@ -92,7 +92,10 @@ def _run(
 ) -> Result:
     transport = load_transport(config.transport)
     if transport.place == "inside" and connect:
-        raise ConfigError(f"transport {config.transport!r} cannot join a server")
+        raise ConfigError(
+            f"transport {config.transport!r} has both peers in one process and cannot join a "
+            "server; name the server's with --transport"
+        )
     alone = transport.place == "inside" or connect is not None
     with ExitStack() as cleanup:
         cleanup.enter_context(limited_threads(config.threads or 1))
