@@ -218,6 +218,7 @@ WORDS_FOR_USERS = {
     ("core/command/main.py", "adc"): "the examples in --help",
     ("core/command/main.py", "tcp"): "the examples in --help",
     ("core/command/main.py", "topk"): "the examples in --help",
+    ("core/command/transports.py", "tcp"): "the examples in --help",
     ("core/command/plugins.py", "adc"): "the examples in --help",
     ("core/command/run.py", "adc"): "the examples in --help",
     ("core/command/run.py", "adc-batch-merge"): "the examples in --help",
