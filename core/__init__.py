@@ -21,8 +21,8 @@ if TYPE_CHECKING:
         SplitlabError,
     )
     from splitlab.core.contract.hooks import hookimpl
-    from splitlab.core.contract.link import WrappedLink
-    from splitlab.core.contract.measure import Attention, Keys
+    from splitlab.core.contract.link import Link, PeerRole, WrappedLink
+    from splitlab.core.contract.measure import Attention, Keys, Measurement
     from splitlab.core.contract.message import Kind, Message, Role
     from splitlab.core.contract.part import Layout
     from splitlab.core.contract.peer import Peer
@@ -44,10 +44,13 @@ __all__ = [
     "Keys",
     "Kind",
     "Layout",
+    "Link",
     "LinkError",
+    "Measurement",
     "Message",
     "NetworkError",
     "Peer",
+    "PeerRole",
     "Plan",
     "PluginError",
     "ProtocolError",
@@ -71,6 +74,9 @@ _HOMES = {
     "Cut": "contract.cut",
     "Keys": "contract.measure",
     "Layout": "contract.part",
+    "Link": "contract.link",
+    "Measurement": "contract.measure",
+    "PeerRole": "contract.link",
     "Plan": "runs.plan",
     "Segmented": "models.segments",
     "Segments": "models.segments",

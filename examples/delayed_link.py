@@ -9,8 +9,7 @@ ledger, stay the same; only the time changes.
 
 import time
 
-from splitlab.core import ConfigError, Message, WrappedLink
-from splitlab.core.contract.link import Link, PeerRole
+from splitlab.core import ConfigError, Link, Message, PeerRole, WrappedLink
 
 
 class Delayed:

@@ -1,6 +1,7 @@
 """Every plugin and every named stack that ships goes through the conformance kit, on two models.
 
-So do the plugins of the examples. The transports: ``tests/transports/test_contract.py``.
+So do the plugins of the examples, and all probes. The transports:
+``tests/transports/test_contract.py``.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from splitlab.core.catalogue.tables import ROOT, catalogue
-from splitlab.core.testing import FreshPeers, check_plugin, listed
+from splitlab.core.testing import FreshPeers, check_plugin, check_probe, listed
 
 SHIPPED = [*catalogue()["plugins"], *catalogue()["stacks"]]
 EXAMPLES = ["half_precision.py:HalfPrecision", "feature_energy.py:FeatureEnergy"]
+SPREAD = f"{ROOT}/examples/attention_spread.py:AttentionSpread"
 
 SMALL_CNN = str(Path(__file__).parent / "core/testing/small_cnn.py") + ":small_cnn"
 NEED_A_TRANSFORMER = {
@@ -37,6 +39,12 @@ def test_nothing_is_forgotten() -> None:
     assert {("plugin", name) for name in SHIPPED} <= set(listed())
     assert {("transport", name) for name in catalogue()["transports"]} <= set(listed())
     assert {("link", name) for name in catalogue().get("links", {})} <= set(listed())
+    assert {("probe", name) for name in catalogue()["probes"]} <= set(listed())
+
+
+@pytest.mark.parametrize("name", [*catalogue()["probes"], SPREAD])
+def test_a_probe_changes_nothing(name: str) -> None:
+    check_probe(name).raise_if_failed()
 
 
 @pytest.mark.parametrize("name", [*SHIPPED, *(f"examples/{file}" for file in EXAMPLES)])

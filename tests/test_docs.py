@@ -104,6 +104,14 @@ def test_one_training_step_can_be_read_in_an_evening() -> None:
     assert sum(lines.values()) < 1500, lines
 
 
+def test_what_it_is_called_holds_for_every_model() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    title = re.search(r'^title: "splitlab: (.*)"$', (ROOT / "CITATION.cff").read_text(), re.M)
+    assert title is not None
+    assert title[1] == "a laboratory for split-learning compression"
+    assert project["description"].lower().startswith(f"{title[1]}: ")
+
+
 def test_the_tutorials_code_is_the_examples() -> None:
     example = (ROOT / "examples" / "feature_energy.py").read_text()
     blocks = re.findall(r"```python\n(.*?)```", TUTORIAL, re.DOTALL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import os
 import re
@@ -47,6 +48,13 @@ def environment() -> dict[str, str]:
     """Return an environment in which `splitlab` is the one under test, and no GPU is seen."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in ROOT.glob("examples/*.py")))
+def test_an_example_needs_public_names_only(file: str) -> None:
+    tree = ast.parse((ROOT / "examples" / file).read_text())
+    asked = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert {module for module in asked if str(module).startswith("splitlab")} == {"splitlab.core"}
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ A frame travels as a tensor of `OPENING_BYTES`, the header, and then each tensor
 gloo begins to send when the other end receives. Neither library tells progress, so a deadline holds
 for each of these parts. Neither can go on after a failure or a deadline, so the link closes itself.
 
-Neither library authenticates the peer or checks what arrives below the frame: use them between
+Neither library authenticates the other end or checks what arrives below the frame: use them between
 machines that trust each other.
 """
 
@@ -82,7 +82,7 @@ class CollectiveLink(ABC):
         head = torch.frombuffer(bytearray(frame.head), dtype=torch.uint8)
         parts = [head[:OPENING_BYTES], head[OPENING_BYTES:], *map(flat, frame.tensors)]
         parts = [part.to(self.device) for part in parts]
-        self._move("send", parts, timeout, f"the peer took nothing for {timeout:g} s")
+        self._move("send", parts, timeout, f"the other end took nothing for {timeout:g} s")
         return frame.nbytes
 
     def receive(self, timeout: float) -> Message:
@@ -104,7 +104,7 @@ class CollectiveLink(ABC):
             return torch.empty(size, dtype=torch.uint8, device=self.device)
         except RuntimeError:
             raise ProtocolError(
-                f"the peer's frame declares {size} bytes of tensors, "
+                f"the other end's frame declares {size} bytes of tensors, "
                 f"more than can be allocated on {self.device}"
             ) from None
 
@@ -114,7 +114,7 @@ class CollectiveLink(ABC):
         return part.cpu().numpy().tobytes()
 
     def _receive_into(self, parts: Sequence[torch.Tensor], timeout: float) -> None:
-        self._move("recv", parts, timeout, f"the peer sent nothing for {timeout:g} s")
+        self._move("recv", parts, timeout, f"the other end sent nothing for {timeout:g} s")
 
     def _move(
         self, operation: str, parts: Sequence[torch.Tensor], timeout: float, silence: str
@@ -200,7 +200,9 @@ class NcclLink(CollectiveLink):
         self._group = group = dist.ProcessGroupNCCL(store, rank, 2, options)
         # NCCL connects at the first operation; both peers are known to be here only now.
         token = torch.zeros(1, dtype=torch.uint8, device=device)
-        self._move("send" if rank == _CLIENT else "recv", [token], timeout, "the peer did not come")
+        self._move(
+            "send" if rank == _CLIENT else "recv", [token], timeout, "the other end did not come"
+        )
         return group
 
     def _wait(self, work: Any, timeout: float) -> None:
@@ -398,7 +400,7 @@ def _meet_by_torchrun(
     except ValueError as error:
         raise ConfigError(f"torchrun's variables cannot be used: {error}") from None
     except RuntimeError as error:
-        raise _translate(_TORCHRUN, error, f"the peer did not come in {timeout:g} s") from None
+        raise _translate(_TORCHRUN, error, f"the other end did not come in {timeout:g} s") from None
 
 
 def _translate(remote: str, error: RuntimeError, silence: str) -> NetworkError:
@@ -407,6 +409,6 @@ def _translate(remote: str, error: RuntimeError, silence: str) -> NetworkError:
     if "timed out" in text or "timeout" in text:
         return NetworkError(f"{remote}: {silence}")
     if any(sign in text for sign in ("closed", "reset by peer", "broken pipe", "remote")):
-        return NetworkError(f"{remote}: the peer closed the connection")
+        return NetworkError(f"{remote}: the other end closed the connection")
     line = re.sub(r"^\[[^\]]*\] *", "", str(error).strip()).split("\n")[0]
     return NetworkError(f"{remote}: {line}")

@@ -66,7 +66,7 @@ class PairLink:
         frame = encode(message)
         message.sent(frame.nbytes)
         if not self._outbox.put(frame):
-            raise NetworkError(f"{self.remote}: the peer closed the connection")
+            raise NetworkError(f"{self.remote}: the other end closed the connection")
         return frame.nbytes
 
     def receive(self, timeout: float) -> Message:
@@ -79,7 +79,7 @@ class PairLink:
         arrived = self._inbox.get(patience)
         if arrived is None:
             reason = "closed the connection" if self._inbox.closed else "sent nothing"
-            raise NetworkError(f"{self.remote}: the peer {reason}")
+            raise NetworkError(f"{self.remote}: the other end {reason}")
         return decode(*arrived, self.limits)
 
     def close(self) -> None:

@@ -4,7 +4,8 @@ Both ways wait in the kernel, with its deadlines (``SO_RCVTIMEO``, ``SO_SNDTIMEO
 every call would cost more than the call. The kernel counts all waits of one call, whether something
 moved or not: a peer that falls silent amid a frame is found out after one deadline, two at most.
 
-Nothing here authenticates the peer or hides the data: listen on loopback or in a network you trust.
+Nothing here authenticates the other end or hides the data: listen on loopback or in a network that
+you trust.
 """
 
 from __future__ import annotations
@@ -176,9 +177,9 @@ class TcpLink:
 
     def _blame(self, error: OSError, silence: str) -> NetworkError:
         if isinstance(error, BlockingIOError):
-            return NetworkError(f"{self.remote}: the peer {silence}")
+            return NetworkError(f"{self.remote}: the other end {silence}")
         if isinstance(error, ConnectionError):
-            return NetworkError(f"{self.remote}: the peer closed the connection")
+            return NetworkError(f"{self.remote}: the other end closed the connection")
         reason = "this link is closed" if self._socket.fileno() < 0 else error.strerror
         return NetworkError(f"{self.remote}: {reason}")
 

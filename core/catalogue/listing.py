@@ -28,6 +28,7 @@ __all__ = [
     "probe_facts",
     "probe_rows",
     "stack_facts",
+    "transport_facts",
     "transport_rows",
 ]
 
@@ -59,12 +60,15 @@ def link_rows() -> list[Row]:
 
 def transport_rows() -> list[Row]:
     """Return name, summary and source of every transport, and what it lacks here."""
-    rows = []
-    for entry in entries("transports").values():
-        missing = lacks(entry.name)
-        facts = {"name": entry.name, "summary": entry.summary, "source": entry.source}
-        rows.append({**facts, "works_here": missing is None, "missing": missing})
-    return rows
+    return [
+        {"name": entry.name, "summary": entry.summary, "source": entry.source, **_works(entry.name)}
+        for entry in entries("transports").values()
+    ]
+
+
+def _works(transport: str) -> Row:
+    missing = lacks(transport)
+    return {"works_here": missing is None, "missing": missing}
 
 
 def _row(kind: Loadable | Literal["stacks"], entry: Entry) -> Row:
@@ -122,6 +126,16 @@ def link_facts(name: str) -> Row:
         PluginError: it cannot be imported.
     """
     return _facts("links", name)
+
+
+def transport_facts(name: str) -> Row:
+    """Return everything that is known of one transport, or of ``FILE.py:Class``. Imports it.
+
+    Raises:
+        ConfigError: no such transport.
+        PluginError: it cannot be imported.
+    """
+    return {**_facts("transports", name), **_works(name)}
 
 
 def stack_facts(name: str) -> Row:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -176,14 +177,14 @@ def _load_file(kind: Loadable, target: str) -> tuple[Any, str]:
     module_name = f"splitlab_file_{digest}"
     module = sys.modules.get(module_name)
     if module is None:
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec is not None
-        assert spec.loader is not None
+        loader = SourceFileLoader(module_name, str(path))
+        spec = ModuleSpec(module_name, loader, origin=str(path))
+        spec.has_location = True  # so that it has a __file__, by which its source is found
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module  # dataclasses and type hints look their module up
         try:
             with _importing(f"{what} {str(path)!r}"):
-                spec.loader.exec_module(module)
+                loader.exec_module(module)
         except BaseException:  # an interrupt, too, leaves no half of a module
             del sys.modules[module_name]
             raise

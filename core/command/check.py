@@ -9,6 +9,7 @@ from splitlab.core.command.options import Parser, add_json, declare, print_json
 from splitlab.core.contract.errors import ConfigError
 
 if TYPE_CHECKING:
+    from splitlab.core.catalogue.tables import Loadable
     from splitlab.core.command.options import Commands
     from splitlab.core.testing.report import Report
 
@@ -26,6 +27,7 @@ _EXAMPLES = """\
   splitlab check my-method --model resnet18       the same promises, on another model
   splitlab check --transport tcp:nodelay=false    what a link must hold
   splitlab check --link my_link.py:MyLink         what it must hold with a wrapper around it
+  splitlab check --probe my_probe.py:MyProbe      that it changes nothing
 """
 
 
@@ -35,8 +37,8 @@ def add(commands: Commands) -> Parser:
         commands,
         "check",
         _check,
-        "check what a method or a link must hold, or check all of them",
-        takes="[NAME | --transport NAME | --link NAME] [options]",
+        "check what a method, a link or a probe must hold, or check all of them",
+        takes="[NAME | --transport NAME | --link NAME | --probe NAME] [options]",
         more=_MORE,
         examples=_EXAMPLES,
     )
@@ -44,7 +46,7 @@ def add(commands: Commands) -> Parser:
         "name",
         nargs="?",
         metavar="NAME",
-        help="a plugin and its settings, a stack, FILE.py:Class, a transport or a link wrapper",
+        help="a plugin and its settings, a stack, FILE.py:Class, a transport, a link or a probe",
     )
     parser.add_argument(
         "--model",
@@ -53,6 +55,7 @@ def add(commands: Commands) -> Parser:
     )
     parser.add_argument("--transport", metavar="NAME", help="check this transport instead")
     parser.add_argument("--link", metavar="NAME", help="check this link wrapper instead")
+    parser.add_argument("--probe", metavar="NAME", help="check this probe instead")
     add_json(parser)
     return parser
 
@@ -80,12 +83,13 @@ def _check(arguments: argparse.Namespace) -> int:
 def _one(arguments: argparse.Namespace) -> Report | None:
     """Return the report of the one thing that was named; None if nothing was."""
     from splitlab.core.catalogue.tables import entries
-    from splitlab.core.testing import check_link, check_plugin, check_transport
+    from splitlab.core.testing import check_link, check_plugin, check_probe, check_transport
 
     given = {
         "": arguments.name,
         "--transport ": arguments.transport,
         "--link ": arguments.link,
+        "--probe ": arguments.probe,
     }
     named = [(option, text) for option, text in given.items() if text]
     if len(named) > 1:
@@ -98,15 +102,18 @@ def _one(arguments: argparse.Namespace) -> Report | None:
     [(option, text)] = named
     head = text.partition(":")[0]
     if not option and head not in {**entries("plugins"), **entries("stacks")}:
-        if head in entries("transports"):
-            option = "--transport "
-        elif head in entries("links"):
-            option = "--link "
+        kinds: tuple[tuple[Loadable, str], ...] = (
+            ("transports", "--transport "),
+            ("links", "--link "),
+            ("probes", "--probe "),
+        )
+        option = next((each for kind, each in kinds if head in entries(kind)), "")
     if not option:
         return check_plugin(text, model=arguments.model)
     if arguments.model:
         raise ConfigError(f"--model {arguments.model} is for plugins; check {text} without it")
-    return check_transport(text) if option == "--transport " else check_link(text)
+    checks = {"--transport ": check_transport, "--link ": check_link, "--probe ": check_probe}
+    return checks[option](text)
 
 
 _STYLES = {"failed": "bold red", "warning": "yellow", "passed": "green", "skipped": "dim"}

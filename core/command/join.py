@@ -23,8 +23,11 @@ them is killed, the other ends too: start the server again, and the client with
 _EXAMPLES = """\
   splitlab join tcp://HOST:4711 --plugin adc
   splitlab join tcp://HOST:4711 --data-dir my-images --plugin adc
+  splitlab join tcp://HOST:4711 --transport tcp:nodelay=false --plugin adc
   splitlab join tcp://HOST:4711 --resume runs/NAME
 """
+
+_TEXTS = {"transport": "the link to the server and its settings; as the address begins by default"}
 
 
 def add(commands: Commands) -> Parser:
@@ -43,7 +46,7 @@ def add(commands: Commands) -> Parser:
     )
     add_resume(parser)
     add_quiet(parser)
-    add_config(parser, exclude=("transport",))
+    add_config(parser, texts=_TEXTS)
     return parser
 
 

@@ -124,7 +124,3 @@ def _notices() -> list[str]:
     from splitlab.core.catalogue.tables import notices
 
     return notices()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -131,9 +131,10 @@ def add_config(
     fields = [spec for spec in dataclasses.fields(Config) if spec.name not in exclude]
     for title in GROUPS:
         members = [spec for spec in fields if spec.metadata["group"] == title]
-        group = parser.add_argument_group(title) if members else None
+        if not members:
+            continue
+        group = parser.add_argument_group(title)
         for spec in members:
-            assert group is not None
             text = (texts or {}).get(spec.name)
             group.add_argument(flag(spec.name), **_option(spec, hints[spec.name], text))
 

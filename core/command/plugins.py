@@ -6,12 +6,13 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from splitlab.core.command.kinds import show_facts
 from splitlab.core.command.options import Parser, add_json, declare, print_json
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
 
-__all__ = ["add", "show_plugin", "show_plugins"]
+__all__ = ["add", "show_plugins"]
 
 _EXAMPLES = """\
   splitlab plugins                                all that are known here, yours included
@@ -51,7 +52,7 @@ def _plugins(arguments: argparse.Namespace) -> int:
     facts = stack_facts(name) if name in entries("stacks") else plugin_facts(name)
     if arguments.json:
         return print_json(facts)
-    show_plugin(facts)
+    show_facts(facts)
     return 0
 
 
@@ -82,43 +83,3 @@ def show_plugins(rows: Sequence[dict[str, Any]]) -> None:
 
 def _summary(row: dict[str, Any]) -> str:
     return f"{row['summary']}" + ("" if row["source"] == "splitlab" else f" (from {row['source']})")
-
-
-def show_plugin(facts: dict[str, Any]) -> None:
-    """Print all that is known of one plugin or named stack; of a probe or link wrapper, too."""
-    from splitlab.core.command.show import print_facts, print_line, print_table
-
-    print_line((facts.get("title", facts["name"]), "bold"), f": {facts['summary']}")
-    print_facts(_facts(facts))
-    rest = facts.get("description", "").partition("\n\n")[2]
-    if rest:
-        print()
-        print_line(rest)
-    if facts.get("parameters"):
-        print()
-        print_table(
-            ("parameter", "type", "default", "meaning"),
-            [(p["name"], p["type"], p["default_text"], p["meaning"]) for p in facts["parameters"]],
-        )
-    print(f"\nexample: {facts['example']}")
-
-
-def _facts(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    lines = [("paper", facts.get("paper", ""))]
-    if facts.get("reconstruction"):
-        lines.append(
-            ("reconstruction", "rebuilt from the abstract; its full text was not available")
-        )
-    lines.append(("plugins", " + ".join(facts.get("plugins", ()))))
-    lines.append(("sends", facts.get("sends", "")))
-    lines.append(("hooks", ", ".join(facts.get("hooks", ()))))
-    traits = facts.get("traits")
-    if traits:
-        lines += [
-            ("needs", ", ".join(traits["needs"])),
-            ("changes", ", ".join(traits["changes"])),
-            ("gradient", traits["gradient"]),
-            ("evaluation", "acts on it, too" if traits["evaluation"] else "leaves it alone"),
-            ("state", "kept over steps" if traits["stateful"] else ""),
-        ]
-    return [(name, text) for name, text in lines if text]

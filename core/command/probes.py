@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from splitlab.core.command.options import Parser, add_json, declare, print_json
+from splitlab.core.command.kinds import declare_kind, list_or_explain
 
 if TYPE_CHECKING:
-    from splitlab.core.command.options import Commands
+    from splitlab.core.command.options import Commands, Parser
 
 __all__ = ["add"]
 
@@ -17,37 +17,16 @@ _EXAMPLES = """\
   splitlab run --probe time                       its numbers stand in metrics.jsonl
 """
 
+_END = "--probe NAME or --probe FILE.py:Class puts one into a run; repeat it for several."
+
 
 def add(commands: Commands) -> Parser:
     """Add the command."""
-    parser = declare(
-        commands,
-        "probes",
-        _probes,
-        "list the probes, which watch a run and change nothing",
-        takes="[NAME] [options]",
-        examples=_EXAMPLES,
-    )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="a probe, or FILE.py:Class")
-    add_json(parser)
-    return parser
+    summary = "list the probes, which watch a run and change nothing"
+    return declare_kind(commands, "probes", _probes, summary, one="a probe", examples=_EXAMPLES)
 
 
 def _probes(arguments: argparse.Namespace) -> int:
     from splitlab.core.catalogue.listing import probe_facts, probe_rows
-    from splitlab.core.command.plugins import show_plugin
-    from splitlab.core.command.show import print_table
 
-    if arguments.name is None:
-        rows = probe_rows()
-        if arguments.json:
-            return print_json(rows)
-        cells = [(row["name"], row["problem"] or row["summary"], row["source"]) for row in rows]
-        print_table(("probe", "summary", "from"), cells)
-        print("\n--probe NAME or --probe FILE.py:Class puts one into a run; repeat it for several.")
-        return 0
-    facts = probe_facts(arguments.name)
-    if arguments.json:
-        return print_json(facts)
-    show_plugin(facts)
-    return 0
+    return list_or_explain(arguments, "probe", probe_rows, probe_facts, _END)

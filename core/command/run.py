@@ -87,10 +87,8 @@ def train(arguments: argparse.Namespace, connect: str | None = None) -> int:
     from splitlab.core.runs.run import chosen, run
 
     options = given(arguments)
-    if connect:
+    if connect and arguments.resume is None and "transport" not in options:
         options["transport"] = scheme(connect)
-        if arguments.resume is not None:
-            del options["transport"]  # the run has one already
     config, folder = chosen(None, arguments.resume, options)
     if getattr(arguments, "dry_run", False):
         from splitlab.core.runs.plan import Plan

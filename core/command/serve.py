@@ -41,7 +41,7 @@ _CLIENT_ONLY = (
 )
 
 _TEXTS = {
-    "transport": "the link to the client, as in the address (default: tcp)",
+    "transport": "the link to the client and its settings; as the address begins, or tcp",
     "dataset": "the client's data set, which says how many classes there are (or --classes does)",
     "output": "folder for the checkpoints; runs/NAME with the client's name by default",
 }
@@ -83,9 +83,8 @@ def add(commands: Commands) -> Parser:
 
 def _serve(arguments: argparse.Namespace) -> int:
     options = given(arguments)
-    if arguments.address:
-        options["transport"] = scheme(arguments.address)
-    options.setdefault("transport", "tcp")
+    if "transport" not in options:
+        options["transport"] = scheme(arguments.address) if arguments.address else "tcp"
     return serve_config(
         Config.from_mapping(options),
         address=arguments.address,
@@ -161,5 +160,8 @@ def scheme(address: str) -> str:
     """Return the transport that an address names; `ConfigError` if it names none."""
     name, separator, _ = address.partition("://")
     if not separator:
-        raise ConfigError(f"address {address!r} names no transport; write it as tcp://HOST:PORT")
+        raise ConfigError(
+            f"address {address!r} names no transport; write it as tcp://HOST:PORT, or name one "
+            "with --transport"
+        )
     return name

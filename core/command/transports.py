@@ -5,34 +5,30 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from splitlab.core.command.options import Parser, add_json, declare, print_json
+from splitlab.core.command.kinds import declare_kind, list_or_explain
 
 if TYPE_CHECKING:
-    from splitlab.core.command.options import Commands
+    from splitlab.core.command.options import Commands, Parser
 
 __all__ = ["add"]
+
+_EXAMPLES = """\
+  splitlab transports tcp                         one explained
+  splitlab run --transport tcp:nodelay=false      two processes, with this setting
+"""
+
+_END = "--transport NAME or --transport FILE.py:Class is what a run goes over."
 
 
 def add(commands: Commands) -> Parser:
     """Add the command."""
-    parser = declare(commands, "transports", _transports, "list the links, and which work here")
-    add_json(parser)
-    return parser
+    summary = "list the links, and which work here"
+    return declare_kind(
+        commands, "transports", _transports, summary, one="a transport", examples=_EXAMPLES
+    )
 
 
 def _transports(arguments: argparse.Namespace) -> int:
-    from splitlab.core.catalogue.listing import transport_rows
+    from splitlab.core.catalogue.listing import transport_facts, transport_rows
 
-    rows = transport_rows()
-    if arguments.json:
-        return print_json(rows)
-    from splitlab.core.command.show import print_table
-
-    print_table(
-        ("transport", "works here", "summary"),
-        [
-            (r["name"], "yes" if r["works_here"] else f"no: {r['missing']}", r["summary"] or "")
-            for r in rows
-        ],
-    )
-    return 0
+    return list_or_explain(arguments, "transport", transport_rows, transport_facts, _END)

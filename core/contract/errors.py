@@ -4,7 +4,7 @@
     ├── ConfigError          our user's: a name, key, value or file that cannot be used
     ├── PluginError          a plugin's: it raised, or broke the contract of a hook
     └── LinkError            the link's
-        ├── ProtocolError    the peer's: it sent what the format or the handshake does not allow
+        ├── ProtocolError    the other end's: what it sent breaks the format or the handshake
         └── NetworkError     the network's: no answer in time, connection lost, address in use
 
 Messages name the value that was refused, what is allowed, and the way out.
@@ -43,7 +43,7 @@ class LinkError(SplitlabError):
 
 
 class ProtocolError(LinkError):
-    """The peer sent something that the wire format or the handshake does not allow."""
+    """The other end sent something that the wire format or the handshake does not allow."""
 
 
 class NetworkError(LinkError):

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitlab.core.catalogue.tables import ROOT
 from splitlab.core.contract.errors import ConfigError, unknown_name
 from splitlab.core.data.entry import DatasetEntry, dataset_entry
 from splitlab.core.data.images import AUGMENTATIONS, Augmentation
 from splitlab.core.data.local import read_folder
 from splitlab.core.data.source import Source
-from splitlab.core.data.split import Progress, Split
+from splitlab.core.data.split import Loading, Split
 from splitlab.core.data.tables import read_hub, read_parquet
 from splitlab.core.data.words import listing
 
@@ -54,7 +53,7 @@ def load_data(
     seed: int,
     augment: str = "none",
     workers: int = 0,
-    progress: Progress | None = None,
+    loading: Loading | None = None,
 ) -> Data:
     """Load a data set by name, from a folder, or a named one from a folder.
 
@@ -70,7 +69,7 @@ def load_data(
         augment: of the training split: ``"none"``, or ``"paper"`` for RandAugment(2, 9) on the
             image at its own size, ColorJitter(0.4, 0.4, 0.4), resize, horizontal flip.
         workers: threads that decode; 0 decodes in the caller's thread.
-        progress: told how far the decoding at load time has come.
+        loading: told how far the decoding at load time has come.
 
     Raises ConfigError for a name, folder, file or label that cannot be used; says which and why.
     """
@@ -88,8 +87,7 @@ def load_data(
     elif entry.files:
         name = entry.name
         train, test = (
-            read_parquet([ROOT / entry.files[part]], f"{name} {part}", entry)
-            for part in ("train", "test")
+            read_parquet([entry.files[part]], f"{name} {part}", entry) for part in ("train", "test")
         )
     else:
         name = entry.name
@@ -108,7 +106,7 @@ def load_data(
             seed=seed,
             augment=augmentation,
             workers=workers,
-            progress=progress,
+            loading=loading,
         )
 
     make_augmentation = AUGMENTATIONS[augment]

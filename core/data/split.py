@@ -20,12 +20,12 @@ from splitlab.core.data.decode import Decoded, Decoder
 from splitlab.core.data.images import Augmentation
 from splitlab.core.data.source import Source
 
-__all__ = ["Progress", "Split"]
+__all__ = ["Loading", "Split"]
 
 DECODED_LIMIT = 512 << 20  # bytes of decoded images up to which a split is kept decoded
-DECODED_AT_ONCE = 500  # images between two calls of a Progress
+DECODED_AT_ONCE = 500  # images between two calls of a Loading
 
-Progress = Callable[[str, int, int], None]
+Loading = Callable[[str, int, int], None]
 """Called with the split's name, the images decoded so far, and all of them."""
 
 
@@ -52,7 +52,7 @@ class Split:
         seed: int,
         augment: Augmentation | None,
         workers: int,
-        progress: Progress | None,
+        loading: Loading | None,
     ) -> None:
         self.classes = classes
         self._name = name
@@ -65,7 +65,7 @@ class Split:
         shape = (len(source.labels), len(mean), image_size, image_size)
         self._images: Decoder | Decoded = decoder
         if augment is None and math.prod(shape) <= DECODED_LIMIT:
-            self._images = _decode_all(decoder, shape, name, progress)
+            self._images = _decode_all(decoder, shape, name, loading)
 
     def __len__(self) -> int:
         return len(self._targets)
@@ -100,13 +100,13 @@ class Split:
 
 
 def _decode_all(
-    decoder: Decoder, shape: tuple[int, ...], name: str, progress: Progress | None
+    decoder: Decoder, shape: tuple[int, ...], name: str, loading: Loading | None
 ) -> Decoded:
     images = torch.empty(shape, dtype=torch.uint8)
     starts = range(0, shape[0], DECODED_AT_ONCE)
     parts = [torch.arange(at, min(at + DECODED_AT_ONCE, shape[0])) for at in starts]
     for rows, pixels in zip(parts, decoder.pixels(parts, epoch=0), strict=True):
         images[rows] = pixels
-        if progress is not None:
-            progress(name, int(rows[-1]) + 1, shape[0])
+        if loading is not None:
+            loading(name, int(rows[-1]) + 1, shape[0])
     return Decoded(images)

@@ -5,7 +5,7 @@ It imports no link, and keeps what is open by client and step.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch.nn import functional as F
@@ -16,6 +16,7 @@ from splitlab.core.contract.message import Kind, Message, Role
 from splitlab.core.contract.part import Part
 from splitlab.core.contract.peer import Peer
 from splitlab.core.contract.seeding import isolated_rng
+from splitlab.core.engine.conversation import Conversation
 from splitlab.core.engine.stack import Stack
 from splitlab.core.engine.worker import (
     ACTIVATIONS,
@@ -44,7 +45,7 @@ class Server(Worker):
     def __init__(self, part: Part, stack: Stack, peer: Peer, optimization: Optimization) -> None:
         super().__init__(part, stack, peer, optimization)
         self.metrics: Mapping[str, Mapping[str, float]] = {}
-        self._open: dict[tuple[int, bool, int], Generator[Message, Message, None]] = {}
+        self._open: dict[tuple[int, bool, int], Conversation[None]] = {}
 
     def handle(self, message: Message, client: int = 0) -> Message:
         """Take one message of a client and return the answer.
@@ -69,7 +70,7 @@ class Server(Worker):
             self._open[key] = conversation
         return answer
 
-    def _converse(self, message: Message) -> Generator[Message, Message, None]:
+    def _converse(self, message: Message) -> Conversation[None]:
         """Hold the server's side of a step: yield an answer to every message of the client.
 
         A step whose labels come with its activations has one of each.

@@ -59,7 +59,6 @@ class Config:
         "none at all trains uncompressed",
         flag="--plugin",
         metavar="NAME[:key=value,…]",
-        shared=True,
         group=_STACK,
     )
     probes: tuple[str, ...] = _option(
@@ -71,8 +70,8 @@ class Config:
     )
     transport: str = _option(
         "inprocess",
-        "the link between the peers (see `splitlab transports`)",
-        metavar="NAME",
+        "the link between the peers and its settings (see `splitlab transports`)",
+        metavar="NAME[:key=value,…]",
         group=_LINK,
     )
     links: tuple[str, ...] = _option(
@@ -105,19 +104,16 @@ class Config:
         "a model and its settings, FILE.py:function, or any model of timm's that can be cut (see "
         "`splitlab models`)",
         metavar="NAME",
-        shared=True,
         group=_MODEL,
     )
     image_size: int | None = _option(
         None,
         "input height and width in pixels; the model's own by default",
-        shared=True,
         group=_MODEL,
     )
     pretrained: bool = _option(
         False,
         "start a timm model from its published weights (downloads them)",
-        shared=True,
         group=_MODEL,
     )
     weights: str = _option(
@@ -125,26 +121,23 @@ class Config:
         "what to start from: a safetensors FILE, default (what ships with the model) or none "
         "(random numbers)",
         metavar="FILE|default|none",
-        shared=True,
         group=_MODEL,
     )
     cut: int | None = _option(
         None,
         "what the client runs, 0 for the least; the model's own by default (see `splitlab models`)",
-        shared=True,
         group=_MODEL,
     )
-    batch_size: int = _option(128, "samples per step", shared=True, group=_TRAINING)
+    batch_size: int = _option(128, "samples per step", group=_TRAINING)
     optimizer: str = _option(
         "adam",
         "optimizer of both parts",
         choices=("adam", "adamw", "sgd"),
-        shared=True,
         group=_TRAINING,
     )
-    lr: float = _option(3e-4, "learning rate of both parts", shared=True, group=_TRAINING)
-    weight_decay: float = _option(0.0, "weight decay of both parts", shared=True, group=_TRAINING)
-    seed: int = _option(0, "fixes everything that is random", shared=True, group=_TRAINING)
+    lr: float = _option(3e-4, "learning rate of both parts", group=_TRAINING)
+    weight_decay: float = _option(0.0, "weight decay of both parts", group=_TRAINING)
+    seed: int = _option(0, "fixes everything that is random", group=_TRAINING)
     budget: str = _option("nominal=1.0", _NOMINAL_HELP, metavar="UNIT=AMOUNT", group=_END)
     evaluate: str = _option(
         "both",
@@ -165,7 +158,7 @@ class Config:
         group=_MACHINE,
     )
     threads: int | None = _option(
-        None, "CPU threads of each peer; all cores by default", shared=True, group=_MACHINE
+        None, "CPU threads of each peer; all cores by default", group=_MACHINE
     )
     workers: int = _option(
         0, "threads that decode images ahead; 0 decodes in the client's own", group=_MACHINE

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,6 +20,7 @@ from splitlab.core.contract.peer import Peer
 from splitlab.core.contract.settings import Bound
 from splitlab.core.contract.traits import Traits
 from splitlab.core.data.load import Data, load_data
+from splitlab.core.data.split import Loading
 from splitlab.core.engine.stack import Stack
 from splitlab.core.models.build import ModelFacts, build_model, describe, fingerprint
 from splitlab.core.models.segments import Segmented
@@ -35,9 +36,6 @@ __all__ = [
     "make",
     "make_for_server",
 ]
-
-Loading = Callable[[str, int, int], None]
-"""Told the part of the data, the images decoded so far, and all of them."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +248,7 @@ def load_configured_data(decided: Decided, loading: Loading | None = None) -> Da
         seed=config.seed,
         augment=config.augment,
         workers=config.workers,
-        progress=loading,
+        loading=loading,
     )
 
 

@@ -101,7 +101,10 @@ def _run(
 ) -> Result:
     transport = load_transport(config.transport)
     if transport.place == "inside" and connect:
-        raise ConfigError(f"transport {config.transport!r} cannot join a server")
+        raise ConfigError(
+            f"transport {config.transport!r} has both peers in one process and cannot join a "
+            "server; name the server's with --transport"
+        )
     alone = transport.place == "inside" or connect is not None
     decided = Decided.of(config)
     with ExitStack() as cleanup:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,7 @@ class Couple:
         carry: takes messages to the other peer; real frames, without a link, by default.
         enter: changes the client's cut before the stack sees it.
         leave: changes the server's cut after the stack.
+        watching: more observers, by the role of the peer that they watch.
         settings: of `Tiny.pair`.
 
     Attributes:
@@ -66,18 +67,18 @@ class Couple:
         carry: Carry | None = None,
         enter: Change | None = None,
         leave: Change | None = None,
+        watching: Mapping[str, Sequence[object]] | None = None,
         **settings: Any,
     ) -> None:
         self.arrived: list[Seen] = []
         self.events: list[Event] = []
         self._dtype: torch.dtype = settings.get("dtype", torch.float32)
         self._carry = carry or (lambda message, upward: tiny.travel(message))
-        self.client = tiny.client(
-            plugins, observers=[_Watch("client", self.events, enter)], **settings
-        )
-        self.server = tiny.server(
-            plugins, observers=[_Watch("server", self.events, leave)], **settings
-        )
+        more = watching or {}
+        near = [_Watch("client", self.events, enter), *more.get("client", ())]
+        far = [_Watch("server", self.events, leave), *more.get("server", ())]
+        self.client = tiny.client(plugins, observers=near, **settings)
+        self.server = tiny.server(plugins, observers=far, **settings)
 
     def train(self, batch: Batch, step: int) -> float:
         """Run a training step; returns the loss."""

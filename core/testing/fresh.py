@@ -23,7 +23,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import IO, Any, Literal, cast
 
 from splitlab.core.catalogue.binding import bind, bind_stack
 from splitlab.core.contract.errors import PluginError, SplitlabError
@@ -121,9 +121,9 @@ class FreshPeers:
         if self._process.poll() is not None:  # an earlier plugin was the end of it
             self._end()
             self._process = self._start()
-        assert self._process.stdin is not None
+        requests = cast("IO[bytes]", self._process.stdin)  # a pipe, as `_start` says
         try:
-            _write(self._process.stdin, request, frames)
+            _write(requests, request, frames)
             answer, sent = self._read()
         except (BrokenPipeError, EOFError):
             raise PluginError(f"fresh peers cannot be started: {self._last_words()}") from None
@@ -158,8 +158,7 @@ class FreshPeers:
         self.close()
 
     def _read(self) -> tuple[dict[str, Any], list[bytes]]:
-        assert self._process.stdout is not None
-        stream = self._process.stdout
+        stream = cast("IO[bytes]", self._process.stdout)
         watchdog = threading.Timer(_DEADLINE, self._process.kill)
         watchdog.start()
         try:

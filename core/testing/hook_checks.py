@@ -34,9 +34,9 @@ def builds_and_runs(s: Subject) -> str | None:
 
 def decoded_fits_the_model(s: Subject) -> str | None:
     """Behind the decoding hooks all is as the model's parts take it."""
-    if s.base.check == DECODED and not isinstance(s.base.error, SplitlabError):
-        assert s.base.couple is not None
-        raise s.failed(decoding_problem(s.base.couple) or "")
+    couple, ours = s.base.couple, isinstance(s.base.error, SplitlabError)
+    if couple is not None and s.base.check == DECODED and not ours:
+        raise s.failed(decoding_problem(couple) or "")
     s.charged(DECODED)
     if problem := decoding_problem(s.working()):
         raise s.failed(problem)

@@ -80,19 +80,19 @@ def arrives_in_own_memory(s: Ends) -> str | None:
 
 
 def silence_ends_in_time(s: Ends) -> str | None:
-    """Receiving from a silent peer ends by the deadline, and not before."""
+    """Receiving from a silent end ends by the deadline, and not before."""
     with s.both() as (_, server, _), within(s.late, "a receive of 0.3 s", at_least=0.2):
-        raises(NetworkError, "receiving from a silent peer", lambda: server.receive(0.3))
+        raises(NetworkError, "receiving from a silent end", lambda: server.receive(0.3))
     return None
 
 
 def unread_send_ends_in_time(s: Ends) -> str | None:
-    """Sending to a peer that does not read ends by the deadline."""
+    """Sending to an end that does not read ends by the deadline."""
     large = Message(Kind.ACTIVATION)
     large.put("activations", torch.zeros(2**25, dtype=torch.uint8), Role.PAYLOAD)
     with (
         s.both() as (client, _, _),
-        within(s.late, "a send of 0.5 s to a peer that does not read"),
+        within(s.late, "a send of 0.5 s to an end that does not read"),
         contextlib.suppress(NetworkError),  # in one process, memory takes everything
     ):
         client.send(large, 0.5)
@@ -100,11 +100,11 @@ def unread_send_ends_in_time(s: Ends) -> str | None:
 
 
 def closing_is_noticed(s: Ends) -> str | None:
-    """A peer that closes is noticed at once, receiving and sending."""
+    """An end that closes is noticed at once, receiving and sending."""
     with s.both() as (client, server, _):
         client.close()
-        with within(s.late, "noticing that the peer closed"):
-            raises(NetworkError, "receiving from a closed peer", lambda: server.receive(s.soon))
+        with within(s.late, "noticing that the other end closed"):
+            raises(NetworkError, "receiving from a closed end", lambda: server.receive(s.soon))
 
     def send_many() -> None:
         for _ in range(100):  # the kernel takes some before it hears of it
@@ -112,8 +112,8 @@ def closing_is_noticed(s: Ends) -> str | None:
 
     with s.both() as (client, server, _):
         client.close()
-        with within(s.late, "noticing that the peer closed"):
-            raises(NetworkError, "sending to a closed peer", send_many)
+        with within(s.late, "noticing that the other end closed"):
+            raises(NetworkError, "sending to a closed end", send_many)
     return None
 
 
@@ -190,6 +190,6 @@ LINK_CHECKS: list[Check[Ends]] = [
     Check("closing-is-noticed", "at once, by whoever sends or receives", closing_is_noticed),
     Check("closed-link-says-so", "closing twice is allowed", closed_link_says_so),
     Check("limits-hold", "from the next message on", limits_hold),
-    Check("garbage-is-refused", "and is the peer's fault", garbage_is_refused),
+    Check("garbage-is-refused", "and is the other end's fault", garbage_is_refused),
     Check("names-the-other-end", "for error messages", names_the_other_end),
 ]

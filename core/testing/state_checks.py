@@ -12,7 +12,13 @@ from splitlab.core.testing.couple import Event
 from splitlab.core.testing.seen import Seen, difference, same
 from splitlab.core.testing.subject import REPEATS, SAVED, TURNS, State, Subject
 
-__all__ = ["evaluation_as_declared", "repeats_itself", "state_survives_resume"]
+__all__ = [
+    "evaluation_as_declared",
+    "repeats_itself",
+    "state_difference",
+    "state_of",
+    "state_survives_resume",
+]
 
 
 def repeats_itself(s: Subject) -> str | None:
@@ -35,7 +41,7 @@ def repeats_itself(s: Subject) -> str | None:
 def evaluation_as_declared(s: Subject) -> str | None:
     """An evaluation changes no state, and the stack acts in it as its traits say."""
     couple = s.second
-    before = [_state(couple.client), _state(couple.server)]
+    before = [state_of(couple.client), state_of(couple.server)]
     batch = s.tiny.batch(9)
     start = len(couple.events)
     ids, loss = couple.evaluate(batch, 0)
@@ -43,9 +49,12 @@ def evaluation_as_declared(s: Subject) -> str | None:
     plain_ids, plain_loss = couple.evaluate(batch, 0, stacked=False)
     plain = couple.arrived[-2:]
     for role, old, new in zip(
-        ("client", "server"), before, [_state(couple.client), _state(couple.server)], strict=True
+        ("client", "server"),
+        before,
+        [state_of(couple.client), state_of(couple.server)],
+        strict=True,
     ):
-        if changed := _state_difference(old, new):
+        if changed := state_difference(old, new):
             raise s.failed(
                 f"evaluating changes the state of the {role} ({changed}), so that training depends "
                 "on how often one evaluates; change state only where message.training or "
@@ -79,12 +88,14 @@ def _unflagged(message: Seen) -> Seen:
     return dataclasses.replace(message, facts=facts)
 
 
-def _state(worker: Any) -> dict[str, Any]:
+def state_of(worker: Any) -> dict[str, Any]:
+    """Return a copy of what a checkpoint would hold of a peer, by key."""
     tensors, values = worker.state()
     return {k: t.detach().clone() for k, t in tensors.items()} | dict(values)
 
 
-def _state_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+def state_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """Return the key, in words, under which two states first differ; None if they are equal."""
     for key in {**old, **new}:
         a, b = old.get(key), new.get(key)
         if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):

@@ -169,9 +169,8 @@ class Subject:
 
     def working(self) -> Couple:
         """Return the peers of the base run; skip the check if that run failed."""
-        if self.base.error is not None:
+        if self.base.couple is None or self.base.error is not None:
             raise Skipped(f"needs steps that run, see {self.base.check}")
-        assert self.base.couple is not None
         return self.base.couple
 
     @cached_property

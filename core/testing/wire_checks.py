@@ -74,8 +74,9 @@ def frames_are_enough(s: Subject) -> str | None:
             "training; keep what changes in the instance, made in setup, and send what the other "
             "peer needs"
         )
+    if s.fresh is None:
+        raise Skipped("no fresh peer in another process: none was given")
     where = address(s.stack, s.text)
-    assert s.fresh is not None
     if isinstance(where, str):
         raise Skipped(f"no fresh peer in another process: {where}")
     ups, downs = s.base.frames[0::2], s.base.frames[1::2]

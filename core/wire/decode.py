@@ -63,13 +63,13 @@ def parse_opening(raw: _Raw, limits: Limits) -> Opening:
     magic, version, kind, flags, step, elapsed_ns, body_bytes, header_bytes = OPENING.unpack(raw)
     if magic != MAGIC:
         raise ProtocolError(
-            f"the peer does not speak splitlab's wire format: its frame begins with {magic!r}, "
-            f"not {MAGIC!r}"
+            f"the other end does not speak splitlab's wire format: its frame begins with "
+            f"{magic!r}, not {MAGIC!r}"
         )
     if version != VERSION:
         raise ProtocolError(
-            f"the peer speaks version {version} of the wire format, this side version {VERSION}; "
-            "install the same splitlab on both sides"
+            f"the other end speaks version {version} of the wire format, this side version "
+            f"{VERSION}; install the same splitlab on both sides"
         )
     if kind not in KINDS:
         raise ProtocolError(f"malformed frame: unknown kind {kind}; known: {[*KINDS]}")
@@ -77,12 +77,12 @@ def parse_opening(raw: _Raw, limits: Limits) -> Opening:
         raise ProtocolError(f"malformed frame: unknown flags {flags:#04x}; known: bits 0 and 1")
     if PREFIX_BYTES + body_bytes > limits.frame_bytes:
         raise ProtocolError(
-            f"the peer's frame has {PREFIX_BYTES + body_bytes} bytes; "
+            f"the other end's frame has {PREFIX_BYTES + body_bytes} bytes; "
             f"allowed on this link: {limits.frame_bytes} (frame_bytes)"
         )
     if header_bytes > limits.header_bytes:
         raise ProtocolError(
-            f"the peer's frame has a header of {header_bytes} bytes; "
+            f"the other end's frame has a header of {header_bytes} bytes; "
             f"allowed: {limits.header_bytes} (header_bytes)"
         )
     data_bytes = PREFIX_BYTES + body_bytes - OPENING_BYTES - header_bytes
@@ -278,5 +278,6 @@ def _memory(size: int) -> memoryview:
         return np.empty(size, np.uint8).data
     except MemoryError:
         raise ProtocolError(
-            f"the peer's frame declares {size} bytes of tensors, more than can be allocated here"
+            f"the other end's frame declares {size} bytes of tensors, more than can be "
+            "allocated here"
         ) from None

@@ -1,10 +1,10 @@
-"""Seconds of every hook, by plugin: the file to copy for a probe of your own.
+"""Seconds of every data hook, by plugin: the file to copy for a probe of your own.
 
     splitlab run --plugin adc --plugin quantize --probe time
 
-After every step ``metrics.jsonl`` holds, under ``time``, the seconds that each hook of each plugin
-took in it, such as ``"adc after_client_forward"``; ``server-metrics.jsonl`` holds those of the
-server. A GPU may work on after a hook has returned; what it then does is not counted.
+After every step ``metrics.jsonl`` holds, under ``time``, the seconds that each data hook of each
+plugin took in it, such as ``"adc after_client_forward"``; ``server-metrics.jsonl`` holds those of
+the server. A GPU may work on after a hook has returned; what it then does is not counted.
 """
 
 from collections import defaultdict
@@ -16,7 +16,7 @@ __all__ = ["Time"]
 
 
 class Time:
-    """Seconds of every hook, by plugin, in every step."""
+    """Seconds of every data hook, by plugin, in every step."""
 
     def __init__(self) -> None:
         self._spent: dict[str, float] = defaultdict(float)

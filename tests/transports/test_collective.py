@@ -135,7 +135,7 @@ def test_a_process_that_is_killed_is_noticed_at_once() -> None:
         listener.close()
         threading.Timer(0.2, process.kill).start()
         start = time.monotonic()
-        with pytest.raises(NetworkError, match="the peer closed the connection"):
+        with pytest.raises(NetworkError, match="the other end closed the connection"):
             link.receive(SOON)
         assert time.monotonic() - start < 5
         link.close()

@@ -74,10 +74,10 @@ def test_the_end_of_a_link_says_what_happened(name: str) -> None:
     device = torch.device("cuda" if name == "nccl" else "cpu")
     with (
         both_ends(transport, device) as (_, server, _),
-        pytest.raises(NetworkError, match="the peer sent nothing"),
+        pytest.raises(NetworkError, match="the other end sent nothing"),
     ):
         server.receive(0.05)
     with both_ends(transport, device) as (client, server, _):
         client.close()
-        with pytest.raises(NetworkError, match="the peer closed the connection"):
+        with pytest.raises(NetworkError, match="the other end closed the connection"):
             server.receive(5)

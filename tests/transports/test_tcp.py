@@ -155,7 +155,7 @@ def test_a_frame_that_stops_ends_by_the_deadline(
     link, stranger = link_and_stranger
     stranger.sendall(raw(message(50))[:sent])
     start = time.monotonic()
-    with pytest.raises(NetworkError, match=r"the peer sent nothing for 0.2 s"):
+    with pytest.raises(NetworkError, match=r"the other end sent nothing for 0.2 s"):
         link.receive(0.2)
     assert time.monotonic() - start < 1
 
@@ -167,7 +167,7 @@ def test_a_frame_that_breaks_off_is_a_closed_connection(
     link, stranger = link_and_stranger
     stranger.sendall(raw(message(50))[:sent])
     stranger.close()
-    with pytest.raises(NetworkError, match="the peer closed the connection"):
+    with pytest.raises(NetworkError, match="the other end closed the connection"):
         link.receive(SOON)
 
 
@@ -175,7 +175,7 @@ def test_a_reset_is_a_closed_connection(link_and_stranger: tuple[TcpLink, socket
     link, stranger = link_and_stranger
     stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     stranger.close()
-    with pytest.raises(NetworkError, match="the peer closed the connection"):
+    with pytest.raises(NetworkError, match="the other end closed the connection"):
         link.receive(SOON)
 
 

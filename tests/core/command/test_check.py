@@ -102,18 +102,45 @@ def test_a_link_wrapper_is_checked_by_its_name_or_its_file(
     assert "unknown link 'pass'" in fails("check", "--link", "pass")
 
 
+def test_a_probe_is_checked_by_its_name_or_its_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from splitlab.core import hookimpl\n\n\n"
+        "class Talks:\n"
+        "    @hookimpl\n"
+        "    def metrics(self):\n"
+        "        return {'mood': 'good'}\n"
+    )
+    for named in (("time",), ("--probe", "time")):
+        assert main(["check", *named]) == 0
+        assert capsys.readouterr().out.startswith("time: 1 passed\n")
+    assert main(["check", "--probe", f"{file}:Talks"]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "failed probe-changes-nothing" in printed
+    assert "probe 'Talks' failed in metrics: 'mood' is 'good', not a number by name" in printed
+    assert "unknown probe 'tim'" in fails("check", "--probe", "tim")
+    error = fails("check", "--link", "delay", "--probe", "time")
+    assert "check --link delay and --probe time exclude each other; give one" in error
+    assert "--model resnet18 is for plugins; check time" in fails(
+        "check", "time", "--model", "resnet18"
+    )
+
+
 def test_without_a_name_it_checks_all_that_is_listed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = [("plugin", "adc"), ("plugin", "lost"), ("transport", "inprocess")]
+    few = [("plugin", "adc"), ("plugin", "lost"), ("transport", "inprocess"), ("probe", "time")]
     monkeypatch.setattr(testing, "listed", lambda: few)
     monkeypatch.setattr(testing.plugin, "PLUGIN_CHECKS", testing.plugin.PLUGIN_CHECKS[:2])
     assert main(["check"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert re.match(r"  1/3  adc +2 passed +\d", lines[0])
-    assert re.match(r"  2/3  lost +1 failed +\d", lines[1])
+    assert re.match(r"  1/4  adc +2 passed +\d", lines[0])
+    assert re.match(r"  2/4  lost +1 failed +\d", lines[1])
     assert "unknown plugin 'lost'" in lines[2]
-    assert re.match(r"  3/3  inprocess +13 passed, 8 skipped", lines[3])
+    assert re.match(r"  3/4  inprocess +13 passed, 8 skipped", lines[3])
+    assert re.match(r"  4/4  time +1 passed +\d", lines[4])
     monkeypatch.setattr(testing, "listed", lambda: few[::2])
     assert main(["check", "--json"]) == 0
     assert [report["subject"] for report in json.loads(capsys.readouterr().out)] == [

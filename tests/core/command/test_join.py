@@ -1,4 +1,4 @@
-"""``splitlab join``: what it says where there is no server, or one that differs."""
+"""``splitlab join``: over which transport, and what it says where no server is, or one differs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from splitlab.core.command.main import main
+from splitlab.core.runs.folder import RunFolder
 
 HERE = ["--weights", "none", "--threads", "1", "--device", "cpu"]
 FAST = [*HERE, "--budget", "steps=1"]
@@ -22,6 +25,57 @@ def test_no_server_at_the_address(fails: Callable[..., str]) -> None:
     assert f"127.0.0.1:{port}" in line
     assert "splitlab serve" in line
     assert "names no transport" in fails("join", "localhost:1", *FAST)
+
+
+MINE = """
+from pathlib import Path
+
+from splitlab.transports.tcp import Tcp
+
+
+class Mine(Tcp):
+    def __init__(self, *, log: str, nodelay: bool = True) -> None:
+        super().__init__(nodelay=nodelay)
+        Path(log).write_text(str(nodelay))
+"""
+
+
+@pytest.mark.parametrize("registered", [False, True])
+def test_a_transport_of_another_name_has_its_settings_at_both_ends(
+    registered: bool,
+    small_data: str,
+    unlistened: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    started_server: Any,
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    name = f"{tmp_path}/mine.py:Mine"
+    if registered:
+        name = "plain-tcp"
+        (tmp_path / "own.toml").write_text('[transports.plain-tcp]\ntarget = "mine.py:Mine"\n')
+        monkeypatch.setenv("SPLITLAB_REGISTRY", str(tmp_path / "own.toml"))
+    logs = {role: tmp_path / role for role in ("client", "server")}
+    text = {role: f"{name}:nodelay=false,log={log}" for role, log in logs.items()}
+    common = [*HERE, "--batch-size", "8"]
+    theirs = ["--address", "tcp://127.0.0.1:0", "--classes", "2", "--transport", text["server"]]
+    own = ["--transport", text["client"], "--budget", "steps=1", "--output", str(tmp_path / "r")]
+    with started_server(tmp_path, *common, *theirs) as (server, address):
+        assert main(["join", address, *common, *own, "--data-dir", small_data]) == 0
+        server.communicate(timeout=20)
+    assert server.returncode == 0
+    assert {role: log.read_text() for role, log in logs.items()} == dict.fromkeys(logs, "False")
+    assert RunFolder.open(tmp_path / "r").read_config().transport == text["client"]
+
+
+def test_the_transport_judges_the_address(fails: Callable[..., str], tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('transport = "tcp:nodelay=false"\n')
+    for given in (["--transport", "tcp"], ["--config", str(file)]):
+        line = fails("join", "gloo://127.0.0.1:1", *given, *FAST)
+        assert "'gloo://127.0.0.1:1' is not an address of this transport; write tcp://" in line
+    line = fails("join", "tcp://127.0.0.1:1", "--transport", "inprocess", *FAST)
+    assert "transport 'inprocess' has both peers in one process and cannot join" in line
 
 
 @pytest.mark.parametrize(

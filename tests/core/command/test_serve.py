@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,6 +56,30 @@ def test_the_address_names_the_transport(served: list[Any]) -> None:
     assert served[0][2]["wait"] == 86400
     with pytest.raises(ConfigError, match="address 'localhost:1' names no transport; write it as"):
         scheme("localhost:1")
+
+
+def test_a_transport_that_was_given_stays_with_its_settings(
+    served: list[Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('transport = "tcp:nodelay=false"\n')
+    there = ["--address", "tcp://127.0.0.1:0"]
+    assert main(["serve", *there, "--transport", "tcp:nodelay=false"]) == 0
+    assert main(["serve", *there, "--config", str(file)]) == 0
+    assert main(["serve", *there, "--transport", "mine.py:Mine:a=1", "--config", str(file)]) == 0
+    assert [config.transport for config, *_ in served] == [
+        "tcp:nodelay=false",
+        "tcp:nodelay=false",
+        "mine.py:Mine:a=1",
+    ]
+    assert {options["address"] for *_, options in served} == {there[1]}
+
+
+def test_the_transport_judges_the_address(fails: Callable[..., str]) -> None:
+    line = fails("serve", "--address", "gloo://127.0.0.1:0", "--transport", "tcp", *HERE)
+    assert "'gloo://127.0.0.1:0' is not an address of this transport; write tcp://" in line
+    line = fails("serve", "--address", "tcp://127.0.0.1:0", "--transport", "inprocess", *HERE)
+    assert "transport 'inprocess' has both peers in one process" in line
 
 
 def test_a_server_that_a_run_started_shares_the_machine(served: list[Any]) -> None:
@@ -108,8 +133,8 @@ def test_serve_needs_the_number_of_classes(fails: Callable[..., str]) -> None:
         (opening(body=2**63), r"frame has \d+ bytes; allowed on this link: 65536"),
         (opening(body=2**12, header=2**62), r"header of \d+ bytes; allowed"),
         (opening(version=9), "speaks version 9 of the wire format, this side version 1"),
-        (opening(body=64, header=48)[:20], "the peer closed the connection"),
-        (b"", "the peer closed the connection"),
+        (opening(body=64, header=48)[:20], "the other end closed the connection"),
+        (b"", "the other end closed the connection"),
     ],
 )
 def test_a_server_that_meets_nonsense(sent: bytes, told: str, fails: Callable[..., str]) -> None:

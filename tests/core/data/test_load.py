@@ -70,11 +70,11 @@ def test_progress_is_told(
     for name, count in (("train.parquet", 4), ("test.parquet", 2)):
         files.write_parquet(tmp_path, name, [0, 1] * (count // 2))
     told: list[tuple[str, int, int]] = []
-    load(tmp_path, progress=lambda *news: told.append(news))
+    load(tmp_path, loading=lambda *news: told.append(news))
     assert told == [("train", 4, 4), ("test", 2, 2)]
     told.clear()
     monkeypatch.setattr("splitlab.core.data.split.DECODED_AT_ONCE", 3)
-    load(tmp_path, progress=lambda *news: told.append(news))
+    load(tmp_path, loading=lambda *news: told.append(news))
     assert told == [("train", 3, 4), ("train", 4, 4), ("test", 2, 2)]
 
 

@@ -74,6 +74,11 @@ def test_every_field_has_help_and_a_flag() -> None:
     assert flag("batch_size") == "--batch-size"
 
 
+def test_nothing_is_said_of_a_field_that_nobody_reads() -> None:
+    said = {key for spec in dataclasses.fields(Config) for key in spec.metadata}
+    assert said == {"help", "group", "flag", "metavar", "choices"}
+
+
 def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().seed = 1  # type: ignore[misc]

@@ -110,7 +110,7 @@ WRONG = [
     (SharesMemory, "arrives-in-own-memory", "the sender's own memory"),
     (GivesUp, "silence-ends-in-time", "less than its deadline"),
     (Dawdles, "unread-send-ends-in-time", "at most 0.8 s"),
-    (NoticesLate, "closing-is-noticed", "noticing that the peer closed takes"),
+    (NoticesLate, "closing-is-noticed", "noticing that the other end closed takes"),
     (ClosesOnce, "closed-link-says-so", "closed already"),
     (TakesAnything, "limits-hold", "are allowed raises nothing; it must raise ProtocolError"),
     (BlamesNobody, "garbage-is-refused", "it must raise ProtocolError"),

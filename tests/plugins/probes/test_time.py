@@ -1,7 +1,8 @@
-"""The probe of times: every hook of every plugin, anew in every step."""
+"""The probe of times: every data hook of every plugin, anew in every step."""
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import pytest
 
 from splitlab.core import run
+from splitlab.core.catalogue.tables import entries
+from splitlab.core.contract.hooks import DATA_HOOKS
+from splitlab.plugins.probes import time
 from splitlab.plugins.probes.time import Time
 
 
@@ -24,6 +28,12 @@ def test_calls_of_one_hook_are_added_up_and_forgotten_with_the_step() -> None:
     assert dict(probe.metrics()) == {}
     probe.plugin_ran(label="a", hook="before_send", nanoseconds=7)
     assert dict(probe.metrics()) == pytest.approx({"a before_send": 7e-9})
+
+
+def test_it_says_which_hooks_it_hears_of() -> None:
+    for said in (inspect.getdoc(Time), inspect.getdoc(time), entries("probes")["time"].summary):
+        assert said is not None
+        assert said.lower().startswith("seconds of every data hook, by plugin")
 
 
 def test_a_run_logs_the_hooks_of_each_peer(small_images: str, tmp_path: Path) -> None:
@@ -45,4 +55,5 @@ def test_a_run_logs_the_hooks_of_each_peer(small_images: str, tmp_path: Path) ->
         assert len(steps) == 2
         for seconds in steps:
             assert hooks <= seconds.keys()
+            assert {name.split()[1] for name in seconds} <= {*DATA_HOOKS}  # and none of the others
             assert all(0 <= spent < 60 for spent in seconds.values())
