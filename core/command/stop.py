@@ -8,7 +8,7 @@ __all__ = ["StopAsked"]
 
 
 class StopAsked:
-    """Ctrl-C or SIGTERM asks a run to stop after its step; before the first, or twice, at once."""
+    """Ctrl-C or SIGTERM asks a run to stop after its step; before a run, or twice, at once."""
 
     def __init__(self) -> None:
         self._running = False
@@ -22,6 +22,6 @@ class StopAsked:
         self._asked = True
 
     def __call__(self) -> bool:
-        """Whether to stop now; the run asks after every step."""
+        """Whether to stop now; the run asks before its first step and after every one."""
         self._running = True
         return self._asked

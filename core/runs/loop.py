@@ -34,7 +34,7 @@ class Loop:
         link: to the server.
         folder: of the run.
         reporter: is told how it goes.
-        should_stop: asked after every step.
+        should_stop: asked before the first step and after every one.
         connect: address of the server, if it was started by somebody else.
     """
 
@@ -97,6 +97,8 @@ class Loop:
         plan, progress = self.plan, self.progress
         evaluation = self.folder.last_evaluation()
         batches = self._batches()
+        if self._should_stop():
+            raise Interrupted(f"interrupted before step {progress.step + 1}{self._way_back()}")
         while self.budget_used() < 1:
             self._step(batches)
             if progress.step % plan.eval_every == 0:

@@ -47,7 +47,8 @@ def run(
         observers: objects with ``@hookimpl(wrapper=True)`` methods that watch the client's hooks,
             and the server's too if it is in this process.
         reporter: is told how the run goes.
-        should_stop: asked after every step; True ends the run with a checkpoint and `Interrupted`.
+        should_stop: asked before the first step and after every one; True ends the run with a
+            checkpoint and `Interrupted`.
         options: fields of `Config`, instead of ``config`` or on top of it.
 
     Raises:

@@ -76,7 +76,8 @@ def compare(
         x_scale: of the figure.
         config: what all runs have in common; ``plugins`` and ``output`` of it are not used.
         reporter: is told how it goes.
-        should_stop: asked after every step; True ends it with a checkpoint and `Interrupted`.
+        should_stop: asked before the first step of a run and after every one; True ends it with a
+            checkpoint and `Interrupted`.
         options: fields of `Config`, on top of ``config``.
 
     Returns:

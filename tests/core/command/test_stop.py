@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from splitlab.core import run
 from splitlab.core.command.stop import StopAsked
+from splitlab.core.runs.reporter import Interrupted, Progress, Reporter
+from splitlab.core.wire.ledger import Ledger
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -25,3 +30,23 @@ def test_before_the_first_step_a_signal_ends_at_once(number: int, unlistened: No
     StopAsked()
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), number)
+
+
+def test_from_the_first_step_on_a_signal_waits_for_the_end_of_a_step(
+    small_data: str, tmp_path: Path, unlistened: None
+) -> None:
+    class Terminates(Reporter):
+        def step(self, progress: Progress, ledger: Ledger, loss: float) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)  # the step is recorded, nothing is saved yet
+
+    options: dict[str, Any] = {"data_dir": small_data, "budget": "steps=9", "batch_size": 8}
+    with pytest.raises(Interrupted, match=r"after step 1; .* --resume"):
+        run(
+            output=str(tmp_path / "r"),
+            reporter=Terminates(),
+            should_stop=StopAsked(),
+            device="cpu",
+            threads=1,
+            **options,
+        )
+    assert (tmp_path / "r" / "checkpoints" / "step-00000001" / "client.safetensors").is_file()

@@ -64,6 +64,21 @@ def test_a_loss_that_is_not_finite_ends_the_run(real: Any, easy_data: str, tmp_p
 # Going on from a checkpoint.
 
 
+def test_a_stop_before_the_first_step_makes_none(
+    real: Any, easy_data: str, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"budget": "steps=4", "output": str(tmp_path / "r"), **real.SMALL}
+    with pytest.raises(Interrupted, match=r"^interrupted before step 1$"):
+        run(data_dir=easy_data, should_stop=lambda: True, **options)
+    assert not (tmp_path / "r").exists()
+    asked = iter([False, False, True])
+    with pytest.raises(Interrupted, match=r"interrupted after step 2; go on"):
+        run(data_dir=easy_data, should_stop=lambda: next(asked), **options)
+    with pytest.raises(Interrupted, match=r"before step 3; go on from the checkpoint of step 2"):
+        run(resume=tmp_path / "r", should_stop=lambda: True)
+    assert len(real.losses(tmp_path / "r")) == 2
+
+
 def test_interrupted_and_resumed_equals_uninterrupted(
     real: Any, easy_data: str, tmp_path: Path
 ) -> None:
@@ -74,7 +89,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
         **real.SMALL,
     }
     whole = run(data_dir=easy_data, output=str(tmp_path / "whole"), **options)
-    asked = iter([False] * 4 + [True])
+    asked = iter([False] * 5 + [True])
     with pytest.raises(Interrupted, match=r"step 5.*--resume"):
         run(
             data_dir=easy_data,

@@ -85,8 +85,9 @@ def test_a_run_is_told_from_its_beginning_to_its_end(two_classes: str, tmp_path:
 def test_a_run_that_failed_or_was_stopped_ends_with_none(two_classes: str, tmp_path: Path) -> None:
     options = {"data_dir": two_classes, "budget": "steps=4", **OPTIONS}
     stopped = Notes()
+    asked = iter([False, True])
     with pytest.raises(Interrupted):
-        run(reporter=stopped, output=str(tmp_path / "a"), should_stop=lambda: True, **options)
+        run(reporter=stopped, output=str(tmp_path / "a"), should_stop=lambda: next(asked), **options)
     assert stopped.told[-1] == ("end", None)
     assert [entry[1] for entry in stopped.of("step")] == [1]
     failed = Notes()

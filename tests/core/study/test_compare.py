@@ -362,7 +362,7 @@ def test_runs_are_ordinary_runs_and_can_be_stopped(small_data: str, tmp_path: Pa
     }
     alone = run(plugins=["adc:ratio=0.5"], seed=1, output=str(tmp_path / "r"), **common)
     options: dict[str, Any] = {"ratio": 0.5, "seeds": [1, 2], "output": tmp_path / "c", **common}
-    asked = iter([True])
+    asked = iter([False, True])
     with pytest.raises(Interrupted, match="0 of 2 runs are finished"):
         compare(["adc"], should_stop=lambda: next(asked), **options)
     assert not (tmp_path / "c" / "adc" / "seed-1" / "summary.json").exists()
