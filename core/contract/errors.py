@@ -13,7 +13,10 @@ Messages name the value that was refused, what is allowed, and the way out.
 from __future__ import annotations
 
 import difflib
+import sys
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 __all__ = [
     "ConfigError",
@@ -23,7 +26,10 @@ __all__ = [
     "ProtocolError",
     "SplitlabError",
     "unknown_name",
+    "where",
 ]
+
+_LIBRARIES = ("numpy", "pluggy", "timm", "torch", "torchvision")
 
 
 class SplitlabError(Exception):
@@ -61,3 +67,24 @@ def unknown_name(what: str, name: str, known: Iterable[str], remedy: str = "") -
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     listing = ", ".join(names) if names else "none"
     return ConfigError(f"unknown {what} {name!r}{hint}; known: {listing}{remedy}")
+
+
+def where(error: BaseException) -> str:
+    """Return the innermost line that is not splitlab's that an error passed, as " (m.py:8)".
+
+    That is a line of a plugin, a probe, a model or a link; the text is empty if there is none: the
+    core, transports, and the libraries that they use are not meant.
+    """
+    found = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__", ""))
+        if module == "__main__" or not _ours(module):
+            found = f" ({Path(frame.f_code.co_filename).name}:{line})"
+    return found
+
+
+def _ours(module: str) -> bool:
+    outer, _, rest = module.partition(".")
+    if outer == "splitlab":
+        return rest.partition(".")[0] in ("core", "transports")
+    return outer in _LIBRARIES or outer in sys.stdlib_module_names
