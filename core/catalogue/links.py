@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from splitlab.core.catalogue.binding import bind
 from splitlab.core.catalogue.tables import entries
-from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError
+from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError, reason
 from splitlab.core.contract.settings import Bound
 
 if TYPE_CHECKING:  # it imports torch, which a listing does not wait for
-    from splitlab.core.contract.link import Link, PeerRole, Transport
+    from splitlab.core.contract.link import Transport
 
-__all__ = ["bind_wrappers", "lacks", "load_transport", "working_transports", "wrapped"]
+__all__ = ["bind_wrappers", "lacks", "load_transport", "working_transports"]
 
 
 def load_transport(text: str) -> Transport:
@@ -53,19 +53,6 @@ def bind_wrappers(texts: Iterable[str]) -> list[Bound]:
     return [bind("links", text) for text in texts]
 
 
-def wrapped(link: Link, wrappers: Iterable[Bound], role: PeerRole) -> Link:
-    """Return this end of a link in new wrappers, the first one innermost.
-
-    Args:
-        link: as the transport made it.
-        wrappers: of `bind_wrappers`.
-        role: of the peer at this end.
-    """
-    for bound in wrappers:
-        link = bound.build().wrap(link, role)
-    return link
-
-
 def _built(text: str) -> tuple[Transport, str | None]:
     """Return the transport, and what it lacks here."""
     bound = bind("transports", text)
@@ -76,6 +63,5 @@ def _built(text: str) -> tuple[Transport, str | None]:
         raise
     except Exception as error:
         raise PluginError(
-            f"transport {bound.label!r} cannot say whether it works here: "
-            f"{type(error).__name__}: {error}"
+            f"transport {bound.label!r} cannot say whether it works here: {reason(error)}"
         ) from error

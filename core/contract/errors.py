@@ -25,6 +25,7 @@ __all__ = [
     "PluginError",
     "ProtocolError",
     "SplitlabError",
+    "reason",
     "unknown_name",
     "where",
 ]
@@ -81,6 +82,12 @@ def where(error: BaseException) -> str:
         if module == "__main__" or not _ours(module):
             found = f" ({Path(frame.f_code.co_filename).name}:{line})"
     return found
+
+
+def reason(error: BaseException) -> str:
+    """Return an error of the user's code in one line: its kind, its text, and the line it left."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}{': ' if text else ''}{text}{where(error)}"
 
 
 def _ours(module: str) -> bool:

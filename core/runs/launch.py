@@ -10,10 +10,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-from splitlab.core.catalogue.links import wrapped
 from splitlab.core.contract.errors import NetworkError
 from splitlab.core.contract.link import InsideTransport, Link, NetworkTransport
 from splitlab.core.engine.server import Server
+from splitlab.core.runs.ends import called, end
 from splitlab.core.runs.folder import RunFolder
 from splitlab.core.runs.plan import PeerPlan
 from splitlab.core.runs.serve import open_session
@@ -33,9 +33,14 @@ def link_inside(
 
     When the block has come to its end, the server's probes report.
     """
-    client_end, server_end = transport.pair(lambda: session.turn() and None)
-    client_end = wrapped(client_end, plan.links, "client")
-    server_end = wrapped(server_end, plan.links, "server")
+
+    def serve() -> None:
+        session.turn()
+
+    name = plan.config.transport
+    pair = called(f"transport {name!r}", transport.pair, serve)
+    client_end = end(pair[0], name, plan.links, "client")
+    server_end = end(pair[1], name, plan.links, "server")
     session, report = open_session(server_end, server, plan, folder.path)
     try:
         yield client_end
@@ -82,8 +87,10 @@ class Launch:
     def _connected(
         self, transport: NetworkTransport, address: str, timeout: float
     ) -> Iterator[Link]:
-        bare = transport.connect(address, device=self._plan.device, timeout=timeout)
-        with closing(wrapped(bare, self._plan.links, "client")) as link:
+        name, device = self._plan.config.transport, self._plan.device
+        connect = transport.connect
+        bare = called(f"transport {name!r}", connect, address, device=device, timeout=timeout)
+        with closing(end(bare, name, self._plan.links, "client")) as link:
             yield link
 
     def last_words(self) -> str:

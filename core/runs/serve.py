@@ -8,11 +8,12 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from splitlab.core.catalogue.links import load_transport, wrapped
+from splitlab.core.catalogue.links import load_transport
 from splitlab.core.contract.errors import ConfigError, ProtocolError
 from splitlab.core.contract.link import Link
 from splitlab.core.engine.server import Server
 from splitlab.core.runs.checkpoint import Checkpoints
+from splitlab.core.runs.ends import called, end
 from splitlab.core.runs.folder import append, cut_after
 from splitlab.core.runs.plan import Decided, PeerPlan, make_for_server
 from splitlab.core.runs.records import SERVER_METRICS, StepRecord
@@ -59,13 +60,14 @@ def serve(
         server = build_server(plan, model)
         del model  # of which the server has its part
         cleanup.callback(server.stack.run_end)
-        listener = transport.listen(address or transport.default_address, device=plan.device)
+        owner, place = f"transport {named!r}", address or transport.default_address
+        listener = called(owner, transport.listen, place, device=plan.device)
         with closing(listener):
             say(f"serving {' + '.join(plan.titles) or 'none'} on {listener.address}")
             if announce is not None:
                 with os.fdopen(announce, "w") as pipe:
                     pipe.write(listener.address + "\n")
-            link = wrapped(listener.accept(wait), plan.links, "server")
+            link = end(called(owner, listener.accept, wait), named, plan.links, "server")
             cleanup.enter_context(closing(link))
         session, report = open_session(link, server, plan, output)
         while session.turn():

@@ -14,7 +14,7 @@ import torch
 from splitlab.core.catalogue.links import load_transport, working_transports
 from splitlab.core.catalogue.loading import load
 from splitlab.core.catalogue.tables import entries
-from splitlab.core.contract.errors import ConfigError
+from splitlab.core.contract.errors import ConfigError, SplitlabError, reason
 from splitlab.core.contract.link import (
     InsideTransport,
     Link,
@@ -22,9 +22,10 @@ from splitlab.core.contract.link import (
     NetworkTransport,
     PeerRole,
     Transport,
+    WrappedLink,
 )
 from splitlab.core.contract.message import Kind, Message, Role
-from splitlab.core.testing.report import Skipped
+from splitlab.core.testing.report import Failed, Skipped
 
 __all__ = [
     "LATE",
@@ -141,16 +142,20 @@ class Ends:
     def both(self) -> Iterator[tuple[Link, Link, ThreadPoolExecutor]]:
         """Yield the client's end, the server's end, and a thread for one of them."""
         made = self._new()
-        with both_ends(made, _device(made)) as (client, server, aside):
-            if self._wrap is None:
-                yield client, server, aside
-                return
-            with ExitStack() as cleanup:
+        broken: list[Exception] = []
+        with both_ends(made, _device(made)) as (client, server, aside), ExitStack() as cleanup:
+            near, far = client, server
+            if self._wrap is not None:
                 near = self._wrap(client, "client")
                 cleanup.callback(near.close)
                 far = self._wrap(server, "server")
                 cleanup.callback(far.close)
-                yield near, far, aside
+            try:
+                yield _HangsUp(near, client, broken), _HangsUp(far, server, broken), aside
+            except Exception as error:
+                if broken:
+                    raise Failed(f"send raises {reason(broken[0])}") from error
+                raise
 
     def module(self) -> ModuleType:
         """Return the module of the transport."""
@@ -175,6 +180,25 @@ class Ends:
         if missing := made.unavailable():
             raise Skipped(missing)
         return made
+
+
+class _HangsUp(WrappedLink):
+    """Closes the bare link when a send breaks, so that who receives at the other end goes on."""
+
+    def __init__(self, inside: Link, bare: Link, broken: list[Exception]) -> None:
+        super().__init__(inside)
+        self._bare = bare
+        self._broken = broken
+
+    def send(self, message: Message, timeout: float) -> int:
+        try:
+            return self.inside.send(message, timeout)
+        except SplitlabError:
+            raise
+        except Exception as error:
+            self._broken.append(error)
+            self._bare.close()
+            raise
 
 
 class Network:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from splitlab.core.contract.errors import SplitlabError, unknown_name
+from splitlab.core.contract.errors import SplitlabError, reason, unknown_name
 
 __all__ = [
     "Check",
@@ -150,13 +150,13 @@ def run_checks(
 def _run(check: Check[S], subject: S) -> Row:
     outcome: Outcome = "passed"
     try:
-        reason = check.run(subject) or ""
-        if isinstance(reason, Warned):
+        remark = check.run(subject) or ""
+        if isinstance(remark, Warned):
             outcome = "warning"
     except Skipped as skip:
-        outcome, reason = "skipped", str(skip)
+        outcome, remark = "skipped", str(skip)
     except (Failed, SplitlabError) as error:
-        outcome, reason = "failed", str(error)
+        outcome, remark = "failed", str(error)
     except Exception as error:  # noqa: BLE001 (what is checked may raise anything)
-        outcome, reason = "failed", f"{type(error).__name__}: {error}"
-    return Row(check.name, check.title, outcome, " ".join(reason.split()))
+        outcome, remark = "failed", reason(error)
+    return Row(check.name, check.title, outcome, " ".join(remark.split()))

@@ -116,11 +116,12 @@ def test_a_broken_transport_disturbs_no_other() -> None:
 
 
 def test_what_is_wrong_with_a_broken_transport_is_said_in_one_line() -> None:
-    assert lacks("explodes") == "transport 'explodes' cannot be built: RuntimeError: no card"
+    told = "transport 'explodes' cannot be built: RuntimeError: no card (test_links.py:"
+    assert (lacks("explodes") or "").startswith(told)
     assert lacks("needs") == "transport 'needs' needs host; write needs:host=…"
     assert "ModuleNotFoundError" in (lacks("alien") or "")
     reason = "transport 'stutters' cannot say whether it works here: OSError: no answer"
-    assert lacks("stutters") == reason
+    assert (lacks("stutters") or "").startswith(f"{reason} (test_links.py:")
     with pytest.raises(PluginError, match="cannot say whether it works here"):
         load_transport("stutters")
 

@@ -64,9 +64,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(real: Any, easy_data: str, tmp_p
 # Going on from a checkpoint.
 
 
-def test_a_stop_before_the_first_step_makes_none(
-    real: Any, easy_data: str, tmp_path: Path
-) -> None:
+def test_a_stop_before_the_first_step_makes_none(real: Any, easy_data: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"budget": "steps=4", "output": str(tmp_path / "r"), **real.SMALL}
     with pytest.raises(Interrupted, match=r"^interrupted before step 1$"):
         run(data_dir=easy_data, should_stop=lambda: True, **options)

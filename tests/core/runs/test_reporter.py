@@ -87,7 +87,9 @@ def test_a_run_that_failed_or_was_stopped_ends_with_none(two_classes: str, tmp_p
     stopped = Notes()
     asked = iter([False, True])
     with pytest.raises(Interrupted):
-        run(reporter=stopped, output=str(tmp_path / "a"), should_stop=lambda: next(asked), **options)
+        run(
+            reporter=stopped, output=str(tmp_path / "a"), should_stop=lambda: next(asked), **options
+        )
     assert stopped.told[-1] == ("end", None)
     assert [entry[1] for entry in stopped.of("step")] == [1]
     failed = Notes()

@@ -36,7 +36,7 @@ def test_a_report_counts_prints_and_raises() -> None:
         "outcome": "failed",
         "reason": "subject is wrong; mend it",
     }
-    assert report.rows[4].reason == "KeyError: 'x'"
+    assert report.rows[4].reason == "KeyError: 'x' (test_report.py:20)"
     with pytest.raises(ConformanceError, match="failed  D  is sound: subject is wrong; mend it"):
         report.raise_if_failed()
     assert issubclass(ConformanceError, AssertionError)

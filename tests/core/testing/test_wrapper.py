@@ -89,6 +89,11 @@ class Counts(Passes):
         return super().send(message, timeout) + 1
 
 
+class Breaks(Passes):
+    def send(self, message: Message, timeout: float) -> int:
+        raise ValueError("broken")
+
+
 class Swaps(Passes):
     def __init__(self, inside: Any = None) -> None:
         super().__init__(inside)
@@ -168,6 +173,7 @@ WRONG = [
     (Shapes, "unread-send-ends-in-time", "a send of 0.5 s to an end that does not read takes"),
     (KeepsOpen, "closing-is-noticed", "noticing that the other end closed takes"),
     (SwallowsErrors, "closed-link-says-so", "receiving on a closed link"),
+    (Breaks, "every-kind-arrives", "send raises ValueError: broken (test_wrapper.py:"),
     (OwnLimits, "limits-hold", "are allowed raises nothing"),
     (Blames, "garbage-is-refused", "raises NetworkError"),
     (Nameless, "names-the-other-end", "the client's end calls the other ''"),
