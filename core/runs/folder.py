@@ -34,6 +34,7 @@ from splitlab.core.runs.records import (
     EvaluationRecord,
     StepRecord,
     Summary,
+    check_steps,
     ledger_text,
     read_evaluations,
     text_until,
@@ -128,10 +129,17 @@ class RunFolder:
         """Return how long ``metrics.jsonl`` is, in bytes."""
         return self._metrics.stat().st_size if self._metrics.exists() else 0
 
-    def cut_metrics(self, size: int) -> None:
-        """Forget what was logged after a checkpoint."""
+    def cut_metrics(self, size: int, step: int) -> None:
+        """Forget what was logged after a checkpoint.
+
+        Args:
+            size: bytes of the log at the checkpoint.
+            step: of the checkpoint; the log must hold all steps up to it, and each once.
+        """
         if self.metrics_size() < size:
             raise ConfigError(f"{self._metrics} is shorter than at its checkpoint; it was edited")
+        if size:
+            check_steps(self._metrics, size, step)
         if self._metrics.exists():
             os.truncate(self._metrics, size)
 

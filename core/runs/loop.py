@@ -214,7 +214,7 @@ class Loop:
             self.client.load_state(tensors, values)
             self.progress = Progress(**state["progress"])
             self.ledger.counts = Ledger(state["ledger"]).counts
-        self.folder.cut_metrics(state["metrics_bytes"])
+        self.folder.cut_metrics(state["metrics_bytes"], step)
         self._session.open(
             dict(self.plan.agreement),
             run=self.folder.path.resolve().name,

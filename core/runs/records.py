@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
+import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.wire.ledger import Ledger
@@ -32,6 +35,7 @@ __all__ = [
     "Numbers",
     "StepRecord",
     "Summary",
+    "check_steps",
     "ledger_text",
     "parse_record",
     "read_evaluations",
@@ -202,6 +206,8 @@ def ledger_text(ledger: Ledger) -> str:
 
 # Reading.
 
+T = TypeVar("T")
+
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
 """What reading raises where a file does not hold what was written."""
 
@@ -221,7 +227,7 @@ def read_summary(folder: Path) -> Summary:
         values = json.loads(path.read_text(encoding="utf-8"))
         _check_version(values.setdefault("version", 1))
         lists = {"stack": values["stack"], "links": values.get("links", ())}
-        return Summary(**values | {name: tuple(items) for name, items in lists.items()})
+        return _typed(Summary, values | {name: _words(items) for name, items in lists.items()})
 
 
 def read_ledger(folder: Path) -> Ledger:
@@ -248,6 +254,22 @@ def read_evaluations(folder: Path) -> list[EvaluationRecord]:
         lines = path.read_text(encoding="utf-8").splitlines()
         found = [parse_record(line) for line in lines if '"train"' not in line[:20]]
         return [record for record in found if isinstance(record, EvaluationRecord)]
+
+
+def check_steps(path: Path, size: int, step: int) -> None:
+    """Check that the first ``size`` bytes of a log hold the training steps 1 to ``step``.
+
+    Raises:
+        ConfigError: they do not, for whatever reason.
+    """
+    with _naming(path):
+        text = path.read_bytes()[:size].decode()
+        if not text.endswith("\n"):
+            raise ValueError("a line begins before its checkpoint and ends behind it")
+        records = [parse_record(line) for line in text.splitlines()]
+        steps = [record.step for record in records if isinstance(record, StepRecord)]
+        if steps != [*range(1, step + 1)]:
+            raise ValueError(f"it does not hold the steps 1 to {step}, each once")
 
 
 def text_until(path: Path, step: int) -> str:
@@ -285,7 +307,35 @@ def parse_record(line: str) -> StepRecord | EvaluationRecord | None:
         "train": StepRecord,
         "eval": EvaluationRecord,
     }
-    return kinds[kind](**values)
+    return _typed(kinds[kind], values)
+
+
+def _typed(kind: type[T], values: dict[str, Any]) -> T:
+    """Return the record of these values, each of which must be of its field's type."""
+    for name, allowed in _types(typing.cast(Any, kind)).items():
+        value = values.get(name)
+        if name in values and (
+            not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)
+        ):
+            raise TypeError(f"{name} is {value!r}")
+    return kind(**values)
+
+
+@cache
+def _types(kind: type) -> dict[str, tuple[type, ...]]:
+    """Return what a value read from JSON may be, by field."""
+    found = {}
+    for name, hint in typing.get_type_hints(kind).items():
+        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        plain = {typing.get_origin(option) or option for option in options}
+        found[name] = tuple(plain | ({int} if float in plain else set()))
+    return found
+
+
+def _words(items: Any) -> tuple[str, ...]:
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        raise TypeError(f"{items!r} is no list of words")
+    return tuple(items)
 
 
 def _check_version(version: object) -> None:

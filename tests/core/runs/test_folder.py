@@ -93,7 +93,7 @@ def test_metrics_are_appended_and_cut_back(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.metrics_size() == 0
     assert folder.last_evaluation() is None
-    folder.cut_metrics(0)
+    folder.cut_metrics(0, 0)
     folder.log(StepRecord(1, 2.0, 3, 4))
     assert folder.last_evaluation() is None
     folder.log(evaluation(1, 0.5))
@@ -101,24 +101,52 @@ def test_metrics_are_appended_and_cut_back(tmp_path: Path) -> None:
     size = folder.metrics_size()
     folder.log(evaluation(2, 0.6))
     assert folder.last_evaluation() == evaluation(2, 0.6)
-    folder.cut_metrics(size)
+    folder.cut_metrics(size, 2)
     assert folder.metrics_size() == size
     assert folder.last_evaluation() == evaluation(1, 0.5)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[0]) == {"kind": "records", "version": VERSION}
     assert [json.loads(line)["step"] for line in lines[1:]] == [1, 1, 2]
     with pytest.raises(ConfigError, match=r"metrics\.jsonl is shorter than at its checkpoint"):
-        folder.cut_metrics(size + 1)
+        folder.cut_metrics(size + 1, 2)
 
 
 def test_a_line_that_a_killed_run_left_half_is_cut_off(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
+    folder.log(StepRecord(1, 2.0, 3, 4))
     folder.log(evaluation(1, 0.5))
     size = folder.metrics_size()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "ev')
-    folder.cut_metrics(size)
+    folder.cut_metrics(size, 1)
     assert folder.last_evaluation() == evaluation(1, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"loss": 2.5, ', '"loss": 2.'),  # torn: everything behind it has moved
+        ('"kind": "train", "step": 1', '"kind": "train", "step": 9'),
+        ('"kind": "train", "step": 1', '"kind": "wrong", "step": 1'),
+        ('"loss": 2.5', '"loss": "x"'),
+        ('{"kind": "records", "version": 2}\n', ""),
+    ],
+)
+def test_a_log_that_was_edited_is_not_gone_on_with(tmp_path: Path, old: str, new: str) -> None:
+    folder = RunFolder(tmp_path)
+    for step in (1, 2):
+        folder.log(StepRecord(step, 2.5, 3, 4))
+    size = folder.metrics_size()
+    for step in (3, 4):
+        folder.log(StepRecord(step, 2.5, 3, 4))
+    file = tmp_path / "metrics.jsonl"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    edited = file.read_bytes()
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl is damaged \(.*; delete the run"):
+        folder.cut_metrics(size, 2)
+    assert file.read_bytes() == edited
 
 
 def test_facts_ledger_and_summary_are_json(tmp_path: Path) -> None:

@@ -126,6 +126,20 @@ def test_a_damaged_summary_names_the_file(text: str, tmp_path: Path) -> None:
         read_summary(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("accuracy", "x"), ("steps", 1.5), ("seed", True), ("stack", "abc"), ("links", [1])],
+)
+def test_a_summary_with_a_value_of_another_type_is_damaged(
+    name: str, value: object, tmp_path: Path
+) -> None:
+    (tmp_path / SUMMARY).write_text(json.dumps(RESULT.as_dict() | {name: value}))
+    with pytest.raises(
+        ConfigError, match=r"summary\.json is damaged \(TypeError: .*delete the run"
+    ):
+        read_summary(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "3", '{"version": 0}', '{"training": {"up": 3}}'])
 def test_a_damaged_ledger_names_the_file(text: str, tmp_path: Path) -> None:
     (tmp_path / LEDGER).write_text(text)
@@ -134,7 +148,12 @@ def test_a_damaged_ledger_names_the_file(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["{", "[]", "3", "{}", '{"kind": "other"}', '{"kind": "train", "loss": 1}']
+    "line",
+    [
+        *("{", "[]", "3", "{}", '{"kind": "other"}', '{"kind": "train", "loss": 1}'),
+        *('{"kind": "train", "step": true}', '{"kind": "train", "step": 1, "loss": "x"}'),
+        '{"kind": "train", "step": 1, "metrics": [1]}',
+    ],
 )
 def test_a_damaged_log_names_the_file(line: str, tmp_path: Path) -> None:
     (tmp_path / METRICS).write_text(version_line() + line + "\n")
