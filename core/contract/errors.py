@@ -13,7 +13,10 @@ Messages name the value that was refused, what is allowed, and the way out.
 from __future__ import annotations
 
 import difflib
+import sysconfig
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 __all__ = [
     "ConfigError",
@@ -23,7 +26,12 @@ __all__ = [
     "ProtocolError",
     "SplitlabError",
     "unknown_name",
+    "where",
 ]
+
+_CORE = Path(__file__).parents[1]
+_OTHERS = (_CORE, _CORE.parent / "transports", Path(sysconfig.get_path("stdlib")))
+_INSTALLED = {"site-packages", "dist-packages"}
 
 
 class SplitlabError(Exception):
@@ -61,3 +69,20 @@ def unknown_name(what: str, name: str, known: Iterable[str], remedy: str = "") -
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     listing = ", ".join(names) if names else "none"
     return ConfigError(f"unknown {what} {name!r}{hint}; known: {listing}{remedy}")
+
+
+def where(error: BaseException) -> str:
+    """Return the innermost line of the user's own code that an error passed, as " (m.py:8)".
+
+    It is empty if there is none: core, transports, Python's own modules and what is installed
+    beside them are not the user's.
+    """
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        file = Path(frame.f_code.co_filename)
+        if (
+            file.is_absolute()
+            and _INSTALLED.isdisjoint(file.parts)
+            and not any(file.is_relative_to(folder) for folder in _OTHERS)
+        ):
+            return f" ({file.name}:{line})"
+    return ""

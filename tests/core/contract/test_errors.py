@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
+import torch
 
 from splitlab.core.contract import errors
-from splitlab.core.contract.errors import unknown_name
+from splitlab.core.contract.errors import unknown_name, where
 
 
 def test_the_tree_of_the_docstring_is_the_tree() -> None:
@@ -35,3 +39,20 @@ def test_an_unknown_name_gets_the_nearest_one_and_all(
     error = unknown_name("x", name, known, "; help")
     assert type(error) is errors.ConfigError
     assert str(error) == text
+
+
+@pytest.mark.parametrize(
+    "line", ["{}['loss']", "torch.zeros(2) @ torch.zeros(3)", "json.loads('?')", "unknown_name(1)"]
+)
+def test_an_error_is_placed_in_the_users_code_where_it_left_it(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "m.py"
+    file.write_text(f"\ndef fails():\n    {line}\n")
+    names = {"torch": torch, "json": json, "unknown_name": unknown_name}
+    exec(compile(file.read_text(), str(file), "exec"), names)
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - of every kind
+        names["fails"]()  # type: ignore[operator]
+    assert where(caught.value) == " (m.py:3)"
+
+
+def test_an_error_that_never_passed_the_users_code_has_no_place() -> None:
+    assert where(KeyError("loss")) == ""
