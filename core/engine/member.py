@@ -125,14 +125,14 @@ class Member(Asked):
         if answer is not None:
             raise self._broken(
                 hook,
-                subject.step,
+                subject,
                 f"it returned a {type(answer).__name__}; a data hook changes the object that it is "
                 "given, as in cut.activations = …, and returns nothing",
             )
         if watched and before != _global_draws():
             raise self._broken(
                 hook,
-                subject.step,
+                subject,
                 "it drew from global random state, so that no run can be repeated; draw from "
                 "peer.generator(purpose, step), with the peer that setup was given",
             )
@@ -165,26 +165,26 @@ class Member(Asked):
         value = getattr(cut, what)
         if not isinstance(value, torch.Tensor):
             raise self._broken(
-                hook, cut.step, f"it leaves cut.{what} as {type(value).__name__}, not a tensor"
+                hook, cut, f"it leaves cut.{what} as {type(value).__name__}, not a tensor"
             )
         if not value.is_floating_point():
             raise self._broken(
                 hook,
-                cut.step,
+                cut,
                 f"it leaves cut.{what} as {value.dtype}, which has no gradient; a method that "
                 "sends codes encodes in before_send and decodes in after_receive",
             )
         if hook == "gradient_return" and value.shape != gradient_shape:
             raise self._broken(
                 hook,
-                cut.step,
+                cut,
                 f"it changes the gradient's shape from {[*(gradient_shape or ())]} to "
                 f"{[*value.shape]}; it must stay that of the activations that were sent",
             )
         if graph and hook != "gradient_return" and not value.requires_grad:
             raise self._broken(
                 hook,
-                cut.step,
+                cut,
                 "it cuts cut.activations off the autograd graph; replace them by a differentiable "
                 "function of what they were, or work in before_send and after_receive",
             )
@@ -196,8 +196,8 @@ class Member(Asked):
         purpose = ("plugin", self.label, hook, step)
         return isolated_rng(self._peer.seed, *purpose, device=self._peer.device)
 
-    def _broken(self, hook: str, step: int, text: str) -> PluginError:
-        return self._error(f"{hook} (step {step})", text)
+    def _broken(self, hook: str, subject: Cut | Message, text: str) -> PluginError:
+        return self._error(f"{hook} ({subject.when})", text)
 
 
 def _global_draws() -> list[Any]:

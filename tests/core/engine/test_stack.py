@@ -337,7 +337,7 @@ def test_a_cut_hook_that_does_wrong_is_named(
     batch.activations.requires_grad_()
     batch.gradient = torch.ones(2, 3, 4)
     with pytest.raises(
-        PluginError, match=rf"^plugin 'mine' failed in {hook} \(step 0\): .*{words}"
+        PluginError, match=rf"^plugin 'mine' failed in {hook} \(step 1\): .*{words}"
     ):
         getattr(stack, hook)(batch)
 
