@@ -50,7 +50,7 @@ class Role(enum.StrEnum):
 
 
 class Message:
-    """Named tensors with a role each, and a little metadata.
+    """Named tensors with a role each, and a little metadata; ``message[name]`` is a tensor.
 
     Args:
         kind: what the message is for.
