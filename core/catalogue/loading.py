@@ -20,7 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from splitlab.core.catalogue.tables import SINGULAR, Entry, Loadable, entries
-from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError, unknown_name
+from splitlab.core.contract.errors import (
+    ConfigError,
+    PluginError,
+    SplitlabError,
+    unknown_name,
+    where,
+)
 
 __all__ = ["Loaded", "find", "known", "load", "split"]
 
@@ -160,7 +166,9 @@ def _importing(what: str) -> Iterator[None]:
     except SplitlabError:
         raise
     except (Exception, SystemExit) as error:
-        raise PluginError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
+        raise PluginError(
+            f"{what} cannot be imported: {type(error).__name__}: {error}{where(error)}"
+        ) from error
 
 
 def _load_file(kind: Loadable, target: str) -> tuple[Any, str]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError
+from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError, where
 
 __all__ = ["Bound", "Parameter", "parameters", "shown"]
 
@@ -162,6 +162,7 @@ class Bound:
         except Exception as error:
             raise PluginError(
                 f"{self.kind} {self.label!r} cannot be built: {type(error).__name__}: {error}"
+                f"{where(error)}"
             ) from error
 
     def __str__(self) -> str:

@@ -14,7 +14,7 @@ import pluggy
 import torch
 
 from splitlab.core.contract.cut import Cut
-from splitlab.core.contract.errors import PluginError, SplitlabError
+from splitlab.core.contract.errors import PluginError, SplitlabError, where
 from splitlab.core.contract.hooks import HookSpecs
 from splitlab.core.contract.message import Message
 from splitlab.core.contract.peer import Peer
@@ -64,7 +64,7 @@ class Asked:
         except SplitlabError:
             raise
         except Exception as error:
-            raise self._error(hook, f"{type(error).__name__}: {error}") from error
+            raise self._error(hook, f"{type(error).__name__}: {error}{where(error)}") from error
         return answers[0] if answers else None
 
     def metrics(self, step: int) -> dict[str, float]:

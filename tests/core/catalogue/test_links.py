@@ -116,7 +116,8 @@ def test_a_broken_transport_disturbs_no_other() -> None:
 
 
 def test_what_is_wrong_with_a_broken_transport_is_said_in_one_line() -> None:
-    assert lacks("explodes") == "transport 'explodes' cannot be built: RuntimeError: no card"
+    said = "transport 'explodes' cannot be built: RuntimeError: no card (test_links.py:48)"
+    assert lacks("explodes") == said
     assert lacks("needs") == "transport 'needs' needs host; write needs:host=…"
     assert "ModuleNotFoundError" in (lacks("alien") or "")
     reason = "transport 'stutters' cannot say whether it works here: OSError: no answer"

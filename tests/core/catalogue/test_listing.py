@@ -214,7 +214,8 @@ def test_a_transport_that_explodes_is_listed_with_the_reason_and_the_others_work
     monkeypatch.setitem(sys.modules, __name__, module)
     install("splitlab.transports", odd=f"{__name__}:Explodes")
     rows = {row["name"]: row for row in transport_rows()}
-    assert rows["odd"]["missing"] == "transport 'odd' cannot be built: RuntimeError: no driver"
+    said = "transport 'odd' cannot be built: RuntimeError: no driver (test_listing.py:206)"
+    assert rows["odd"]["missing"] == said
     assert not rows["odd"]["works_here"]
     assert rows["inprocess"]["works_here"]
     assert rows["inprocess"]["missing"] is None

@@ -259,7 +259,8 @@ def test_blame_finds_the_plugin_behind_decorators_helpers_and_observers(tiny: An
         [tiny.bound(Innocent), tiny.bound(Guilty), tiny.bound(Innocent)], observers=[Watches()]
     )
     with pytest.raises(
-        PluginError, match=r"^plugin 'guilty' failed in before_send: KeyError: 'x'$"
+        PluginError,
+        match=r"^plugin 'guilty' failed in before_send: KeyError: 'x' \(test_stack.py:\d+\)$",
     ):
         stack.before_send(None)  # type: ignore[arg-type]
 
@@ -271,7 +272,10 @@ def test_an_observer_that_raises_is_blamed_itself(tiny: Any) -> None:
             yield
             raise OSError("disk full")
 
-    with pytest.raises(PluginError, match="observer Broken@0 failed in before_send: OSError"):
+    with pytest.raises(
+        PluginError,
+        match=r"observer Broken@0 failed in before_send: OSError: disk full \(test_stack.py:\d+\)$",
+    ):
         Stack([tiny.bound(Scales)], observers=[Broken()]).before_send(None)  # type: ignore[arg-type]
 
 
