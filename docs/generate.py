@@ -9,13 +9,14 @@ in rooms.svg: those change with nearly every commit, and are only held to be abo
 from __future__ import annotations
 
 import ast
+import enum
 import importlib
 import inspect
 import itertools
 import re
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from html import escape
 from pathlib import Path
@@ -37,12 +38,50 @@ def hooks_page() -> str:
     for name, function in vars(hooks.HookSpecs).items():
         if name.startswith("_"):
             continue
-        arguments = ", ".join(list(inspect.signature(function).parameters)[1:])
-        parts.append(f"## `{name}({arguments})`\n\n{_markdown(inspect.getdoc(function) or '')}")
+        parts.append(f"## `{_signature(function)}`\n\n{_markdown(inspect.getdoc(function) or '')}")
+    parts.append("## What hooks are given")
+    parts += [_fields(kind) for kind in (core.Cut, core.Message, core.Peer, core.Layout)]
+    parts += [_members(kind) for kind in (core.Kind, core.Role)]
+    parts.append("## What `peer.request` takes")
+    parts.append("The answer lies in `cut.measured` under the request itself, at the client.")
+    parts += [_fields(kind) for kind in (core.Attention, core.Keys)]
     aspects = _table(("aspect", "true until a plugin changes it"), sorted(ASPECTS.items()))
     parts.append(f"## What a plugin declares\n\n{_markdown(inspect.getdoc(Traits) or '')}")
     parts.append(f"The aspects:\n\n{aspects}")
     return "\n\n".join(parts) + "\n"
+
+
+def _signature(function: Callable[..., Any]) -> str:
+    """Return a method's name, what it takes with types, and what it returns unless None."""
+    signature = inspect.signature(function)
+    taken = list(signature.parameters.values())[1:]
+    written = str(signature.replace(parameters=taken)).replace("'", "")  # annotations are text
+    return function.__name__ + written.removesuffix(" -> None")
+
+
+def _fields(kind: type) -> str:
+    """Return the public attributes and methods of a class: types and docstrings, as a table."""
+    doc = inspect.getdoc(kind) or ""
+    described = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", doc, flags=re.MULTILINE)
+    types = inspect.signature(kind).parameters
+    rows = []
+    for name, text in described:
+        known = types[name].annotation if name in types else None
+        rows.append((f"`{name}: {known}`" if known else f"`{name}`", _markdown(text)))
+    for name, value in vars(kind).items():
+        own = value.fget if isinstance(value, property) else value
+        if name.startswith("_") or not inspect.isfunction(own) or own.__name__ != name:
+            continue
+        title = f"{name}: {inspect.signature(own).return_annotation}"
+        title = title if own is not value else _signature(own)
+        rows.append((f"`{title}`", _markdown((inspect.getdoc(own) or "").partition("\n\n")[0])))
+    parts = [f"### `{kind.__name__}`", _markdown(doc.partition("\n\n")[0])]
+    return "\n\n".join([*parts, _table(("name", "what it is"), rows)] if rows else parts)
+
+
+def _members(kind: type[enum.Enum]) -> str:
+    names = ", ".join(f"`{member.name}`" for member in kind)
+    return f"### `{kind.__name__}`\n\n{_markdown(inspect.getdoc(kind) or '')} {names}."
 
 
 def plugins_page() -> str:

@@ -435,14 +435,14 @@ class _Merging:
         ids_B = cut.side[CLUSTERS].to(torch.int64)
         if ids_B.shape != cut.targets.shape:
             raise ProtocolError(
-                f"step {cut.step}: {CLUSTERS!r} has shape {[*ids_B.shape]}, the targets have "
+                f"{cut.when}: {CLUSTERS!r} has shape {[*ids_B.shape]}, the targets have "
                 f"{[*cut.targets.shape]}; plugin {self.plugin!r} needs one cluster id per class id"
             )
         member_TB = membership(ids_B, T).to(torch.float32)
         size_T = member_TB.sum(dim=1)
         if not bool((size_T.min() >= 1) & (size_T.sum() == ids_B.numel())):
             raise ProtocolError(
-                f"step {cut.step}: {CLUSTERS!r} must name each of the {T} rows that arrived at "
+                f"{cut.when}: {CLUSTERS!r} must name each of the {T} rows that arrived at "
                 "least once, and no other"
             )
         label_BC = membership(cut.targets, C).T.to(torch.float32)

@@ -227,13 +227,13 @@ class AQSGD:
         known, new = (slot_B >= 0).nonzero().view(-1), (slot_B < 0).nonzero().view(-1)
         whole = _rows(values_BND, new)
         if len(new):
-            _scales(whole, message.step)
+            _scales(whole, message)
         message.push(_NAME, describe(values_BND))
         codes = torch.empty(0, dtype=torch.uint8, device=values_BND.device)
         if len(known):
             old = self._samples.rows(slot_B[known], values_BND.device)
             change = _rows(values_BND, known).float() - old
-            scale_D = _scales(change, message.step)
+            scale_D = _scales(change, message)
             quantized = quantize(change, scale_D, self._bits)
             self._samples.replace(slot_B[known], _changed(old, quantized, scale_D, self._bits))
             codes = _packed(quantized, self._bits)
@@ -431,13 +431,13 @@ def _largest(values: torch.Tensor) -> torch.Tensor:
     return torch.maximum(values.amax((0, 1)), -values.amin((0, 1)))
 
 
-def _scales(values: torch.Tensor, step: int) -> torch.Tensor:
+def _scales(values: torch.Tensor, message: Message) -> torch.Tensor:
     """Return the scale of each feature, (D,) float16; refuse what is not finite."""
     largest_D = _largest(values)
     if not largest_D.isfinite().all():
         raise PluginError(
-            f"plugin {_NAME!r}: the activations of step {step} are not all finite, and both peers "
-            "would remember them; training has diverged: a smaller --lr may help"
+            f"plugin {_NAME!r}: the activations of {message.when} are not all finite, and both "
+            "peers would remember them; training has diverged: a smaller --lr may help"
         )
     return largest_D.clamp(max=_LARGEST).half()
 

@@ -149,7 +149,7 @@ class BottleNet:
         pieces = P * self._pieces
         if codes.ndim != 3 or codes.shape[2] != self._width or codes.shape[1] < pieces:
             raise ProtocolError(
-                f"step {cut.step}: the codes that arrived have shape {[*codes.shape]}; plugin "
+                f"{cut.when}: the codes that arrived have shape {[*codes.shape]}; plugin "
                 f"'bottlenet' decodes (rows, {pieces} or more tokens, {self._width})"
             )
         tokens = self._module(codes[:, pieces:])

@@ -202,7 +202,7 @@ class FedLite:
             return
         if kept[1].shape != cut.gradient.shape:
             raise PluginError(
-                f"step {cut.step}: plugin 'fedlite' was given {[*kept[1].shape]} to send, but the "
+                f"{cut.when}: plugin 'fedlite' was given {[*kept[1].shape]} to send, but the "
                 f"gradient is {[*cut.gradient.shape]}; put it in front of what changes the shape, "
                 "or give correction=0"
             )
@@ -394,4 +394,4 @@ def _take(message: Message, name: str) -> torch.Tensor:
 
 
 def _wrong(message: Message, what: str) -> ProtocolError:
-    return ProtocolError(f"step {message.step}: plugin 'fedlite': {what}")
+    return ProtocolError(f"{message.when}: plugin 'fedlite': {what}")

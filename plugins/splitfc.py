@@ -178,7 +178,7 @@ class SplitFC:
         R, Q = self._matrix(shape)
         name = coded_name(message, _NAME)
         if message.kind is Kind.GRADIENT:
-            kept_K, scale_K = self._kept_of_step(message.step, shape)
+            kept_K, scale_K = self._kept_of_step(message, shape)
         else:
             kept_K, scale_K = self._take_mask(message, shape, Q), None
         bits_K, low_K, high_K = _take_ranges(message, len(kept_K), note.get("e"))
@@ -253,13 +253,13 @@ class SplitFC:
         message.push(_NAME, describe(values) | {"e": exponent})
 
     def _kept_of_step(
-        self, step: int, shape: tuple[int, ...]
+        self, message: Message, shape: tuple[int, ...]
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return which columns this client sent at the step, and their 1/p."""
         sent, self._sent = self._sent, None
-        if sent is None or (sent.step, sent.shape) != (step, shape):
+        if sent is None or (sent.step, sent.shape) != (message.step, shape):
             raise ProtocolError(
-                f"plugin {_NAME!r}: columns of a gradient {[*shape]} arrived for step {step}, "
+                f"plugin {_NAME!r}: columns of a gradient {[*shape]} arrived for {message.when}, "
                 "whose activations were not sent so"
             )
         return sent.kept, sent.scale

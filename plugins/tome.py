@@ -138,19 +138,19 @@ class ToMe:
         sizes_BK = cut.side.pop(SIZES)
         if sizes_BK.shape != cut.activations.shape[:2]:
             raise ProtocolError(
-                f"step {cut.step}: {SIZES!r} has shape {[*sizes_BK.shape]}, the tokens that "
+                f"{cut.when}: {SIZES!r} has shape {[*sizes_BK.shape]}, the tokens that "
                 f"arrived {[*cut.activations.shape[:2]]}; plugin 'tome' needs one size per token: "
                 "put it behind plugins that choose tokens"
             )
         if sizes_BK.dtype not in (torch.uint8, torch.uint16):
             raise ProtocolError(
-                f"step {cut.step}: {SIZES!r} arrived as {sizes_BK.dtype}; plugin 'tome' counts "
+                f"{cut.when}: {SIZES!r} arrived as {sizes_BK.dtype}; plugin 'tome' counts "
                 "tokens in uint8 or uint16"
             )
         sizes_BK = sizes_BK.float()
         if not bool((sizes_BK >= 1).all() & (sizes_BK.sum(dim=1) <= self._peer.tokens).all()):
             raise ProtocolError(
-                f"step {cut.step}: {SIZES!r} must be 1 or more and add up to at most "
+                f"{cut.when}: {SIZES!r} must be 1 or more and add up to at most "
                 f"{self._peer.tokens} in every row; plugin 'tome' merges no more tokens than there "
                 "are"
             )

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from splitlab.core import Cut, Kind, Message, SplitlabError, Traits, hookimpl
+from splitlab.core import Cut, Kind, Message, Peer, SplitlabError, Traits, hookimpl
 from splitlab.core.catalogue.binding import bind
 from splitlab.core.catalogue.links import load_transport
 from splitlab.core.catalogue.tables import entries, notices
@@ -65,6 +65,18 @@ def test_generated_pages_are_current(
     if name == "rooms.svg":  # of which lines change with nearly every commit: see the next test
         page, stands = made.without_counts(page), made.without_counts(stands)
     assert stands == page, "run: python docs/generate.py"
+
+
+def test_the_page_of_hooks_gives_types_and_public_fields() -> None:
+    page = (DOCS / "hooks.md").read_text()
+    assert (
+        "## `plugin_ran(label: str, hook: str, subject: Cut | Message, nanoseconds: int)`" in page
+    )
+    for kind in (Cut, Message, Peer):
+        own = page.partition(f"### `{kind.__name__}`")[2].partition("### ")[0]
+        told = set(re.findall(r"^\| `(\w+)", own, flags=re.MULTILINE))
+        assert told >= {name for name in dir(kind) if not name.startswith("_")}
+        assert not [name for name in told if name.startswith("_")]
 
 
 def test_the_rooms_are_about_as_large_as_the_picture_says() -> None:

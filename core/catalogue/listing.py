@@ -15,7 +15,7 @@ from splitlab.core.catalogue.binding import bind, broken
 from splitlab.core.catalogue.links import lacks
 from splitlab.core.catalogue.loading import load, split
 from splitlab.core.catalogue.tables import SINGULAR, Entry, Loadable, entries
-from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError
+from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError, reason
 from splitlab.core.contract.hooks import HookSpecs, hookimpl
 from splitlab.core.contract.settings import Parameter, parameters
 
@@ -226,9 +226,7 @@ def _traits(name: str, factory: Any) -> Row | None:
     except SplitlabError:
         raise
     except Exception as error:
-        raise PluginError(
-            f"plugin {name!r} failed in traits: {type(error).__name__}: {error}"
-        ) from error
+        raise PluginError(f"plugin {name!r} failed in traits: {reason(error)}") from error
     if not isinstance(declared, Traits | None):
         raise PluginError(
             f"plugin {name!r} failed in traits: it must return Traits, and returns {declared!r}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from splitlab.core.contract.errors import when
 from splitlab.core.contract.measure import Measurement
 
 __all__ = ["Cut"]
@@ -22,7 +23,8 @@ class Cut:
         activations: (B, N, D); on the client attached to the client part's graph, on the server a
             fresh leaf that requires grad (training) or a plain tensor (evaluation).
         targets: class ids (B,) int64, or after a merge class probabilities (T, C) float32.
-        step: training step, or batch number within an evaluation.
+        step: training step, or batch number within an evaluation; both from 0. Logs and error
+            messages count from 1; `when` is what they say.
         training: False in evaluation.
         measured: what plugins asked for with `Peer.request`, by request, detached. Client only. A
             plugin that changes tokens or samples brings what follows along, and drops the rest.
@@ -47,3 +49,8 @@ class Cut:
     weights: torch.Tensor | None = None
     token_sizes: torch.Tensor | None = None
     gradient: torch.Tensor | None = None
+
+    @property
+    def when(self) -> str:
+        """What an error message calls the step: ``"step 1"``, ``"evaluation batch 1"``."""
+        return when(self.step, self.training)

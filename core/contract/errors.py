@@ -27,6 +27,7 @@ __all__ = [
     "SplitlabError",
     "reason",
     "unknown_name",
+    "when",
     "where",
 ]
 
@@ -68,6 +69,15 @@ def unknown_name(what: str, name: str, known: Iterable[str], remedy: str = "") -
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     listing = ", ".join(names) if names else "none"
     return ConfigError(f"unknown {what} {name!r}{hint}; known: {listing}{remedy}")
+
+
+def when(step: int, training: bool = True) -> str:
+    """Return what messages call the step that hooks are given: counted from 1, as logs do.
+
+    >>> when(0), when(2, training=False)
+    ('step 1', 'evaluation batch 3')
+    """
+    return f"step {step + 1}" if training else f"evaluation batch {step + 1}"
 
 
 def where(error: BaseException) -> str:

@@ -28,6 +28,9 @@ A method whose decoder is differentiable encodes in ``after_client_forward`` and
 ``before_server_forward``: autograd then yields a gradient of the size that was sent. Any other
 method encodes in ``before_send`` and decodes in ``after_receive``, in both directions.
 
+A step that a hook is given, as ``step``, ``cut.step`` or ``message.step``, counts from 0, and so do
+the draws that are seeded with it; logs and error messages count from 1: step 0 is logged as step 1.
+
 torch's global random generator is seeded for every plugin in ``setup`` and in the three hooks that
 take a cut, so that modules and dropout repeat themselves; anywhere else, and for draws that both
 peers must share, take ``peer.generator``.
@@ -118,7 +121,7 @@ class HookSpecs:
 
     @hookspec
     def step_end(self, step: int) -> None:
-        """Both peers, after every training step."""
+        """Both peers, after every training step; the first one is 0."""
 
     @hookspec
     def run_end(self) -> None:
@@ -153,8 +156,8 @@ class HookSpecs:
     def metrics(self, step: int) -> Mapping[str, float]:  # type: ignore[empty-body]
         """Plugins and probes, after every training step: return numbers by name, or none at all.
 
-        They are logged with the step under the plugin's or the probe's name: the client's in
-        ``metrics.jsonl``, the server's in ``server-metrics.jsonl``.
+        They are logged as those of ``step + 1``, since logs count from 1, under the plugin's or the
+        probe's name: the client's in ``metrics.jsonl``, the server's in ``server-metrics.jsonl``.
         """
 
     # What only a probe implements.

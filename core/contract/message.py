@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from splitlab.core.contract.errors import PluginError
+from splitlab.core.contract.errors import PluginError, when
 
 __all__ = ["WORDS", "Kind", "Message", "Role"]
 
@@ -50,11 +50,12 @@ class Role(enum.StrEnum):
 
 
 class Message:
-    """Named tensors with a role each, and a little metadata.
+    """Named tensors with a role each, and a little metadata; ``message[name]`` is a tensor.
 
     Args:
         kind: what the message is for.
-        step: training step, or batch number of an evaluation; 0 ≤ step < 2**64.
+        step: training step, or batch number of an evaluation, from 0; 0 ≤ step < 2**64. Of a
+            CONTROL message: training steps done.
         training: whether it belongs to a training step (the ledger counts evaluation apart).
         stacked: whether the stack of plugins acts on it; an uncompressed evaluation says ``False``.
         meta: what the engine and the session say besides tensors: JSON values under names of
@@ -101,6 +102,11 @@ class Message:
         self._tensors: dict[str, torch.Tensor] = {}
         self._roles: dict[str, Role] = {}
         self._frozen = False
+
+    @property
+    def when(self) -> str:
+        """What an error message calls the step: ``"step 1"``, ``"evaluation batch 1"``."""
+        return when(self.step, self.training)
 
     def put(self, name: str, tensor: torch.Tensor, role: Role) -> None:
         """Add the tensor, or replace the one of that name. It must be detached."""

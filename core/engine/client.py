@@ -12,7 +12,7 @@ import torch
 
 from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.cut import Cut
-from splitlab.core.contract.errors import PluginError, ProtocolError
+from splitlab.core.contract.errors import PluginError, ProtocolError, when
 from splitlab.core.contract.message import Kind, Message, Role
 from splitlab.core.contract.part import Part
 from splitlab.core.contract.peer import Peer
@@ -71,8 +71,9 @@ class Client(Worker):
         with isolated_rng(self.peer.seed, "client", step, device=self.peer.device):
             cut = self._cut(batch, step, training=True)
             self.stack.after_client_forward(cut)
-        message = yield self._message(cut, stacked=True)
-        self._expect(message, Kind.GRADIENT, step, stacked=True)
+        asked = self._message(cut, stacked=True)
+        message = yield asked
+        self._expect(message, Kind.GRADIENT, asked)
         message.to(self.peer.device)
         self.stack.after_receive(message)
         cut.gradient = message[GRADIENT]
@@ -83,7 +84,7 @@ class Client(Worker):
         self._step(step)
         loss = message.meta.get("loss")
         if not isinstance(loss, float):
-            raise ProtocolError(f"step {step}: the server's answer holds no loss")
+            raise ProtocolError(f"{when(step)}: the server's answer holds no loss")
         return Trained(step, len(batch.targets), loss, self.stack.metrics(step))
 
     def query(self, batch: Batch, number: int, *, stacked: bool) -> Conversation[Answer]:
@@ -102,7 +103,7 @@ class Client(Worker):
                     self.stack.after_client_forward(cut)
             asked = self._message(cut, stacked=stacked)
         message = yield asked
-        self._expect(message, Kind.PREDICTION, number, stacked=stacked)
+        self._expect(message, Kind.PREDICTION, asked)
         with torch.no_grad():
             if stacked:
                 self.stack.after_receive(message.to(self.peer.device))
@@ -117,16 +118,16 @@ class Client(Worker):
             )
         return Answer(ids, loss)
 
-    def _expect(self, message: Message, kind: Kind, step: int, *, stacked: bool) -> None:
-        if message.kind is not kind or message.step != step:
+    def _expect(self, message: Message, kind: Kind, asked: Message) -> None:
+        if message.kind is not kind or message.step != asked.step:
             raise ProtocolError(
-                f"got a {message.kind.name} for step {message.step}, expected a {kind.name} for "
-                f"step {step}"
+                f"got a {message.kind.name} for {message.when}, expected a {kind.name} for "
+                f"{asked.when}"
             )
-        if message.stacked is not stacked:
-            went, came = ("through" if through else "past" for through in (stacked, not stacked))
+        if message.stacked is not asked.stacked:
+            went, came = ("through" if m.stacked else "past" for m in (asked, message))
             raise ProtocolError(
-                f"step {step}: the {kind.name} came {came} the plugins, what was sent went {went} "
+                f"{asked.when}: the {kind.name} came {came} the plugins, what was sent went {went} "
                 "them"
             )
 
@@ -166,7 +167,7 @@ class Client(Worker):
         # autograd would cast the codes of a quantizer without a word
         elif gradient.shape != cut.activations.shape or not gradient.is_floating_point():
             raise PluginError(
-                f"step {cut.step}: after after_receive the gradient is {gradient.dtype} "
+                f"{cut.when}: after after_receive the gradient is {gradient.dtype} "
                 f"{[*gradient.shape]}, the activations that were sent {cut.activations.dtype} "
                 f"{[*cut.activations.shape]}; a plugin of the stack does not undo in one direction "
                 f"what it does in the other{self._suspects()}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
@@ -14,14 +14,16 @@ import pluggy
 import torch
 
 from splitlab.core.contract.cut import Cut
-from splitlab.core.contract.errors import PluginError, SplitlabError
-from splitlab.core.contract.hooks import HookSpecs
+from splitlab.core.contract.errors import PluginError, SplitlabError, reason, unknown_name
+from splitlab.core.contract.hooks import DATA_HOOKS, HookSpecs
 from splitlab.core.contract.message import Message
 from splitlab.core.contract.peer import Peer
 from splitlab.core.contract.seeding import isolated_rng
 from splitlab.core.contract.traits import Declared, Traits
 
 __all__ = ["Asked", "Manager", "Member", "register"]
+
+_HOOKS = [name for name in vars(HookSpecs) if not name.startswith("_")]
 
 _WATCHED_CALLS = 2
 """So many calls of every data hook are watched for draws from global random state."""
@@ -64,7 +66,7 @@ class Asked:
         except SplitlabError:
             raise
         except Exception as error:
-            raise self._error(hook, f"{type(error).__name__}: {error}") from error
+            raise self._error(hook, reason(error)) from error
         return answers[0] if answers else None
 
     def metrics(self, step: int) -> dict[str, float]:
@@ -125,14 +127,14 @@ class Member(Asked):
         if answer is not None:
             raise self._broken(
                 hook,
-                subject.step,
+                subject,
                 f"it returned a {type(answer).__name__}; a data hook changes the object that it is "
                 "given, as in cut.activations = …, and returns nothing",
             )
         if watched and before != _global_draws():
             raise self._broken(
                 hook,
-                subject.step,
+                subject,
                 "it drew from global random state, so that no run can be repeated; draw from "
                 "peer.generator(purpose, step), with the peer that setup was given",
             )
@@ -165,26 +167,26 @@ class Member(Asked):
         value = getattr(cut, what)
         if not isinstance(value, torch.Tensor):
             raise self._broken(
-                hook, cut.step, f"it leaves cut.{what} as {type(value).__name__}, not a tensor"
+                hook, cut, f"it leaves cut.{what} as {type(value).__name__}, not a tensor"
             )
         if not value.is_floating_point():
             raise self._broken(
                 hook,
-                cut.step,
+                cut,
                 f"it leaves cut.{what} as {value.dtype}, which has no gradient; a method that "
                 "sends codes encodes in before_send and decodes in after_receive",
             )
         if hook == "gradient_return" and value.shape != gradient_shape:
             raise self._broken(
                 hook,
-                cut.step,
+                cut,
                 f"it changes the gradient's shape from {[*(gradient_shape or ())]} to "
                 f"{[*value.shape]}; it must stay that of the activations that were sent",
             )
         if graph and hook != "gradient_return" and not value.requires_grad:
             raise self._broken(
                 hook,
-                cut.step,
+                cut,
                 "it cuts cut.activations off the autograd graph; replace them by a differentiable "
                 "function of what they were, or work in before_send and after_receive",
             )
@@ -196,8 +198,8 @@ class Member(Asked):
         purpose = ("plugin", self.label, hook, step)
         return isolated_rng(self._peer.seed, *purpose, device=self._peer.device)
 
-    def _broken(self, hook: str, step: int, text: str) -> PluginError:
-        return self._error(f"{hook} (step {step})", text)
+    def _broken(self, hook: str, subject: Cut | Message, text: str) -> PluginError:
+        return self._error(f"{hook} ({subject.when})", text)
 
 
 def _global_draws() -> list[Any]:
@@ -216,25 +218,52 @@ def register(
     manager: pluggy.PluginManager, label: str, plugin: object, kind: str = "plugin"
 ) -> None:
     """Register a plugin, or raise `PluginError` for what can never be called."""
-    try:
-        manager.register(plugin, name=label)
-        manager.check_pending()
-    except pluggy.PluginValidationError as error:
-        reason = str(error).strip().split("\n")[-1]
-        raise PluginError(
-            f"{kind} {label!r}: {reason}; the hooks are in splitlab.core.contract.hooks"
-        ) from error
-    own = {caller.name for caller in manager.get_hookcallers(plugin) or ()}
-    for name in vars(HookSpecs):
-        if not name.startswith("_") and name not in own and callable(getattr(plugin, name, None)):
+    marked = set()
+    for name in dir(plugin):
+        marks = manager.parse_hookimpl_opts(plugin, name)
+        if marks is not None:
+            hook = marks.get("specname") or name
+            marked.add(hook)
+            wraps = bool(marks.get("wrapper") or marks.get("hookwrapper"))
+            fault = _fault(hook, getattr(plugin, name), wraps, kind)
+            if fault:
+                raise PluginError(f"{kind} {label!r}: {fault}")
+    for name in _HOOKS:
+        if name not in marked and callable(getattr(plugin, name, None)):
             raise PluginError(
                 f"{kind} {label!r}: its method {name!r} is called like a hook and not marked as "
                 "one, so that it would never be called; put @hookimpl above it"
             )
-    for caller in manager.get_hookcallers(plugin) or ():
-        for impl in caller.get_hookimpls():
-            if impl.plugin is plugin and impl.kwargnames:
-                raise PluginError(
-                    f"{kind} {label!r}: argument {impl.kwargnames[0]!r} of hook {caller.name!r} "
-                    "has a default value, so that it would never be passed; take the default away"
-                )
+    manager.register(plugin, name=label)
+
+
+def _fault(hook: str, method: Callable[..., Any], wraps: bool, kind: str) -> str:
+    """Return why a marked method cannot be called as it should, and the way out; empty if it can.
+
+    pluggy would refuse most of it, too, in words of its own.
+    """
+    if hook not in _HOOKS:
+        return str(unknown_name("hook", hook, _HOOKS, "; see docs/hooks.md"))
+    allowed = [*inspect.signature(getattr(HookSpecs, hook)).parameters][1:]
+    for name, argument in inspect.signature(method).parameters.items():
+        if argument.kind not in (argument.POSITIONAL_ONLY, argument.POSITIONAL_OR_KEYWORD):
+            continue
+        if argument.default is not argument.empty:
+            return (
+                f"argument {name!r} of hook {hook!r} has a default value, so that it would never "
+                "be passed; take the default away"
+            )
+        if name not in allowed:
+            unknown = unknown_name("argument", name, allowed, "; see docs/hooks.md")
+            return f"hook {hook!r}: {unknown}"
+    yields = inspect.isgeneratorfunction(inspect.unwrap(method))
+    if wraps and not yields:
+        return f"hook {hook!r} is marked wrapper=True and has no yield; put one where plugins run"
+    if yields and not wraps:
+        return f"hook {hook!r} has a yield and is no wrapper; mark it @hookimpl(wrapper=True)"
+    if kind == "probe" and hook in DATA_HOOKS and not wraps:
+        return (
+            f"data hook {hook!r} of a probe must be a wrapper; mark it @hookimpl(wrapper=True), "
+            "and put one yield between what looks before the plugins and what looks behind them"
+        )
+    return ""

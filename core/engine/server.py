@@ -81,7 +81,7 @@ class Server(Worker):
     def _arrived(self, message: Message) -> Cut:
         if message.kind is not Kind.ACTIVATION:
             raise ProtocolError(
-                f"got a {message.kind.name} for step {message.step}, which is not open; expected "
+                f"got a {message.kind.name} for {message.when}, which is not open; expected "
                 "an ACTIVATION"
             )
         message.to(self.peer.device)
@@ -95,13 +95,13 @@ class Server(Worker):
                 and not 0 <= int(targets.min()) <= int(targets.max()) < self.peer.classes
             ):
                 raise ProtocolError(
-                    f"step {message.step}: a class id is outside 0 to {self.peer.classes - 1}"
+                    f"{message.when}: a class id is outside 0 to {self.peer.classes - 1}"
                 )
         side = {name: message[name] for name in message.names(Role.SIDE)}
         leaf = message[ACTIVATIONS]
         if leaf.ndim < 2 or not leaf.is_floating_point():
             raise ProtocolError(
-                f"step {message.step}: activations arrived as {leaf.dtype} {[*leaf.shape]}, and no "
+                f"{message.when}: activations arrived as {leaf.dtype} {[*leaf.shape]}, and no "
                 f"plugin made floating-point rows of them{self._suspects()}"
             )
         return Cut(
@@ -124,7 +124,7 @@ class Server(Worker):
             check_tensor(cut, "cut.weights", cut.weights, "before_server_forward")
             if cut.weights.shape != logits.shape[:1]:
                 raise PluginError(
-                    f"step {cut.step}: cut.weights have shape {[*cut.weights.shape]}, one weight "
+                    f"{cut.when}: cut.weights have shape {[*cut.weights.shape]}, one weight "
                     f"is needed for each of {len(logits)} rows"
                 )
             per_row = F.cross_entropy(logits, cut.targets, reduction="none")
@@ -132,7 +132,7 @@ class Server(Worker):
         self._backward(loss, None, cut.step)
         if leaf.grad is None:
             raise PluginError(
-                f"step {cut.step}: after before_server_forward cut.activations no longer depend on "
+                f"{cut.when}: after before_server_forward cut.activations no longer depend on "
                 "what the client sent, so there is no gradient to return"
             )
         self._step(cut.step)
@@ -168,7 +168,7 @@ class Server(Worker):
         wanted = [*shape[:1], C] if cut.targets.is_floating_point() else shape[:1]
         if len(shape) != 3 or shape[2] != D or targets != wanted:
             raise PluginError(
-                f"step {cut.step}: the stack gives the server activations {shape} and "
+                f"{cut.when}: the stack gives the server activations {shape} and "
                 f"{cut.targets.dtype} targets {targets}; it takes (rows, tokens, {D}) and for "
                 f"every row a class id (rows) or probabilities (rows, {C}){self._suspects()}"
             )
@@ -177,7 +177,7 @@ class Server(Worker):
             check_tensor(cut, "cut.token_sizes", sizes, "before_server_forward")
             if [*sizes.shape] != shape[:2] or not bool((sizes > 0).all()):
                 raise PluginError(
-                    f"step {cut.step}: cut.token_sizes have shape {[*sizes.shape]}; for each of "
+                    f"{cut.when}: cut.token_sizes have shape {[*sizes.shape]}; for each of "
                     f"{shape[:2]} tokens a number above 0 is needed"
                 )
         return self._part.forward(cut.activations, sizes)

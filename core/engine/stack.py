@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from splitlab.core.contract.cut import Cut
-from splitlab.core.contract.errors import PluginError, SplitlabError
+from splitlab.core.contract.errors import PluginError, SplitlabError, reason
 from splitlab.core.contract.hooks import DATA_HOOKS, HookSpecs, hookimpl
 from splitlab.core.contract.message import Message
 from splitlab.core.contract.peer import Peer
@@ -179,9 +179,7 @@ class Stack:
         except SplitlabError:
             raise
         except Exception as error:
-            raise PluginError(
-                f"{self._guilty(error)} failed in {hook}: {type(error).__name__}: {error}"
-            ) from error
+            raise PluginError(f"{self._guilty(error)} failed in {hook}: {reason(error)}") from error
 
     def _guilty(self, error: Exception) -> str:
         """Return the probe that stands as ``self`` in the traceback, innermost first."""

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from splitlab.core.contract.cut import Cut
-from splitlab.core.contract.errors import PluginError
+from splitlab.core.contract.errors import PluginError, when
 from splitlab.core.contract.part import Part
 from splitlab.core.contract.peer import Peer
 from splitlab.core.engine.stack import Stack
@@ -79,7 +79,7 @@ class Worker:
             if not plugins:
                 raise
             raise PluginError(
-                f"step {step}: the backward pass through the stack {plugins} failed: "
+                f"{when(step)}: the backward pass through the stack {plugins} failed: "
                 f"{type(error).__name__}: {error}; look at autograd functions of the plugins' own, "
                 "and at changes of cut.activations in place"
             ) from error
@@ -124,7 +124,7 @@ def check_tensor(cut: Cut, what: str, value: object, hook: str) -> None:
     """Raise `PluginError` if a hook left something that is no tensor."""
     if not isinstance(value, torch.Tensor):
         raise PluginError(
-            f"step {cut.step}: after {hook} {what} is {type(value).__name__}, not a tensor; "
+            f"{cut.when}: after {hook} {what} is {type(value).__name__}, not a tensor; "
             "a plugin of the stack left it so"
         )
 

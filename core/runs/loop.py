@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from splitlab.core.contract.batch import Batch
-from splitlab.core.contract.errors import LinkError, SplitlabError
+from splitlab.core.contract.errors import LinkError, SplitlabError, when
 from splitlab.core.contract.link import Link
 from splitlab.core.data.load import Data
 from splitlab.core.data.split import Split
@@ -131,7 +131,7 @@ class Loop:
         loss = trained.loss
         if loss != loss or loss in (float("inf"), float("-inf")):
             raise SplitlabError(
-                f"step {progress.step}: the loss is {loss}; lower --lr, or check the stack"
+                f"{when(trained.step)}: the loss is {loss}; lower --lr, or check the stack"
             )
         size = self.plan.config.batch_size
         progress.step += 1

@@ -6,6 +6,9 @@ server-metrics.jsonl  the same of the server, if its plugins or probes have numb
 ledger.json           bytes by phase, direction and kind
 summary.json          what the run ended with; only a run that reached its budget has one
 
+A number that is not finite is written as null, since JSON has no other word for it, and read back
+as NaN; a bare NaN, as it was once written, is read as well.
+
 Version 1 had no such line, and no numbers of plugins and probes; it is read as well.
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -176,7 +180,7 @@ class Summary:
 
     def text(self) -> str:
         """Return the text of ``summary.json``."""
-        return json.dumps(self.as_dict(), indent=2) + "\n"
+        return _text(self.as_dict(), indent=2)
 
 
 def _object(record: Any) -> dict[str, Any]:
@@ -191,7 +195,29 @@ def _object(record: Any) -> dict[str, Any]:
 
 
 def _line(kind: str, record: StepRecord | EvaluationRecord) -> str:
-    return json.dumps({"kind": kind, **_object(record)}) + "\n"
+    return _text({"kind": kind, **_object(record)})
+
+
+def _text(values: Mapping[str, Any], indent: int | None = None) -> str:
+    return json.dumps(_finite(values), indent=indent, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    """Return JSON values with null for every number that is not finite."""
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _numbers(text: str) -> Any:
+    """Read what `_text` wrote."""
+    return json.loads(text, object_hook=_with_nan)
+
+
+def _with_nan(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: math.nan if value is None else value for name, value in values.items()}
 
 
 def version_line() -> str:
@@ -224,7 +250,7 @@ def read_summary(folder: Path) -> Summary:
     """
     path = folder / SUMMARY
     with _naming(path):
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = _numbers(path.read_text(encoding="utf-8"))
         _check_version(values.setdefault("version", 1))
         lists = {"stack": values["stack"], "links": values.get("links", ())}
         return _typed(Summary, values | {name: _words(items) for name, items in lists.items()})
@@ -298,7 +324,7 @@ def text_until(path: Path, step: int) -> str:
 
 def parse_record(line: str) -> StepRecord | EvaluationRecord | None:
     """Return the record of a line; None for the line that tells the version."""
-    values = json.loads(line)
+    values = _numbers(line)
     kind = values.pop("kind")
     if kind == "records":
         _check_version(values["version"])

@@ -39,8 +39,7 @@ class Seen:
         """Copy what is there now."""
         if isinstance(subject, Message):
             return cls(
-                f"{subject.kind.name} of step {subject.step}"
-                + ("" if subject.training else " of an evaluation"),
+                f"{subject.kind.name} of {subject.when}",
                 {name: _copy(subject[name]) for name in subject},
                 {name: subject.role(name) for name in subject},
                 {
@@ -54,7 +53,7 @@ class Seen:
         found = {name: getattr(subject, name) for name in names} | subject.side
         tensors = {k: _copy(v) for k, v in found.items() if isinstance(v, torch.Tensor)}
         on_graph = "activations" in tensors and subject.activations.requires_grad
-        return cls(f"cut of step {subject.step}", tensors, {}, {}, on_graph)
+        return cls(f"cut of {subject.when}", tensors, {}, {}, on_graph)
 
     def payload(self) -> dict[str, torch.Tensor]:
         """Return the message's tensors of the role PAYLOAD."""

@@ -318,7 +318,7 @@ class LowRank(ABC):
             )
 
     def _wrong(self, message: Message, what: str) -> ProtocolError:
-        return ProtocolError(f"step {message.step}: plugin {self._plugin!r}: {what}")
+        return ProtocolError(f"{message.when}: plugin {self._plugin!r}: {what}")
 
 
 def shares(R: int, M: int, F: int, *, natural: bool, center: bool = False) -> tuple[float, float]:

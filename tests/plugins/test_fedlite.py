@@ -246,7 +246,7 @@ def test_the_correction_is_of_its_step_and_the_clients_alone(peers: Any) -> None
     pair.server.gradient_return(cut)
     assert torch.equal(cut.gradient, G)
     cut.gradient = G[:3]
-    with pytest.raises(PluginError, match=r"step 5: plugin 'fedlite' was given \[6, 5, 8\]"):
+    with pytest.raises(PluginError, match=r"step 6: plugin 'fedlite' was given \[6, 5, 8\]"):
         pair.client.gradient_return(cut)
     assert pair.client.traits().gradient == "corrected"
     assert FedLite(correction=0).traits().gradient == "straight-through"
@@ -522,7 +522,7 @@ BYTES = torch.zeros(30, dtype=torch.uint8)
 def test_server_refuses(
     peers: Any, facts: Any, tensors: dict[str, torch.Tensor], says: str
 ) -> None:
-    with pytest.raises(ProtocolError, match=f"step 0: plugin 'fedlite': .*{says}"):
+    with pytest.raises(ProtocolError, match=f"step 1: plugin 'fedlite': .*{says}"):
         peers().server.after_receive(arrived(Kind.ACTIVATION, facts, **tensors))
 
 

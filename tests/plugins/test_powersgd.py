@@ -247,7 +247,7 @@ def test_natural_gradient_needs_the_activations_of_its_step(peers: Any) -> None:
     pair.server.before_send(message)
     assert [*message] == ["powersgd.p"]
     stranger = peers(rank=1, gradient="natural").client
-    with pytest.raises(ProtocolError, match="step 3: plugin 'powersgd': a gradient came"):
+    with pytest.raises(ProtocolError, match="step 4: plugin 'powersgd': a gradient came"):
         stranger.after_receive(message)
 
 

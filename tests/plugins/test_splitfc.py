@@ -339,14 +339,14 @@ def test_a_gradient_is_decoded_once_for_its_own_step(tiny: Any) -> None:
     client, server = make_plugin(), make_plugin("server")
     server.after_receive(sent(client, tokens()))
     down = sent(server, tokens(), Kind.GRADIENT)
-    with pytest.raises(ProtocolError, match="arrived for step 3, whose activations"):
+    with pytest.raises(ProtocolError, match="arrived for step 4, whose activations"):
         make_plugin().after_receive(tiny.travel(down))
     later = make_plugin()
     sent(later, tokens(), step=4)
-    with pytest.raises(ProtocolError, match="arrived for step 3, whose activations"):
+    with pytest.raises(ProtocolError, match="arrived for step 4, whose activations"):
         later.after_receive(tiny.travel(down))
     client.after_receive(tiny.travel(down))
-    with pytest.raises(ProtocolError, match="arrived for step 3, whose activations"):
+    with pytest.raises(ProtocolError, match="arrived for step 4, whose activations"):
         client.after_receive(tiny.travel(down))
 
 

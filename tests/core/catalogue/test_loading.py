@@ -228,7 +228,7 @@ def test_files_that_cannot_be_used_say_why(file: Path, tmp_path: Path, kind: Any
         with pytest.raises(ConfigError, match=r"unknown class in mine\.py.* known: Mine, Other$"):
             load(kind, f"{file}:{name}")
     for text, reason in (
-        ("raise OSError('x')", "OSError: x"),
+        ("\nraise OSError('x')", r"OSError: x \(mine\.py:2\)$"),
         ("def", "SyntaxError"),
         ("import sys\nsys.exit(3)", "SystemExit: 3"),
     ):

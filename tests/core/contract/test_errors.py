@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from splitlab.core.contract import errors
-from splitlab.core.contract.errors import unknown_name, where
+from splitlab.core.contract.errors import unknown_name, when, where
 
 
 def test_the_tree_of_the_docstring_is_the_tree() -> None:
@@ -52,6 +52,10 @@ def test_an_error_is_placed_in_the_users_code_where_it_left_it(tmp_path: Path, l
     with pytest.raises(Exception) as caught:  # noqa: PT011 - of every kind
         names["fails"]()  # type: ignore[operator]
     assert where(caught.value) == " (m.py:3)"
+
+
+def test_a_step_is_called_as_logs_count_it() -> None:
+    assert (when(0), when(2, training=False)) == ("step 1", "evaluation batch 3")
 
 
 def test_an_error_that_never_passed_the_users_code_has_no_place() -> None:

@@ -154,22 +154,24 @@ def test_answers_to_nothing_and_of_another_step_are_the_peers_error(tiny: Any, p
     conversation, up = train()
     down = server.handle(tiny.travel(up))
     down.step = 4
-    with pytest.raises(ProtocolError, match="GRADIENT for step 4, expected a GRADIENT for step 3"):
+    with pytest.raises(ProtocolError, match="GRADIENT for step 5, expected a GRADIENT for step 4"):
         conversation.send(tiny.travel(down))
     down.step = 3
     with pytest.raises(StopIteration):  # the step that failed is over
         conversation.send(tiny.travel(down))
     conversation, _ = train()
-    with pytest.raises(ProtocolError, match="got a ACTIVATION for step 3, expected a GRADIENT"):
+    with pytest.raises(ProtocolError, match="got a ACTIVATION for step 4, expected a GRADIENT"):
         conversation.send(tiny.travel(up))
     query = client.query(tiny.batch(), 3, stacked=True)
     answer = server.handle(tiny.travel(next(query)))
-    with pytest.raises(ProtocolError, match="a GRADIENT for step 3, expected a PREDICTION for st"):
+    with pytest.raises(ProtocolError, match="a GRADIENT for step 4, expected a PREDICTION for ev"):
         query.send(tiny.travel(down))
     answer.step = 4
     query = client.query(tiny.batch(), 3, stacked=True)
     next(query)
-    with pytest.raises(ProtocolError, match="PREDICTION for step 4, expected a PREDICTION for st"):
+    with pytest.raises(
+        ProtocolError, match="PREDICTION for evaluation batch 5, expected a PREDICTION for ev"
+    ):
         query.send(tiny.travel(answer))
     peers.assert_same(client.state()[0], before)
 

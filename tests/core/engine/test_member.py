@@ -15,6 +15,8 @@ from splitlab.core import (
 class Faulty:
     """Raises in one hook."""
 
+    fails_in_line = 0
+
     def __init__(self, *, hook: str) -> None:
         self.hook = hook
 
@@ -24,6 +26,7 @@ def _raising(hook: str, argument: str | None) -> Any:
         if self.hook == hook:
             raise RuntimeError(f"no luck in {hook}")
 
+    Faulty.fails_in_line = fail.__code__.co_firstlineno + 2
     parameters = f"self, {argument}" if argument else "self"
     namespace: dict[str, Any] = {"fail": fail}
     exec(f"def {hook}({parameters}):\n    return fail(self)", namespace)
@@ -66,8 +69,10 @@ def test_a_plugin_that_raises_is_named_with_its_hook(tiny: Any, peers: Any, hook
 
     with pytest.raises(PluginError) as caught:
         live()
+    line = Faulty.fails_in_line
     assert str(caught.value) == (
-        f"plugin 'faulty#2' failed in {hook}: RuntimeError: no luck in {hook}"
+        f"plugin 'faulty#2' failed in {hook}: RuntimeError: no luck in {hook} "
+        f"(test_member.py:{line})"
     )
     assert isinstance(caught.value.__cause__, RuntimeError)
 
@@ -77,5 +82,8 @@ def test_a_misspelt_hook_is_refused(tiny: Any) -> None:
         @hookimpl
         def before_sent(self, message: Any) -> None: ...
 
-    with pytest.raises(PluginError, match=r"'misspelt'.*before_sent.*hooks are in splitlab.core"):
+    with pytest.raises(
+        PluginError,
+        match=r"'misspelt': unknown hook 'before_sent' \(did you mean 'before_send'\?\); known: ",
+    ):
         tiny.client([tiny.bound(Misspelt)])

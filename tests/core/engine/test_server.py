@@ -240,7 +240,7 @@ def test_a_message_that_continues_nothing_is_the_peers_error(tiny: Any) -> None:
     down = server.handle(tiny.travel(next(client.train(tiny.batch(), 3))))
     for _ in range(2):  # step 3 is over
         with pytest.raises(
-            ProtocolError, match="got a GRADIENT for step 3, which is not open; expected an ACTIV"
+            ProtocolError, match="got a GRADIENT for step 4, which is not open; expected an ACTIV"
         ):
             server.handle(tiny.travel(down))
 
@@ -264,5 +264,5 @@ def test_values_that_no_client_sends_are_the_peers_error(
     client, server = tiny.pair()
     up = next(client.train(tiny.batch(), 7))
     up.put(name, tensor, up.role(name))
-    with pytest.raises(ProtocolError, match=f"step 7: .*{words}"):
+    with pytest.raises(ProtocolError, match=f"step 8: .*{words}"):
         server.handle(tiny.travel(up))

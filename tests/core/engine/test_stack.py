@@ -19,7 +19,7 @@ from splitlab.core import (
     Traits,
     hookimpl,
 )
-from splitlab.core.contract.hooks import HookSpecs
+from splitlab.core.contract.hooks import DATA_HOOKS, HookSpecs
 from splitlab.core.engine.conversation import hold
 from splitlab.core.engine.stack import Stack
 
@@ -210,7 +210,7 @@ def test_equal_labels_are_numbered(tiny: Any) -> None:
 def test_an_unknown_hook_is_refused(tiny: Any, hook: str) -> None:
     plugin = type("Mine", (), {hook: hookimpl(lambda self: None)})
     with pytest.raises(
-        PluginError, match=f"plugin 'mine': .*{hook}.*splitlab.core.contract.hooks"
+        PluginError, match=f"plugin 'mine': unknown hook {hook!r}.*known: .*; see docs/hooks.md"
     ) as caught:
         Stack([tiny.bound(plugin)])
     assert "\n" not in str(caught.value)
@@ -221,8 +221,34 @@ def test_an_unknown_argument_is_refused(tiny: Any) -> None:
         @hookimpl
         def after_client_forward(self, cut: Cut, batch: Any) -> None: ...
 
-    with pytest.raises(PluginError, match=r"plugin 'mine': .*batch"):
+    said = "plugin 'mine': hook 'after_client_forward': unknown argument 'batch'; known: cut; see"
+    with pytest.raises(PluginError, match=said):
         Stack([tiny.bound(Mine)])
+
+
+@pytest.mark.parametrize("hook", DATA_HOOKS)
+def test_a_data_hook_of_a_probe_is_a_wrapper(tiny: Any, hook: str) -> None:
+    plain = type("Plain", (), {hook: hookimpl(lambda self: None)})
+    said = f"^probe 'plain': data hook '{hook}' of a probe must be a wrapper; .*wrapper=True"
+    with pytest.raises(PluginError, match=said):
+        Stack([], probes=[tiny.bound(plain)])
+    Stack([tiny.bound(plain)])
+
+
+def test_a_wrapper_yields_and_nothing_else_does(tiny: Any) -> None:
+    class Forgets:
+        @hookimpl(wrapper=True)
+        def step_end(self) -> None: ...
+
+    class Yields:
+        @hookimpl
+        def setup(self) -> Any:
+            yield
+
+    with pytest.raises(PluginError, match=r"^probe 'forgets': hook 'step_end' is .* has no yield"):
+        Stack([], probes=[tiny.bound(Forgets)])
+    with pytest.raises(PluginError, match=r"^plugin 'yields': hook 'setup' has a yield and is no "):
+        Stack([tiny.bound(Yields)])
 
 
 def test_errors_that_blame_already_keep_their_kind(tiny: Any) -> None:
@@ -259,7 +285,8 @@ def test_blame_finds_the_plugin_behind_decorators_helpers_and_observers(tiny: An
         [tiny.bound(Innocent), tiny.bound(Guilty), tiny.bound(Innocent)], observers=[Watches()]
     )
     with pytest.raises(
-        PluginError, match=r"^plugin 'guilty' failed in before_send: KeyError: 'x'$"
+        PluginError,
+        match=r"^plugin 'guilty' failed in before_send: KeyError: 'x' \(test_stack.py:\d+\)$",
     ):
         stack.before_send(None)  # type: ignore[arg-type]
 
@@ -271,7 +298,10 @@ def test_an_observer_that_raises_is_blamed_itself(tiny: Any) -> None:
             yield
             raise OSError("disk full")
 
-    with pytest.raises(PluginError, match="observer Broken@0 failed in before_send: OSError"):
+    with pytest.raises(
+        PluginError,
+        match=r"observer Broken@0 failed in before_send: OSError: disk full \(test_stack.py:\d+\)$",
+    ):
         Stack([tiny.bound(Scales)], observers=[Broken()]).before_send(None)  # type: ignore[arg-type]
 
 
@@ -337,7 +367,7 @@ def test_a_cut_hook_that_does_wrong_is_named(
     batch.activations.requires_grad_()
     batch.gradient = torch.ones(2, 3, 4)
     with pytest.raises(
-        PluginError, match=rf"^plugin 'mine' failed in {hook} \(step 0\): .*{words}"
+        PluginError, match=rf"^plugin 'mine' failed in {hook} \(step 1\): .*{words}"
     ):
         getattr(stack, hook)(batch)
 

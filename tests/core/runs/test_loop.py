@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from splitlab.core import SplitlabError, run
+from splitlab.core.runs.records import read_records
 from splitlab.core.runs.reporter import Interrupted
 
 
@@ -57,8 +58,10 @@ def test_both_evaluations_are_reported_where_a_plugin_acts(
 
 def test_a_loss_that_is_not_finite_ends_the_run(real: Any, easy_data: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {**real.SMALL, "lr": 1e6, "optimizer": "sgd", "budget": "steps=50"}
-    with pytest.raises(SplitlabError, match=r"the loss is (nan|inf); lower --lr"):
+    with pytest.raises(SplitlabError, match=r"the loss is (nan|inf); lower --lr") as caught:
         run(data_dir=easy_data, output=str(tmp_path / "r"), **options)
+    logged = (record.step for record in read_records(tmp_path / "r"))
+    assert str(caught.value).startswith(f"step {max(logged, default=0) + 1}: ")  # as logs count
 
 
 # Going on from a checkpoint.

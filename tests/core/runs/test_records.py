@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,28 @@ def test_a_record_is_read_back_equal(record: StepRecord | EvaluationRecord) -> N
     assert line.endswith("\n")
     assert parse_record(line) == record
     assert None not in json.loads(line).values()
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_null_in_valid_json_and_read_back_as_nan(
+    odd: float, tmp_path: Path
+) -> None:
+    step = StepRecord(1, odd, 10, 20, {"probe": {"x": odd, "y": 1.0}})
+    values = json.loads(step.line(), parse_constant=pytest.fail)
+    assert (values["loss"], values["metrics"]) == (None, {"probe": {"x": None, "y": 1.0}})
+    old = step.line().replace("null", "NaN")
+    for line in (step.line(), old):
+        found = parse_record(line)
+        assert isinstance(found, StepRecord)
+        assert str((found.loss, found.metrics["probe"]["x"])) == "(nan, nan)"
+        assert found.metrics["probe"]["y"] == 1.0
+    text = replace(RESULT, loss=odd).text()
+    assert json.loads(text, parse_constant=pytest.fail)["loss"] is None
+    (tmp_path / SUMMARY).write_text(text)
+    assert math.isnan(read_summary(tmp_path).loss)
+    evaluation = parse_record(replace(EVALUATION, loss=odd).line())
+    assert isinstance(evaluation, EvaluationRecord)
+    assert math.isnan(evaluation.loss)
 
 
 def test_a_log_begins_with_its_version_and_keeps_the_order(tmp_path: Path) -> None:

@@ -155,10 +155,10 @@ class Unmarked:
 
 
 WRONG = [
-    (ChangesActivations, "the run that it watches is another, first in ACTIVATION of step 0"),
-    (ChangesEvaluations, "is another, first in PREDICTION of step 0 of an evaluation"),
-    (ChangesTheGradient, "the run that it watches is another, first in ACTIVATION of step 1"),
-    (AddsToMessages, "is another, first in ACTIVATION of step 0: tensors ['activations', "),
+    (ChangesActivations, "the run that it watches is another, first in ACTIVATION of step 1"),
+    (ChangesEvaluations, "is another, first in PREDICTION of evaluation batch 1"),
+    (ChangesTheGradient, "the run that it watches is another, first in ACTIVATION of step 2"),
+    (AddsToMessages, "is another, first in ACTIVATION of step 1: tensors ['activations', "),
     (DrawsFromTorch, "it draws from the global random state of torch"),
     (DrawsFromPython, "it draws from the global random state of random"),
     (ReturnsText, "probe 'ReturnsText' failed in metrics: 'mood' is 'good', not a number by name"),

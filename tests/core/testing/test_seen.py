@@ -23,7 +23,7 @@ def test_where_two_rows_of_messages_differ_is_said_in_words() -> None:
 
     assert difference(row(), row()) is None
     assert difference(row(), row(value=2.0)) == (
-        "GRADIENT of step 3: tensor 'activations', 2 of 2 elements"
+        "GRADIENT of step 4: tensor 'activations', 2 of 2 elements"
     )
     assert "tensors ['activations'] and ['x']" in str(difference(row(), row(name="x")))
     assert "torch.float32 [2] and torch.float64 [2]" in str(

@@ -89,7 +89,7 @@ class Counts(Cast):
 WRONG = [
     (DrawsAnywhere, "repeats-itself", "it drew from global random state"),
     (DrawsInSetup, "repeats-itself", "random state of random and numpy"),
-    (LooksAtTheClock, "repeats-itself", "ACTIVATION of step 0: tensor 'clock', 1 of 1 elements"),
+    (LooksAtTheClock, "repeats-itself", "ACTIVATION of step 1: tensor 'clock', 1 of 1 elements"),
     (ActsInEvaluation, "evaluation-as-declared", "differs from an evaluation without the stack"),
     (ActsInTrainingOnly, "evaluation-as-declared", "declare evaluation=False"),
     (
@@ -100,7 +100,7 @@ WRONG = [
     (
         ForgetsItsState,
         "state-survives-resume",
-        "a resumed run is another, first in ACTIVATION of step 2",
+        "a resumed run is another, first in ACTIVATION of step 3",
     ),
     (HidesItsState, "state-survives-resume", "declare stateful=True"),
     (Counts, "state-survives-resume", "encoding one batch twice differs"),

@@ -101,7 +101,7 @@ def test_the_natural_way_back_is_the_gradient_projected_on_the_clients_basis(
 def test_a_gradient_of_activations_that_were_not_sent_is_the_peers_error(tiny: Any) -> None:
     down = carried(Kind.GRADIENT, noise(6, 5, 16))
     exact(tiny, "tokens", natural=False).before_send(down)
-    with pytest.raises(ProtocolError, match="step 3: plugin 'exact': a gradient came of activa"):
+    with pytest.raises(ProtocolError, match="step 4: plugin 'exact': a gradient came of activa"):
         exact(tiny, "tokens", natural=True).after_receive(down)
 
 
