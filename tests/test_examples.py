@@ -275,6 +275,21 @@ def test_the_probe_measures_what_the_stack_leaves(
     assert rows == [f"{i},{found['entropy']:.6f}" for i, found in enumerate(numbers, 1)]
 
 
+def test_the_probe_of_norms_measures_every_so_many_steps_of_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    options = {"model": SMALL_CNN, "batch_size": 16, "threads": 1, "device": "cpu"}
+    probes = ["examples/norms.py:Norms:every=2", "examples/norms.py:Norms"]
+    run(budget="steps=3", probes=probes, output=str(tmp_path / "r"), **options)
+    steps = [record for record in read_records(tmp_path / "r") if isinstance(record, StepRecord)]
+    assert [record.step for record in steps if "Norms" in record.metrics] == [2]
+    for record in steps:
+        assert all(norm > 0 for norm in record.metrics["Norms#2"].values())
+    with pytest.raises(ConfigError, match="every=0 is not allowed; 1 or more"):
+        run(probes=["examples/norms.py:Norms:every=0"], budget="steps=1", **options)
+
+
 def test_the_probe_of_attention_needs_a_class_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     with pytest.raises(ConfigError, match="the attention of a class token, which this model"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from splitlab.core.command.options import Parser, add_config, add_quiet, declare, given
 from splitlab.core.command.serve import scheme, serve_config
@@ -127,8 +127,8 @@ def show_plan(plan: Plan) -> None:
         ("server part", f"{model.server_parameters:,} parameters"),
         ("data", f"{data.name}, {data.train:,} training images, {plan.classes} classes"),
     ]
-    facts += _listed("stack", plan.stack) or [("stack", "none")]
-    facts += _listed("probes", plan.probes)
+    facts += _listed("stack", [p.full() for p in plan.stack]) or [("stack", "none")]
+    facts += _listed("probes", _as_named("probes", config.probes, plan.probes))
     whole = f"{human_bytes(plan.batch_bytes)} each way uncompressed"
     if plan.step_bytes is None:
         predicted = f"cannot be foreseen, {whole}"
@@ -143,15 +143,24 @@ def show_plan(plan: Plan) -> None:
         ("evaluation", f"{_every(plan.eval_every)}, {_through(plan)}"),
         ("checkpoint", _every(plan.checkpoint_every)),
         ("link", config.transport),
-        *_listed("link wrappers", plan.links),
+        *_listed("link wrappers", _as_named("links", config.links, plan.links)),
         ("device", str(plan.device)),
     ]
     print_facts(facts)
 
 
-def _listed(name: str, members: Sequence[Bound]) -> list[tuple[str, Cell]]:
-    """Return a fact of several lines: everyone with all parameters."""
-    return [("" if i else name, member.agreement()) for i, member in enumerate(members)]
+def _listed(name: str, members: Sequence[str]) -> list[tuple[str, Cell]]:
+    """Return a fact of several lines."""
+    return [("" if i else name, member) for i, member in enumerate(members)]
+
+
+def _as_named(
+    kind: Literal["probes", "links"], texts: Sequence[str], members: Sequence[Bound]
+) -> list[str]:
+    """Return everyone under the name that the user gave it, with all parameters."""
+    from splitlab.core.catalogue.loading import split
+
+    return [member.full(split(kind, text)[0]) for text, member in zip(texts, members, strict=True)]
 
 
 def _every(steps: int) -> str:

@@ -16,7 +16,7 @@ __all__ = ["add", "show_trace"]
 _MORE = """\
 Both peers are in this process and exchange real frames. A line is a tensor
 that the stage made or changed, with its bytes in memory; a frame's lines are
-its bytes by what they are.
+its bytes by what they are. It runs without probes and link wrappers.
 """
 
 _EXAMPLES = """\

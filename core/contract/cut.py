@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from splitlab.core.contract.errors import when
-from splitlab.core.contract.measure import Measurement
+from splitlab.core.contract.measure import Measured, Measurement
 
 __all__ = ["Cut"]
 
@@ -43,7 +43,7 @@ class Cut:
     targets: torch.Tensor
     step: int
     training: bool
-    measured: dict[Measurement, torch.Tensor] = field(default_factory=dict)
+    measured: dict[Measurement, torch.Tensor] = field(default_factory=Measured)
     sample_ids: torch.Tensor | None = None
     side: dict[str, torch.Tensor] = field(default_factory=dict)
     weights: torch.Tensor | None = None

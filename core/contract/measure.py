@@ -13,9 +13,9 @@ Shapes: B samples, N tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-__all__ = ["MEASUREMENTS", "Attention", "Keys", "Measurement"]
+__all__ = ["MEASUREMENTS", "Attention", "Keys", "Measured", "Measurement"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +66,13 @@ class Keys(Measurement):
 
 MEASUREMENTS: tuple[type[Measurement], ...] = (Keys, Attention)
 """All kinds that there are."""
+
+
+class Measured(dict[Measurement, Any]):
+    """What was measured, tensors by request."""
+
+    def __missing__(self, request: object) -> Any:
+        raise LookupError(
+            f"{request} is not measured here; ask for it in setup, with "
+            f"peer.request(NAME, {request}), and read it at the client"
+        )

@@ -168,7 +168,11 @@ class Bound:
         given = ",".join(f"{key}={shown(value)}" for key, value in self.given.items())
         return f"{self.title}:{given}" if given else self.title
 
+    def full(self, name: str = "") -> str:
+        """Return it with every parameter, under its title or another name."""
+        every = ",".join(f"{key}={shown(value)}" for key, value in self.params.items())
+        return ":".join(filter(None, (name or self.title, every)))
+
     def agreement(self) -> str:
         """Return what both peers must have in common, in one line."""
-        every = ",".join(f"{key}={shown(value)}" for key, value in self.params.items())
-        return f"{self.identity}:{every}" if every else self.identity
+        return self.full(self.identity)

@@ -13,6 +13,7 @@ import torch
 from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.cut import Cut
 from splitlab.core.contract.errors import PluginError, ProtocolError, when
+from splitlab.core.contract.measure import Measured
 from splitlab.core.contract.message import Kind, Message, Role
 from splitlab.core.contract.part import Part
 from splitlab.core.contract.peer import Peer
@@ -138,7 +139,7 @@ class Client(Worker):
             targets=batch.targets.to(self.peer.device),
             step=step,
             training=training,
-            measured=self._part.measured(),
+            measured=Measured(self._part.measured()),
             sample_ids=batch.sample_ids,
         )
 

@@ -144,7 +144,13 @@ class Stack:
             if probe.has("report"):
                 own = folder / f"{probe.label}{role}"
                 own.mkdir(parents=True, exist_ok=True)
-                probe.ask("report", folder=own)
+                try:
+                    probe.ask("report", folder=own)
+                except SplitlabError as error:
+                    summary = f"in {folder.parent}" if self._role == "client" else "at the client"
+                    raise type(error)(
+                        f"{error}; the run is complete, its summary is {summary}"
+                    ) from error
 
     # What the stack says of itself.
 

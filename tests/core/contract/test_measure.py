@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from splitlab.core.contract.measure import MEASUREMENTS, Attention, Keys, Measurement
+from splitlab.core.contract.measure import MEASUREMENTS, Attention, Keys, Measured, Measurement
 from splitlab.core.contract.part import Layout
 from splitlab.core.contract.traits import ASPECTS, Ground, Traits
 
@@ -16,6 +16,14 @@ def test_equal_requests_are_one_and_different_ones_are_not() -> None:
     assert len(set(requests)) == 3
     assert {Attention(): 1}[Attention(heads="mean")] == 1
     assert Attention(layer="rollout") != Attention()
+
+
+def test_what_was_not_asked_for_says_how_to_ask() -> None:
+    found = Measured({Keys(): 1})
+    assert found[Keys()] == 1
+    assert found.get(Attention()) is None
+    with pytest.raises(LookupError, match=r"ask for it in setup, with peer\.request\(NAME, Atten"):
+        found[Attention()]
 
 
 @pytest.mark.parametrize("kind", MEASUREMENTS)
