@@ -131,13 +131,14 @@ def show_plan(plan: Plan) -> None:
     facts += _listed("probes", _as_named("probes", config.probes, plan.probes))
     whole = f"{human_bytes(plan.batch_bytes)} each way uncompressed"
     if plan.step_bytes is None:
-        predicted = f"cannot be foreseen, {whole}"
+        predicted = [f"cannot be foreseen, {whole}"]
     else:
         up, down = plan.step_bytes
-        predicted = f"about {human_bytes(up)} up, {human_bytes(down)} down ({whole})"
+        predicted = [f"about {human_bytes(up)} up, {human_bytes(down)} down ({whole})"]
+        predicted += ["besides labels, side information and headers"]
     steps = plan.expected_steps
     facts += [
-        ("bytes a step", predicted),
+        *_listed("bytes a step", predicted),
         ("steps", "cannot be foreseen" if steps is None else f"about {steps:,}"),
         ("budget", config.budget),
         ("evaluation", f"{_every(plan.eval_every)}, {_through(plan)}"),

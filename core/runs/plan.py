@@ -172,7 +172,7 @@ class Plan(PeerPlan):
 
     @property
     def step_bytes(self) -> tuple[int, int] | None:
-        """What a full batch is expected to send up and down, without labels and headers.
+        """What a full batch is expected to send up and down, as activations and gradients alone.
 
         By the nominal ratios; None where a plugin sends what nobody can foresee, a compressed
         string of bytes.
