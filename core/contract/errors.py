@@ -13,7 +13,9 @@ Messages name the value that was refused, what is allowed, and the way out.
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 __all__ = [
     "ConfigError",
@@ -22,6 +24,7 @@ __all__ = [
     "PluginError",
     "ProtocolError",
     "SplitlabError",
+    "told",
     "unknown_name",
 ]
 
@@ -48,6 +51,23 @@ class ProtocolError(LinkError):
 
 class NetworkError(LinkError):
     """No answer in time, connection lost, address not reachable or in use."""
+
+
+def told(error: Exception) -> str:
+    """Return what code of somebody's own raised, in one line, with the last line of theirs.
+
+    Such as ``"ValueError: only one image (m.py:12)"``; no place where only torch's code failed.
+    """
+    text = f"{type(error).__name__}: {error}".split("\n")[0].rstrip(": ")
+    theirs = [
+        f" ({Path(frame.f_code.co_filename).name}:{line})"
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__")).partition(".")[0] not in _NOT_THEIRS
+    ]
+    return text + (theirs[-1] if theirs else "")
+
+
+_NOT_THEIRS = frozenset({"splitlab", "timm", "torch"})
 
 
 def unknown_name(what: str, name: str, known: Iterable[str], remedy: str = "") -> ConfigError:
