@@ -130,9 +130,9 @@ class Loop:
         trained = session.hold(self.client.train(batch, progress.step))
         loss = trained.loss
         if loss != loss or loss in (float("inf"), float("-inf")):
-            raise SplitlabError(
-                f"step {progress.step}: the loss is {loss}; lower --lr, or check the stack"
-            )
+            suspects = "the model and the stack" if self.plan.stack else "the model"
+            lower = "lower --lr, or " if progress.step else ""  # at first nothing was learned
+            raise SplitlabError(f"step {progress.step}: the loss is {loss}; {lower}check {suspects}")
         size = self.plan.config.batch_size
         progress.step += 1
         progress.samples += trained.samples
