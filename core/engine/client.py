@@ -133,9 +133,8 @@ class Client(Worker):
             )
 
     def _cut(self, batch: Batch, step: int, *, training: bool) -> Cut:
-        self._part.train(training)
         return Cut(
-            activations=self._part.forward(batch.images.to(self.peer.device)),
+            activations=self._forward(batch.images.to(self.peer.device), step, training=training),
             targets=batch.targets.to(self.peer.device),
             step=step,
             training=training,

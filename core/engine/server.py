@@ -114,7 +114,6 @@ class Server(Worker):
 
     def _train(self, cut: Cut) -> Message:
         leaf = cut.activations.requires_grad_()
-        self._part.train(True)
         with isolated_rng(self.peer.seed, "server", cut.step, device=self.peer.device):
             self.stack.before_server_forward(cut)
             logits = self._logits(cut)
@@ -144,7 +143,6 @@ class Server(Worker):
 
     @torch.no_grad()
     def _evaluate(self, cut: Cut, stacked: bool) -> Message:
-        self._part.train(False)
         purpose = "server-evaluation"
         with isolated_rng(self.peer.seed, purpose, cut.step, device=self.peer.device):
             if stacked:
@@ -180,4 +178,4 @@ class Server(Worker):
                     f"{cut.when}: cut.token_sizes have shape {[*sizes.shape]}; for each of "
                     f"{shape[:2]} tokens a number above 0 is needed"
                 )
-        return self._part.forward(cut.activations, sizes)
+        return self._forward(cut.activations, cut.step, training=cut.training, token_sizes=sizes)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from splitlab.core.contract.cut import Cut
-from splitlab.core.contract.errors import PluginError, when
+from splitlab.core.contract.errors import ConfigError, PluginError, reason, when
 from splitlab.core.contract.part import Part
 from splitlab.core.contract.peer import Peer
 from splitlab.core.engine.stack import Stack
@@ -69,6 +69,22 @@ class Worker:
             self._optimizer.zero_grad(set_to_none=True)
         self.stack.step_end(step)
 
+    def _forward(
+        self,
+        inputs: torch.Tensor,
+        step: int,
+        *,
+        training: bool,
+        token_sizes: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Run the part of the model; an error of it says when."""
+        self._part.train(training)
+        try:
+            return self._part.forward(inputs, token_sizes)
+        except ConfigError as error:
+            when = "step" if training else "evaluation batch"
+            raise ConfigError(f"{when} {step}: {error}") from error
+
     def _backward(self, of: torch.Tensor, gradient: torch.Tensor | None, step: int) -> None:
         try:
             torch.autograd.backward(of, gradient)
@@ -77,11 +93,14 @@ class Worker:
         except Exception as error:
             plugins = " + ".join(self.stack.traits())
             if not plugins:
-                raise
+                raise ConfigError(
+                    f"{when(step)}: the backward pass through the model failed: {reason(error)}; "
+                    "look at autograd functions of its segments' own, and at what they change in place"
+                ) from error
             raise PluginError(
                 f"{when(step)}: the backward pass through the stack {plugins} failed: "
-                f"{type(error).__name__}: {error}; look at autograd functions of the plugins' own, "
-                "and at changes of cut.activations in place"
+                f"{reason(error)}; look at autograd functions of the plugins' own, and at changes "
+                "of cut.activations in place; or at those of the model"
             ) from error
 
     def _suspects(self) -> str:

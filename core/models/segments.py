@@ -25,12 +25,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from splitlab.core.contract.errors import ConfigError
+from splitlab.core.contract.errors import ConfigError, SplitlabError, reason
 from splitlab.core.contract.measure import Measurement
 from splitlab.core.contract.part import Layout
 from splitlab.core.models.crossing import Leaving, channels_last, from_tokens, seen, to_tokens
 
-__all__ = ["Segment", "Segmented", "SegmentedPart", "Segments"]
+__all__ = ["Segment", "Segmented", "SegmentedPart", "Segments", "ran", "tried"]
 
 Segment = Callable[[torch.Tensor], torch.Tensor]
 
@@ -116,6 +116,7 @@ class SegmentedPart:
         first, end = bounds[index], bounds[index + 1]
         self.module = _copied(model, first or 0, end, device)
         self._segments = list(model.segments(self.module))[first:end]
+        self._first = first or 0
         # Whichever tokens arrive, an image segment is given its image back.
         self._arriving = model.leaving(first - 1) if first else Leaving()
         self._leaving = model.leaving(end - 1) if end else Leaving()
@@ -136,16 +137,8 @@ class SegmentedPart:
             x = from_tokens(inputs, self._arriving)
         elif self._copies:
             x = inputs.clone()
-        try:
-            for segment in self._segments:
-                x = segment(x)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise ConfigError(
-                f"batch norm cannot train on a batch of {len(x)} of this image size ({error}); "
-                "choose a --batch-size whose last batch is larger, or larger images"
-            ) from None
+        for number, segment in enumerate(self._segments, self._first):
+            x = ran(number, segment, x)
         return to_tokens(x, self._leaving) if len(self._leaving.shape) in (1, 3) else x
 
     def unable(self, request: Measurement) -> str | None:
@@ -246,7 +239,7 @@ class Segments(Segmented):
         return int(name.partition(".")[0])
 
     def shape(self, cut: int) -> tuple[int, ...]:
-        """Return what leaves a segment for one sample; one image is tried."""
+        """Return what leaves a segment for one sample; two images are tried."""
         return self.leaving(cut).shape
 
     def leaving(self, cut: int) -> Leaving:
@@ -255,7 +248,7 @@ class Segments(Segmented):
         return self._left[cut]
 
     def check(self, classes: int) -> None:
-        """Try one image, too; `ConfigError` unless the last segment makes (B, classes) of it."""
+        """Try two images, too; `ConfigError` unless the last segment makes (B, classes) of it."""
         super().check(classes)
         made = self.leaving(self.last_cut + 1).shape
         if made != (classes,):
@@ -276,7 +269,7 @@ class Segments(Segmented):
 
 
 def tried(model: Segmented) -> list[Leaving]:
-    """Run one image of zeros through all segments, and back; returns what leaves each.
+    """Run two images of zeros through all segments, and back; returns what leaves each.
 
     Raises:
         ConfigError: a segment fails, or makes what no segment may make.
@@ -288,24 +281,24 @@ def tried(model: Segmented) -> list[Leaving]:
     made: list[Leaving] = []
     back: dict[int, bool] = {}
     try:
-        size = (1, model.channels, model.image_size, model.image_size)
+        size = (2, model.channels, model.image_size, model.image_size)
         with torch.set_grad_enabled(device.type != "meta"):
             image = torch.zeros(size, device=device, requires_grad=True)
             x = image.clone()
             for number, segment in enumerate(model.segments(module)):
-                x = _ran(number, segment, x)
+                x = ran(number, segment, x, _OTHER_IMAGES)
                 made.append(Leaving(tuple(x.shape[1:]), channels_last(x)))
                 if x.requires_grad:
                     # At once: the next segment may change it in place.
                     x.register_hook(functools.partial(_note, back, number))  # type: ignore[no-untyped-call]
         if x.requires_grad:
             torch.autograd.grad(x, image, torch.zeros_like(x), allow_unused=True)
-    except ConfigError:
+    except (SplitlabError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise ConfigError(
             f"segment {min(back, default=len(made) - 1)} of the model cannot go back: "
-            f"{_first_line(error)}; mend its backward pass, or what changes its output in place"
+            f"{reason(error)}; mend its backward pass, or what changes its output in place"
         ) from error
     finally:
         for part, mode in was.items():
@@ -315,32 +308,42 @@ def tried(model: Segmented) -> list[Leaving]:
     ]
 
 
-def _ran(number: int, segment: Segment, x: torch.Tensor) -> torch.Tensor:
-    """Return what a segment makes of one sample."""
+_OTHER_IMAGES = "mend the segment, or say other channels= or image_size= of the images"
+
+
+def ran(
+    number: int, segment: Segment, x: torch.Tensor, way_out: str = "mend the segment", **more: Any
+) -> torch.Tensor:
+    """Return what a segment makes of some samples.
+
+    Raises:
+        ConfigError: it fails, or makes what no segment may make; names it.
+    """
     before = [*x.shape]
     try:
-        made: Any = segment(x)
+        made: Any = segment(x, **more)
+    except (SplitlabError, torch.OutOfMemoryError):
+        raise
     except Exception as error:
+        if "more than 1 value per channel" in str(error):
+            raise ConfigError(
+                f"batch norm cannot train on a batch of {len(x)} of this image size ({error}); "
+                "choose a --batch-size whose last batch is larger, or larger images"
+            ) from None
         raise ConfigError(
-            f"segment {number} of the model does not take what the one before makes, {before}: "
-            f"{_first_line(error)}; mend the segment, or say other channels= or image_size= of the "
-            "images"
+            f"segment {number} of the model failed on {before}: {reason(error)}; {way_out}"
         ) from error
     if not isinstance(made, torch.Tensor):
         raise ConfigError(
             f"segment {number} of the model makes a {type(made).__name__}; it must return one "
             "tensor, and what else the next one needs must be in it"
         )
-    if made.shape[:1] != (1,):
+    if [*made.shape[:1]] != before[:1]:
         raise ConfigError(
-            f"segment {number} of the model makes {[*made.shape]} of one sample; the samples must "
-            "stay in front: (B, D, H, W), (B, N, D) or (B, D)"
+            f"segment {number} of the model makes {[*made.shape]} of {before}; the samples must "
+            f"stay in front, here {before[0]}: (B, D, H, W), (B, N, D) or (B, D)"
         )
     return made
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".strip().split("\n")[0]
 
 
 def _note(back: dict[int, bool], number: int, gradient: torch.Tensor) -> None:

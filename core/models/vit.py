@@ -20,7 +20,7 @@ from torch import nn
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.measure import Attention, Keys, Measurement
 from splitlab.core.contract.part import Layout
-from splitlab.core.models.segments import Segment, Segmented, SegmentedPart
+from splitlab.core.models.segments import Segment, Segmented, SegmentedPart, ran
 
 __all__ = ["ViT", "class_attention", "shaped", "vit", "whole"]
 
@@ -195,8 +195,9 @@ class ViTPart(SegmentedPart):
                 f"a {self._maskless} of this model takes no attention mask, which weighing tokens "
                 "by their size needs; choose another model, or a method that sends no token sizes"
             )
-        for segment in self._segments:
-            x = segment(x, attn_mask=bias) if isinstance(segment, nn.Module) else segment(x)
+        for number, segment in enumerate(self._segments, self._first):
+            weighs: dict[str, Any] = {"attn_mask": bias} if isinstance(segment, nn.Module) else {}
+            x = ran(number, segment, x, **weighs)
         return x
 
     @functools.cached_property

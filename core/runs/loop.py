@@ -130,8 +130,10 @@ class Loop:
         trained = session.hold(self.client.train(batch, progress.step))
         loss = trained.loss
         if loss != loss or loss in (float("inf"), float("-inf")):
+            suspects = "the model and the stack" if self.plan.stack else "the model"
+            lower = "lower --lr, or " if progress.step else ""  # at first nothing was learned
             raise SplitlabError(
-                f"{when(trained.step)}: the loss is {loss}; lower --lr, or check the stack"
+                f"{when(trained.step)}: the loss is {loss}; {lower}check {suspects}"
             )
         size = self.plan.config.batch_size
         progress.step += 1

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from splitlab.core.contract import errors
-from splitlab.core.contract.errors import unknown_name, when, where
+from splitlab.core.contract.errors import reason, unknown_name, when, where
 
 
 def test_the_tree_of_the_docstring_is_the_tree() -> None:
@@ -60,3 +61,13 @@ def test_a_step_is_called_as_logs_count_it() -> None:
 
 def test_an_error_that_never_passed_the_users_code_has_no_place() -> None:
     assert where(KeyError("loss")) == ""
+
+
+def test_what_raised_is_told_in_one_line_with_the_last_line_that_is_not_torchs() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.nn.Unflatten(0, (2, 2))(torch.zeros(3))
+    told = reason(caught.value)
+    assert told.startswith("RuntimeError: ")
+    assert re.search(r" \(test_errors\.py:\d+\)$", told)
+    assert reason(ValueError("a\nb")) == "ValueError: a b"
+    assert reason(AssertionError()) == "AssertionError"

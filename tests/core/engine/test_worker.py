@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from splitlab.core import (
+    ConfigError,
     PluginError,
     hookimpl,
 )
@@ -244,22 +245,50 @@ def test_a_broken_contract_is_the_plugins_error_and_names_the_step(
     assert "step 42" in str(caught.value) or "has no tensor" in words or "engine uses" in words
 
 
+class Breaks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        raise ValueError("no derivative")
+
+
 @pytest.mark.parametrize("hook", ["after_client_forward", "before_server_forward"])
 def test_a_backward_pass_that_fails_is_put_down_to_the_stack(tiny: Any, hook: str) -> None:
-    class Breaks(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-            raise ValueError("no derivative")
-
     act = assign("activations", Breaks.apply)
     client, server = tiny.pair([tiny.bound(Sabotage, hook=hook, act=act)])
     with pytest.raises(
         PluginError, match=r"step 1: the backward pass .* sabotage failed: ValueError: no deriv"
     ):
+        tiny.train(client, server, [0])
+
+
+@pytest.mark.parametrize(("guilty", "segment"), [(0, 0), (1, 2)])
+def test_a_segment_that_fails_is_named_with_the_step(
+    tiny: Any, peers: Any, guilty: int, segment: int
+) -> None:
+    def fails(x: torch.Tensor) -> torch.Tensor:
+        raise ValueError("no such rows")
+
+    pair = client, server = tiny.pair()
+    pair[guilty]._part._segments[0] = fails
+    said = rf"segment {segment} .*: ValueError: no such rows \(test_worker.py:\d+\)"
+    with pytest.raises(ConfigError, match=f"^step 41: {said}"):
+        tiny.train(client, server, [41])
+    with pytest.raises(ConfigError, match=f"^evaluation batch 3: {said}"):
+        hold(client.query(tiny.batch(), 3, stacked=True), peers.ask(server))
+
+
+@pytest.mark.parametrize("guilty", [0, 1])
+def test_without_plugins_a_backward_pass_that_fails_is_put_down_to_the_model(
+    tiny: Any, guilty: int
+) -> None:
+    pair = client, server = tiny.pair()
+    pair[guilty]._part._segments.append(Breaks.apply)
+    said = r"step 1: the backward pass through the model failed: ValueError: .*\(test_worker.py:\d+"
+    with pytest.raises(ConfigError, match=said):
         tiny.train(client, server, [0])
 
 

@@ -252,8 +252,8 @@ class Flat(Unordered):
         (Unordered, "it does not run its modules one after another"),
         (Headless, "it has no forward_head"),
         (Stageless, "it has no stages"),
-        (Misfit, "segment 2 of the model does not take what the one before makes"),
-        (Flat, "segment 4 of the model does not take what the one before makes"),
+        (Misfit, "segment 2 of the model failed on"),
+        (Flat, "segment 4 of the model failed on"),
     ],
 )
 def test_a_network_that_is_not_staged_is_refused(kind: type[nn.Module], reason: str) -> None:

@@ -179,9 +179,7 @@ def test_token_sizes_and_measurements_are_refused() -> None:
 def test_segments_that_do_not_follow_each_other_are_refused() -> None:
     with isolated_rng(0, device=CPU):
         model = Segments([nn.Conv2d(3, 4, 3), nn.Conv2d(5, 4, 3)], channels=3, image_size=8)
-    with pytest.raises(
-        ConfigError, match=r"segment 1 .* what the one before makes, \[1, 4, 6, 6\]"
-    ):
+    with pytest.raises(ConfigError, match=r"segment 1 .*failed on \[2, 4, 6, 6\]: RuntimeError: G"):
         model.layout(0)
 
 
@@ -219,15 +217,25 @@ class NoWayBack(torch.autograd.Function):
     [
         (lambda x: (x, x), r"segment 1 of the model makes a tuple; it must return one tensor"),
         (lambda x: None, r"segment 1 of the model makes a NoneType; it must return one tensor"),
-        (lambda x: x.flatten(0, 1), r"segment 1 .* makes \[3, 8, 8\] of one sample; the samples"),
-        (lambda x: x.sum(), r"segment 1 .* makes \[\] of one sample; the samples must stay in"),
+        (lambda x: x.flatten(0, 1), r"segment 1 .* makes \[6, 8, 8\] of \[2, 3, 8, 8\]; the samp"),
+        (lambda x: x.mean(0, keepdim=True), r"makes \[1, 3, 8, 8\] .*must stay in front, here 2:"),
+        (lambda x: x.sum(), r"segment 1 .* makes \[\] of \[2, 3, 8, 8\]; the samples must stay in"),
         (
             fails(KeyError("gone")),
-            r"segment 1 .*\[1, 3, 8, 8\]: KeyError: 'gone'; mend the segment",
+            r"segment 1 .*\[2, 3, 8, 8\]: KeyError: 'gone' \(test_segments.py:\d+\); mend the segm",
         ),
-        (fails(AssertionError()), r"segment 1 .*: AssertionError:; mend the segment, or say other"),
-        (fails(NotImplementedError("a\nb")), r"segment 1 .*: NotImplementedError: a; mend the seg"),
-        (NoWayBack.apply, r"segment 1 .* cannot go back: LookupError: no way back; mend its back"),
+        (
+            fails(AssertionError()),
+            r"segment 1 .*: AssertionError \(.*\); mend the segment, or say other",
+        ),
+        (
+            fails(NotImplementedError("a\nb")),
+            r"segment 1 .*: NotImplementedError: a b \(.*\); mend the seg",
+        ),
+        (
+            NoWayBack.apply,
+            r"segment 1 .* cannot go back: LookupError: no way back \(.*\); mend its",
+        ),
     ],
 )
 def test_a_segment_that_is_wrong_is_named_with_the_way_out(what: Any, reason: str) -> None:
@@ -291,13 +299,42 @@ def test_state_goes_back_and_another_cuts_is_refused() -> None:
         model.part(0, (0,), CPU).load_state_dict(state)
 
 
-def test_other_errors_of_a_segment_are_its_own() -> None:
-    class Bad(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if len(x) > 1:
-                raise ValueError("not so many")
-            return x
+class FewOnly(nn.Module):
+    """Fails on more samples than the two that are tried."""
 
-    part = Segments([Bad(), nn.Flatten()], channels=3, image_size=8).part(0, (0,), CPU)
-    with pytest.raises(ValueError, match="not so many"):
-        part.forward(torch.zeros(2, 3, 8, 8))
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 2:
+            raise self.error
+        return x
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_segment_that_fails_later_is_named(index: int) -> None:
+    segments = [FewOnly(ValueError("not so many")), nn.Flatten()]
+    model = Segments([*segments, *segments], channels=3, image_size=8)
+    model.check(192)
+    part = model.part(index, (1,), CPU)
+    told = rf"segment {2 * index} of .* on \[3, .*: ValueError: not so many \(test_segments.py:\d+"
+    with pytest.raises(ConfigError, match=told):
+        part.forward(torch.zeros((3, 1, 192) if index else (3, 3, 8, 8)))
+
+
+def test_a_segment_that_keeps_two_samples_only_is_named() -> None:
+    class Two(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[:2]
+
+    part = Segments([Two(), nn.Flatten()], channels=3, image_size=8).part(0, (0,), CPU)
+    with pytest.raises(ConfigError, match=r"segment 0 .* makes \[2, 3, 8, 8\] of \[8, 3, 8, 8\];"):
+        part.forward(torch.zeros(8, 3, 8, 8))
+
+
+def test_memory_that_runs_out_is_not_the_segments_fault() -> None:
+    few = FewOnly(torch.OutOfMemoryError("full"))
+    part = Segments([few, nn.Flatten()], channels=3, image_size=8).part(0, (0,), CPU)
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        part.forward(torch.zeros(3, 3, 8, 8))

@@ -58,10 +58,29 @@ def test_both_evaluations_are_reported_where_a_plugin_acts(
 
 def test_a_loss_that_is_not_finite_ends_the_run(real: Any, easy_data: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {**real.SMALL, "lr": 1e6, "optimizer": "sgd", "budget": "steps=50"}
-    with pytest.raises(SplitlabError, match=r"the loss is (nan|inf); lower --lr") as caught:
+    told = r"the loss is (nan|inf); lower --lr, or check the model$"
+    with pytest.raises(SplitlabError, match=told) as caught:
         run(data_dir=easy_data, output=str(tmp_path / "r"), **options)
     logged = (record.step for record in read_records(tmp_path / "r"))
     assert str(caught.value).startswith(f"step {max(logged, default=0) + 1}: ")  # as logs count
+    with pytest.raises(SplitlabError, match=r"or check the model and the stack$"):
+        run(data_dir=easy_data, output=str(tmp_path / "s"), plugins=["none"], **options)
+
+
+def test_a_loss_that_was_never_finite_is_not_put_down_to_the_rate(
+    real: Any, easy_data: str, tmp_path: Path
+) -> None:
+    model = tmp_path / "nan.py"
+    model.write_text(
+        "from torch import nn\nfrom splitlab.core import Segments\n"
+        "class Nan(nn.Flatten):\n"
+        "    def forward(self, x): return super().forward(x) * float('nan')\n"
+        "def made(*, classes: int): return Segments("
+        "[Nan(), nn.Linear(784, classes)], channels=1, image_size=28)\n"
+    )
+    options = {**real.SMALL, "model": f"{model}:made"}
+    with pytest.raises(SplitlabError, match=r"^step 1: the loss is nan; check the model$"):
+        run(data_dir=easy_data, output=str(tmp_path / "r"), budget="steps=2", **options)
 
 
 # Going on from a checkpoint.
