@@ -95,7 +95,8 @@ class Worker:
             if not plugins:
                 raise ConfigError(
                     f"{when(step)}: the backward pass through the model failed: {reason(error)}; "
-                    "look at autograd functions of its segments' own, and at what they change in place"
+                    "look at autograd functions of its segments' own, and at what they change in "
+                    "place"
                 ) from error
             raise PluginError(
                 f"{when(step)}: the backward pass through the stack {plugins} failed: "
