@@ -287,6 +287,11 @@ def tried(model: Segmented) -> list[Leaving]:
             x = image.clone()
             for number, segment in enumerate(model.segments(module)):
                 x = ran(number, segment, x, _OTHER_IMAGES)
+                if not x.numel():
+                    raise ConfigError(
+                        f"segment {number} of the model makes {[*x.shape]}, which is nothing; make "
+                        "it wider"
+                    )
                 made.append(Leaving(tuple(x.shape[1:]), channels_last(x)))
                 if x.requires_grad:
                     # At once: the next segment may change it in place.
