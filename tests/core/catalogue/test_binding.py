@@ -207,7 +207,7 @@ def test_a_model_is_built_for_so_many_classes_which_users_do_not_set(nets: Path)
     assert bound.params == {"depth": 5, "wide": False}
     assert bound.build(classes=10) == (10, 5, False)
     assert bind("models", f"{nets}:net:wide=on").build(classes=2) == (2, 2, True)
-    with pytest.raises(ConfigError, match="^model 'net': classes is not .*; the data decide it$"):
+    with pytest.raises(ConfigError, match=r"^model 'net': classes is not .*; the data decide it$"):
         bind("models", "net:classes=3")
 
 
