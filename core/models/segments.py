@@ -194,7 +194,7 @@ class Segments(Segmented):
             tokens (B, N, D), or vectors (B, D). The last one makes logits (B, C).
         channels: of the images.
         image_size: their height and width in pixels.
-        default_cut: where it is cut if the user names no cut; behind segment 0 by default.
+        default_cut: where it is cut if the user names no cut.
         any_tokens: whether the segments take tokens (B, N, D) in any number, as transformers do.
         class_token: whether the first token is a class token.
         prefix_tokens: how many special tokens stand in front, the class token included.

@@ -196,7 +196,7 @@ class ViTPart(SegmentedPart):
                 "by their size needs; choose another model, or a method that sends no token sizes"
             )
         for number, segment in enumerate(self._segments, self._first):
-            weighs = {"attn_mask": bias} if isinstance(segment, nn.Module) else {}
+            weighs: Any = {"attn_mask": bias} if isinstance(segment, nn.Module) else {}
             x = ran(number, segment, x, **weighs)
         return x
 
