@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from splitlab import core
-from splitlab.core.catalogue.listing import plugin_facts, plugin_rows
+from splitlab.core.catalogue.listing import described, plugin_facts, plugin_rows
 from splitlab.core.catalogue.tables import entries
 from splitlab.core.contract import hooks
 from splitlab.core.contract.traits import ASPECTS, Traits
@@ -151,10 +151,19 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def quoting_page(name: str) -> str:
-    """Return a page of docs/ with the files that it quotes whole."""
+    """Return a page of docs/ with the files that it quotes whole, and the arguments of classes."""
     text = (HERE / name).read_text(encoding="utf-8")
 
     def quoted(match: re.Match[str]) -> str:
+        if "." not in match[1]:
+            told = described(getattr(core, match[1]))["parameters"]
+            defaults = ["needed" if p["required"] else f"`{p['default']!r}`" for p in told]
+            rows = [
+                (f"`{p['name']}`", default, p["meaning"])
+                for p, default in zip(told, defaults, strict=True)
+            ]
+            table = _table(("argument", "default", "meaning"), rows)
+            return f"<!-- begin {match[1]} -->\n{table}\n<!-- end {match[1]} -->"
         source = (HERE.parent / match[1]).read_text(encoding="utf-8").strip()
         return f"<!-- begin {match[1]} -->\n```python\n{source}\n```\n<!-- end {match[1]} -->"
 

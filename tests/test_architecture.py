@@ -189,6 +189,7 @@ WORDS_FOR_USERS = {
     ("core/testing/tiny.py", "vit"): "its method that makes the kit's smallest model",
     ("core/runs/serve.py", "tcp"): "the way out in an error",
     ("core/command/check.py", "adc"): "the examples in --help",
+    ("core/command/check.py", "quantize"): "an example in --help, and the way out in an error",
     ("core/command/check.py", "tcp"): "the examples in --help",
     ("core/command/compare.py", "adc"): "the examples in --help",
     ("core/command/compare.py", "quantize"): "the examples in --help",

@@ -14,8 +14,10 @@ from splitlab.core.contract.settings import Bound, Parameter, parameters
 
 __all__ = ["bind", "bind_as", "bind_stack", "broken"]
 
-_NOT_SETTINGS: Mapping[Loadable, frozenset[str]] = {"models": frozenset({"classes", "pretrained"})}
-"""Parameters that are not the user's to set: `Bound.build` is given them."""
+_NOT_SETTINGS: Mapping[Loadable, Mapping[str, str]] = {
+    "models": {"classes": "the data decide it", "pretrained": "--pretrained decides it"}
+}
+"""Parameters that are not the user's to set, and why: `Bound.build` is given them."""
 
 
 def bind(kind: Loadable, text: str) -> Bound:
@@ -109,6 +111,7 @@ def _bind(
     fixed: Mapping[str, Any] = MappingProxyType({}),
 ) -> Bound:
     entry = None if ".py:" in head else known(kind, head)
+    typed = label or head
     label = label or (entry.name if entry else head.partition(".py:")[2])
     loaded = find(kind, head)
     found = _takes(kind, label, loaded.factory)
@@ -120,7 +123,7 @@ def _bind(
     missing = [key for key, p in takes.items() if p.required and params[key] is p.default]
     if missing:
         raise ConfigError(
-            f"{SINGULAR[kind]} {label!r} needs {', '.join(missing)}; write {label}:{missing[0]}=…"
+            f"{SINGULAR[kind]} {label!r} needs {', '.join(missing)}; write {typed}:{missing[0]}=…"
         )
     return Bound(
         label,
@@ -141,7 +144,7 @@ def _takes(kind: Loadable, label: str, factory: Any) -> dict[str, Parameter]:
         raise PluginError(
             f"the parameters of {SINGULAR[kind]} {label!r} cannot be read: {error}"
         ) from error
-    hidden = _NOT_SETTINGS.get(kind, frozenset())
+    hidden = _NOT_SETTINGS.get(kind, {})
     return {name: parameter for name, parameter in found.items() if name not in hidden}
 
 
@@ -152,6 +155,8 @@ def _parsed(
     values: dict[str, Any] = {}
     for key, value in settings.items():
         if key not in takes:
+            if reason := _NOT_SETTINGS.get(kind, {}).get(key):
+                raise ConfigError(f"{owner}: {key} is not to be set here; {reason}")
             raise ConfigError(f"{owner}: {unknown_name('parameter', key, takes)}")
         values[key] = takes[key].parse(owner, value)
     return values

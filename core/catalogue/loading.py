@@ -19,7 +19,7 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from typing import Any
 
-from splitlab.core.catalogue.tables import SINGULAR, Entry, Loadable, entries
+from splitlab.core.catalogue.tables import LOADABLE, SINGULAR, Entry, Loadable, entries
 from splitlab.core.contract.errors import (
     ConfigError,
     PluginError,
@@ -28,7 +28,7 @@ from splitlab.core.contract.errors import (
     unknown_name,
 )
 
-__all__ = ["Loaded", "find", "known", "load", "split"]
+__all__ = ["Loaded", "find", "known", "load", "split", "takes_classes"]
 
 _EXAMPLES: Mapping[Loadable, str] = {
     "plugins": "MyMethod",
@@ -104,6 +104,12 @@ def known(kind: Loadable, name: str) -> Entry:
     """Return the entry of this name; `ConfigError` if there is none, or none that can be used."""
     found = entries(kind)
     if name not in found:
+        for other in LOADABLE:
+            if name in entries(other):
+                raise ConfigError(
+                    f"{name!r} is a {SINGULAR[other]}, not a {SINGULAR[kind]}; --{SINGULAR[other]} "
+                    f"{name} takes it"
+                )
         names = [*found, *entries("stacks")] if kind == "plugins" else [*found]
         remedy = f"; or name a file: path/to/file.py:{'function' if kind == 'models' else 'Class'}"
         raise unknown_name(SINGULAR[kind], name, names, remedy)
@@ -154,6 +160,14 @@ def _fits(kind: Loadable, factory: Any) -> bool:
     return isinstance(factory, type) or (kind == "models" and inspect.isfunction(factory))
 
 
+def takes_classes(factory: Any) -> bool:
+    """Return whether it has the parameter ``classes``, without which nothing makes a model."""
+    try:
+        return "classes" in inspect.signature(factory).parameters
+    except ValueError:  # a class that is not written in Python
+        return False
+
+
 def _noun(kind: Loadable) -> str:
     return "function" if kind == "models" else "class"
 
@@ -196,10 +210,17 @@ def _load_file(kind: Loadable, target: str) -> tuple[Any, str]:
             raise
     factory = getattr(module, name, None)
     if not _fits(kind, factory):
+        if inspect.isfunction(factory) and takes_classes(factory):
+            raise ConfigError(
+                f"{name!r} of {path.name} is a model, not a {SINGULAR[kind]}; --model {target} "
+                "takes it"
+            )
         own = [
             n
             for n, v in vars(module).items()
             if _fits(kind, v) and getattr(v, "__module__", "") == module_name
         ]
+        if kind == "models":  # classes and functions of which models are made are none themselves
+            own = [n for n in own if takes_classes(getattr(module, n))]
         raise unknown_name(f"{_noun(kind)} in {path.name}:", name, own)
     return factory, f"{name}@{digest}"

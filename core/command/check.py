@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from splitlab.core.command.options import Parser, add_json, declare, print_json
-from splitlab.core.contract.errors import ConfigError
+from splitlab.core.contract.errors import ConfigError, SplitlabError
 
 if TYPE_CHECKING:
     from splitlab.core.catalogue.tables import Loadable
@@ -25,6 +25,7 @@ _EXAMPLES = """\
   splitlab check adc                              every promise of a method, verified
   splitlab check my_method.py:MyMethod            one of your own, from its file
   splitlab check my-method --model resnet18       the same promises, on another model
+  splitlab check quantize --model my_model.py:my_model         on a model of your own
   splitlab check --transport tcp:nodelay=false    what a link must hold
   splitlab check --link my_link.py:MyLink         what it must hold with a wrapper around it
   splitlab check --probe my_probe.py:MyProbe      that it changes nothing
@@ -97,7 +98,10 @@ def _one(arguments: argparse.Namespace) -> Report | None:
         raise ConfigError(f"check {first} and {second} exclude each other; give one")
     if not named:
         if arguments.model:
-            raise ConfigError(f"--model {arguments.model} needs a NAME: the plugin to check on it")
+            raise ConfigError(
+                f"--model {arguments.model} needs a NAME, the plugin to check on it: "
+                f"splitlab check quantize --model {arguments.model}"
+            )
         return None
     [(option, text)] = named
     head = text.partition(":")[0]
@@ -108,12 +112,28 @@ def _one(arguments: argparse.Namespace) -> Report | None:
             ("probes", "--probe "),
         )
         option = next((each for kind, each in kinds if head in entries(kind)), "")
+        if not option and _is_model(text):
+            raise ConfigError(
+                f"{text} is a model; check a plugin on it: splitlab check quantize --model {text}"
+            )
     if not option:
         return check_plugin(text, model=arguments.model)
     if arguments.model:
         raise ConfigError(f"--model {arguments.model} is for plugins; check {text} without it")
     checks = {"--transport ": check_transport, "--link ": check_link, "--probe ": check_probe}
     return checks[option](text)
+
+
+def _is_model(text: str) -> bool:
+    """Return whether this names a model, of the catalogue, a file's or timm's."""
+    from splitlab.core.catalogue.loading import load, split, takes_classes
+    from splitlab.core.models.timm_models import is_timms
+
+    try:
+        head, _ = split("models", text)
+        return is_timms(head) or takes_classes(load("models", head))
+    except SplitlabError:
+        return False
 
 
 _STYLES = {"failed": "bold red", "warning": "yellow", "passed": "green", "skipped": "dim"}

@@ -53,7 +53,7 @@ def _models(arguments: argparse.Namespace) -> int:
     text = arguments.name
     if not text:
         return _overview(timm_names(), arguments.json)
-    if ":" in text or text in entries("models") or is_timms(text):
+    if ":" in text or text.endswith(".py") or text in entries("models") or is_timms(text):
         return _explain(text, arguments.json)
     return _matching(text, timm_names(), arguments.json)
 
@@ -71,9 +71,11 @@ def _overview(families: Mapping[str, list[str]], as_json: bool) -> int:
     counts = {family: len(names) for family, names in families.items()}
     if as_json:
         return print_json({"models": rows, "timm": counts})
-    from splitlab.core.command.show import print_line
+    from splitlab.core.command.show import print_line, print_table
 
     _print(rows)
+    print()
+    print_table(("model", "summary"), [(r["name"], r["summary"]) for r in rows if r["summary"]])
     print()
     numbers = ", ".join(f"{count:,} of family {family}" for family, count in counts.items())
     print_line(
@@ -86,7 +88,7 @@ def _overview(families: Mapping[str, list[str]], as_json: bool) -> int:
 def _matching(text: str, families: Mapping[str, list[str]], as_json: bool) -> int:
     """Show the models whose name contains the text; how they look, where they are few."""
     from splitlab.core.catalogue.tables import entries
-    from splitlab.core.contract.errors import ConfigError
+    from splitlab.core.models.timm_models import check_name
 
     family_of = dict.fromkeys(entries("models"), "catalogue")
     for family, names in families.items():
@@ -94,7 +96,7 @@ def _matching(text: str, families: Mapping[str, list[str]], as_json: bool) -> in
             family_of.setdefault(name, family)
     found = [name for name in family_of if text in name]
     if not found:
-        raise ConfigError(f"no model has {text!r} in its name; `splitlab models` lists some")
+        check_name(text, entries("models"))
     few = len(found) <= _SHOWN
     rows: list[dict[str, Any]] = [
         {"name": name, "family": family_of[name], **(_looks(name) if few else {})} for name in found
@@ -113,12 +115,15 @@ def _matching(text: str, families: Mapping[str, list[str]], as_json: bool) -> in
 def _explain(text: str, as_json: bool) -> int:
     """Show all that is known of one model: its cuts, what a stack can stand on, its settings."""
     from splitlab.core.catalogue.listing import described
+    from splitlab.core.catalogue.tables import entries
     from splitlab.core.contract.settings import shown
     from splitlab.core.models.build import bind_model, describe
 
     bound, facts = bind_model(text), describe(text)
     told = described(bound.factory)
-    first = told["description"].partition("\n")[0] or "it has no docstring"
+    entry = entries("models").get(text.partition(":")[0])
+    summary = entry.summary if entry else ""
+    summary = summary or told["description"].partition("\n")[0] or "it has no docstring"
     cuts = [
         {"cut": cut, "tokens": layout.tokens, "width": layout.width, "grid": layout.grid}
         for cut, layout in enumerate(facts.layouts)
@@ -132,10 +137,10 @@ def _explain(text: str, as_json: bool) -> int:
     if as_json:
         parts = {"client": facts.client_parameters, "server": facts.server_parameters}
         about = {"every_cut": cuts, "parts": parts, "lacks": lacks, "settings": settings}
-        return print_json({"name": text, **_looks(text), **about})
+        return print_json({"name": text, "summary": summary, **_looks(text), **about})
     from splitlab.core.command.show import print_facts, print_line, print_table
 
-    print_line((text, "bold"), f": {first}")
+    print_line((text, "bold"), f": {summary}")
     layout, size = facts.layout, facts.image_size
     lines: list[tuple[str, Cell]] = [
         ("family", facts.family),
@@ -206,7 +211,7 @@ def _cells(row: Mapping[str, Any]) -> tuple[Cell, ...]:
             "",
             "",
             "",
-            row.get("summary") or row["problem"],
+            row["problem"],
         )
     size = row["image_size"]
     return (

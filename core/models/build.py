@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from splitlab.core.catalogue.binding import bind, bind_as
-from splitlab.core.catalogue.loading import find, split
+from splitlab.core.catalogue.loading import find, load, split, takes_classes
 from splitlab.core.catalogue.tables import Entry, entries
 from splitlab.core.contract.errors import ConfigError, SplitlabError
 from splitlab.core.contract.part import Layout
@@ -72,10 +73,15 @@ def bind_model(text: str) -> Bound:
     """Bind ``NAME[:key=value,…]``: of the catalogue, a file's, or else one of timm's.
 
     Raises:
-        ConfigError: an unknown name, key or value.
+        ConfigError: an unknown name, key or value, or what makes no model.
     """
-    head = text.partition(":")[0]
+    head, _ = split("models", text)
     if ".py:" in text or head in entries("models"):
+        if not takes_classes(load("models", head)):
+            raise ConfigError(
+                f"model {head!r} takes no parameter 'classes', the width of its head; a model is a "
+                "function: def my_model(*, classes: int, …) -> Segments"
+            )
         return bind("models", text)
     check_name(head, entries("models"))
     return bind_as("models", text, "timm", name=head)
@@ -155,7 +161,8 @@ def describe(
     """
     bound = bind_model(name)
     classes = classes or _ANY_CLASSES
-    with isolated_rng(0, "model", device=torch.device("cpu")):
+    with isolated_rng(0, "model", device=torch.device("cpu")), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `build_model` lets them be heard
         try:
             with torch.device("meta"):
                 model = _built(bound, classes, image_size)
@@ -209,11 +216,6 @@ def _built(
     more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Segmented:
     known = parameters(bound.factory)
-    if "classes" not in known:
-        raise ConfigError(
-            f"model {bound.label!r} takes no parameter 'classes', the width of its head; write "
-            "def my_model(*, classes: int, …)"
-        )
     given = bound.given.get("image_size")
     if image_size is not None and "image_size" in known:
         if given not in (None, image_size):
@@ -236,7 +238,7 @@ def _built(
     try:
         model.check(classes)
     except ConfigError as error:
-        raise ConfigError(f"model {bound.label!r}: {error}") from error.__cause__
+        raise ConfigError(f"model {str(bound)!r}: {error}") from error.__cause__
     return model
 
 

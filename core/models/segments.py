@@ -194,7 +194,7 @@ class Segments(Segmented):
             tokens (B, N, D), or vectors (B, D). The last one makes logits (B, C).
         channels: of the images.
         image_size: their height and width in pixels.
-        default_cut: where it is cut if the user names no cut; behind segment 0 by default.
+        default_cut: where it is cut if the user names no cut.
         any_tokens: whether the segments take tokens (B, N, D) in any number, as transformers do.
         class_token: whether the first token is a class token.
         prefix_tokens: how many special tokens stand in front, the class token included.
@@ -287,6 +287,11 @@ def tried(model: Segmented) -> list[Leaving]:
             x = image.clone()
             for number, segment in enumerate(model.segments(module)):
                 x = ran(number, segment, x, _OTHER_IMAGES)
+                if not x.numel():
+                    raise ConfigError(
+                        f"segment {number} of the model makes {[*x.shape]}, which is nothing; make "
+                        "it wider"
+                    )
                 made.append(Leaving(tuple(x.shape[1:]), channels_last(x)))
                 if x.requires_grad:
                     # At once: the next segment may change it in place.

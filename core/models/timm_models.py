@@ -118,4 +118,9 @@ def check_name(name: str, own: Iterable[str] = ()) -> None:
         return
     known = [*own, *(timms for names in timm_names().values() for timms in names)]
     near = {*own, *difflib.get_close_matches(name, known, n=8)}
-    raise unknown_name("model", name, near, "; `splitlab models` lists all")
+    raise unknown_name(
+        "model",
+        name,
+        near,
+        "; `splitlab models` lists all, or name a file: path/to/file.py:function",
+    )

@@ -112,6 +112,14 @@ def test_needed_parameters_are_asked_for(kind: Any) -> None:
     assert bind(kind, "needs:rank=2,mode=b").build().rank == 2
 
 
+def test_what_a_file_needs_can_be_typed_as_told(kind: Any, file: Path) -> None:
+    file.write_text("class Needs:\n    def __init__(self, rank: int) -> None: ...\n")
+    with pytest.raises(ConfigError) as caught:
+        bind(kind, f"{file}:Needs")
+    told = f"{SINGULAR[kind]} 'Needs' needs rank; write {file}:Needs:rank=…"
+    assert str(caught.value) == told
+
+
 def test_what_peers_agree_on_does_not_tell_how_it_was_written(kind: Any) -> None:
     texts = ("method:ratio=0.10", "method", "method:tau=none")
     [agreed] = {bind(kind, text).agreement() for text in texts}
@@ -199,7 +207,7 @@ def test_a_model_is_built_for_so_many_classes_which_users_do_not_set(nets: Path)
     assert bound.params == {"depth": 5, "wide": False}
     assert bound.build(classes=10) == (10, 5, False)
     assert bind("models", f"{nets}:net:wide=on").build(classes=2) == (2, 2, True)
-    with pytest.raises(ConfigError, match="model 'net': unknown parameter 'classes'; known: depth"):
+    with pytest.raises(ConfigError, match=r"^model 'net': classes is not .*; the data decide it$"):
         bind("models", "net:classes=3")
 
 

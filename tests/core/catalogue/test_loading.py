@@ -185,6 +185,15 @@ def test_an_error_of_ours_during_import_keeps_its_kind(
 
 
 @pytest.mark.parametrize("kind", LOADABLE)
+def test_a_name_of_another_kind_is_told_apart(kind: Any) -> None:
+    name, other = ("adc", "plugin") if kind != "plugins" else ("vit-mini", "model")
+    with pytest.raises(ConfigError) as caught:
+        load(kind, name)
+    told = f"{name!r} is a {other}, not a {SINGULAR[kind]}; --{other} {name} takes it"
+    assert str(caught.value) == told
+
+
+@pytest.mark.parametrize("kind", LOADABLE)
 def test_a_class_of_a_file_is_of_any_kind(file: Path, kind: Any) -> None:
     assert load(kind, f"{file}:Mine").__doc__ == "Mine."
     assert load(kind, f"{file}:Mine") is load(kind, f"{file}:Mine")
@@ -224,7 +233,11 @@ def test_files_that_cannot_be_used_say_why(file: Path, tmp_path: Path, kind: Any
     what = SINGULAR[kind]
     with pytest.raises(ConfigError, match=rf"{what} file .*absent\.py' does not exist"):
         load(kind, f"{tmp_path}/absent.py:Mine")
-    for name in ("Min", "number", "net", "dataclasses", ""):
+    with pytest.raises(
+        ConfigError, match=rf"'net' .* is a model, not a {what}; --model .*py:net t"
+    ):
+        load(kind, f"{file}:net")
+    for name in ("Min", "number", "dataclasses", ""):
         with pytest.raises(ConfigError, match=r"unknown class in mine\.py.* known: Mine, Other$"):
             load(kind, f"{file}:{name}")
     for text, reason in (
@@ -247,9 +260,9 @@ def test_an_import_that_is_interrupted_is_not_half_there_afterwards(file: Path) 
             load("plugins", f"{file}:Mine")
 
 
-def test_a_file_without_that_model_lists_its_functions_and_classes(file: Path) -> None:
+def test_a_file_without_that_model_lists_what_makes_models(file: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"unknown function in mine\.py.* 'nett' .*'net'.*known: Mine, Other, net"
+        ConfigError, match=r"unknown function in mine\.py.* 'nett' .*'net'.*known: net$"
     ):
         load("models", f"{file}:nett")
 

@@ -66,7 +66,13 @@ def test_a_plugin_is_checked_on_another_model(
     [row] = report["rows"]
     assert "'adc' needs the attention of a class token, which this model" in row["reason"]
 
-    assert "--model resnet18 needs a NAME" in fails("check", "--model", "resnet18")
+    error = fails("check", "--model", "resnet18")
+    assert "--model resnet18 needs a NAME" in error
+    assert "splitlab check quantize --model resnet18" in error
+    own = str(Path(__file__).parents[3] / "examples/small_cnn.py:small_cnn")
+    for name in ("resnet18", "vit-mini", "vit-mini:depth=2", own):
+        told = f"{name} is a model; check a plugin on it: splitlab check quantize --model {name}"
+        assert told in fails("check", name)
     error = fails("check", "tcp:nodelay=false", "--model", "resnet18")
     assert "--model resnet18 is for plugins; check tcp:nodelay=false without it" in error
     assert "unknown model 'resnet19'" in fails("check", "adc", "--model", "resnet19")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,4 +103,29 @@ def test_many_names_are_only_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_no_such_name(fails: Callable[..., str]) -> None:
-    assert "no model has 'nothing-like-it' in its name" in fails("models", "nothing-like-it")
+    assert "unknown model 'nothing-like-it'; known: " in fails("models", "nothing-like-it")
+    assert "unknown model 'vit-mni' (did you mean 'vit-mini'?)" in fails("models", "vit-mni")
+    assert "or name a file: path/to/file.py:function" in fails("models", "vit-mni")
+    assert "name the function too, as in mine.py:my_model" in fails("models", "mine.py")
+
+
+def test_the_summary_of_ones_own_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = tmp_path / "registry.toml"
+    registry.write_text(
+        "[models.small]\npreset = 'vit-mini:depth=2'\nsummary = 'two blocks of it'\n"
+        "[models.off]\npreset = 'gone'\nsummary = 'what is gone'\n"
+    )
+    monkeypatch.setenv("SPLITLAB_REGISTRY", str(registry))
+    assert main(["models"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^ *small +two blocks of it *$", text, re.MULTILINE)
+    assert re.search(
+        r"^ *off +model 'off' \(preset gone\): unknown model 'gone'", text, re.MULTILINE
+    )
+    for name in ("small", "small:depth=3"):
+        assert main(["models", name]) == 0
+        assert capsys.readouterr().out.startswith(f"{name}: two blocks of it\n")
+    assert main(["models", "small", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["summary"] == "two blocks of it"

@@ -201,7 +201,7 @@ def test_pretrained_reaches_timm(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("use", [bind_model, describe, build])
 def test_published_weights_are_no_setting(use: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm_models.timm, "create_model", None)  # nothing may be downloaded
-    with pytest.raises(ConfigError, match="model 'resnet18': unknown parameter 'pretrained'"):
+    with pytest.raises(ConfigError, match=r"'resnet18': pretrained is not .*; --pretrained dec"):
         use("resnet18:pretrained=true")
     assert "pretrained" not in bind_model("resnet18").params
 
@@ -393,13 +393,27 @@ def pair(*, classes: int):
     return Segments([nn.Flatten(), nn.LSTM(64, classes)], channels=1, image_size=8)
 
 
+def needs(*, classes: int, width: int):
+    layers = [nn.Sequential(nn.Flatten(), nn.Linear(64, width)), nn.Linear(width, classes)]
+    return Segments(layers, channels=1, image_size=8)
+
+
+def shallow(*, classes: int, depth: int = 3):
+    stages = [nn.Sequential(nn.Flatten(), nn.Linear(64, 64)) for _ in range(depth)]
+    head = nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+    return Segments([*stages, nn.Flatten(), head], channels=1, image_size=8, default_cut=1)
+
+
 class Picky(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+
     def forward(self, x):
         return x if float(x.detach().sum()) == 0 else None
 
 
 def picky(*, classes: int):
-    return Segments([Picky(), nn.Flatten(), nn.LazyLinear(classes)], channels=1, image_size=8)
+    return Segments([Picky(1), nn.Flatten(), nn.LazyLinear(classes)], channels=1, image_size=8)
 """
 
 
@@ -435,11 +449,23 @@ def test_a_function_of_a_file_is_not_the_catalogues_model_of_its_name(
 @pytest.mark.parametrize(
     ("name", "size", "reason"),
     [
-        ("headless", None, "takes no parameter 'classes', the width of its head"),
+        (
+            "headless",
+            None,
+            r"mine.py:headless' takes no parameter 'classes', .* is a function: def",
+        ),
+        ("Picky", None, r"mine.py:Picky' takes no parameter 'classes', the width of its head"),
+        (
+            "nett",
+            None,
+            r"'nett' \(did you mean 'net'\?\); known: bare, needs, net, pair, .*, wide$",
+        ),
+        ("needs", None, r"^model 'needs' needs width; write .*mine.py:needs:width=…$"),
         ("bare", None, "returned a Linear; it must return Segments, or an instance of a subclass"),
         ("net", 16, "--image-size 16 is not allowed: model 'net' takes images of 8 pixels"),
         ("gone", None, "gone"),
         ("wide", None, r"model 'wide': segment 1, the last one, makes \[11\] of one sample"),
+        ("shallow:depth=0", None, r"'shallow:depth=0': default_cut=1 is outside the model; allow"),
         ("pair", None, "model 'pair': segment 1 of the model makes a tuple"),
     ],
 )
@@ -499,3 +525,12 @@ def test_a_model_that_needs_numbers_to_be_looked_at_is_given_some(tmp_path: Path
     facts = describe(f"{tmp_path / 'mine.py'}:picky", classes=3)
     assert (facts.client_parameters, facts.server_parameters) == (0, 64 * 3 + 3)
     assert (facts.layout.tokens, facts.layout.width) == (64, 1)
+
+
+def test_a_model_that_is_only_looked_at_warns_of_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "loud.py"
+    file.write_text(OWN.replace("    stem =", "    warnings.warn('loud')\n    stem ="))
+    file.write_text("import warnings\n" + file.read_text())
+    assert describe(f"{file}:net").last_cut == 1  # warnings are errors in tests
+    with pytest.warns(UserWarning, match="loud"):
+        build(f"{file}:net")

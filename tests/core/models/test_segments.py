@@ -219,6 +219,7 @@ class NoWayBack(torch.autograd.Function):
         (lambda x: None, r"segment 1 of the model makes a NoneType; it must return one tensor"),
         (lambda x: x.flatten(0, 1), r"segment 1 .* makes \[6, 8, 8\] of \[2, 3, 8, 8\]; the samp"),
         (lambda x: x.mean(0, keepdim=True), r"makes \[1, 3, 8, 8\] .*must stay in front, here 2:"),
+        (lambda x: x[:, :0], r"segment 1 .* makes \[2, 0, 8, 8\], which is nothing; make it wider"),
         (lambda x: x.sum(), r"segment 1 .* makes \[\] of \[2, 3, 8, 8\]; the samples must stay in"),
         (
             fails(KeyError("gone")),
