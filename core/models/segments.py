@@ -76,9 +76,9 @@ class Segmented(ABC):
 
     def check(self, classes: int) -> None:
         """Raise `ConfigError` if the model is not what it says, or is none for so many classes."""
-        if not 0 <= self.default_cut <= self.last_cut:
+        if not (isinstance(self.default_cut, int) and 0 <= self.default_cut <= self.last_cut):
             raise ConfigError(
-                f"default_cut={self.default_cut} is outside the model; allowed: 0 to "
+                f"default_cut={self.default_cut!r} is outside the model; allowed: 0 to "
                 f"{self.last_cut} ({self.cut_noun})"
             )
 
@@ -342,6 +342,10 @@ def ran(
         raise ConfigError(
             f"segment {number} of the model makes a {type(made).__name__}; it must return one "
             "tensor, and what else the next one needs must be in it"
+        )
+    if not made.is_floating_point():
+        raise ConfigError(
+            f"segment {number} of the model makes {made.dtype}, through which no gradient goes back"
         )
     if [*made.shape[:1]] != before[:1]:
         raise ConfigError(

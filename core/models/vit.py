@@ -51,9 +51,14 @@ def vit(
         heads: attention heads of every block.
         class_token: whether a class token stands in front; without, the head takes the mean.
     """
-    for name, value in (("patch", patch), ("width", width), ("depth", depth), ("heads", heads)):
-        if value < 1:
-            raise ConfigError(f"{name}={value} is not allowed; 1 or more")
+    for name, value, most in (
+        ("patch", patch, 65_536),
+        ("width", width, 65_536),
+        ("depth", depth, 1_000),
+        ("heads", heads, width),
+    ):
+        if not 1 <= value <= most:
+            raise ConfigError(f"{name}={value} is not allowed; 1 to {most:,}")
     if width % heads:
         raise ConfigError(
             f"width={width} is no multiple of heads={heads}; take width={width - width % heads} or "

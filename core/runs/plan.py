@@ -262,6 +262,12 @@ def _plan(decided: Decided, classes: int, device: torch.device) -> tuple[PeerPla
         pretrained=config.pretrained,
         weights=config.weights,
     )
+    if (seen := model.layout(facts.cut)) != (other := facts.layout):
+        raise ConfigError(
+            f"model {config.model!r} makes {seen.tokens} tokens × {seen.width} at cut {facts.cut} "
+            f"with {classes} classes, and {other.tokens} × {other.width} with others; "
+            "let the last segment alone depend on classes, or cut elsewhere"
+        )
     peer = _peer(config, facts, classes, "client", torch.device("cpu"))
     peer.unable = model.part(0, (facts.cut,), torch.device("meta")).unable
     tried.setup(peer)

@@ -216,6 +216,10 @@ class NoWayBack(torch.autograd.Function):
     ("what", "reason"),
     [
         (lambda x: (x, x), r"segment 1 of the model makes a tuple; it must return one tensor"),
+        (
+            lambda x: x.long(),
+            r"segment 1 of the model makes torch.int64, through which no grad",
+        ),
         (lambda x: None, r"segment 1 of the model makes a NoneType; it must return one tensor"),
         (lambda x: x.flatten(0, 1), r"segment 1 .* makes \[6, 8, 8\] of \[2, 3, 8, 8\]; the samp"),
         (lambda x: x.mean(0, keepdim=True), r"makes \[1, 3, 8, 8\] .*must stay in front, here 2:"),
@@ -264,6 +268,7 @@ def test_a_head_of_other_classes_is_refused(made: int) -> None:
         ({"channels": 0}, "channels=0 is not allowed; 1 or more"),
         ({"image_size": -1}, "image_size=-1 is not allowed; 1 or more"),
         ({"default_cut": 2}, r"default_cut=2 is outside the model; allowed: 0 to 1 \(segments\)"),
+        ({"default_cut": "1"}, r"default_cut='1' is outside the model; allowed: 0 to 1"),
         ({"default_cut": -1}, r"default_cut=-1 is outside the model; allowed: 0 to 1"),
     ],
 )

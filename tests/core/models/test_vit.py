@@ -410,6 +410,7 @@ def test_the_default_shape_is_deit_tinys() -> None:
         ({"width": 32}, "width=32 is no multiple of heads=3; take width=30 or 33"),
         ({"patch": 0}, "patch=0 is not allowed"),
         ({"depth": 0}, "depth=0 is not allowed"),
+        ({"depth": 1_000_000}, r"depth=1000000 is not allowed; 1 to 1,000$"),
         ({"heads": 0}, "heads=0 is not allowed"),
         ({"width": -3}, "width=-3 is not allowed"),
     ],

@@ -108,6 +108,27 @@ def test_a_probe_that_asks_for_what_the_model_lacks_is_refused(
         Plan.of(dataclasses.replace(config, model=cnn, image_size=28))
 
 
+WIDE = """
+from torch import nn
+from splitlab.core import Segments
+
+
+def wide(*, classes: int) -> Segments:
+    segments = [nn.Flatten(), nn.Linear(64, classes), nn.Linear(classes, classes)]
+    return Segments(segments, channels=1, image_size=8)
+"""
+
+
+def test_a_model_whose_cut_depends_on_the_classes_is_refused(
+    noise_data: str, tmp_path: Path
+) -> None:
+    (tmp_path / "wide.py").write_text(WIDE)
+    config = dataclasses.replace(SMALL, data_dir=noise_data, model=f"{tmp_path}/wide.py:wide")
+    assert Plan.of(dataclasses.replace(config, cut=0)).model.layout.width == 64
+    with pytest.raises(ConfigError, match=r"makes 1 tokens × \d+ at cut 1 with \d+ classes, and 1"):
+        Plan.of(dataclasses.replace(config, cut=1))
+
+
 def test_a_stack_is_built_once_for_a_plan(noise_data: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(PLUGINS)
     config = dataclasses.replace(
