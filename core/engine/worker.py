@@ -82,8 +82,7 @@ class Worker:
         try:
             return self._part.forward(inputs, token_sizes)
         except ConfigError as error:
-            when = "step" if training else "evaluation batch"
-            raise ConfigError(f"{when} {step}: {error}") from error
+            raise ConfigError(f"{when(step, training)}: {error}") from error
 
     def _backward(self, of: torch.Tensor, gradient: torch.Tensor | None, step: int) -> None:
         try:

@@ -275,9 +275,9 @@ def test_a_segment_that_fails_is_named_with_the_step(
     pair = client, server = tiny.pair()
     pair[guilty]._part._segments[0] = fails
     said = rf"segment {segment} .*: ValueError: no such rows \(test_worker.py:\d+\)"
-    with pytest.raises(ConfigError, match=f"^step 41: {said}"):
+    with pytest.raises(ConfigError, match=f"^step 42: {said}"):
         tiny.train(client, server, [41])
-    with pytest.raises(ConfigError, match=f"^evaluation batch 3: {said}"):
+    with pytest.raises(ConfigError, match=f"^evaluation batch 4: {said}"):
         hold(client.query(tiny.batch(), 3, stacked=True), peers.ask(server))
 
 
