@@ -82,7 +82,8 @@ class Worker:
         try:
             return self._part.forward(inputs, token_sizes)
         except ConfigError as error:
-            raise ConfigError(f"{when(step, training)}: {error}") from error
+            text = f"{when(step, training)}: {error}{self._suspects()}"
+            raise ConfigError(text) from error
 
     def _backward(self, of: torch.Tensor, gradient: torch.Tensor | None, step: int) -> None:
         try:

@@ -336,7 +336,8 @@ def ran(
                 "choose a --batch-size whose last batch is larger, or larger images"
             ) from None
         raise ConfigError(
-            f"segment {number} of the model failed on {before}: {reason(error)}; {way_out}"
+            f"segment {number} of the model failed on {x.dtype} {before}: "
+            f"{reason(error)}; {way_out}"
         ) from error
     if not isinstance(made, torch.Tensor):
         raise ConfigError(

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from splitlab.core.contract.errors import SplitlabError
+from splitlab.core.contract.errors import PluginError
 from splitlab.core.testing.couple import Event
 from splitlab.core.testing.decoding import decoding_problem
 from splitlab.core.testing.subject import DECODED, RUNS, Subject
@@ -34,7 +34,7 @@ def builds_and_runs(s: Subject) -> str | None:
 
 def decoded_fits_the_model(s: Subject) -> str | None:
     """Behind the decoding hooks all is as the model's parts take it."""
-    couple, ours = s.base.couple, isinstance(s.base.error, SplitlabError)
+    couple, ours = s.base.couple, isinstance(s.base.error, PluginError)
     if couple is not None and s.base.check == DECODED and not ours:
         raise s.failed(decoding_problem(couple) or "")
     s.charged(DECODED)

@@ -179,7 +179,9 @@ def test_token_sizes_and_measurements_are_refused() -> None:
 def test_segments_that_do_not_follow_each_other_are_refused() -> None:
     with isolated_rng(0, device=CPU):
         model = Segments([nn.Conv2d(3, 4, 3), nn.Conv2d(5, 4, 3)], channels=3, image_size=8)
-    with pytest.raises(ConfigError, match=r"segment 1 .*failed on \[2, 4, 6, 6\]: RuntimeError: G"):
+    with pytest.raises(
+        ConfigError, match=r"segment 1 .*failed on torch.float32 \[2, 4, 6, 6\]: RuntimeError: G"
+    ):
         model.layout(0)
 
 
