@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from typing import TYPE_CHECKING
 
 from splitlab.core.command.options import Parser, add_json, declare, print_json
@@ -131,7 +132,10 @@ def _is_model(text: str) -> bool:
 
     try:
         head, _ = split("models", text)
-        return is_timms(head) or takes_classes(load("models", head))
+        if is_timms(head):
+            return True
+        made = load("models", head)  # a plugin's class may have a parameter of that name, too
+        return inspect.isfunction(made) and takes_classes(made)
     except SplitlabError:
         return False
 

@@ -78,6 +78,22 @@ def test_a_plugin_is_checked_on_another_model(
     assert "unknown model 'resnet19'" in fails("check", "adc", "--model", "resnet19")
 
 
+def test_a_plugin_with_a_parameter_called_classes_is_no_model(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(testing.plugin, "PLUGIN_CHECKS", testing.plugin.PLUGIN_CHECKS[:1])
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from splitlab.core import hookimpl\n\n\n"
+        "class Mine:\n"
+        "    def __init__(self, *, classes: int = 3) -> None:\n        pass\n\n"
+        "    @hookimpl\n"
+        "    def after_client_forward(self, cut):\n        pass\n"
+    )
+    assert main(["check", f"{file}:Mine"]) == 0
+    assert "1 passed" in capsys.readouterr().out
+
+
 def test_a_link_wrapper_is_checked_by_its_name_or_its_file(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
