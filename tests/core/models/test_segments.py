@@ -326,7 +326,7 @@ def test_a_segment_that_fails_later_is_named(index: int) -> None:
     model = Segments([*segments, *segments], channels=3, image_size=8)
     model.check(192)
     part = model.part(index, (1,), CPU)
-    told = rf"segment {2 * index} of .* on torch.float32 \[3, .*: ValueError: not so many \(test_seg"
+    told = rf"segment {2 * index} of .* on torch.float32 \[3, .*: ValueError: not so many \(test"
     with pytest.raises(ConfigError, match=told):
         part.forward(torch.zeros((3, 1, 192) if index else (3, 3, 8, 8)))
 
