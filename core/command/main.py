@@ -26,7 +26,7 @@ from splitlab.core.command import (
     transports,
 )
 from splitlab.core.command.options import Formatter, Parser, add_registry
-from splitlab.core.contract.errors import ConfigError, SplitlabError
+from splitlab.core.contract.errors import ConfigError, Interrupted, SplitlabError
 
 __all__ = ["main", "parser"]
 
@@ -70,11 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SplitlabError as error:
         sys.stdout.flush()
         print(f"splitlab: error: {error}", file=sys.stderr)
-        # By its name: to import the class would be to wait for torch, after every small mistake.
-        return 130 if type(error).__name__ == "Interrupted" else 1
+        return error.status
     except KeyboardInterrupt:
         print("splitlab: interrupted", file=sys.stderr)
-        return 130
+        return Interrupted.status
     except BrokenPipeError:
         # Whoever read the listing has seen enough; closing stdout again would complain once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

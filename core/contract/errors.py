@@ -2,12 +2,15 @@
 
     SplitlabError            anything below; the command line prints it as one line, no traceback
     ├── ConfigError          our user's: a name, key, value or file that cannot be used
+    ├── Diverged             the training's: a loss, gradient or score that is no finite number
+    ├── Interrupted          nobody's: the run was asked to stop, and can go on
     ├── PluginError          a plugin's: it raised, or broke the contract of a hook
     └── LinkError            the link's
         ├── ProtocolError    the other end's: what it sent breaks the format or the handshake
         └── NetworkError     the network's: no answer in time, connection lost, address in use
 
-Messages name the value that was refused, what is allowed, and the way out.
+Messages name the value that was refused, what is allowed, and the way out. ``status`` of each is
+what the command line exits with.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ from pathlib import Path
 
 __all__ = [
     "ConfigError",
+    "Diverged",
+    "Interrupted",
     "LinkError",
     "NetworkError",
     "PluginError",
@@ -37,9 +42,25 @@ _LIBRARIES = ("numpy", "pluggy", "timm", "torch", "torchvision")
 class SplitlabError(Exception):
     """Base of all errors that splitlab raises on purpose."""
 
+    status = 1
+
 
 class ConfigError(SplitlabError):
     """A name, key, value or file given by the user cannot be used."""
+
+    status = 2
+
+
+class Diverged(SplitlabError):
+    """A loss, a gradient or an evaluation is no finite number; the run ended there."""
+
+    status = 3
+
+
+class Interrupted(SplitlabError):
+    """The run was asked to stop; its checkpoint is written."""
+
+    status = 130
 
 
 class PluginError(SplitlabError):

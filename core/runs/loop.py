@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from splitlab.core.contract.batch import Batch
-from splitlab.core.contract.errors import LinkError, SplitlabError, when
+from splitlab.core.contract.errors import Diverged, Interrupted, LinkError, when
 from splitlab.core.contract.link import Link
 from splitlab.core.data.load import Data
 from splitlab.core.data.split import Split
@@ -17,7 +17,7 @@ from splitlab.core.runs.checkpoint import Checkpoints
 from splitlab.core.runs.folder import RunFolder
 from splitlab.core.runs.plan import Plan
 from splitlab.core.runs.records import EvaluationRecord, StepRecord, Summary
-from splitlab.core.runs.reporter import Interrupted, Progress, Reporter, Result
+from splitlab.core.runs.reporter import Progress, Reporter, Result
 from splitlab.core.session.client import ClientSession
 from splitlab.core.wire.ledger import Ledger
 
@@ -132,9 +132,7 @@ class Loop:
         if loss != loss or loss in (float("inf"), float("-inf")):
             suspects = "the model and the stack" if self.plan.stack else "the model"
             lower = "lower --lr, or " if progress.step else ""  # at first nothing was learned
-            raise SplitlabError(
-                f"{when(trained.step)}: the loss is {loss}; {lower}check {suspects}"
-            )
+            raise Diverged(f"{when(trained.step)}: the loss is {loss}; {lower}check {suspects}")
         size = self.plan.config.batch_size
         progress.step += 1
         progress.samples += trained.samples

@@ -6,16 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitlab.core.contract.errors import SplitlabError
 from splitlab.core.runs.plan import Plan
 from splitlab.core.runs.records import EvaluationRecord, Summary
 from splitlab.core.wire.ledger import Ledger
 
-__all__ = ["Interrupted", "Progress", "Reporter", "Result"]
-
-
-class Interrupted(SplitlabError):
-    """The run was asked to stop; its checkpoint is written."""
+__all__ = ["Progress", "Reporter", "Result"]
 
 
 @dataclass

@@ -20,12 +20,12 @@ from typing import Any
 from splitlab.core.catalogue.binding import bind_stack
 from splitlab.core.catalogue.links import load_transport
 from splitlab.core.catalogue.tables import entries
-from splitlab.core.contract.errors import ConfigError, SplitlabError
+from splitlab.core.contract.errors import ConfigError, Interrupted, SplitlabError
 from splitlab.core.contract.traits import Ground
 from splitlab.core.engine.stack import Stack
 from splitlab.core.runs.config import Config
 from splitlab.core.runs.plan import Decided, make
-from splitlab.core.runs.reporter import Interrupted, Reporter
+from splitlab.core.runs.reporter import Reporter
 from splitlab.core.runs.run import run
 from splitlab.core.study.comparison import Comparison, Contender, Outcome, XScale, differs
 

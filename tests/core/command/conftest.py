@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from splitlab.core.command.main import main
+from splitlab.core.contract.errors import ConfigError, Diverged, SplitlabError
 
 Server = tuple[subprocess.Popen[str], str]
 
@@ -23,7 +24,7 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     def run(*arguments: str) -> str:
         status = main(arguments)
         error = capsys.readouterr().err
-        assert status == 1
+        assert status in (SplitlabError.status, ConfigError.status, Diverged.status)
         assert error.startswith("splitlab: error: ")
         assert error.count("\n") == 1
         return error

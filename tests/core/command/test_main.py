@@ -15,7 +15,7 @@ from splitlab.core import SplitlabError
 from splitlab.core.command import datasets
 from splitlab.core.command import main as main_module
 from splitlab.core.command.main import main, parser
-from splitlab.core.runs.reporter import Interrupted
+from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted, SplitlabError
 
 COMMANDS = [
     *("check", "compare", "datasets", "join", "links", "models", "new-plugin"),
@@ -123,6 +123,8 @@ def test_what_is_mistyped_is_one_line(
     ("error", "status", "told"),
     [
         (SplitlabError("it broke"), 1, "splitlab: error: it broke\n"),
+        (ConfigError("no such name"), 2, "splitlab: error: no such name\n"),
+        (Diverged("the loss is nan"), 3, "splitlab: error: the loss is nan\n"),
         (Interrupted("after step 3"), 130, "splitlab: error: after step 3\n"),
         (KeyboardInterrupt(), 130, "splitlab: interrupted\n"),
     ],

@@ -11,7 +11,8 @@ import pytest
 
 from splitlab.core import run
 from splitlab.core.command.stop import StopAsked
-from splitlab.core.runs.reporter import Interrupted, Progress, Reporter
+from splitlab.core.contract.errors import Interrupted
+from splitlab.core.runs.reporter import Progress, Reporter
 from splitlab.core.wire.ledger import Ledger
 
 

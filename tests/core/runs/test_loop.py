@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from splitlab.core import SplitlabError, run
+from splitlab.core.contract.errors import Interrupted
 from splitlab.core.runs.records import read_records
-from splitlab.core.runs.reporter import Interrupted
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from splitlab.core import SplitlabError, run
+from splitlab.core.contract.errors import Interrupted
 from splitlab.core.runs.plan import Plan
 from splitlab.core.runs.records import EvaluationRecord
-from splitlab.core.runs.reporter import Interrupted, Progress, Reporter, Result
+from splitlab.core.runs.reporter import Progress, Reporter, Result
 from splitlab.core.wire.ledger import Ledger
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from splitlab.core import Config, ConfigError, SplitlabError, run
+from splitlab.core.contract.errors import Interrupted
 from splitlab.core.runs.folder import RunFolder
-from splitlab.core.runs.reporter import Interrupted, Reporter
+from splitlab.core.runs.reporter import Reporter
 from splitlab.core.study.compare import ComparisonReporter, compare, redraw, split_stack
 from splitlab.core.study.comparison import Comparison, Contender, Outcome
 
