@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from splitlab.core import SplitlabError
 from splitlab.core.command import datasets
 from splitlab.core.command import main as main_module
 from splitlab.core.command.main import main, parser
@@ -174,5 +173,5 @@ def test_it_is_a_program(tmp_path: Path) -> None:
         timeout=60,
         check=False,
     )
-    assert ended.returncode == 1
+    assert ended.returncode == ConfigError.status
     assert ended.stderr.startswith("splitlab: error: unknown plugin 'acd' (did you mean 'adc'?)")
