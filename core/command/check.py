@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 from typing import TYPE_CHECKING
 
 from splitlab.core.command.options import Parser, add_json, declare, print_json
@@ -25,6 +26,7 @@ splitlab.core.testing.
 _EXAMPLES = """\
   splitlab check adc                              every promise of a method, verified
   splitlab check my_method.py:MyMethod            one of your own, from its file
+  splitlab check adc+quantize:bits=4              a stack of several
   splitlab check my-method --model resnet18       the same promises, on another model
   splitlab check quantize --model my_model.py:my_model         on a model of your own
   splitlab check --transport tcp:nodelay=false    what a link must hold
@@ -105,7 +107,7 @@ def _one(arguments: argparse.Namespace) -> Report | None:
             )
         return None
     [(option, text)] = named
-    head = text.partition(":")[0]
+    head = re.split(r"[:+]", text)[0]
     if not option and head not in {**entries("plugins"), **entries("stacks")}:
         kinds: tuple[tuple[Loadable, str], ...] = (
             ("transports", "--transport "),

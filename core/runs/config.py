@@ -55,10 +55,10 @@ class Config:
 
     plugins: tuple[str, ...] = _option(
         (),
-        "a compression plugin and its settings; repeat it to stack several, first one first; "
-        "none at all trains uncompressed",
+        "a compression plugin and its settings; a stack of several is joined by + or given by "
+        "repeating the option, first one first; none at all trains uncompressed",
         flag="--plugin",
-        metavar="NAME[:key=value,…]",
+        metavar="NAME[:key=value,…][+NAME…]",
         group=_STACK,
     )
     probes: tuple[str, ...] = _option(

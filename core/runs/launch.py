@@ -111,7 +111,7 @@ class Launch:
     def _server_process(self) -> Iterator[str]:
         """Start a server on this machine and yield its address."""
         reading, writing = os.pipe()
-        command = [sys.executable, "-P", "-m", "splitlab.core.command", "serve"]
+        command = [sys.executable, "-P", "-m", "splitlab", "serve"]
         command += ["--config", str(self._folder.path / "config.toml")]
         command += ["--output", str(self._folder.path)]
         command += ["--classes", str(self._plan.classes)]

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from splitlab.core.catalogue.binding import bind_stack
+from splitlab.core.catalogue.binding import bind_stack, split_stack
 from splitlab.core.catalogue.links import load_transport
 from splitlab.core.catalogue.tables import entries
 from splitlab.core.contract.errors import ConfigError, Interrupted, SplitlabError
@@ -29,8 +29,7 @@ from splitlab.core.runs.reporter import Reporter
 from splitlab.core.runs.run import run
 from splitlab.core.study.comparison import Comparison, Contender, Outcome, XScale, differs
 
-__all__ = ["ComparisonReporter", "compare", "redraw", "split_stack"]
-
+__all__ = ["ComparisonReporter", "compare", "redraw"]
 
 _MOST_SEEDS = 1000
 
@@ -125,25 +124,6 @@ def redraw(folder: str | Path, x_scale: XScale = "linear") -> Comparison:
 
 
 # What is to be run.
-
-
-def split_stack(text: str) -> tuple[str, ...]:
-    """Return the members of a stack as a user writes it: ``"a:x=1e+5+b"`` → ``("a:x=1e+5", "b")``.
-
-    Raises:
-        ConfigError: a member is empty.
-    """
-    members = tuple(part.strip() for part in _PLUS.split(text))
-    if not all(members):
-        what = "has an empty member" if text.strip() else "is empty"
-        raise ConfigError(
-            f"the stack {text!r} {what}; write plugins joined by '+', as in NAME+NAME:key=value"
-        )
-    return members
-
-
-# Not the plus of an exponent, which stands between a digit with an e and a digit.
-_PLUS = re.compile(r"\+(?!(?<=[0-9.][eE]\+)[0-9])")
 
 
 def _seeds(seeds: int | str | Sequence[int], first: int, *, given: bool) -> tuple[int, ...]:

@@ -153,7 +153,7 @@ def test_an_error_that_nobody_meant_is_not_hidden(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
-    program = f"{sys.executable} -u -m splitlab.core.command plugins --json | head -c 1"
+    program = f"{sys.executable} -u -m splitlab plugins --json | head -c 1"
     ended = subprocess.run(
         ["bash", "-o", "pipefail", "-c", program],
         cwd=tmp_path,
@@ -166,7 +166,7 @@ def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
 
 def test_it_is_a_program(tmp_path: Path) -> None:
     ended = subprocess.run(
-        [sys.executable, "-P", "-m", "splitlab.core.command", "plugins", "acd"],
+        [sys.executable, "-P", "-m", "splitlab", "plugins", "acd"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

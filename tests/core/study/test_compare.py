@@ -14,35 +14,10 @@ from splitlab.core import Config, ConfigError, SplitlabError, run
 from splitlab.core.contract.errors import Interrupted
 from splitlab.core.runs.folder import RunFolder
 from splitlab.core.runs.reporter import Reporter
-from splitlab.core.study.compare import ComparisonReporter, compare, redraw, split_stack
+from splitlab.core.study.compare import ComparisonReporter, compare, redraw
 from splitlab.core.study.comparison import Comparison, Contender, Outcome
 
 FAST = {"threads": 1, "budget": "steps=2", "weights": "none", "device": "cpu"}
-
-# What a stack is.
-
-
-@pytest.mark.parametrize(
-    ("text", "members"),
-    [
-        ("adc", ("adc",)),
-        ("adc+half:bits=8", ("adc", "half:bits=8")),
-        (" adc + half:a=1,b=2 ", ("adc", "half:a=1,b=2")),
-        ("a:x=1e+5", ("a:x=1e+5",)),
-        ("a:x=1.e+5,y=2E+07+b:z=3e-2+c", ("a:x=1.e+5,y=2E+07", "b:z=3e-2", "c")),
-        ("a:x=1e+b", ("a:x=1e", "b")),
-        ("dir/file.py:Class:x=1+adc", ("dir/file.py:Class:x=1", "adc")),
-    ],
-)
-def test_members_of_a_stack(text: str, members: tuple[str, ...]) -> None:
-    assert split_stack(text) == members
-
-
-@pytest.mark.parametrize("text", ["", " ", "+", "adc++adc", "adc+", "+adc"])
-def test_empty_members(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"empty.*write plugins joined by '\+'"):
-        split_stack(text)
-
 
 # What is run.
 
