@@ -98,7 +98,7 @@ def split_stack(text: str) -> tuple[str, ...]:
         ConfigError: a member is empty.
     """
     path, suffix, rest = text.rpartition(".py:")
-    if suffix and "+" in path and os.path.isfile(path + ".py"):
+    if suffix and "+" in path and os.path.isfile(os.path.expanduser(path + ".py")):
         first, *others = split_stack(f"FILE{rest}")
         return (path + suffix + first.removeprefix("FILE"), *others)
     members = tuple(part.strip() for part in _PLUS.split(text))

@@ -7,7 +7,8 @@ import inspect
 import re
 from typing import TYPE_CHECKING
 
-from splitlab.core.command.options import Parser, add_json, declare, print_json
+from splitlab.core.catalogue.tables import SINGULAR
+from splitlab.core.command.options import Parser, add_json, completes, declare, print_json
 from splitlab.core.contract.errors import ConfigError, SplitlabError
 
 if TYPE_CHECKING:
@@ -46,20 +47,22 @@ def add(commands: Commands) -> Parser:
         more=_MORE,
         examples=_EXAMPLES,
     )
-    parser.add_argument(
+    named = parser.add_argument(
         "name",
         nargs="?",
         metavar="NAME",
         help="a plugin and its settings, a stack, FILE.py:Class, a transport, a link or a probe",
     )
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        help="check the plugin on this model, with small images, instead of a tiny one",
-    )
-    parser.add_argument("--transport", metavar="NAME", help="check this transport instead")
-    parser.add_argument("--link", metavar="NAME", help="check this link wrapper instead")
-    parser.add_argument("--probe", metavar="NAME", help="check this probe instead")
+    completes(named, "plugins", "stacks", "transports", "links", "probes")
+    texts: dict[Loadable, str] = {
+        "models": "check the plugin on this model, with small images, instead of a tiny one",
+        "transports": "check this transport instead",
+        "links": "check this link wrapper instead",
+        "probes": "check this probe instead",
+    }
+    for kind, text in texts.items():
+        option = parser.add_argument(f"--{SINGULAR[kind]}", metavar="NAME", help=text)
+        completes(option, kind)
     add_json(parser)
     return parser
 

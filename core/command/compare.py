@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from os.path import expanduser
 from typing import TYPE_CHECKING
 
-from splitlab.core.command.options import Parser, add_config, add_quiet, declare, given
+from splitlab.core.command.options import Parser, add_config, add_quiet, completes, declare, given
 from splitlab.core.command.stop import StopAsked
 from splitlab.core.contract.errors import ConfigError, SplitlabError
 from splitlab.core.runs.config import Config, flag
@@ -44,7 +45,7 @@ def add(commands: Commands) -> Parser:
     )
     add_quiet(parser)
     group = parser.add_argument_group("the comparison")
-    group.add_argument(
+    stacks = group.add_argument(
         "--plugin",
         dest="plugins",
         action="append",
@@ -52,6 +53,7 @@ def add(commands: Commands) -> Parser:
         metavar="STACK",
         help="a whole stack, NAME[:key=value,…]+NAME…; repeat it for every stack to compare",
     )
+    completes(stacks, "plugins", "stacks")
     group.add_argument(
         "--ratio",
         type=float,
@@ -68,6 +70,7 @@ def add(commands: Commands) -> Parser:
     )
     group.add_argument(
         "--output",
+        type=expanduser,
         metavar="DIR",
         help="the comparison's folder; comparisons/TIME by default. One that exists goes on with "
         "what is missing; without --plugin its table and figure are made anew",

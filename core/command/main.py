@@ -10,9 +10,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from splitlab import __version__
 from splitlab.core.command import (
     check,
     compare,
+    completion,
     datasets,
     join,
     links,
@@ -25,7 +27,9 @@ from splitlab.core.command import (
     trace,
     transports,
 )
+from splitlab.core.command.elsewhere import mistyped
 from splitlab.core.command.options import Formatter, Parser, add_registry
+from splitlab.core.command.streams import prepare, visible
 from splitlab.core.contract.errors import ConfigError, Interrupted, SplitlabError
 
 __all__ = ["main", "parser"]
@@ -34,6 +38,7 @@ _COMMANDS = {
     "train": (run, compare, serve, join),
     "look": (trace, plugins, models, datasets, transports, links, probes),
     "write a method": (new_plugin, check),
+    "set up": (completion,),
 }
 
 _DESCRIPTION = """\
@@ -60,19 +65,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     # libgomp's threads wait for each other by spinning, for milliseconds; on a core that another
     # process wants too, that makes a step several times slower. A short spin serves as well.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    prepare()
     try:
         arguments = _parse(argv)
         _use_registry(arguments)
         for notice in _notices():
-            print(f"splitlab: note: {notice}", file=sys.stderr)
+            _say(f"note: {notice}")
         command: Callable[[argparse.Namespace], int] = arguments.command
         return command(arguments)
     except SplitlabError as error:
         sys.stdout.flush()
-        print(f"splitlab: error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return error.status
     except KeyboardInterrupt:
-        print("splitlab: interrupted", file=sys.stderr)
+        _say("interrupted")
         return Interrupted.status
     except BrokenPipeError:
         # Whoever read the listing has seen enough; closing stdout again would complain once more.
@@ -88,6 +94,7 @@ def parser() -> Parser:
         epilog=_EPILOG,
         formatter_class=Formatter,
     )
+    whole.add_argument("--version", action="version", version=f"splitlab {__version__}")
     add_registry(whole)
     # argparse would list all commands in one column; below they are listed by what they are for.
     commands = whole.add_subparsers(
@@ -101,17 +108,26 @@ def parser() -> Parser:
     return whole
 
 
+def _say(line: str) -> None:
+    print(visible(f"splitlab: {line}"), file=sys.stderr)
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    arguments, unknown = parser().parse_known_args(argv)
+    whole = parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks how a word may go on; answers and ends
+        import argcomplete
+
+        argcomplete.autocomplete(whole)
+    arguments, unknown = whole.parse_known_args(argv)
     if unknown:  # the command's own parser tells where its options are explained
-        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        arguments.parser.error(mistyped(arguments.parser, unknown))
     return arguments
 
 
 def _use_registry(arguments: argparse.Namespace) -> None:
     """Name the user's registry in the environment: a server process is to read the same one."""
-    file = getattr(arguments, "registry", None)
-    if file is None:
+    file = os.path.expanduser(getattr(arguments, "registry", ""))
+    if not file:
         return
     if not os.path.isfile(file):
         raise ConfigError(f"--registry {file}: no such file; name a TOML file of names of your own")

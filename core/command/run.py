@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from os.path import expanduser
 from typing import TYPE_CHECKING, Literal
 
 from splitlab.core.command.options import Parser, add_config, add_quiet, declare, given
@@ -72,7 +73,9 @@ def add(commands: Commands) -> Parser:
 
 def add_resume(parser: Parser) -> None:
     """Add ``--resume``."""
-    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    parser.add_argument(
+        "--resume", metavar="RUN", type=expanduser, help="go on with the run in this folder"
+    )
 
 
 def train(arguments: argparse.Namespace, connect: str | None = None) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 import tomllib
 import typing
@@ -17,9 +18,10 @@ from typing import Any
 
 from splitlab.core.contract.errors import ConfigError, unknown_name
 
-__all__ = ["GROUPS", "Budget", "Config"]
+__all__ = ["GROUPS", "MOST_THREADS", "Budget", "Config"]
 
 DEFAULT_DATASET = "fashion-mnist-mini"
+MOST_THREADS = 4096
 
 _NOMINAL_HELP = (
     "when to stop: steps=500, epochs=10, bytes=50MB (real training bytes, both directions) "
@@ -59,6 +61,7 @@ class Config:
         "repeating the option, first one first; none at all trains uncompressed",
         flag="--plugin",
         metavar="NAME[:key=value,…][+NAME…]",
+        kinds=("plugins", "stacks"),
         group=_STACK,
     )
     probes: tuple[str, ...] = _option(
@@ -66,12 +69,14 @@ class Config:
         "a probe and its settings, which watches and changes nothing; repeat it for several",
         flag="--probe",
         metavar="NAME[:key=value,…]",
+        kinds=("probes",),
         group=_STACK,
     )
     transport: str = _option(
         "inprocess",
         "the link between the peers and its settings (see `splitlab transports`)",
         metavar="NAME[:key=value,…]",
+        kinds=("transports",),
         group=_LINK,
     )
     links: tuple[str, ...] = _option(
@@ -79,12 +84,14 @@ class Config:
         "a wrapper around the link and its settings; repeat it for several, innermost first",
         flag="--link",
         metavar="NAME[:key=value,…]",
+        kinds=("links",),
         group=_LINK,
     )
     dataset: str | None = _option(
         None,
         f"data set by name (see `splitlab datasets`); {DEFAULT_DATASET}, which ships, by default",
         metavar="NAME",
+        kinds=("datasets",),
         group=_DATA,
     )
     data_dir: str | None = _option(
@@ -104,6 +111,7 @@ class Config:
         "a model and its settings, FILE.py:function, or any model of timm's that can be cut (see "
         "`splitlab models`)",
         metavar="NAME",
+        kinds=("models",),
         group=_MODEL,
     )
     image_size: int | None = _option(
@@ -158,7 +166,7 @@ class Config:
         group=_MACHINE,
     )
     threads: int | None = _option(
-        None, "CPU threads of each peer; all cores by default", group=_MACHINE
+        None, "CPU threads of each peer; $OMP_NUM_THREADS or all cores by default", group=_MACHINE
     )
     workers: int = _option(
         0, "threads that decode images ahead; 0 decodes in the client's own", group=_MACHINE
@@ -183,7 +191,7 @@ class Config:
             ("seed", 0, 2**63 - 1),
             ("eval_every", 1, 2**63 - 1),
             ("checkpoint_every", 1, 2**63 - 1),
-            ("threads", 1, 4096),
+            ("threads", 1, MOST_THREADS),
             ("workers", 0, 256),
             ("timeout", 0.1, 1e6),
         ):
@@ -200,6 +208,9 @@ class Config:
                 f"--pretrained and --weights {self.weights} exclude each other; keep one of them"
             )
         Budget.parse(self.budget)
+        for name in ("data_dir", "weights", "output"):  # the shell leaves --output=~/x as it is
+            if value := getattr(self, name):
+                object.__setattr__(self, name, os.path.expanduser(value))
 
     @property
     def link(self) -> str:
@@ -243,7 +254,7 @@ class Config:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Return the parsed file; `ConfigError` if it is missing or not TOML."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

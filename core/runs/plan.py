@@ -24,7 +24,7 @@ from splitlab.core.data.split import Loading
 from splitlab.core.engine.stack import Stack
 from splitlab.core.models.build import ModelFacts, build_model, describe, fingerprint
 from splitlab.core.models.segments import Segmented
-from splitlab.core.runs.config import DEFAULT_DATASET, Budget, Config
+from splitlab.core.runs.config import DEFAULT_DATASET, MOST_THREADS, Budget, Config
 
 __all__ = [
     "DataFacts",
@@ -74,7 +74,7 @@ class Decided:
         links = tuple(bind_wrappers(config.links))
         model = describe(config.model, image_size=config.image_size, cut=config.cut)
         tried.check(model.ground)
-        threads = config.threads or _cores()
+        threads = config.threads or _default_threads()
         config = replace(
             config,
             dataset=config.dataset or (None if config.data_dir else DEFAULT_DATASET),
@@ -322,8 +322,11 @@ def _peer(
     )
 
 
-def _cores() -> int:
-    """Return how many cores this process may use."""
+def _default_threads() -> int:
+    """Return what ``$OMP_NUM_THREADS`` says, as torch itself would; else the cores we may use."""
+    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if said.isdecimal() and 0 < int(said) <= MOST_THREADS:
+        return int(said)
     allowed = getattr(os, "sched_getaffinity", None)  # Linux only
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+import splitlab
 from splitlab.core.command import datasets
 from splitlab.core.command import main as main_module
 from splitlab.core.command.main import main, parser
 from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted, SplitlabError
 
 COMMANDS = [
-    *("check", "compare", "datasets", "join", "links", "models", "new-plugin"),
+    *("check", "compare", "completion", "datasets", "join", "links", "models", "new-plugin"),
     *("plugins", "probes", "run", "serve", "trace", "transports"),
 ]
 
@@ -34,6 +35,14 @@ def test_help_teaches(command: str, help_of: Callable[..., str]) -> None:
         assert f"examples: splitlab {command} " in text
 
 
+def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert not ended.value.code
+    assert capsys.readouterr().out == f"splitlab {splitlab.__version__}\n"
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", splitlab.__version__)
+
+
 def test_every_command_has_a_line_in_a_group(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
@@ -41,7 +50,7 @@ def test_every_command_has_a_line_in_a_group(capsys: pytest.CaptureFixture[str])
     listed = re.findall(r"^  ([a-z-]+) +[a-z]+ \S", text.partition("\noptions:")[0], re.MULTILINE)
     assert sorted(listed) == COMMANDS
     titles = re.findall(r"^(\w[\w ]*):$", text, re.MULTILINE)
-    assert titles == ["train", "look", "write a method", "options", "examples"]
+    assert titles == ["train", "look", "write a method", "set up", "options", "examples"]
 
 
 def test_examples_of_all_helps_are_accepted(help_of: Callable[..., str]) -> None:
@@ -106,10 +115,13 @@ def test_notices_come_first_and_on_stderr(
     [
         ([], "required: COMMAND; see `splitlab --help`"),
         (["rnu"], "invalid choice: 'rnu'"),
-        (["run", "--sede", "1"], "unrecognized arguments: --sede 1; see `splitlab run --help`"),
+        (
+            ["run", "--sede", "1"],
+            "--sede (did you mean --seed?); see `splitlab run --help`",
+        ),
         (["run", "--seed", "x"], "--seed: invalid int value: 'x'; see `splitlab run --help`"),
         (["join"], "required: ADDRESS; see `splitlab join --help`"),
-        (["datasets", "more"], "unrecognized arguments: more; see `splitlab datasets --help`"),
+        (["datasets", "more"], "unexpected argument 'more'; see `splitlab datasets --help`"),
     ],
 )
 def test_what_is_mistyped_is_one_line(

@@ -215,3 +215,16 @@ def test_gpus_are_shared_out(
     if rank is not None:
         monkeypatch.setenv("LOCAL_RANK", rank)
     assert choose_device("auto", role, peers_here=peers) == torch.device(device)
+
+
+@pytest.mark.parametrize(
+    ("said", "threads"), [("3", 3), (" 2,1", 2), ("", None), ("0", None), ("x", None), ("-1", None)]
+)
+def test_threads_are_those_of_omp_unless_given(
+    said: str, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = Decided.of(Config()).threads
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert Decided.of(Config()).threads == (threads or cores)
+    assert Decided.of(Config(threads=5)).threads == 5
