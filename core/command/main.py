@@ -57,6 +57,10 @@ examples:
   splitlab plugins adc                            what a plugin does and takes
 
 `splitlab COMMAND --help` explains the options of a command and has more examples.
+docs/glossary.md explains the words: ξ, cut, stack, link, nominal, measured, …
+
+exit status: 0 done, 1 failed (a plugin, a peer, the network), 2 what was typed or
+a file cannot be used, 3 the training diverged, 130 interrupted
 """
 
 
