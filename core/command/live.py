@@ -116,7 +116,8 @@ class LiveReporter(RunState):
             table.add_row(name, value)
         done = min(1.0, self.total())
         above = [self._comparison.bar(done)] if self._comparison else []
-        self._live.update(Group(*above, self._title, _bar(done, self._note), table))
+        note = self._note or self.left()
+        self._live.update(Group(*above, self._title, _bar(done, note), table))
 
 
 class LiveComparison(ComparisonState):
@@ -157,5 +158,5 @@ def _live() -> Live:
 def _bar(done: float, note: str) -> Table:
     bar = Table.grid(padding=(0, 2))
     # The note holds names of folders and plugins, which are no markup.
-    bar.add_row(ProgressBar(total=1.0, completed=done, width=40), f"{done:.0%}", Text(note))
+    bar.add_row(ProgressBar(total=1.0, completed=done, width=30), f"{done:.0%}", Text(note))
     return bar

@@ -70,6 +70,20 @@ class RunState:
     def __init__(self) -> None:
         self.total: Callable[[], float] = lambda: 0.0
         self._first: tuple[float, int] | None = None
+        self._begun: tuple[float, float] | None = None
+
+    def left(self) -> str:
+        """Return how long the run will take yet, going by its share of the budget until now.
+
+        ``"4:05 left"``, ``"1:00:12 left"``; empty as long as that cannot be told.
+        """
+        now, used = time.monotonic(), self.total()
+        if self._begun is None:
+            self._begun = now, used
+        started, before = self._begun
+        if used <= before or used >= 1:
+            return ""
+        return f"{_clock((now - started) * (1 - used) / (used - before))} left"
 
     def speed(self, progress: Progress) -> float:
         """Return training samples per second of this session."""
@@ -79,6 +93,13 @@ class RunState:
         seconds, samples = self._first
         elapsed = spent - seconds
         return (progress.samples - samples) / elapsed if elapsed > 0 else 0.0
+
+
+def _clock(seconds: float) -> str:
+    """Return a time in hours, minutes and seconds: ``1:00:12``, ``4:05``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class PlainReporter(RunState):
@@ -112,8 +133,10 @@ class PlainReporter(RunState):
     def step(self, progress: Progress, ledger: Ledger, loss: float) -> None:
         """Print a line, if the last one is some seconds old."""
         up, down = ledger.total("up", "training"), ledger.total("down", "training")
+        left = self.left()
+        left = f"{left}, " if left else ""
         self._now_and_then(
-            f"step   {progress.step}: {min(1.0, self.total()):.0%} of the budget, "
+            f"step   {progress.step}: {min(1.0, self.total()):.0%} of the budget, {left}"
             f"loss {loss:.4f}, {self.speed(progress):.0f} images/s, "
             f"up {human_bytes(up)}, down {human_bytes(down)}"
         )

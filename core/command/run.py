@@ -187,7 +187,7 @@ _KINDS = ("activation", "gradient", "targets", "side", "prediction", "header")
 
 def show_result(result: Result) -> None:
     """Print what came of a run: its summary, and its bytes by phase, direction and kind."""
-    from splitlab.core.command.show import human_bytes, print_facts, print_table
+    from splitlab.core.command.show import human_bytes, print_facts, print_table, width
 
     summary, ledger = result.summary, result.ledger.counts
     facts: list[tuple[str, Cell]] = [("accuracy", (f"{summary.accuracy:.4f}", "bold"))]
@@ -208,18 +208,24 @@ def show_result(result: Result) -> None:
     print()
     print_facts(facts)
 
-    shown = [k for k in _KINDS if any(k in d for phase in ledger.values() for d in phase.values())]
     rows = [
-        (
-            f"{phase} {direction}",
-            *(human_bytes(counts[kind]) if kind in counts else "" for kind in shown),
-            human_bytes(sum(counts.values())),
-        )
+        (f"{phase} {direction}", counts)
         for phase, directions in ledger.items()
         for direction, counts in directions.items()
     ]
-    header = ("", *shown, "sum")
+    shown = [kind for kind in _KINDS if any(kind in counts for _, counts in rows)]
+    sums = [human_bytes(sum(counts.values())) for _, counts in rows]
+    cells = [
+        [name, *(human_bytes(counts[kind]) if kind in counts else "" for kind in shown), total]
+        for (name, counts), total in zip(rows, sums, strict=True)
+    ]
+    header, title = ["", *shown, "sum"], "bytes that crossed the link"
     print()
-    print_table(
-        header, rows, title="bytes that crossed the link", numbers=range(1, len(header)), fold=True
+    if sum(2 + max(map(len, column)) for column in zip(header, *cells, strict=True)) <= width():
+        print_table(header, cells, title=title, numbers=range(1, len(header)))
+        return
+    print(f"{title}:")
+    print_facts(
+        (name, f"{total}: " + ", ".join(f"{k} {human_bytes(counts[k])}" for k in counts))
+        for (name, counts), total in zip(rows, sums, strict=True)
     )

@@ -122,7 +122,7 @@ def test_a_server_that_a_launcher_started_goes_on_in_the_runs_folder(
     assert "--seed cannot be given" in fails("run", "--resume", folder, "--seed", "3")
 
 
-def test_what_came_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+def result() -> Result:
     summary = Summary(
         **{"loss": 1.0, "bytes_up": 1540, "bytes_down": 2000, "stack": ("a",), "cut": 3, "seed": 0},
         **{"transport": "link", "dataset": "data", "model": "net"},
@@ -134,7 +134,11 @@ def test_what_came_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
         "training": {"up": {"activation": 1500, "header": 40}, "down": {"gradient": 2000}},
         "control": {"up": {"header": 7}},
     }
-    show_result(Result(Path("runs/x"), summary, Ledger(counts)))
+    return Result(Path("runs/x"), summary, Ledger(counts))
+
+
+def test_what_came_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    show_result(result())
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     for line in (
         "accuracy 0.7500",
@@ -149,6 +153,16 @@ def test_what_came_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
         "control up 7 B 7 B",
     ):
         assert line in lines
+
+
+def test_the_bytes_of_a_run_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("splitlab.core.command.show.width", lambda: 40)
+    show_result(result())
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "training up 1.54 kB: activation 1.5 kB, header 40 B" in lines
+    assert "control up 7 B: header 7 B" in lines
 
 
 @pytest.mark.parametrize(
