@@ -23,6 +23,8 @@ CONFIGS = st.builds(
     transport=TEXT,
     dataset=st.none() | TEXT,
     data_dir=st.none() | TEXT,
+    label_column=st.none() | TEXT,
+    test_share=st.none() | st.floats(0.01, 0.99),
     augment=st.sampled_from(["none", "paper"]),
     model=TEXT,
     image_size=st.none() | st.integers(1, 4096),
@@ -268,3 +270,17 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     bad.write_text("[tables]\nare = 1\n")
     with pytest.raises(ConfigError, match=r"bad\.toml: unknown key 'tables'"):
         Config.from_toml(bad)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, float("nan")])
+def test_a_share_that_leaves_nothing_is_refused(share: float) -> None:
+    with pytest.raises(
+        ConfigError, match=f"--test-share {share} is not allowed; from 0.001 to 0.999"
+    ):
+        Config(test_share=share)
+
+
+def test_a_share_and_a_split_exclude_each_other() -> None:
+    assert Config(test_split="val").test_share is None
+    with pytest.raises(ConfigError, match="--test-share and --test-split exclude each other"):
+        Config(test_share=0.5, test_split="val")
