@@ -33,7 +33,7 @@ class LiveReporter(RunState):
     """
 
     def __init__(self, comparison: LiveComparison | None = None) -> None:
-        super().__init__()
+        super().__init__(comparison.told if comparison else None)
         self._comparison = comparison
         self._live = comparison.live if comparison else _live()
         self._title = Text()
@@ -44,8 +44,10 @@ class LiveReporter(RunState):
         self._draw()
 
     def begin(self, plan: Plan, folder: Path, used: Callable[[], float]) -> None:
-        """Show what runs and where it is written."""
+        """Show what runs and where it is written, and what of the data is left out."""
         self.total = used
+        for notice in self.news(plan):
+            self._live.console.print(f"note: {notice}", highlight=False, markup=False)
         config = plan.config
         self._title = Text.assemble(
             (" + ".join(plan.titles) or "none", "bold"),

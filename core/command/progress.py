@@ -65,10 +65,14 @@ class RunState:
 
     Attributes:
         total: returns the share of the budget that is used.
+
+    Args:
+        told: what was said of the data before, by other runs of a comparison.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, told: set[str] | None = None) -> None:
         self.total: Callable[[], float] = lambda: 0.0
+        self._told = set() if told is None else told
         self._first: tuple[float, int] | None = None
         self._begun: tuple[float, float] | None = None
 
@@ -84,6 +88,12 @@ class RunState:
         if used <= before or used >= 1:
             return ""
         return f"{_clock((now - started) * (1 - used) / (used - before))} left"
+
+    def news(self, plan: Plan) -> list[str]:
+        """Return what of the data is left out, unless it was told before."""
+        new = [notice for notice in plan.data.notices if notice not in self._told]
+        self._told.update(new)
+        return new
 
     def speed(self, progress: Progress) -> float:
         """Return training samples per second of this session."""
@@ -107,16 +117,19 @@ class PlainReporter(RunState):
 
     Args:
         alone: False in a comparison, which says itself what runs.
+        told: as in `RunState`.
     """
 
-    def __init__(self, alone: bool = True) -> None:
-        super().__init__()
+    def __init__(self, alone: bool = True, told: set[str] | None = None) -> None:
+        super().__init__(told)
         self._alone = alone
         self._last = 0.0
 
     def begin(self, plan: Plan, folder: Path, used: Callable[[], float]) -> None:
-        """Print what runs and where it is written."""
+        """Print what runs and where it is written, and what of the data is left out."""
         self.total = used
+        for notice in self.news(plan):
+            print(f"note   {notice}")
         if not self._alone:
             return
         config, stack = plan.config, " + ".join(plan.titles) or "none"
@@ -173,9 +186,11 @@ class ComparisonState:
     Attributes:
         folder: the comparison's.
         runs: how many there are.
+        told: what was said of the data.
     """
 
     def __init__(self) -> None:
+        self.told: set[str] = set()
         self.folder = Path()
         self.runs = 0
 
@@ -201,7 +216,7 @@ class PlainComparison(ComparisonState):
     def run(self, number: int, contender: Contender, seed: int) -> PlainReporter:
         """Print which run begins."""
         print(self.what(number, contender, seed), flush=True)
-        return PlainReporter(alone=False)
+        return PlainReporter(alone=False, told=self.told)
 
     def ended(self, contender: Contender, outcome: Outcome) -> None:
         """Print how a run ended."""

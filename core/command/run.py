@@ -129,6 +129,7 @@ def show_plan(plan: Plan) -> None:
         ("client part", f"{model.client_parameters:,} parameters"),
         ("server part", f"{model.server_parameters:,} parameters"),
         ("data", f"{data.name}, {data.train:,} training images, {plan.classes} classes"),
+        *_listed("left out", data.notices),
     ]
     facts += _listed("stack", [p.full() for p in plan.stack]) or [("stack", "none")]
     facts += _listed("probes", _as_named("probes", config.probes, plan.probes))

@@ -32,6 +32,9 @@ _EXAMPLES = """\
 # Options of the client that a server would silently ignore.
 _CLIENT_ONLY = (
     "data_dir",
+    "label_column",
+    "test_split",
+    "test_share",
     "augment",
     "budget",
     "evaluate",

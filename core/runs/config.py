@@ -96,8 +96,26 @@ class Config:
     )
     data_dir: str | None = _option(
         None,
-        "local data: a folder with IDX files, Parquet files or train/CLASS/, test/CLASS/ images",
+        "local data: a folder or file of one of the forms that `splitlab datasets` lists, such as "
+        "train/CLASS/ and test/CLASS/ images",
         metavar="DIR",
+        group=_DATA,
+    )
+    label_column: str | None = _option(
+        None,
+        "column of a table that holds the classes; label and other usual names by default",
+        metavar="NAME",
+        group=_DATA,
+    )
+    test_split: str | None = _option(
+        None,
+        "part of the data to evaluate on; test and other usual names by default",
+        metavar="NAME",
+        group=_DATA,
+    )
+    test_share: float | None = _option(
+        None,
+        "evaluate on this share of the training part, of every class alike, instead",
         group=_DATA,
     )
     augment: str = _option(
@@ -183,6 +201,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, low, high in (
+            ("test_share", 0.001, 0.999),
             ("image_size", 1, 4096),
             ("cut", 0, 10_000),
             ("batch_size", 1, 1_000_000),
@@ -207,6 +226,8 @@ class Config:
             raise ConfigError(
                 f"--pretrained and --weights {self.weights} exclude each other; keep one of them"
             )
+        if self.test_share is not None and self.test_split:
+            raise ConfigError("--test-share and --test-split exclude each other; keep one of them")
         Budget.parse(self.budget)
         for name in ("data_dir", "weights", "output"):  # the shell leaves --output=~/x as it is
             if value := getattr(self, name):

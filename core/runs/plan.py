@@ -132,11 +132,21 @@ class PeerPlan:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What is known of the data: their name, and how many images there are to train and to test."""
+    """What is known of the data.
+
+    Attributes:
+        name: of the data set or folder.
+        train: how many images there are to train on.
+        test: how many there are to test on.
+        fingerprint: as in `Data`.
+        notices: what of the data is not read, one line each.
+    """
 
     name: str
     train: int
     test: int
+    fingerprint: str
+    notices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -215,7 +225,7 @@ def make(
     mine = {"config": replace(config, eval_every=every, checkpoint_every=checkpoints)}
     plan = Plan(
         **vars(shared) | mine,
-        data=DataFacts(data.name, len(data.train), len(data.test)),
+        data=DataFacts(data.name, len(data.train), len(data.test), data.fingerprint, data.notices),
         budget=Budget.parse(config.budget),
         eval_every=every,
         checkpoint_every=checkpoints,
@@ -249,6 +259,9 @@ def load_configured_data(decided: Decided, loading: Loading | None = None) -> Da
         augment=config.augment,
         workers=config.workers,
         loading=loading,
+        label_column=config.label_column,
+        test_split=config.test_split,
+        test_share=config.test_share,
     )
 
 

@@ -43,8 +43,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def plan(config: Config, *titles: str) -> Any:
-    return SimpleNamespace(config=config, titles=titles)
+def plan(config: Config, *titles: str, notices: tuple[str, ...] = ()) -> Any:
+    return SimpleNamespace(config=config, titles=titles, data=SimpleNamespace(notices=notices))
 
 
 def progress(step: int, samples: int, seconds: float) -> Progress:
@@ -142,6 +142,16 @@ def test_a_comparison_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     failed: Any = SimpleNamespace(summary=None, error="the loss is nan")
     assert ending(failed) == "failed the loss is nan"
+
+
+def test_what_the_data_leave_out_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    lines, contender = PlainComparison(), SimpleNamespace(title="a")
+    for number in (1, 2):
+        run = lines.run(number, contender, 0)  # type: ignore[arg-type]
+        run.begin(plan(Config(), notices=("left [out] a", "b")), Path("c"), lambda: 0.0)
+    assert capsys.readouterr().out.splitlines() == [
+        "run 1 of 0: a, seed 0", "note   left [out] a", "note   b", "run 2 of 0: a, seed 0",
+    ]  # fmt: skip
 
 
 def test_the_output_chooses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,8 @@ CONFIGS = st.builds(
     transport=TEXT,
     dataset=st.none() | TEXT,
     data_dir=st.none() | TEXT,
+    label_column=st.none() | TEXT,
+    test_share=st.none() | st.floats(0.01, 0.99),
     augment=st.sampled_from(["none", "paper"]),
     model=TEXT,
     image_size=st.none() | st.integers(1, 4096),
@@ -126,6 +128,7 @@ def test_whole_numbers_are_numbers_and_lists_are_tuples() -> None:
 # Bounds.
 
 BOUNDS = {
+    "test_share": (0.001, 0.999),
     "image_size": (1, 4096),
     "cut": (0, 10_000),
     "batch_size": (1, 1_000_000),
@@ -279,3 +282,9 @@ def test_a_tilde_means_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     (tmp_path / "c.toml").write_text("output = '~/x'", encoding="utf-8")
     assert Config.from_toml("~/c.toml") == Config(output="~/x")
     assert Config(output="a~").output == "a~"
+
+
+def test_a_share_and_a_split_exclude_each_other() -> None:
+    assert Config(test_split="val").test_share is None
+    with pytest.raises(ConfigError, match="--test-share and --test-split exclude each other"):
+        Config(test_share=0.5, test_split="val")
