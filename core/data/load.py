@@ -7,6 +7,8 @@ finds them in a folder, `source` is what they return, `images` opens and augment
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +39,14 @@ class Data:
         name: of the data set, or of the folder where only that was given.
         train: what to train on.
         test: what to evaluate on.
+        fingerprint: 16 hexadecimal digits that change with the classes, the labels, the number of
+            images of either part, or the names and sizes of their files; not with the folder.
     """
 
     name: str
     train: Split
     test: Split
+    fingerprint: str
 
 
 def load_data(
@@ -111,7 +116,20 @@ def load_data(
 
     make_augmentation = AUGMENTATIONS[augment]
     for_training = None if make_augmentation is None else make_augmentation(image_size)
-    return Data(name, split("train", train, for_training), split("test", test, None))
+    return Data(
+        name,
+        split("train", train, for_training),
+        split("test", test, None),
+        _fingerprint(classes, train, test),
+    )
+
+
+def _fingerprint(classes: Sequence[str], *parts: Source) -> str:
+    digest = hashlib.sha256(json.dumps(classes).encode())
+    for part in parts:
+        digest.update(json.dumps([len(part.labels), part.contents]).encode())
+        digest.update(part.labels.numpy().astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _to_channels(values: Sequence[float], channels: int) -> Sequence[float]:

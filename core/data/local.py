@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,7 +82,8 @@ def _read_idx_part(folder: Path, prefix: str) -> Source:
     def read(rows: list[int]) -> list[Encoded]:
         return [Image.fromarray(images[row].numpy()) for row in rows]
 
-    return Source(origin, labels.long(), None, read)
+    contents = hashlib.sha256(images.numpy()).hexdigest()
+    return Source(origin, labels.long(), None, read, contents)
 
 
 def _find_parquet(folder: Path, prefixes: Sequence[str]) -> list[Path]:

@@ -28,12 +28,14 @@ class Source:
         labels: (N,) int64, for N samples.
         classes: their names; None where the labels are bare numbers.
         read: takes rows, returns their images as they are stored.
+        contents: a cheap digest of the images, such as of their files' names and sizes.
     """
 
     origin: str
     labels: torch.Tensor
     classes: tuple[str, ...] | None
     read: Callable[[list[int]], Sequence[Encoded]]
+    contents: str = ""
 
     def place(self, row: int, encoded: Encoded = None) -> str:
         """Name a sample: the image's file if it has one, else the row."""

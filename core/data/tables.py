@@ -7,10 +7,11 @@ import, and IDX files need none of it.
 from __future__ import annotations
 
 import glob
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -149,7 +150,21 @@ def _read_table(table: Any, origin: str, entry: DatasetEntry | None) -> Source:
     def read(rows: list[int]) -> list[Encoded]:
         return images[rows][image]  # type: ignore[no-any-return]
 
-    return Source(origin, torch.tensor(values, dtype=torch.int64), classes, read)
+    return Source(
+        origin, torch.tensor(values, dtype=torch.int64), classes, read, _contents(images, image)
+    )
+
+
+def _contents(images: Any, column: str) -> str:
+    """Return a digest of the size of every image in a table, or of its file's name."""
+    import pyarrow.compute as pc
+
+    digest = hashlib.sha256()
+    for chunk in images.data[column].chunks:
+        sizes = pc.fill_null(pc.binary_length(chunk.field("bytes")), -1)
+        names = [path and PurePath(path).name for path in chunk.field("path").to_pylist()]
+        digest.update(f"{sizes.to_pylist()}{names}".encode())
+    return digest.hexdigest()
 
 
 def _pick_column(

@@ -153,3 +153,36 @@ def test_no_samples(load: Any, refusal: Any, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert "cifar10 (train) holds no images" in refusal(lambda: load(None, "cifar10"))
+
+
+def test_the_fingerprint_tells_when_the_data_change(files: Any, load: Any, tmp_path: Path) -> None:
+    def mark(name: str, **settings: Any) -> str:
+        return str(load(tmp_path / name, **settings).fingerprint)
+
+    for name in ("a", "moved", "renamed"):
+        files.write_image_folder(tmp_path / name)
+    first = mark("a")
+    assert len(first) == 16
+    assert mark("a", image_size=16, channels=1, seed=3) == first
+    assert mark("moved") == first
+    for part in ("train", "test"):
+        (tmp_path / "renamed" / part / "dog").rename(tmp_path / "renamed" / part / "fox")
+    assert mark("renamed") != first
+    (tmp_path / "a" / "test" / "cat" / "0.png").unlink()
+    assert mark("a") != first
+
+
+def test_the_fingerprint_of_tables_and_arrays(files: Any, load: Any, tmp_path: Path) -> None:
+    def parquet(name: str, labels: list[int], **settings: Any) -> str:
+        files.write_parquet(tmp_path / name, "train.parquet", labels, **settings)
+        files.write_parquet(tmp_path / name, "test.parquet", [0, 1])
+        return str(load(tmp_path / name).fingerprint)
+
+    assert parquet("a", [0, 1]) == parquet("b", [0, 1])
+    assert len({parquet("c", labels) for labels in ([0, 1], [1, 0], [0, 1, 1])}) == 3
+    assert parquet("d", [0, 1], size=9) != parquet("e", [0, 1])
+    files.write_idx_folder(tmp_path / "idx")
+    before = load(tmp_path / "idx").fingerprint
+    assert load(tmp_path / "idx").fingerprint == before
+    files.write_idx(tmp_path / "idx" / "train-images-idx3-ubyte", np.zeros((20, 8, 8), np.uint8))
+    assert load(tmp_path / "idx").fingerprint != before
