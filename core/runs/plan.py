@@ -132,11 +132,19 @@ class PeerPlan:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What is known of the data: their name, and how many images there are to train and to test."""
+    """What is known of the data.
+
+    Attributes:
+        name: of the data set, or of its folder.
+        train: how many images there are to train on.
+        test: how many to evaluate on.
+        fingerprint: of what they are, wherever they lie; see `Data`.
+    """
 
     name: str
     train: int
     test: int
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -215,7 +223,7 @@ def make(
     mine = {"config": replace(config, eval_every=every, checkpoint_every=checkpoints)}
     plan = Plan(
         **vars(shared) | mine,
-        data=DataFacts(data.name, len(data.train), len(data.test)),
+        data=DataFacts(data.name, len(data.train), len(data.test), data.fingerprint),
         budget=Budget.parse(config.budget),
         eval_every=every,
         checkpoint_every=checkpoints,
