@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,6 +61,11 @@ class LiveReporter(RunState):
         """Show how many images are decoded."""
         self._note = f"loading {part}: {done:,} of {total:,} images"
         self._draw()
+
+    def accepted(self, changes: Sequence[str]) -> None:
+        """Leave lines above the display that say what has changed since the run began."""
+        for change in changes:
+            self._live.console.print(f"accepted: {change}", highlight=False, markup=False)
 
     def step(self, progress: Progress, ledger: Ledger, loss: float) -> None:
         """Show all numbers anew."""

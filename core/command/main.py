@@ -6,6 +6,7 @@ Nothing heavy is imported before a command needs it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -76,18 +77,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         for notice in _notices():
             _say(f"note: {notice}")
         command: Callable[[argparse.Namespace], int] = arguments.command
-        return command(arguments)
-    except SplitlabError as error:
+        status = command(arguments)
         sys.stdout.flush()
+        return status
+    except SplitlabError as error:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _leave_stdout()
         _say(f"error: {error}")
         return error.status
     except KeyboardInterrupt:
         _say("interrupted")
         return Interrupted.status
     except BrokenPipeError:
-        # Whoever read the listing has seen enough; closing stdout again would complain once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_stdout()  # whoever read the listing has seen enough
         return 0
+    except OSError as error:
+        _leave_stdout()
+        where = error.filename or "what is printed cannot be written"
+        _say(f"error: {where}: {error.strerror or error}")
+        return SplitlabError.status
+
+
+def _leave_stdout() -> None:
+    """Let what is still to be printed go nowhere: at its end Python would complain once more."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser() -> Parser:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from splitlab.core.catalogue.tables import Kind, entries
 from splitlab.core.command.streams import visible
@@ -47,6 +48,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the mistake on stderr and end with status 2."""
         self.exit(2, visible(f"splitlab: error: {message}; see `{self.prog} --help`\n"))
+
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+        """Print a help, or fail: argparse's own would lose it without a word."""
+        file = file or sys.stderr
+        file.write(message)
+        file.flush()
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):

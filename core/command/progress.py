@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +142,11 @@ class PlainReporter(RunState):
     def loading(self, part: str, done: int, total: int) -> None:
         """Print how many images are decoded, if it takes long."""
         self._now_and_then(f"load   {part}: {done:,} of {total:,} images")
+
+    def accepted(self, changes: Sequence[str]) -> None:
+        """Print what has changed since the run began."""
+        for change in changes:
+            print(f"accept {change}", flush=True)
 
     def step(self, progress: Progress, ledger: Ledger, loss: float) -> None:
         """Print a line, if the last one is some seconds old."""

@@ -72,9 +72,20 @@ def add(commands: Commands) -> Parser:
 
 
 def add_resume(parser: Parser) -> None:
-    """Add ``--resume``."""
+    """Add ``--resume`` and what goes with it."""
     parser.add_argument(
         "--resume", metavar="RUN", type=expanduser, help="go on with the run in this folder"
+    )
+    parser.add_argument(
+        "--from-step",
+        type=int,
+        metavar="N",
+        help="resume from this checkpoint, or from 0, the beginning, and forget newer ones",
+    )
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="resume although data, files, versions or config.toml have changed",
     )
 
 
@@ -108,6 +119,8 @@ def train(arguments: argparse.Namespace, connect: str | None = None) -> int:
         return serve_config(config, address=launched[1], classes=classes, quiet=arguments.quiet)
     result = run(
         resume=arguments.resume,
+        from_step=arguments.from_step,
+        accept_changes=arguments.accept_changes,
         connect=connect,
         reporter=reporter(arguments.quiet),
         should_stop=StopAsked(),

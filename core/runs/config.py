@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from splitlab.core.catalogue.binding import split_stack
 from splitlab.core.contract.errors import ConfigError, unknown_name
 
-__all__ = ["GROUPS", "MOST_THREADS", "Budget", "Config"]
+__all__ = ["GROUPS", "MOST_THREADS", "Budget", "Config", "differences"]
 
 DEFAULT_DATASET = "fashion-mnist-mini"
 MOST_THREADS = 4096
@@ -238,6 +239,20 @@ class Config:
         """The transport and the wrappers around it, for display."""
         return " + ".join((self.transport, *self.links))
 
+    def placed(self) -> Config:
+        """Return it with absolute paths of all files and folders that are there."""
+        data, weights = Path(self.data_dir or ""), Path(self.weights)
+        return dataclasses.replace(
+            self,
+            model=_placed(self.model),
+            transport=_placed(self.transport),
+            plugins=tuple(_placed(each) for text in self.plugins for each in split_stack(text)),
+            probes=tuple(map(_placed, self.probes)),
+            links=tuple(map(_placed, self.links)),
+            data_dir=str(data.absolute()) if self.data_dir and data.exists() else self.data_dir,
+            weights=str(weights.absolute()) if weights.is_file() else self.weights,
+        )
+
     @classmethod
     def from_mapping(cls, values: typing.Mapping[str, Any], where: str = "") -> Config:
         """Build from names and values, such as a parsed TOML file.
@@ -286,6 +301,31 @@ def flag(name: str) -> str:
     """Return the command-line option of a field: ``batch_size`` → ``--batch-size``."""
     spec = Config.__dataclass_fields__[name]
     return str(spec.metadata.get("flag", "--" + name.replace("_", "-")))
+
+
+def differences(now: Config, was: Config, ignore: typing.Collection[str] = ()) -> list[str]:
+    """Return every option in which two configurations differ, with both values."""
+    return [
+        f"{flag(spec.name)} was {_shown(old)} and is now {_shown(new)}"
+        for spec in dataclasses.fields(Config)
+        if spec.name not in ignore
+        and (old := getattr(was, spec.name)) != (new := getattr(now, spec.name))
+    ]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "+".join(value) or "nothing"
+    return "not given" if value is None else str(value)
+
+
+def _placed(text: str) -> str:
+    """Return ``FILE.py:Name…`` with the absolute path of the file, and any other text as it is."""
+    head, separator, rest = text.partition(".py:")
+    path = Path(head + ".py")
+    placed = f"{path.absolute()}:{rest}"
+    # A folder's name may look like the end of a file's.
+    return placed if separator and path.is_file() and placed.count(".py:") == 1 else text
 
 
 def _coerce(hint: Any, value: Any, where: str) -> Any:

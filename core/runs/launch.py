@@ -8,11 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 from splitlab.core.contract.errors import NetworkError
 from splitlab.core.contract.link import InsideTransport, Link, NetworkTransport
 from splitlab.core.engine.server import Server
+from splitlab.core.runs import disk
 from splitlab.core.runs.ends import called, end
 from splitlab.core.runs.folder import RunFolder
 from splitlab.core.runs.plan import PeerPlan
@@ -41,13 +42,12 @@ def link_inside(
     pair = called(f"transport {name!r}", transport.pair, serve)
     client_end = end(pair[0], name, plan.links, "client")
     server_end = end(pair[1], name, plan.links, "server")
-    session, report = open_session(server_end, server, plan, folder.path)
-    try:
+    with ExitStack() as cleanup:
+        cleanup.callback(server_end.close)
+        cleanup.callback(client_end.close)
+        session, report = open_session(server_end, server, plan, folder.path, cleanup)
         yield client_end
         report()
-    finally:
-        client_end.close()
-        server_end.close()
 
 
 class Launch:
@@ -103,7 +103,10 @@ class Launch:
             return ""
         if status == -signal.SIGKILL:
             return "; the server process was killed"
-        lines = self._folder.server_log().read_text(errors="replace").strip().splitlines()
+        try:
+            lines = self._folder.server_log().read_text(errors="replace").strip().splitlines()
+        except OSError:  # the folder is gone
+            lines = []
         last = lines[-1].removeprefix("splitlab: error: ") if lines else "it printed nothing"
         return f"; the server process ended with status {status}: {last}"
 
@@ -117,7 +120,8 @@ class Launch:
         command += ["--classes", str(self._plan.classes)]
         command += ["--announce", str(writing), "--wait", str(_STARTUP_SECONDS)]
         command += ["--timeout", str(self._plan.config.timeout)]
-        with self._folder.server_log().open("wb") as log:
+        path = self._folder.server_log()
+        with disk.writing(path), path.open("wb") as log:
             # A session of its own: Ctrl-C reaches the client only, which ends both in good order.
             process = subprocess.Popen(
                 command,

@@ -135,10 +135,10 @@ class DataFacts:
     """What is known of the data.
 
     Attributes:
-        name: of the data set or folder.
+        name: of the data set, or of its folder.
         train: how many images there are to train on.
-        test: how many there are to test on.
-        fingerprint: as in `Data`.
+        test: how many to evaluate on.
+        fingerprint: of what they are, wherever they lie; see `Data`.
         notices: what of the data is not read, one line each.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -12,15 +12,20 @@ from splitlab.core.catalogue.links import load_transport
 from splitlab.core.contract.errors import ConfigError, ProtocolError
 from splitlab.core.contract.link import Link
 from splitlab.core.engine.server import Server
-from splitlab.core.runs.checkpoint import Checkpoints
+from splitlab.core.runs.checkpoint import Checkpoints, plan_mark
+from splitlab.core.runs.disk import hold
 from splitlab.core.runs.ends import called, end
 from splitlab.core.runs.folder import append, cut_after
 from splitlab.core.runs.plan import Decided, PeerPlan, make_for_server
 from splitlab.core.runs.records import SERVER_METRICS, StepRecord
 from splitlab.core.runs.workers import build_server, limited_threads
+from splitlab.core.session.protocol import MARKS
 from splitlab.core.session.server import ServerSession
 
 __all__ = ["open_session", "serve"]
+
+_PATIENCE = 5.0
+"""Seconds for the server of a client that was killed to see that it is alone."""
 
 
 def serve(
@@ -69,7 +74,7 @@ def serve(
                     pipe.write(listener.address + "\n")
             link = end(called(owner, listener.accept, wait), named, plan.links, "server")
             cleanup.enter_context(closing(link))
-        session, report = open_session(link, server, plan, output)
+        session, report = open_session(link, server, plan, output, cleanup)
         while session.turn():
             pass
         report()
@@ -78,16 +83,20 @@ def serve(
 
 
 def open_session(
-    link: Link, server: Server, plan: PeerPlan, output: str | Path | None
+    link: Link,
+    server: Server,
+    plan: PeerPlan,
+    output: str | Path | None,
+    cleanup: ExitStack,
 ) -> tuple[ServerSession, Callable[[], None]]:
     """Return the server's session on a link, and what lets its probes report after its goodbye.
 
-    What the server leaves is written below ``output``.
+    What the server leaves is written below ``output``, which it holds until ``cleanup``.
     """
-    folder = Path(output) if output is not None else Path("runs")
+    folder = Path(output if output is not None else "runs").absolute()
     checkpoints: list[Checkpoints] = []
 
-    def resume(run: str, step: int) -> None:
+    def resume(run: str, step: int, marks: Mapping[str, str]) -> None:
         nonlocal folder
         if output is None:
             if not re.fullmatch(r"\w[\w.+-]{0,199}", run):
@@ -96,15 +105,23 @@ def open_session(
                     "name the server's own with --output DIR"
                 )
             folder = folder / run
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"--output {folder} cannot be made: {error.strerror}") from None
-        checkpoints.append(Checkpoints(folder, "server"))
+        cleanup.enter_context(hold(folder, "server", _PATIENCE))
+        kept = Checkpoints(folder, "server", {name: marks[name] for name in MARKS})
         if step:
-            server.load_state(*checkpoints[0].load(step))
-        checkpoints[0].forget_after(step)
+            try:
+                with kept.taking(step):
+                    server.load_state(*kept.load(step))
+            except ConfigError as error:
+                theirs = marks.get("steps", "").split()
+                older = kept.older(step, lambda n: str(n) in theirs and kept.whole(n))
+                again = f"{marks.get('again', '--resume RUN')} --from-step {older}"
+                raise ConfigError(f"{error}; go on from step {older} with: {again}") from error
+        else:
+            kept.refuse_others()
+        kept.forget_after(step)
         cut_after(folder / SERVER_METRICS, step)
+        mine = {"run": marks["run"], "seed": marks["seed"], "plan": plan_mark(plan.agreement)}
+        checkpoints.append(Checkpoints(folder, "server", mine))
 
     def save(step: int) -> None:
         checkpoints[0].save(step, *server.state())

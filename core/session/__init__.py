@@ -1,7 +1,8 @@
 """What the peers say to each other besides tensors: handshake, checkpoints, goodbye.
 
     client                                   server
-    HELLO  protocol, agreement, run, step ─►  compares; loads its checkpoint of that step
+    HELLO  protocol, agreement, run, step,─►  compares; loads its checkpoint of that step
+           marks
                                           ◄─  HELLO, or ERROR with both values
     ACTIVATION                            ─►
                                           ◄─  GRADIENT or PREDICTION

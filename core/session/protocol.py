@@ -10,6 +10,7 @@ from splitlab.core.contract.message import Kind, Message
 
 __all__ = [
     "HELLO_BYTES",
+    "MARKS",
     "PROTOCOL",
     "Agreement",
     "compare",
@@ -22,6 +23,9 @@ __all__ = [
 PROTOCOL = 1
 HELLO_BYTES = 1 << 16
 """The largest frame before the handshake."""
+
+MARKS = ("run", "seed", "plan")
+"""What a HELLO says of the checkpoint to go on from, or of those to come: what they belong to."""
 
 Agreement = dict[str, str]
 """What both peers must have in common, by the name that the user knows it by."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from splitlab.core.contract.errors import LinkError, NetworkError, ProtocolError
 from splitlab.core.contract.link import Link
@@ -12,6 +12,7 @@ from splitlab.core.contract.message import Kind, Message
 from splitlab.core.engine.server import Server
 from splitlab.core.session.protocol import (
     HELLO_BYTES,
+    MARKS,
     PROTOCOL,
     Agreement,
     compare,
@@ -31,7 +32,7 @@ class ServerSession:
         agreement: what must be equal at both peers.
         batch_bytes: size of one uncompressed batch, from which the frame limit follows.
         timeout: seconds of silence after which the client counts as gone.
-        resume: called with run name and step after the handshake; loads the server's state.
+        resume: called with run name, step and marks after the handshake; loads the server's state.
         save: called with the step; writes the server's checkpoint.
         measured: called after every training step that has metrics, with its number from 1.
     """
@@ -44,7 +45,7 @@ class ServerSession:
         *,
         batch_bytes: int,
         timeout: float,
-        resume: Callable[[str, int], None],
+        resume: Callable[[str, int, Mapping[str, str]], None],
         save: Callable[[int], None],
         measured: Callable[[int], None] = lambda step: None,
     ) -> None:
@@ -110,6 +111,7 @@ class ServerSession:
         if type(protocol) is int:  # a bool is an int, and True equals 1
             compare({"protocol": str(protocol)}, {"protocol": str(PROTOCOL)})
         theirs, run, step = meta.get("agreement"), meta.get("run"), meta.get("step")
+        marks = meta.get("marks")
         if (
             type(protocol) is not int
             or not isinstance(theirs, dict)
@@ -117,10 +119,13 @@ class ServerSession:
             or not isinstance(run, str)
             or type(step) is not int
             or step < 0
+            or not isinstance(marks, dict)
+            or not all(isinstance(value, str) for value in marks.values())
+            or not marks.keys() >= set(MARKS)
         ):
             raise ProtocolError(f"{self._link.remote} sent a malformed HELLO")
         compare(theirs, self._agreement)
-        self._resume(run, step)
+        self._resume(run, step, marks)
         self._open = True
         self._link.limits = dataclasses.replace(
             self._link.limits, frame_bytes=frame_limit(self._batch_bytes)

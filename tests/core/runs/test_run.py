@@ -28,6 +28,7 @@ def test_run_folder_holds_what_the_documentation_says(
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "config.toml",
+        "run.json",
         "environment.json",
         "metrics.jsonl",
         "ledger.json",

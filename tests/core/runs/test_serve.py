@@ -21,6 +21,7 @@ from splitlab.core import (
     run,
 )
 from splitlab.core.command.main import main
+from splitlab.core.runs.checkpoint import plan_mark
 from splitlab.core.runs.config import Config
 from splitlab.core.runs.records import (
     SERVER_METRICS,
@@ -35,7 +36,14 @@ from splitlab.core.session.protocol import PROTOCOL
 from splitlab.transports.inprocess import InProcess
 
 AGREEMENT = {"stack": "none", "cut": "3"}
-HELLO = {"protocol": PROTOCOL, "agreement": AGREEMENT, "run": "run", "step": 0}
+MARKS = {"run": "0123456789abcdef", "seed": "0", "plan": plan_mark(AGREEMENT)}
+HELLO: dict[str, Any] = {
+    "protocol": PROTOCOL,
+    "agreement": AGREEMENT,
+    "run": "run",
+    "step": 0,
+    "marks": MARKS,
+}
 
 
 def activation(step: int) -> Message:
@@ -57,11 +65,13 @@ def session_with_checkpoints(output: Path | None) -> Any:
     )
     plan: Any = SimpleNamespace(agreement=AGREEMENT, batch_bytes=1000, config=Config(timeout=1.0))
     client_end, server_end = InProcess().pair(None)
-    session, report = open_session(server_end, server, plan, output)
+    cleanup = ExitStack()
+    session, report = open_session(server_end, server, plan, output, cleanup)
     return SimpleNamespace(
         client_end=client_end,
         server=session,
         report=report,
+        end=cleanup.close,
         state=state,
         metrics=server.metrics,
         reported=reported,
@@ -101,6 +111,7 @@ def test_the_server_keeps_its_checkpoints_under_the_name_of_the_run(
             first.client_end.send(message, 1.0)
             assert first.server.turn()
         assert (folder / "checkpoints" / "step-00000012" / "server.safetensors").is_file()
+        first.end()
         second = session_with_checkpoints(output)
         second.client_end.send(Message(Kind.HELLO, meta=hello | {"step": 12}), 1.0)
         assert second.server.turn()
@@ -132,6 +143,7 @@ def test_the_server_logs_its_numbers_and_forgets_those_of_later_steps(tmp_path: 
         assert table.reported == []  # the client's goodbye waits for no probe
         table.report()
         assert table.reported == [tmp_path / "probes"]
+        table.end()
     assert log.read_text().startswith(version_line())
 
 

@@ -16,7 +16,7 @@ from splitlab.transports.inprocess import InProcess
 
 def test_peers_that_agree_shake_hands_and_resume(talk: Any) -> None:
     table = talk.Table().open(run="my-run", step=40)
-    assert table.resumed == [("my-run", 40)]
+    assert table.resumed == [("my-run", 40, talk.MARKS)]
     assert table.told == []
     assert table.ledger.total("up") == table.ledger.total("up", "control") > 0
     assert table.ledger.total("down") == table.ledger.total("down", "control") > 0

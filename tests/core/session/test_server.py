@@ -32,7 +32,7 @@ def test_a_client_must_begin_with_hello(talk: Any, kind: Kind) -> None:
     assert (table.echo.handled, table.saved) == ([], [])
 
 
-WORDS = ["agreement", "protocol", "run", "step"]
+WORDS = ["agreement", "marks", "protocol", "run", "step"]
 """What a HELLO says."""
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -50,6 +50,8 @@ JSON = st.recursive(
 @example(changes={"step": -1}, more={}, absent=set())
 @example(changes={"protocol": True}, more={}, absent=set())
 @example(changes={"protocol": "1"}, more={}, absent=set())
+@example(changes={"marks": {"run": "x", "seed": "0"}}, more={}, absent=set())
+@example(changes={"marks": {"run": "x", "seed": "0", "plan": 1}}, more={}, absent=set())
 @example(changes={}, more={"cut": None}, absent=set())
 @example(changes={}, more={"more": None}, absent=set())
 @example(changes={}, more={"long\n" * 1000: "x"}, absent=set())
@@ -73,10 +75,11 @@ def test_a_malformed_hello_is_the_clients_error(
         and isinstance(meta["run"], str)
         and type(meta["step"]) is int
         and meta["step"] >= 0
+        and meta["marks"] == talk.MARKS
     )
     if fine:
         assert table.server.turn()
-        assert table.resumed == [(meta["run"], meta["step"])]
+        assert table.resumed == [(meta["run"], meta["step"], talk.MARKS)]
         return
     with pytest.raises(ProtocolError) as caught:
         table.server.turn()
