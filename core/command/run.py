@@ -7,6 +7,7 @@ from dataclasses import replace
 from os.path import expanduser
 from typing import TYPE_CHECKING, Literal
 
+from splitlab.core.command.imports import heavy_imports
 from splitlab.core.command.options import Parser, add_config, add_quiet, declare, given
 from splitlab.core.command.serve import scheme, serve_config
 from splitlab.core.command.stop import StopAsked
@@ -85,11 +86,12 @@ def train(arguments: argparse.Namespace, connect: str | None = None) -> int:
         arguments: of ``run`` or ``join``.
         connect: address of a server that runs elsewhere, or None.
     """
-    from splitlab.core.catalogue.links import load_transport
-    from splitlab.core.command.progress import reporter
-    from splitlab.core.runs.run import chosen, run
-
     options = given(arguments)
+    with heavy_imports():
+        from splitlab.core.catalogue.links import load_transport
+        from splitlab.core.command.progress import reporter
+        from splitlab.core.runs.run import chosen, run
+
     if connect and arguments.resume is None and "transport" not in options:
         options["transport"] = scheme(connect)
     config, folder = chosen(None, arguments.resume, options)

@@ -6,6 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
+from splitlab.core.command.imports import heavy_imports
 from splitlab.core.command.options import Parser, add_config, declare, given
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.runs.config import Config
@@ -113,9 +114,10 @@ def serve_config(
         announce: file descriptor for the address, if a client on this machine started this server.
         quiet: print nothing.
     """
-    from splitlab.core.data.entry import class_count
-    from splitlab.core.runs.plan import Decided
-    from splitlab.core.runs.serve import serve
+    with heavy_imports():
+        from splitlab.core.data.entry import class_count
+        from splitlab.core.runs.plan import Decided
+        from splitlab.core.runs.serve import serve
 
     decided = Decided.of(config)
     config = decided.config

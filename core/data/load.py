@@ -1,7 +1,7 @@
 """Which data: a name or a folder becomes a training and a test split with the same classes.
 
-The other files of this room, from the disk to the batch: `idx` and `tables` read files, `local`
-finds them in a folder, `source` is what they return, `images` opens and augments one image,
+The other files of this room, from the disk to the batch: `idx`, `parquet` and `tables` read files,
+`local` finds them in a folder, `source` is what they return, `images` opens and augments one image,
 `decode` many of them, and `split` puts them in order. `entry` is what registry.toml says.
 """
 

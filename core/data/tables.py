@@ -1,7 +1,7 @@
 """Tables of images and labels: Parquet, image folders and the hub. The only user of ``datasets``.
 
 Nothing is written beside the user's files. ``datasets`` is imported where it is used: it is slow to
-import, and IDX files need none of it.
+import, and neither IDX files nor Parquet as `parquet` reads it need any of it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.data.entry import DatasetEntry
+from splitlab.core.data.parquet import read_known
 from splitlab.core.data.source import Encoded, Source
 from splitlab.core.data.words import brief, listing
 
@@ -40,6 +41,9 @@ def read_parquet(files: Sequence[Path], origin: str, entry: DatasetEntry | None)
     """
     # datasets copies Parquet to Arrow files: into its own cache only where memory is too small.
     small = sum(file.stat().st_size for file in files) <= PARQUET_LIMIT
+    known = read_known(files, origin, entry) if small and entry else None
+    if known is not None:
+        return known
     patterns = [glob.escape(str(file)) for file in files]
     return _read_table(_load_local("parquet", patterns, origin, in_memory=small), origin, entry)
 
