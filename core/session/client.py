@@ -6,7 +6,7 @@ import dataclasses
 import time
 from typing import TypeVar
 
-from splitlab.core.contract.errors import ProtocolError
+from splitlab.core.contract.errors import NetworkError, ProtocolError
 from splitlab.core.contract.link import Link
 from splitlab.core.contract.message import Kind, Message
 from splitlab.core.engine.conversation import Conversation, hold
@@ -56,10 +56,16 @@ class ClientSession:
 
         Raises:
             ProtocolError: the peers do not fit; names both values.
+            NetworkError: the server does not answer; it may have another client.
         """
         self._link.limits = dataclasses.replace(self._link.limits, frame_bytes=HELLO_BYTES)
         hello = {"protocol": PROTOCOL, "agreement": agreement, "run": run, "step": step}
-        answer = self.exchange(Message(Kind.HELLO, meta=hello))
+        try:
+            answer = self.exchange(Message(Kind.HELLO, meta=hello))
+        except NetworkError as error:
+            raise NetworkError(
+                f"{error} before it answered; a server takes one client only"
+            ) from error
         if answer.kind is not Kind.HELLO:
             raise ProtocolError(f"{self._link.remote} answered a HELLO with {answer.kind.name}")
         self._link.limits = dataclasses.replace(
