@@ -107,7 +107,13 @@ def train(arguments: argparse.Namespace, connect: str | None = None) -> int:
         if folder is not None:
             config = replace(config, output=str(folder.path))
         classes = getattr(arguments, "classes", None)
-        return serve_config(config, address=launched[1], classes=classes, quiet=arguments.quiet)
+        return serve_config(
+            config,
+            address=launched[1],
+            classes=classes,
+            patient=False,  # a launcher joins two peers once
+            quiet=arguments.quiet,
+        )
     result = run(
         resume=arguments.resume,
         connect=connect,

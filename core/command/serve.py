@@ -19,9 +19,11 @@ __all__ = ["add", "scheme", "serve_config"]
 
 _MORE = """\
 Give both peers the same options for what they must agree on: stack, model,
-cut, weights, batch size, optimizer and seed; the handshake compares them and
-names what differs. Data, budget and evaluation are the client's. The link is
-neither encrypted nor authenticated: use it in a network that you trust.
+cut, weights, batch size, optimizer and seed; the handshake compares them. A
+client that differs is told in what and turned away, and so is whoever is no
+client; the server then waits on. Data, budget and evaluation are the client's.
+The link is neither encrypted nor authenticated: use it in a network that you
+trust.
 """
 
 _EXAMPLES = """\
@@ -92,6 +94,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         classes=arguments.classes,
         wait=arguments.wait,
         announce=arguments.announce,
+        patient=arguments.announce is None,  # else the one client is beside it, and ends with it
     )
 
 
@@ -102,6 +105,7 @@ def serve_config(
     classes: int | None,
     wait: float = _A_DAY,
     announce: int | None = None,
+    patient: bool = True,
     quiet: bool = False,
 ) -> int:
     """Serve one client of this configuration; returns the exit status.
@@ -112,6 +116,7 @@ def serve_config(
         classes: C, width of the head; that of the configuration's data if None.
         wait: seconds to wait for a client.
         announce: file descriptor for the address, if a client on this machine started this server.
+        patient: whether to wait for another client if one does not fit.
         quiet: print nothing.
     """
     with heavy_imports():
@@ -135,6 +140,7 @@ def serve_config(
         announce=announce,
         wait=wait,
         peers_here=1 if announce is None else 2,
+        patient=patient,
         say=_say_nothing if quiet else _say,
     )
     return 0

@@ -104,7 +104,7 @@ def _run(
     if transport.place == "inside" and connect:
         raise ConfigError(
             f"transport {config.transport!r} has both peers in one process and cannot join a "
-            "server; name the server's with --transport"
+            "server; give the server's with --transport"
         )
     alone = transport.place == "inside" or connect is not None
     decided = Decided.of(config)
