@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from splitlab.core.command.options import Parser, add_config, add_quiet, declare, given
-from splitlab.core.command.run import add_resume, train
-from splitlab.core.runs.config import Config
+from splitlab.core.command.options import Parser, add_config, add_quiet, declare
+from splitlab.core.command.run import add_resume, known, train
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
@@ -54,20 +52,10 @@ def add(commands: Commands) -> Parser:
 
 def _join(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:  # at once: what comes next imports torch and reads the data
-        patience = _patience(arguments)
+        patience = known(arguments).timeout
         print(
             f"join   {arguments.address}: loads first, then waits up to {patience:g} s for a "
             "server there",
             flush=True,
         )
     return train(arguments, connect=arguments.address)
-
-
-def _patience(arguments: argparse.Namespace) -> float:
-    """Return the timeout of a new run, or of the one that goes on."""
-    options = given(arguments)
-    if arguments.resume is not None and "timeout" not in options:
-        file = Path(arguments.resume) / "config.toml"
-        if file.is_file():  # else the run says what is wrong with its folder
-            return Config.from_toml(file).timeout
-    return Config.from_mapping(options).timeout

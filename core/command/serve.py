@@ -10,6 +10,7 @@ from splitlab.core.command.imports import heavy_imports
 from splitlab.core.command.options import Parser, add_config, declare, given
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.runs.config import Config
+from splitlab.core.runs.process import orders
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
@@ -78,13 +79,21 @@ def add(commands: Commands) -> Parser:
         metavar="SECONDS",
         help="how long to wait for a client (default: a day)",
     )
-    # The server that a run starts beside itself writes its address to this file descriptor.
+    # The server that a run starts beside itself reads from it what to serve when it has loaded, and
+    # writes its address to this file descriptor.
     parser.add_argument("--announce", type=int, help=argparse.SUPPRESS)
     add_config(parser, exclude=_CLIENT_ONLY, texts=_TEXTS)
     return parser
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    if arguments.announce is not None:
+        with heavy_imports():
+            import splitlab.core.runs.serve  # noqa: F401
+        told = orders()
+        if told is None:
+            return 0  # the client is gone
+        arguments = arguments.parser.parse_args(told, arguments)
     options = given(arguments)
     if "transport" not in options:
         options["transport"] = scheme(arguments.address) if arguments.address else "tcp"

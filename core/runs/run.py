@@ -18,6 +18,7 @@ from splitlab.core.runs.folder import RunFolder
 from splitlab.core.runs.launch import Launch, link_inside
 from splitlab.core.runs.loop import Loop
 from splitlab.core.runs.plan import Decided, make
+from splitlab.core.runs.process import ServerProcess
 from splitlab.core.runs.reporter import Reporter, Result
 from splitlab.core.runs.workers import build_client, build_server, limited_threads
 
@@ -32,6 +33,7 @@ def run(
     observers: Sequence[object] = (),
     reporter: Reporter | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    server: ServerProcess | None = None,
     **options: Any,
 ) -> Result:
     """Train a split model and return what came of it.
@@ -49,6 +51,8 @@ def run(
         reporter: is told how the run goes.
         should_stop: asked before the first step and after every one; True ends the run with a
             checkpoint and `Interrupted`.
+        server: a process for the server that was started already; it ends with the run. If one is
+            needed, it is started first of all by default.
         options: fields of `Config`, instead of ``config`` or on top of it.
 
     Raises:
@@ -58,7 +62,7 @@ def run(
     result = None
     try:
         config, folder = chosen(config, resume, options)
-        result = _run(config, folder, connect, observers, reporter, should_stop)
+        result = _run(config, folder, connect, observers, reporter, should_stop, server)
         return result
     finally:
         reporter.end(result)
@@ -99,6 +103,7 @@ def _run(
     observers: Sequence[object],
     reporter: Reporter,
     should_stop: Callable[[], bool],
+    process: ServerProcess | None,
 ) -> Result:
     transport = load_transport(config.transport)
     if transport.place == "inside" and connect:
@@ -107,8 +112,14 @@ def _run(
             "server; give the server's with --transport"
         )
     alone = transport.place == "inside" or connect is not None
-    decided = Decided.of(config)
+    launched = transport.launched() if transport.place == "beside" else None
+    address = connect or (launched[1] if launched else None)
     with ExitStack() as cleanup:
+        if process is not None:
+            cleanup.enter_context(process)
+        elif transport.place == "beside" and address is None:
+            process = cleanup.enter_context(ServerProcess())  # it loads while this one does
+        decided = Decided.of(config)
         cleanup.enter_context(limited_threads(decided.threads))
         plan, model, data = make(decided, loading=reporter.loading, peers_here=1 if alone else 2)
         client = build_client(plan, model, observers)
@@ -126,9 +137,9 @@ def _run(
             link = cleanup.enter_context(link_inside(transport, plan, server, folder))
         else:
             del model  # the server makes its own
-            launch = Launch(plan, folder)
+            launch = Launch(plan, folder, process if address is None else None)
             last_words = launch.last_words
-            link = cleanup.enter_context(launch.link(transport, connect))
+            link = cleanup.enter_context(launch.link(transport, address))
         loop = Loop(plan, data, client, link, folder, reporter, should_stop, connect)
         return loop.go(last_words)
 

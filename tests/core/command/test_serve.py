@@ -70,8 +70,17 @@ def test_the_transport_judges_the_address(fails: Callable[..., str]) -> None:
     assert "'gloo://127.0.0.1:0' is not an address of this transport; write tcp://" in line
 
 
-def test_a_server_that_a_run_started_shares_the_machine(served: list[Any]) -> None:
-    assert main(["serve", "--announce", "9", "--wait", "3"]) == 0
+def test_a_server_that_a_run_started_shares_the_machine(
+    served: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] | None = ["--wait", "3", "--classes", "7", "--seed", "5"]
+    monkeypatch.setattr("splitlab.core.command.serve.orders", lambda: told)
+    assert main(["serve", "--announce", "9"]) == 0
+    config, classes, options = served[0]
+    assert (config.seed, classes, options["wait"]) == (5, 7, 3)
+    told = None  # the client is gone
+    assert main(["serve", "--announce", "9"]) == 0
+    assert len(served) == 1
     assert main(["serve", "--output", "here"]) == 0
     assert [(o["announce"], o["peers_here"], o["output"], o["patient"]) for *_, o in served] == [
         (9, 2, None, False),
