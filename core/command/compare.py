@@ -6,6 +6,7 @@ import argparse
 from os.path import expanduser
 from typing import TYPE_CHECKING
 
+from splitlab.core.command.imports import heavy_imports
 from splitlab.core.command.options import Parser, add_config, add_quiet, completes, declare, given
 from splitlab.core.command.stop import StopAsked
 from splitlab.core.contract.errors import ConfigError, SplitlabError
@@ -98,8 +99,9 @@ def _compare(arguments: argparse.Namespace) -> int:
         unused = [flag(name) for name in options] + ["--ratio"] * (arguments.ratio is not None)
         if unused:
             raise ConfigError(f"{unused[0]} without --plugin: nothing is run; drop it")
-    from splitlab.core.command.progress import comparison_reporter
-    from splitlab.core.study.compare import compare, redraw
+    with heavy_imports():
+        from splitlab.core.command.progress import comparison_reporter
+        from splitlab.core.study.compare import compare, redraw
 
     scale = arguments.x_scale
     if stacks is None:

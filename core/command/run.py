@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import os
+from contextlib import ExitStack
 from dataclasses import replace
 from os.path import expanduser
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+from splitlab.core.catalogue.loading import split
+from splitlab.core.command.imports import heavy_imports
 from splitlab.core.command.options import Parser, add_config, add_quiet, declare, given
 from splitlab.core.command.serve import scheme, serve_config
 from splitlab.core.command.stop import StopAsked
+from splitlab.core.runs.config import Config
+from splitlab.core.runs.process import ServerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +28,7 @@ if TYPE_CHECKING:
     from splitlab.core.runs.plan import Plan
     from splitlab.core.runs.reporter import Result
 
-__all__ = ["add", "add_resume", "show_plan", "show_result", "train"]
+__all__ = ["add", "add_resume", "known", "show_plan", "show_result", "train"]
 
 _MORE = """\
 Client and server are in this process, or the server is a second one that is
@@ -96,13 +104,46 @@ def train(arguments: argparse.Namespace, connect: str | None = None) -> int:
         arguments: of ``run`` or ``join``.
         connect: address of a server that runs elsewhere, or None.
     """
-    from splitlab.core.catalogue.links import load_transport
-    from splitlab.core.command.progress import reporter
-    from splitlab.core.runs.run import chosen, run
-
     options = given(arguments)
     if connect and arguments.resume is None and "transport" not in options:
         options["transport"] = scheme(connect)
+    with ExitStack() as cleanup:
+        server = None
+        if connect is None and not getattr(arguments, "dry_run", False) and _beside(arguments):
+            server = cleanup.enter_context(ServerProcess())  # it loads while this one does
+        return _train(arguments, connect, options, server)
+
+
+def known(arguments: argparse.Namespace) -> Config:
+    """Return the configuration of a new run, or of the one that goes on, as it was typed."""
+    options = given(arguments)
+    file = Path(arguments.resume or "", "config.toml")
+    if arguments.resume is not None and file.is_file():  # else the run says what is wrong with it
+        options = dataclasses.asdict(Config.from_toml(file)) | options
+    return Config.from_mapping(options)
+
+
+def _beside(arguments: argparse.Namespace) -> bool:
+    """Return whether the server is likely to be a process beside this one, which is not known yet.
+
+    A launcher such as torchrun, which gives every process its rank, has started it itself.
+    """
+    return split("transports", known(arguments).transport)[0] != Config.transport and (
+        "RANK" not in os.environ
+    )
+
+
+def _train(
+    arguments: argparse.Namespace,
+    connect: str | None,
+    options: dict[str, Any],
+    server: ServerProcess | None,
+) -> int:
+    with heavy_imports():
+        from splitlab.core.catalogue.links import load_transport
+        from splitlab.core.command.progress import reporter
+        from splitlab.core.runs.run import chosen, run
+
     config, folder = chosen(None, arguments.resume, options)
     if getattr(arguments, "dry_run", False):
         from splitlab.core.runs.plan import Plan
@@ -116,7 +157,13 @@ def train(arguments: argparse.Namespace, connect: str | None = None) -> int:
         if folder is not None:
             config = replace(config, output=str(folder.path))
         classes = getattr(arguments, "classes", None)
-        return serve_config(config, address=launched[1], classes=classes, quiet=arguments.quiet)
+        return serve_config(
+            config,
+            address=launched[1],
+            classes=classes,
+            patient=False,  # a launcher joins two peers once
+            quiet=arguments.quiet,
+        )
     result = run(
         resume=arguments.resume,
         from_step=arguments.from_step,
@@ -124,6 +171,7 @@ def train(arguments: argparse.Namespace, connect: str | None = None) -> int:
         connect=connect,
         reporter=reporter(arguments.quiet),
         should_stop=StopAsked(),
+        server=server,
         **options,
     )
     if not arguments.quiet:
@@ -176,8 +224,6 @@ def _as_named(
     kind: Literal["probes", "links"], texts: Sequence[str], members: Sequence[Bound]
 ) -> list[str]:
     """Return everyone under the name that the user gave it, with all parameters."""
-    from splitlab.core.catalogue.loading import split
-
     return [member.full(split(kind, text)[0]) for text, member in zip(texts, members, strict=True)]
 
 

@@ -1,7 +1,7 @@
 """Tables of images and labels: Parquet, Arrow and the hub. The only user of ``datasets``.
 
 Nothing is written beside the user's files. ``datasets`` is imported where it is used: it is slow to
-import, and image folders and arrays need none of it.
+import, and image folders, arrays and Parquet as `parquet` reads it need none of it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.data.entry import DatasetEntry
 from splitlab.core.data.labels import class_ids
+from splitlab.core.data.parquet import read_known
 from splitlab.core.data.source import Encoded, Source
 from splitlab.core.data.words import brief, listing
 
@@ -43,6 +44,10 @@ def read_parquet(
     Raises ConfigError if a file cannot be read, no column fits, or a label is missing.
     """
     small = sum(file.stat().st_size for file in files) <= PARQUET_LIMIT
+    if small and entry and label_column in (None, entry.label):
+        known = read_known(files, origin, entry)
+        if known is not None:
+            return known
     table = _read_local(lambda: (_in_memory if small else _in_cache)(files), origin)
     return _read_table(table, origin, entry, label_column)
 

@@ -17,7 +17,7 @@ from splitlab.core.catalogue.binding import bind, bind_stack
 from splitlab.core.catalogue.links import bind_wrappers
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.peer import Peer
-from splitlab.core.contract.settings import Bound
+from splitlab.core.contract.settings import Bound, shown
 from splitlab.core.contract.traits import Traits
 from splitlab.core.data.load import Data, load_data
 from splitlab.core.data.split import Loading
@@ -302,17 +302,27 @@ def _plan(decided: Decided, classes: int, device: torch.device) -> tuple[PeerPla
 
 
 def _agreement(decided: Decided, classes: int, mark: str) -> dict[str, str]:
+    """Return what must be equal, one setting a value: peers that differ are told which do."""
     config, facts = decided.config, decided.model
-    return {
-        "stack": " + ".join(plugin.agreement() for plugin in decided.stack) or "none",
-        "model": facts.identity,
+    model, _, settings = facts.identity.partition(":")
+    agreement = {"stack": " + ".join(plugin.identity for plugin in decided.stack) or "none"}
+    for number, plugin in enumerate(decided.stack, 1):
+        which = plugin.label if len(decided.stack) == 1 else f"plugin {number} ({plugin.label})"
+        agreement |= {f"{which}'s {key}": shown(value) for key, value in plugin.params.items()}
+    agreement["model"] = model
+    for setting in filter(None, settings.split(",")):
+        key, _, text = setting.partition("=")
+        agreement[f"model's {key}"] = text
+    return agreement | {
         "image size": str(facts.image_size),
         "cut": str(facts.cut),
         "classes": str(classes),
-        "weights": mark,
         "batch size": str(config.batch_size),
-        "optimizer": f"{config.optimizer} lr={config.lr!r} weight_decay={config.weight_decay!r}",
+        "optimizer": config.optimizer,
+        "lr": repr(config.lr),
+        "weight decay": repr(config.weight_decay),
         "seed": str(config.seed),
+        "weights": mark,  # what is said above decides them, but for a file
     }
 
 

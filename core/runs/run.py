@@ -21,6 +21,7 @@ from splitlab.core.runs.launch import Launch, link_inside
 from splitlab.core.runs.loop import Loop
 from splitlab.core.runs.origin import Origin
 from splitlab.core.runs.plan import Decided, Plan, make
+from splitlab.core.runs.process import ServerProcess
 from splitlab.core.runs.reporter import Reporter, Result
 from splitlab.core.runs.workers import build_client, build_server, limited_threads
 
@@ -42,6 +43,7 @@ def run(
     observers: Sequence[object] = (),
     reporter: Reporter | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    server: ServerProcess | None = None,
     **options: Any,
 ) -> Result:
     """Train a split model and return what came of it.
@@ -62,6 +64,8 @@ def run(
         reporter: is told how the run goes.
         should_stop: asked before the first step and after every one; True ends the run with a
             checkpoint and `Interrupted`.
+        server: a process for the server that was started already; it ends with the run. If one is
+            needed, it is started first of all by default.
         options: fields of `Config`, instead of ``config`` or on top of it.
 
     Raises:
@@ -77,7 +81,7 @@ def run(
         if from_step is not None and from_step < 0:
             raise ConfigError(f"--from-step {from_step} is not allowed; a checkpoint's step, or 0")
         going_on = _GoingOn(folder, from_step, accept_changes)
-        result = _run(config.placed(), going_on, connect, observers, reporter, should_stop)
+        result = _run(config.placed(), going_on, connect, observers, reporter, should_stop, server)
         return result
     finally:
         reporter.end(result)
@@ -127,16 +131,23 @@ def _run(
     observers: Sequence[object],
     reporter: Reporter,
     should_stop: Callable[[], bool],
+    process: ServerProcess | None,
 ) -> Result:
     transport = load_transport(config.transport)
     if transport.place == "inside" and connect:
         raise ConfigError(
             f"transport {config.transport!r} has both peers in one process and cannot join a "
-            "server; name the server's with --transport"
+            "server; give the server's with --transport"
         )
     alone = transport.place == "inside" or connect is not None
+    launched = transport.launched() if transport.place == "beside" else None
+    address = connect or (launched[1] if launched else None)
     folder = going_on.folder
     with ExitStack() as cleanup:
+        if process is not None:
+            cleanup.enter_context(process)
+        elif transport.place == "beside" and address is None:
+            process = cleanup.enter_context(ServerProcess())  # it loads while this one does
         if folder is not None:
             cleanup.enter_context(hold(folder.path, "client"))
         decided = Decided.of(config)
@@ -162,9 +173,9 @@ def _run(
             link = cleanup.enter_context(link_inside(transport, plan, server, folder))
         else:
             del model  # the server makes its own
-            launch = Launch(plan, folder)
+            launch = Launch(plan, folder, process if address is None else None)
             last_words = launch.last_words
-            link = cleanup.enter_context(launch.link(transport, connect))
+            link = cleanup.enter_context(launch.link(transport, address))
         loop = Loop(plan, data, client, link, folder, origin, reporter, should_stop, connect)
         return loop.go(last_words, going_on.from_step)
 

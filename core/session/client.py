@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from splitlab.core.contract.errors import ProtocolError
+from splitlab.core.contract.errors import NetworkError, ProtocolError
 from splitlab.core.contract.link import Link
 from splitlab.core.contract.message import Kind, Message
 from splitlab.core.engine.conversation import Conversation, hold
@@ -68,6 +68,7 @@ class ClientSession:
 
         Raises:
             ProtocolError: the peers do not fit; names both values.
+            NetworkError: the server does not answer; it may have another client.
         """
         self._link.limits = dataclasses.replace(self._link.limits, frame_bytes=HELLO_BYTES)
         hello: dict[str, Any] = {
@@ -75,9 +76,14 @@ class ClientSession:
             "agreement": agreement,
             "run": run,
             "step": step,
+            "marks": dict(marks),
         }
-        hello["marks"] = dict(marks)
-        answer = self.exchange(Message(Kind.HELLO, meta=hello))
+        try:
+            answer = self.exchange(Message(Kind.HELLO, meta=hello))
+        except NetworkError as error:
+            raise NetworkError(
+                f"{error} before it answered; a server takes one client only"
+            ) from error
         if answer.kind is not Kind.HELLO:
             raise ProtocolError(f"{self._link.remote} answered a HELLO with {answer.kind.name}")
         self._link.limits = dataclasses.replace(

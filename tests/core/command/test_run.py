@@ -16,6 +16,7 @@ from splitlab.core.catalogue.links import load_transport
 from splitlab.core.command.main import main
 from splitlab.core.command.run import show_result
 from splitlab.core.command.show import human_bytes
+from splitlab.core.contract.errors import ConfigError
 from splitlab.core.runs.config import Config
 from splitlab.core.runs.plan import Plan
 from splitlab.core.runs.records import Summary
@@ -120,6 +121,52 @@ def test_a_server_that_a_launcher_started_goes_on_in_the_runs_folder(
     [(config, address)] = served
     assert (config.output, config.timeout, address) == (folder, 5, "address")
     assert "--seed cannot be given" in fails("run", "--resume", folder, "--seed", "3")
+
+
+@pytest.mark.parametrize(
+    ("options", "started"),
+    [
+        (["--transport", "tcp:nodelay=false"], True),
+        (["--transport", "gloo"], True),
+        (["--transport", "FILE.py:Mine"], True),
+        ([], False),
+        (["--transport", "inprocess"], False),
+        (["--transport", "tcp", "--dry-run"], False),
+        (["--resume", "FOLDER"], True),
+    ],
+)
+@pytest.mark.parametrize("launcher", [False, True])
+def test_a_process_for_the_server_is_started_before_anything_is_imported(
+    options: list[str],
+    started: bool,
+    launcher: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log: list[str] = []
+
+    class Process:
+        def __enter__(self) -> str:
+            log.append("started")
+            return "the process"
+
+        def __exit__(self, *error: object) -> None:
+            log.append("ended")
+
+    def train(arguments: Any, connect: str | None, options: Any, server: object) -> int:
+        log.append(str(server))
+        raise ConfigError("something is wrong")
+
+    (tmp_path / "config.toml").write_text('transport = "tcp"\n')
+    module = importlib.import_module("splitlab.core.command.run")
+    monkeypatch.setattr(module, "ServerProcess", Process)
+    monkeypatch.setattr(module, "_train", train)
+    if launcher:
+        monkeypatch.setenv("RANK", "0")
+    assert main(["run", *[text.replace("FOLDER", str(tmp_path)) for text in options]]) == 2
+    waits = started and not launcher
+    assert log == (["started", "the process", "ended"] if waits else ["None"])
+    log.clear()
 
 
 def result() -> Result:
