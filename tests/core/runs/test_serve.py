@@ -9,6 +9,7 @@ import struct
 import subprocess
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,6 +57,11 @@ HELLO: dict[str, Any] = {
     "step": 0,
     "marks": MARKS,
 }
+
+
+def shake_hands(client: ClientSession, agreement: Mapping[str, str], step: int = 0) -> None:
+    marks = MARKS | {"plan": plan_mark(agreement)}
+    client.open(agreement, run="r", step=step, batch_bytes=1000, marks=marks)
 
 
 def activation(step: int) -> Message:
@@ -270,7 +276,7 @@ class Serving:
         """Shake hands, and say goodbye."""
         with closing(self.link()) as link:
             client = ClientSession(link, Ledger(), 5.0)
-            client.open(self.agreement | changes, run="r", step=step, batch_bytes=1000)
+            shake_hands(client, self.agreement | changes, step)
             client.finish(step)
 
 
@@ -371,9 +377,7 @@ def test_a_confused_client_is_turned_away(first: str, tmp_path: Path) -> None:
 
 def test_after_the_handshake_an_error_ends_the_server(tmp_path: Path) -> None:
     with Serving(tmp_path) as serving, closing(serving.link()) as link:
-        ClientSession(link, Ledger(), 5.0).open(
-            serving.agreement, run="r", step=0, batch_bytes=1000
-        )
+        shake_hands(ClientSession(link, Ledger(), 5.0), serving.agreement)
         link.send(Message(Kind.CONTROL, 4, meta={"do": "save"}), 5.0)
         assert link.receive(5.0).kind is Kind.ERROR
     [error] = serving.ended
@@ -384,14 +388,12 @@ def test_after_the_handshake_an_error_ends_the_server(tmp_path: Path) -> None:
 def test_a_second_client_is_refused_or_waits(tmp_path: Path) -> None:
     with Serving(tmp_path) as serving, closing(serving.link()) as link:
         first = ClientSession(link, Ledger(), 5.0)
-        first.open(serving.agreement, run="r", step=0, batch_bytes=1000)
+        shake_hands(first, serving.agreement)
         with (
             pytest.raises(NetworkError, match=r"one that has its client takes no other|one client"),
             closing(Tcp().connect(serving.address, device=CPU, timeout=0.2)) as other,
         ):
-            ClientSession(other, Ledger(), 5.0).open(
-                serving.agreement, run="r", step=0, batch_bytes=1000
-            )
+            shake_hands(ClientSession(other, Ledger(), 5.0), serving.agreement)
         first.finish(0)
     assert serving.ended == [0]
 
