@@ -14,6 +14,7 @@ from PIL import Image
 
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.data.idx import read_idx
+from splitlab.core.data.images import scale_deep
 from splitlab.core.data.labels import class_ids
 from splitlab.core.data.source import Encoded, Source
 from splitlab.core.data.words import brief
@@ -98,8 +99,6 @@ def read_npz_part(file: Path, images: str, labels: str, origin: str) -> Source:
             f"{file}: {labels} is {ids.dtype} of shape {ids.shape}; labels are numbers or texts, "
             "one an image: shape (N,) or (N, 1)"
         )
-    if pixels.dtype == np.uint16:
-        pixels = ((pixels.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
     if pixels.ndim == 4 and pixels.shape[3] == 1:
         pixels = pixels[..., 0]
     return _source(pixels, ids, origin, labels)
@@ -118,13 +117,15 @@ def _read_array(archive: zipfile.ZipFile, file: Path, name: str) -> Array:
 
 
 def _source(images: Array, labels: Array, origin: str, column: str = "labels") -> Source:
-    """Return arrays of uint8 and of labels as a source."""
+    """Return arrays of images and labels as a source."""
     if len(images) != len(labels):
         raise ConfigError(f"{origin}: {len(images):,} images, but {len(labels):,} labels")
     ids, classes = class_ids(labels.tolist(), origin, column)
+    deep = images.dtype == np.uint16
 
     def read(rows: list[int]) -> list[Encoded]:
-        return [Image.fromarray(np.ascontiguousarray(images[row])) for row in rows]
+        eight = (scale_deep(image) if deep else image for image in (images[row] for row in rows))
+        return [Image.fromarray(np.ascontiguousarray(image)) for image in eight]
 
     contents = hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
     return Source(origin, ids, classes, read, contents)

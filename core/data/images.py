@@ -10,13 +10,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch.overrides import TorchFunctionMode
 
 from splitlab.core.data.source import Encoded
 
-__all__ = ["AUGMENTATIONS", "Augmentation", "open_image", "paper_augmentation", "to_pixels"]
+__all__ = [
+    "AUGMENTATIONS",
+    "Augmentation",
+    "open_image",
+    "paper_augmentation",
+    "scale_deep",
+    "to_pixels",
+]
 
 Augmentation = Callable[[Image.Image, torch.Generator], Image.Image]
 """Takes an image of any size, draws from the generator alone, returns a square of one size."""
@@ -66,10 +74,14 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
         return image
     # Pillow has called 16 bits of grey I;16 and, in these formats, I.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        deep = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((deep * 255 + 32767) // 65535).astype(np.uint8))
+        return Image.fromarray(scale_deep(np.asarray(image)))
     # convert() would clip to white what is above 255.
     raise ValueError(f"mode {image.mode}, not 8 or 16 bits of grey")
+
+
+def scale_deep(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Return values of 16 bits as 8, of the same shape: 65,535, their white, becomes 255."""
+    return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
 
 
 def to_pixels(image: Image.Image) -> torch.Tensor:

@@ -111,7 +111,9 @@ def load_data(
         parts = [entry.train] if whole else [entry.train, test_split or entry.test]
         sources = [_read_entry(entry, part, label_column) for part in parts]
     train, test = sources if test_share is None else sources[0].divide(test_share, seed)
-    classes, test = _agree_on_classes(train, test, entry)
+    # Of another column than the entry's, the entry does not know the classes.
+    known = entry if label_column is None or (entry and label_column == entry.label) else None
+    classes, test = _agree_on_classes(train, test, known)
     mean, std = (entry.mean, entry.std) if entry else NORMALISATION[channels]
 
     def split(part: str, source: Source, augmentation: Augmentation | None) -> Split:

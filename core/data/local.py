@@ -16,7 +16,7 @@ from splitlab.core.data.entry import DatasetEntry
 from splitlab.core.data.folders import has_folders, read_image_folders
 from splitlab.core.data.source import Source
 from splitlab.core.data.tables import read_parquet, read_saved
-from splitlab.core.data.words import ACCEPTED, brief, listing
+from splitlab.core.data.words import ACCEPTED, brief, listing, plain
 
 __all__ = ["find_local", "read_local"]
 
@@ -29,8 +29,7 @@ Parts = Mapping[str, Any]
 
 def find_local(data_dir: str | Path) -> Path:
     """Return the folder or file that is meant: as it is written, or else with ~ as one's home."""
-    path = Path(data_dir)
-    return path if path.exists() else Path(os.path.expanduser(path))
+    return Path(data_dir if os.path.exists(data_dir) else os.path.expanduser(data_dir))
 
 
 def read_local(
@@ -79,13 +78,13 @@ def read_local(
     used = [parts[name] for name in chosen]
     idle = [name for name, part in parts.items() if name and part not in used]
     notices = [
-        f"{place}: the part {name} is not used; --test-split {name} tests on it"
+        f"{plain(place)}: the part {name} is not used; --test-split {name} tests on it"
         for name in idle
         if all(part != parts[name] for part in used)
     ]
     titles = ("the whole",) if chosen == [""] else ("training part", "test part")
     sources = [
-        read(part, f"{place} ({title})", entry, label_column)
+        read(part, f"{plain(place)} ({title})", entry, label_column)
         for part, title in zip(used, titles, strict=False)
     ]
     return sources, notices
@@ -107,7 +106,7 @@ def _incomplete(
 
 
 def _names_in(place: Path) -> list[str]:
-    if place.is_file() and place.suffix in (".npz", ".parquet"):
+    if os.path.isfile(place) and place.suffix in (".npz", ".parquet"):
         return [place.name]
     try:
         names = sorted(path.name for path in place.iterdir())
@@ -167,7 +166,7 @@ def _find_parquet(place: Path, names: Sequence[str], sought: Sequence[str]) -> P
     """Look in the folder, in ``data/``, and in its only folder, as the hub converts."""
     if place.is_file():
         return {"": [place]} if place.suffix == ".parquet" else {}
-    folders = [place / name for name in names if (place / name).is_dir()]
+    folders = [place / name for name in names if os.path.isdir(place / name)]
     for folder in (place, place / "data", *(folders if len(folders) == 1 else ())):
         parts = {}
         for part in sought:

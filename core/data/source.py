@@ -16,6 +16,7 @@ from PIL import Image
 
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.seeding import generator
+from splitlab.core.data.words import plain
 
 __all__ = ["Encoded", "Source"]
 
@@ -48,7 +49,7 @@ class Source:
     def place(self, row: int, encoded: Encoded = None) -> str:
         """Name a sample: the image's file if it has one, else the row."""
         if isinstance(encoded, Mapping) and encoded["bytes"] is None and encoded["path"]:
-            return str(encoded["path"])
+            return plain(encoded["path"])
         return f"{self.origin}, row {row if self.numbers is None else int(self.numbers[row])}"
 
     def divide(self, share: float, seed: int) -> tuple[Source, Source]:

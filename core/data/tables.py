@@ -43,13 +43,20 @@ def read_parquet(
 
     Raises ConfigError if a file cannot be read, no column fits, or a label is missing.
     """
-    small = sum(file.stat().st_size for file in files) <= PARQUET_LIMIT
+    small = _is_small(files)
     if small and entry and label_column in (None, entry.label):
         known = read_known(files, origin, entry)
         if known is not None:
             return known
     table = _read_local(lambda: (_in_memory if small else _in_cache)(files), origin)
     return _read_table(table, origin, entry, label_column)
+
+
+def _is_small(files: Sequence[Path]) -> bool:
+    try:
+        return sum(file.stat().st_size for file in files) <= PARQUET_LIMIT
+    except OSError:  # whoever reads it says what is wrong
+        return True
 
 
 def read_saved(
@@ -64,6 +71,8 @@ def read_saved(
 
     def read() -> Any:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        if state.get("_indices_data_files"):
+            raise ValueError("its rows are in another order than its files; save it anew")
         # load_from_disk takes what it is given for an address, in which :: and ~ mean something.
         files = [str(folder / file["filename"]) for file in state["_data_files"]]
         return datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])

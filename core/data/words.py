@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-__all__ = ["ACCEPTED", "FORMS", "brief", "listing"]
+__all__ = ["ACCEPTED", "FORMS", "brief", "listing", "plain"]
 
 FORMS = (
     ("IDX files", "train-images-idx3-ubyte, train-labels-idx1-ubyte, and the same with t10k-"),
@@ -27,5 +27,15 @@ def brief(error: object) -> str:
 
 def listing(names: Collection[str]) -> str:
     """Return the first few names, sorted, and how many more there are."""
-    shown = ", ".join(sorted(names)[:8])
+    shown = ", ".join(map(plain, sorted(names)[:8]))
     return shown if len(names) <= 8 else f"{shown} and {len(names) - 8} more"
+
+
+def plain(name: object) -> str:
+    """Return a name of a file or class in characters that fit in a line and can be printed.
+
+    >>> plain("a\\nb")
+    'a\\\\nb'
+    """
+    text = str(name)
+    return text if text.isprintable() else repr(text)[1:-1]

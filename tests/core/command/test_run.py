@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from splitlab.core.catalogue.links import load_transport
 from splitlab.core.command.main import main
@@ -67,6 +68,21 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(
     ):
         assert words.replace(" ", "") in text, words
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_of_the_data_is_not_read_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("train", "test"):
+        for name in ("cat", "dog", "eel"):
+            (tmp_path / "pets" / part / name).mkdir(parents=True)
+            if name != "eel":
+                Image.new("L", (28, 28)).save(tmp_path / "pets" / part / name / "0.png")
+    options = [*FAST, "--data-dir", str(tmp_path / "pets"), "--output", str(tmp_path / "r")]
+    for more in (["--dry-run"], []):
+        assert main(["run", *options, *more]) == 0
+        text = "".join(capsys.readouterr().out.split())
+        assert "leftout1classwithoutimages(eel)" in text
 
 
 @pytest.mark.parametrize(

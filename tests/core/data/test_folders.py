@@ -165,3 +165,16 @@ def test_the_digest_is_of_names_and_sizes(save: Any, files: Any, tmp_path: Path)
     marks = [read_image_folders(tmp_path / name, name).contents for name in "pqrs"]
     assert marks[0] == marks[1]
     assert len(set(marks)) == 3
+
+
+def test_names_that_would_break_the_line(
+    save: Any, refusal: Any, tmp_path: Path, load: Any
+) -> None:
+    for part in ("train", "test"):
+        save(f"{part}/a/0.png")
+        (tmp_path / part / "b\nc").mkdir()
+    assert load(tmp_path).notices[0].endswith("1 class without images (b\\nc)")
+    (tmp_path / "test" / "b\nc" / "x\ny.png").write_bytes(b"broken")
+    assert "lacks: b\\nc;" in refusal(lambda: load(tmp_path))
+    (tmp_path / "train" / "b\nc" / "x\ny.png").write_bytes(b"broken")
+    assert "x\\ny.png: not a readable image" in refusal(lambda: load(tmp_path))

@@ -158,6 +158,10 @@ def test_a_damaged_saved_table(files: Any, load: Any, refusal: Any, tmp_path: Pa
     assert "dataset_dict.json: cannot be read" in refusal(lambda: load(tmp_path))
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
     assert "(training part) cannot be read" in refusal(lambda: load(tmp_path))
+    (tmp_path / "train").mkdir()
+    state = '{"_data_files": [], "_indices_data_files": [{"filename": "indices.arrow"}]}'
+    (tmp_path / "train" / "state.json").write_text(state)
+    assert "its rows are in another order" in refusal(lambda: load(tmp_path))
 
 
 def test_parquet_columns_of_a_named_data_set(files: Any, load: Any, tmp_path: Path) -> None:
@@ -308,3 +312,21 @@ def test_broken_parquet(
     (tmp_path / "train.parquet").write_bytes(good.read_bytes()[:-20])
     assert "(training part) cannot be read" in refusal(lambda: load(tmp_path))
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_link_that_leads_nowhere(load: Any, refusal: Any, tmp_path: Path) -> None:
+    for name in ("train.parquet", "test.parquet"):
+        (tmp_path / name).symlink_to(tmp_path / "nowhere")
+    assert "(training part) cannot be read" in refusal(lambda: load(tmp_path))
+
+
+def test_another_column_of_a_named_data_set_has_its_own_classes(
+    files: Any, load: Any, tmp_path: Path
+) -> None:
+    for name in ("train.parquet", "test.parquet"):
+        path = files.write_parquet(tmp_path, name, [7, 99], columns=("img", "fine_label"))
+        table = pq.read_table(path)
+        pq.write_table(table.append_column("coarse_label", pa.array([0, 1])), path)
+    data = load(tmp_path, "cifar100", label_column="coarse_label")
+    assert data.train.classes == ("0", "1")
+    assert len(load(tmp_path, "cifar100", label_column="fine_label").train.classes) == 100

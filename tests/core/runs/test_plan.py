@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from splitlab.core import Config, ConfigError, ProtocolError
+from splitlab.core.data.load import load_data
 from splitlab.core.runs.config import DEFAULT_DATASET
 from splitlab.core.runs.plan import Decided, Plan, choose_device, make_for_server
 from splitlab.core.session.protocol import compare
@@ -46,10 +47,25 @@ def test_deciding_meets_unknown_names_first() -> None:
         Decided.of(Config(model="vit-mni"))
 
 
+def test_a_plan_takes_the_data_as_it_is_told(noise_data: str) -> None:
+    plan = Plan.of(dataclasses.replace(SMALL, data_dir=noise_data, test_share=0.2))
+    assert (plan.data.train, plan.data.test) == (16, 4)
+    assert plan.data.notices[0].endswith("t10k is not used; --test-split t10k tests on it")
+    assert (
+        Plan.of(dataclasses.replace(SMALL, data_dir=noise_data, test_split="t10k")).data.test == 8
+    )
+    with pytest.raises(ConfigError, match="has no 'val' part"):
+        Plan.of(dataclasses.replace(SMALL, data_dir=noise_data, test_split="val"))
+    with pytest.raises(ConfigError, match="--label-column x: IDX files have no columns"):
+        Plan.of(dataclasses.replace(SMALL, data_dir=noise_data, label_column="x"))
+
+
 def test_a_plan_knows_the_run_before_its_first_step(noise_data: str) -> None:
     config = dataclasses.replace(SMALL, data_dir=noise_data, budget="epochs=1.5")
     plan = Plan.of(config)
     assert (plan.classes, plan.data.train, plan.data.test) == (4, 20, 8)
+    data = load_data(None, noise_data, image_size=28, channels=1, seed=1)
+    assert (plan.data.fingerprint, plan.data.notices) == (data.fingerprint, ())
     assert plan.steps_per_epoch == plan.eval_every == plan.checkpoint_every == 4
     assert (plan.config.eval_every, plan.config.checkpoint_every) == (4, 4)
     assert plan.nominal == (1, 1)
