@@ -139,6 +139,11 @@ def _run(
     with ExitStack() as cleanup:
         if folder is not None:
             cleanup.enter_context(hold(folder.path, "client"))
+            if config.data_dir and not Path(config.data_dir).is_dir():
+                raise ConfigError(
+                    f"the data folder {config.data_dir} is gone; if it was moved, say where to "
+                    "with --data-dir"
+                )
         decided = Decided.of(config)
         cleanup.enter_context(limited_threads(decided.threads))
         plan, model, data = make(decided, loading=reporter.loading, peers_here=1 if alone else 2)

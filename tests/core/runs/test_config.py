@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.runs.config import Budget, Config, flag, read_toml
+from splitlab.core.runs.config import Budget, Config, differences, flag, read_toml
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 FLOATS = st.floats(0, 1e6)
@@ -268,3 +268,32 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     bad.write_text("[tables]\nare = 1\n")
     with pytest.raises(ConfigError, match=r"bad\.toml: unknown key 'tables'"):
         Config.from_toml(bad)
+
+
+def test_files_that_are_there_are_placed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("m.py", "w.safetensors"):
+        (tmp_path / name).touch()
+    (tmp_path / "d").mkdir()
+    config = Config(
+        plugins=("adc", "m.py:A:x=1", "gone.py:B"),
+        model="m.py:f",
+        data_dir="d",
+        weights="w.safetensors",
+    )
+    placed = config.placed()
+    assert placed.plugins == ("adc", f"{tmp_path}/m.py:A:x=1", "gone.py:B")
+    assert placed.model == f"{tmp_path}/m.py:f"
+    assert (placed.data_dir, placed.weights) == (f"{tmp_path}/d", f"{tmp_path}/w.safetensors")
+    assert placed.placed() == placed
+    assert Config(data_dir="gone", weights="none").placed() == Config(
+        data_dir="gone", weights="none"
+    )
+
+
+def test_differences_name_every_option() -> None:
+    now, was = Config(lr=0.5, plugins=("adc",)), Config(seed=3)
+    assert differences(now, was, ["seed"]) == [
+        "--plugin was nothing and is now adc",
+        "--lr was 0.0003 and is now 0.5",
+    ]
