@@ -9,7 +9,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from splitlab.core.catalogue.tables import Kind, entries
 from splitlab.core.command.streams import visible
@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
         """Print the mistake on stderr and end with status 2."""
         self.exit(2, visible(f"splitlab: error: {message}; see `{self.prog} --help`\n"))
 
-    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+    def _print_message(self, message: str, file: Any = None) -> None:
         """Print a help, or fail: argparse's own would lose it without a word."""
         file = file or sys.stderr
         file.write(message)

@@ -29,7 +29,7 @@ import torch
 
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.runs.config import Config
-from splitlab.core.runs.disk import append_whole, write_whole, writing
+from splitlab.core.runs.disk import DiskError, append_whole, write_whole, writing
 from splitlab.core.runs.records import (
     LEDGER,
     METRICS,
@@ -130,10 +130,12 @@ class RunFolder:
 
     def has_records(self) -> bool:
         """Return whether anything was logged."""
-        return bool(self.metrics_size())
+        return self._metrics.is_dir() or self.metrics_size() > 0
 
     def metrics_size(self) -> int:
         """Return how long ``metrics.jsonl`` is, in bytes."""
+        if self._metrics.is_dir():
+            raise DiskError(f"{self._metrics} is no file; move it away")
         return self._metrics.stat().st_size if self._metrics.exists() else 0
 
     def check_metrics(self, size: int, step: int) -> None:

@@ -6,6 +6,9 @@ import dataclasses
 import shlex
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
 
 from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted, LinkError, when
@@ -208,13 +211,15 @@ class Loop:
     # Checkpoints, resume, summary.
 
     def _save(self) -> None:
-        step = self.progress.step
+        step, logged = self.progress.step, self.folder.metrics_size()
+        if step and not logged:
+            raise DiskError(f"{self.folder.path} has lost its log")
         self._session.save(step)
         tensors, values = self.client.state()
         values["run"] = {
             "progress": dataclasses.asdict(self.progress),
             "ledger": self.ledger.counts,
-            "metrics_bytes": self.folder.metrics_size(),
+            "metrics_bytes": logged,
         }
         self._checkpoints.save(step, tensors, values)
         self.folder.write_ledger(self.ledger)
@@ -224,16 +229,22 @@ class Loop:
         kept = self._checkpoints
         step = max(kept.steps(), default=0) if from_step is None else from_step
         marks, logged = self._marks, 0
+        state = None
         try:
             if step:
-                logged = self._load(step)
+                logged, state = self._load(step)
                 others = {"steps": " ".join(map(str, kept.steps())), "again": self._again()}
                 marks = kept.marks(step) | others
             self.folder.check_metrics(logged, step)
+        except DiskError:
+            raise
         except ConfigError as error:
             older = kept.older(step, self._can_go_on)
             again = f"{self._again()} --from-step {older}"
             raise ConfigError(f"{error}; go on from step {older} with: {again}") from error
+        if state is not None:
+            with kept.taking(step):
+                self.client.load_state(*state)
         self._session.open(
             dict(self.plan.agreement),
             run=self.folder.path.resolve().name,
@@ -246,18 +257,17 @@ class Loop:
         self.folder.remove_summary()
         self._restored = True
 
-    def _load(self, step: int) -> int:
-        """Take back the state after this step; returns how long the log was."""
+    def _load(self, step: int) -> tuple[int, tuple[dict[str, torch.Tensor], dict[str, Any]]]:
+        """Take back what the loop keeps; returns how long the log was, and the client's state."""
         tensors, values = self._checkpoints.load(step, self._origin.plans)
         with self._checkpoints.taking(step):
-            state = values.pop("run")
-            self.progress = Progress.read(state["progress"], step)
-            self.ledger.counts = Ledger(state["ledger"]).counts
-            logged = state["metrics_bytes"]
+            own = values.pop("run")
+            self.progress = Progress.read(own["progress"], step)
+            self.ledger.counts = Ledger(own["ledger"]).counts
+            logged = own["metrics_bytes"]
             if not all(type(n) is int and n >= 0 for n in (logged, *self.ledger.numbers())):
-                raise ValueError(f"its ledger is {state['ledger']}, its log {logged!r} bytes long")
-            self.client.load_state(tensors, values)
-        return int(logged)
+                raise ValueError(f"its ledger is {own['ledger']}, its log {logged!r} bytes long")
+        return int(logged), (tensors, values)
 
     def _can_go_on(self, step: int) -> bool:
         """Return whether the rest of what a checkpoint needs is whole, as far as it is here."""

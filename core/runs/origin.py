@@ -72,9 +72,10 @@ class Origin:
                 raise ValueError(f"its version is {values['version']!r}, not {_FORMAT}")
             config = Config.from_mapping(values["config"])
             lists = values["plans"], values["found"].values()
-            if not all(isinstance(text, str) for texts in lists for text in texts):
-                raise TypeError("plans and found hold texts")
-            return cls(str(values["id"]), tuple(values["plans"]), config, values["found"])
+            texts = [values["id"], *lists[0], *lists[1]]
+            if not lists[0] or not all(isinstance(text, str) for text in texts):
+                raise TypeError("id, plans and found hold texts")
+            return cls(values["id"], tuple(values["plans"]), config, values["found"])
         except OSError as error:
             raise ConfigError(
                 f"{path} cannot be read ({error.strerror}), so nobody knows what the run began "

@@ -150,6 +150,11 @@ def _run(
             process = cleanup.enter_context(ServerProcess())  # it loads while this one does
         if folder is not None:
             cleanup.enter_context(hold(folder.path, "client"))
+            if config.data_dir and not Path(config.data_dir).is_dir():
+                raise ConfigError(
+                    f"the data folder {config.data_dir} is gone; if it was moved, say where to "
+                    "with --data-dir"
+                )
         decided = Decided.of(config)
         cleanup.enter_context(limited_threads(decided.threads))
         plan, model, data = make(decided, loading=reporter.loading, peers_here=1 if alone else 2)

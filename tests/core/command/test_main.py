@@ -176,6 +176,35 @@ def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"[", b"")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("words", [["plugins"], ["plugins", "--json"], ["run", "--help"]])
+def test_an_output_that_is_full_is_one_line_and_no_success(words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "splitlab.core.command", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert ended.returncode == SplitlabError.status
+    told = "splitlab: error: what is printed cannot be written: No space left on device\n"
+    assert ended.stderr == told
+
+
+def test_a_file_that_cannot_be_read_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(value: object) -> int:
+        raise PermissionError(13, "Permission denied", "some/file")
+
+    monkeypatch.setattr(datasets, "print_json", fail)
+    monkeypatch.setattr(main_module, "_leave_stdout", lambda: None)
+    assert main(["datasets", "--json"]) == SplitlabError.status
+    assert capsys.readouterr().err == "splitlab: error: some/file: Permission denied\n"
+
+
 def test_it_is_a_program(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-P", "-m", "splitlab", "plugins", "acd"],

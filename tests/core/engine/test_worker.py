@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -409,6 +410,31 @@ def test_state_that_no_checkpoint_can_hold_names_the_plugin_and_the_key(tiny: An
             return {"deep": {"list": [torch.zeros(1)]}}
 
     with pytest.raises(PluginError, match="plugin hoards: the state deep / list cannot be saved"):
+        tiny.client([tiny.bound(Hoards)]).state()
+
+
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        ({"seen": {1: "x"}}, "the state seen / 1 cannot be saved: its key 1 is no text"),
+        (
+            {"pairs": [(1, 2)]},
+            r"pairs cannot be saved: \[\(1, 2\)\] would come back as \[\[1, 2\]\]",
+        ),
+        ({"pair": (1, 2)}, r"pair cannot be saved: \(1, 2\) would come back as \[1, 2\]"),
+        ({"deep": [{2: 1}]}, r"deep cannot be saved"),
+        ({"number": np.float64(0.5)}, r"number cannot be saved"),
+    ],
+)
+def test_state_that_would_come_back_changed_is_refused(
+    tiny: Any, state: dict[str, Any], told: str
+) -> None:
+    class Hoards:
+        @hookimpl
+        def state_dict(self) -> dict[str, Any]:
+            return state
+
+    with pytest.raises(PluginError, match=f"plugin hoards: .*{told}"):
         tiny.client([tiny.bound(Hoards)]).state()
 
 

@@ -193,3 +193,21 @@ def test_the_whole_model_is_gone_before_a_second_process_starts(
     monkeypatch.setattr(module, "Launch", start)
     with pytest.raises(SplitlabError, match="1 made, 0 left"):
         run(transport="tcp", data_dir=two_classes, output=str(tmp_path / "r"), **real.SMALL)
+
+
+def test_a_run_that_goes_on_elsewhere_is_left_alone(
+    real: Any, two_classes: str, tmp_path: Path
+) -> None:
+    told = []
+
+    def stop() -> bool:
+        with pytest.raises(ConfigError, match=r"r is in use by process \d+ on .* since ") as caught:
+            run(resume=tmp_path / "r")
+        told.append(caught.value)
+        return False
+
+    options: dict[str, Any] = {**real.SMALL, "data_dir": two_classes, "budget": "steps=1"}
+    run(output=str(tmp_path / "r"), should_stop=stop, **options)
+    assert len(told) == 2
+    assert not list((tmp_path / "r").glob("*.lock"))
+    assert run(resume=tmp_path / "r").summary.steps == 1

@@ -166,6 +166,69 @@ def test_the_server_logs_its_numbers_and_forgets_those_of_later_steps(tmp_path: 
     assert log.read_text().startswith(version_line())
 
 
+def greet(table: Any, **changes: Any) -> None:
+    table.client_end.send(Message(Kind.HELLO, meta=HELLO | changes), 1.0)
+    assert table.server.turn()
+
+
+def test_a_new_run_does_not_forget_what_another_left(tmp_path: Path) -> None:
+    first = session_with_checkpoints(tmp_path)
+    greet(first)
+    first.client_end.send(Message(Kind.CONTROL, 12, meta={"do": "save"}), 1.0)
+    assert first.server.turn()
+    first.end()
+    other = session_with_checkpoints(tmp_path)
+    with pytest.raises(ConfigError, match=r"holds checkpoints of another run, .*--output"):
+        greet(other, marks=MARKS | {"run": "another"})
+    other.end()
+    kept = tmp_path / "checkpoints" / "step-00000012" / "server.safetensors"
+    assert kept.is_file()
+    with pytest.raises(
+        ConfigError, match=r"server.safetensors is of plan \w+, not of plan another"
+    ):
+        greet(
+            session := session_with_checkpoints(tmp_path),
+            step=12,
+            marks=MARKS | {"plan": "another"},
+        )
+    session.end()
+    again = session_with_checkpoints(tmp_path)
+    greet(again)  # the same run, whose client was killed before it wrote its first
+    assert not kept.exists()
+    again.end()
+
+
+def test_a_folder_serves_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("splitlab.core.runs.serve._PATIENCE", 0.0)
+    first, second = (session_with_checkpoints(tmp_path) for _ in range(2))
+    greet(first)
+    with pytest.raises(ConfigError, match=r"is in use by process \d+"):
+        greet(second)
+    assert "is in use by process" in second.client_end.receive(1.0).meta["error"]
+    first.end()
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_the_client_is_offered_a_step_that_both_have(tmp_path: Path) -> None:
+    table = session_with_checkpoints(tmp_path)
+    greet(table)
+    for step in (4, 8):
+        table.client_end.send(Message(Kind.CONTROL, step, meta={"do": "save"}), 1.0)
+        assert table.server.turn()
+    table.end()
+    file = tmp_path / "checkpoints" / "step-00000008" / "server.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    for steps, older in (("4 8", 4), ("8", 0), ("x -4", 0)):
+        table = session_with_checkpoints(tmp_path)
+        more = {"steps": steps, "again": "splitlab join A --resume R"}
+        told = (
+            rf"is damaged .*; go on from step {older} with: splitlab join A --resume R --from-step"
+        )
+        with pytest.raises(ConfigError, match=told):
+            greet(table, step=8, marks=MARKS | more)
+        table.end()
+
+
 FAILS_AT = """
 from splitlab.core import hookimpl
 

@@ -301,6 +301,21 @@ def test_folders_of_something_else(runs: Any, tmp_path: Path) -> None:
     assert runs.log == []
 
 
+def test_a_folder_in_which_another_compares(runs: Any, tmp_path: Path) -> None:
+    told = []
+
+    def twice(config: Config) -> None:
+        with pytest.raises(ConfigError, match=r"c is in use by process \d+ on .* since ") as caught:
+            compare(["topk"], seeds=1, output="c", **FAST)
+        told.append(caught.value)
+        assert redraw("c").seeds == (0,)  # looking is allowed
+
+    runs.before = twice
+    compare(["adc"], seeds=1, output="c", **FAST)
+    assert len(told) == 1
+    assert not list((tmp_path / "c").glob("*.lock"))
+
+
 def test_a_plugin_file_that_was_changed(runs: Any, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("class Mine:\n    'A plugin.'\n")
