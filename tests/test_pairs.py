@@ -100,7 +100,8 @@ def test_a_batch_of_one_sample_trains(name: str, model: dict[str, Any]) -> None:
     try:
         client, server = TINY.pair([bind("plugins", name)], **model)
     except ConfigError as error:
-        assert model and "needs the attention of a class token" in str(error)
+        if not model or "needs the attention of a class token" not in str(error):
+            raise
         return
 
     def ask(message: Message) -> Message:

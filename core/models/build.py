@@ -28,6 +28,8 @@ from splitlab.core.models.timm_models import check_name
 __all__ = ["ModelFacts", "bind_model", "build_model", "describe", "fingerprint"]
 
 _ANY_CLASSES = 10
+_MOST_PIXELS = 4096
+"""Height and width of an image, at most."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,9 @@ def _built(
                 "other; keep one of them"
             )
         bound = dataclasses.replace(bound, params={**bound.params, "image_size": image_size})
+    size = bound.params.get("image_size")
+    if isinstance(size, int) and size > _MOST_PIXELS:
+        raise ConfigError(f"image_size={size} is not allowed; from 1 to {_MOST_PIXELS}")
     model: Any = bound.build(classes=classes, **more)
     if not isinstance(model, Segmented):
         raise ConfigError(
