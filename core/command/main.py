@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 from splitlab.core.command import (
@@ -26,7 +27,7 @@ from splitlab.core.command import (
     transports,
 )
 from splitlab.core.command.options import Formatter, Parser, add_registry
-from splitlab.core.contract.errors import ConfigError, Interrupted, SplitlabError
+from splitlab.core.contract.errors import ConfigError, Interrupted, Notice, SplitlabError
 
 __all__ = ["main", "parser"]
 
@@ -66,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for notice in _notices():
             print(f"splitlab: note: {notice}", file=sys.stderr)
         command: Callable[[argparse.Namespace], int] = arguments.command
-        return command(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return command(arguments)
     except SplitlabError as error:
         sys.stdout.flush()
         print(f"splitlab: error: {error}", file=sys.stderr)
@@ -78,6 +81,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read the listing has seen enough; closing stdout again would complain once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: object
+) -> None:
+    text = warnings.formatwarning(message, category, filename, lineno)
+    note = f"splitlab: note: {message}\n"
+    sys.stderr.write(note if issubclass(category, Notice) else text)
 
 
 def parser() -> Parser:

@@ -133,7 +133,7 @@ def _staged(name: str, module: nn.Module, channels: int, size: int, made_for: in
         raise ConfigError(
             f"an image size of {size} does not fit {name}: {reason}; take "
             f"{' or '.join(map(str, near))}"
-        ) from error
+        ) from None
 
 
 def _left_out(module: nn.Module, size: int) -> int:

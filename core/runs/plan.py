@@ -72,7 +72,9 @@ class Decided:
         probes = tuple(bind("probes", text) for text in config.probes)
         tried = Stack(stack, probes)
         links = tuple(bind_wrappers(config.links))
-        model = describe(config.model, image_size=config.image_size, cut=config.cut)
+        model = describe(
+            config.model, image_size=config.image_size, cut=config.cut, weights=config.weights
+        )
         tried.check(model.ground)
         threads = config.threads or _cores()
         config = replace(
