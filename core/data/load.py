@@ -37,11 +37,15 @@ class Data:
         name: of the data set, or of the folder where only that was given.
         train: what to train on.
         test: what to evaluate on.
+        mean: what images are normalised by, by channel, in [0, 1].
+        std: the same.
     """
 
     name: str
     train: Split
     test: Split
+    mean: Sequence[float]
+    std: Sequence[float]
 
 
 def load_data(
@@ -54,6 +58,7 @@ def load_data(
     augment: str = "none",
     workers: int = 0,
     loading: Loading | None = None,
+    normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Data:
     """Load a data set by name, from a folder, or a named one from a folder.
 
@@ -61,7 +66,8 @@ def load_data(
         dataset: a name of registry.toml: it says where the images are, which columns hold them, and
             their normalisation and number of classes.
         data_dir: a folder of IDX files, Parquet files or image folders, read instead of the hub.
-            Without a name, images are normalised as ImageNet's (3 channels) or to [-1, 1] (1).
+            Without a name, images are normalised as `normalisation` says, or else as ImageNet's (3
+            channels) or to [-1, 1] (1).
         image_size: images are resized to this many pixels square, with antialiasing, unless they
             are that large already.
         channels: 1 or 3; images and normalisation are converted.
@@ -70,6 +76,7 @@ def load_data(
             image at its own size, ColorJitter(0.4, 0.4, 0.4), resize, horizontal flip.
         workers: threads that decode; 0 decodes in the caller's thread.
         loading: told how far the decoding at load time has come.
+        normalisation: mean and standard deviation that a model's weights expect, by channel.
 
     Raises ConfigError for a name, folder, file or label that cannot be used; says which and why.
     """
@@ -93,7 +100,8 @@ def load_data(
         name = entry.name
         train, test = read_hub(entry, entry.train), read_hub(entry, entry.test)
     classes = _agree_on_classes(train, test, entry)
-    mean, std = (entry.mean, entry.std) if entry else NORMALISATION[channels]
+    known = (entry.mean, entry.std) if entry else normalisation or NORMALISATION[channels]
+    mean, std = (_to_channels(values, channels) for values in known)
 
     def split(part: str, source: Source, augmentation: Augmentation | None) -> Split:
         return Split(
@@ -101,8 +109,8 @@ def load_data(
             name=part,
             classes=classes,
             image_size=image_size,
-            mean=_to_channels(mean, channels),
-            std=_to_channels(std, channels),
+            mean=mean,
+            std=std,
             seed=seed,
             augment=augmentation,
             workers=workers,
@@ -111,7 +119,7 @@ def load_data(
 
     make_augmentation = AUGMENTATIONS[augment]
     for_training = None if make_augmentation is None else make_augmentation(image_size)
-    return Data(name, split("train", train, for_training), split("test", test, None))
+    return Data(name, split("train", train, for_training), split("test", test, None), mean, std)
 
 
 def _to_channels(values: Sequence[float], channels: int) -> Sequence[float]:

@@ -50,6 +50,8 @@ class ModelFacts:
         ground: what a stack of plugins can stand on there.
         client_parameters: how many numbers the client trains.
         server_parameters: how many the server trains.
+        normalisation: mean and standard deviation of the images that published weights expect, by
+            channel; None if nobody says.
     """
 
     name: str
@@ -64,6 +66,7 @@ class ModelFacts:
     ground: Ground
     client_parameters: int
     server_parameters: int
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     @property
     def layout(self) -> Layout:
@@ -202,6 +205,7 @@ def describe(
         layouts,
         Ground.of(layouts[cut], client.unable),
         *sizes,
+        model.normalisation,
     )
 
 

@@ -51,6 +51,9 @@ class Segmented(ABC):
     """What listings call models of this kind."""
     heads: tuple[str, ...] = ()
     """How the names begin of what weights for another number of classes do not fit."""
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """Mean and standard deviation by channel, in [0, 1], of the images that published weights were
+    trained on; None if nobody says."""
     in_place: bool = True
     """Whether a segment may change the tokens in place that it is given."""
 

@@ -100,9 +100,14 @@ def timm_model(
         if pretrained:
             way_out = "; download the file elsewhere and pass it with --weights FILE"
         raise ConfigError(f"model {name!r} cannot be built: {reason[:300]}{way_out}") from error
+    model: Segmented
     if isinstance(module, VisionTransformer):
-        return ViT(module, channels=channels, image_size=size)
-    return _staged(name, module, channels, size, height)
+        model = ViT(module, channels=channels, image_size=size)
+    else:
+        model = _staged(name, module, channels, size, height)
+    if made_for:
+        model.normalisation = tuple(made_for.mean), tuple(made_for.std)
+    return model
 
 
 def _staged(name: str, module: nn.Module, channels: int, size: int, made_for: int) -> StagedCNN:

@@ -24,6 +24,7 @@ from splitlab.core.data.split import Loading
 from splitlab.core.engine.stack import Stack
 from splitlab.core.models.build import ModelFacts, build_model, describe, fingerprint
 from splitlab.core.models.segments import Segmented
+from splitlab.core.models.weights import weights_file
 from splitlab.core.runs.config import DEFAULT_DATASET, Budget, Config
 
 __all__ = [
@@ -134,11 +135,21 @@ class PeerPlan:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What is known of the data: their name, and how many images there are to train and to test."""
+    """What is known of the data.
+
+    Attributes:
+        name: of the data set or folder.
+        train: how many images there are to train on.
+        test: how many to test on.
+        mean: what images are normalised by, by channel, in [0, 1].
+        std: the same.
+    """
 
     name: str
     train: int
     test: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -217,7 +228,9 @@ def make(
     mine = {"config": replace(config, eval_every=every, checkpoint_every=checkpoints)}
     plan = Plan(
         **vars(shared) | mine,
-        data=DataFacts(data.name, len(data.train), len(data.test)),
+        data=DataFacts(
+            data.name, len(data.train), len(data.test), tuple(data.mean), tuple(data.std)
+        ),
         budget=Budget.parse(config.budget),
         eval_every=every,
         checkpoint_every=checkpoints,
@@ -240,8 +253,12 @@ def make_for_server(
 
 
 def load_configured_data(decided: Decided, loading: Loading | None = None) -> Data:
-    """Load the data of a configuration, in the form that its model takes."""
+    """Load the data of a configuration, in the form that its model takes.
+
+    Weights that were trained elsewhere get images normalised as they were there.
+    """
     config = decided.config
+    trained = config.pretrained or weights_file(config.model, config.weights)
     return load_data(
         config.dataset,
         config.data_dir,
@@ -251,6 +268,7 @@ def load_configured_data(decided: Decided, loading: Loading | None = None) -> Da
         augment=config.augment,
         workers=config.workers,
         loading=loading,
+        normalisation=decided.model.normalisation if trained else None,
     )
 
 

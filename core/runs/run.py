@@ -116,7 +116,10 @@ def _run(
         if folder is None:
             folder = RunFolder.create(config.output, plan.titles)
             folder.write_config(plan.config)
-            folder.write_environment(device=str(plan.device), threads=plan.threads)
+            seen = {"mean": plan.data.mean, "std": plan.data.std}
+            folder.write_environment(
+                device=str(plan.device), threads=plan.threads, normalisation=seen
+            )
             cleanup.push(_remove_if_unused(folder))
         last_words: Callable[[], str] = str
         if transport.place == "inside":
