@@ -306,7 +306,7 @@ def channel_entropy(
     scale_C = torch.where(scale_C.isfinite(), scale_C, 0.0)
     bin_RC = (values_RC - low_C).mul_(scale_C).clamp_(0, bins - 1).to(torch.int32)
     bin_RC += torch.arange(0, C * bins, bins, dtype=torch.int32, device=bin_RC.device)
-    counts_CK = torch.bincount(bin_RC.view(-1), minlength=C * bins).view(C, bins)
+    counts_CK = torch.bincount(bin_RC.flatten(), minlength=C * bins).view(C, bins)
     nats_C: torch.Tensor = torch.special.entr(counts_CK.double() / R).sum(1)
     return nats_C / math.log(2)
 

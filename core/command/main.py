@@ -9,7 +9,9 @@ import argparse
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 from splitlab import __version__
 from splitlab.core.command import (
@@ -31,7 +33,7 @@ from splitlab.core.command import (
 from splitlab.core.command.elsewhere import mistyped
 from splitlab.core.command.options import Formatter, Parser, add_registry
 from splitlab.core.command.streams import prepare, visible
-from splitlab.core.contract.errors import ConfigError, Interrupted, SplitlabError
+from splitlab.core.contract.errors import ConfigError, Interrupted, Notice, SplitlabError
 
 __all__ = ["main", "parser"]
 
@@ -77,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for notice in _notices():
             _say(f"note: {notice}")
         command: Callable[[argparse.Namespace], int] = arguments.command
-        status = command(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            status = command(arguments)
         sys.stdout.flush()
         return status
     except SplitlabError as error:
@@ -104,6 +108,20 @@ def _leave_stdout() -> None:
     """Let what is still to be printed go nowhere: at its end Python would complain once more."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    if issubclass(category, Notice):
+        _say(f"note: {message}")
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
 
 
 def parser() -> Parser:

@@ -191,6 +191,7 @@ def show_plan(plan: Plan) -> None:
         ("server part", f"{model.server_parameters:,} parameters"),
         ("data", f"{data.name}, {data.train:,} training images, {plan.classes} classes"),
         *_listed("left out", data.notices),
+        ("normalised by", f"mean {_numbers(data.mean)}, std {_numbers(data.std)}"),
     ]
     facts += _listed("stack", [p.full() for p in plan.stack]) or [("stack", "none")]
     facts += _listed("probes", _as_named("probes", config.probes, plan.probes))
@@ -225,6 +226,10 @@ def _as_named(
 ) -> list[str]:
     """Return everyone under the name that the user gave it, with all parameters."""
     return [member.full(split(kind, text)[0]) for text, member in zip(texts, members, strict=True)]
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
 
 
 def _every(steps: int) -> str:

@@ -34,8 +34,8 @@ class Cut:
         weights: (T,) float32 weight of every row in the loss, or None for the plain mean. Server
             only; set it in ``before_server_forward``.
         token_sizes: (rows, tokens) float32, how many tokens each one stands for, or None: the
-            server's attention then counts a token so many times (proportional attention). Server
-            only; set it in ``before_server_forward``.
+            server's attention then counts a token so many times (proportional attention), and so
+            does a head that pools tokens. Server only; set it in ``before_server_forward``.
         gradient: what came back for ``activations``. Client only, in ``gradient_return``.
     """
 

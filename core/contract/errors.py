@@ -27,6 +27,7 @@ __all__ = [
     "Interrupted",
     "LinkError",
     "NetworkError",
+    "Notice",
     "PluginError",
     "ProtocolError",
     "SplitlabError",
@@ -77,6 +78,10 @@ class ProtocolError(LinkError):
 
 class NetworkError(LinkError):
     """No answer in time, connection lost, address not reachable or in use."""
+
+
+class Notice(UserWarning):
+    """A word to the user that ends nothing; the command line prints it as one line."""
 
 
 def unknown_name(what: str, name: str, known: Iterable[str], remedy: str = "") -> ConfigError:

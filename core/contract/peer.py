@@ -69,6 +69,11 @@ class Peer:
         return self.layout.prefix_tokens
 
     @property
+    def least_tokens(self) -> int:
+        """The fewest tokens of which the server can make logits, special tokens included."""
+        return self.layout.least_tokens
+
+    @property
     def class_token(self) -> bool:
         """Whether the first special token is a class token."""
         return self.layout.class_token

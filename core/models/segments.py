@@ -51,6 +51,9 @@ class Segmented(ABC):
     """What listings call models of this kind."""
     heads: tuple[str, ...] = ()
     """How the names begin of what weights for another number of classes do not fit."""
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """Mean and standard deviation by channel, in [0, 1], of the images that published weights were
+    trained on; None if nobody says."""
     in_place: bool = True
     """Whether a segment may change the tokens in place that it is given."""
 
@@ -199,6 +202,8 @@ class Segments(Segmented):
         class_token: whether the first token is a class token.
         prefix_tokens: how many special tokens stand in front, the class token included.
         cut_noun: what a cut counts, in the plural.
+        pools: whether what makes logits reads the other tokens, pooled; it does where there is no
+            class token.
     """
 
     def __init__(
@@ -212,6 +217,7 @@ class Segments(Segmented):
         class_token: bool = False,
         prefix_tokens: int = 0,
         cut_noun: str = "segments",
+        pools: bool = False,
     ) -> None:
         if len(segments) < 2:
             raise ConfigError(f"a model of {len(segments)} segments cannot be cut; 2 or more")
@@ -227,6 +233,7 @@ class Segments(Segmented):
         self._any_tokens = any_tokens
         self._class_token = class_token
         self._prefix_tokens = prefix_tokens or int(class_token)
+        self._pools = pools
         self._left: list[Leaving] = []
 
     def segments(self, module: nn.Module) -> Sequence[Segment]:
@@ -264,7 +271,12 @@ class Segments(Segmented):
         if len(self.shape(cut)) != 2:
             return one
         return Layout(
-            one.tokens, one.width, self._prefix_tokens, self._class_token, None, self._any_tokens
+            one.tokens,
+            one.width,
+            self._prefix_tokens,
+            self._class_token,
+            any_tokens=self._any_tokens,
+            pools=self._pools,
         )
 
 

@@ -145,8 +145,8 @@ class Config:
     )
     weights: str = _option(
         "default",
-        "what to start from: a safetensors FILE, default (what ships with the model) or none "
-        "(random numbers)",
+        "what to start from: a safetensors or .pth FILE, default (what ships with the model) or "
+        "none (random numbers)",
         metavar="FILE|default|none",
         group=_MODEL,
     )

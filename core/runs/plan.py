@@ -24,6 +24,7 @@ from splitlab.core.data.split import Loading
 from splitlab.core.engine.stack import Stack
 from splitlab.core.models.build import ModelFacts, build_model, describe, fingerprint
 from splitlab.core.models.segments import Segmented
+from splitlab.core.models.weights import weights_file
 from splitlab.core.runs.config import DEFAULT_DATASET, MOST_THREADS, Budget, Config
 
 __all__ = [
@@ -72,7 +73,9 @@ class Decided:
         probes = tuple(bind("probes", text) for text in config.probes)
         tried = Stack(stack, probes)
         links = tuple(bind_wrappers(config.links))
-        model = describe(config.model, image_size=config.image_size, cut=config.cut)
+        model = describe(
+            config.model, image_size=config.image_size, cut=config.cut, weights=config.weights
+        )
         tried.check(model.ground)
         threads = config.threads or _default_threads()
         config = replace(
@@ -140,6 +143,8 @@ class DataFacts:
         test: how many to evaluate on.
         fingerprint: of what they are, wherever they lie; see `Data`.
         notices: what of the data is not read, one line each.
+        mean: what images are normalised by, by channel, in [0, 1].
+        std: the same.
     """
 
     name: str
@@ -147,6 +152,8 @@ class DataFacts:
     test: int
     fingerprint: str
     notices: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -225,7 +232,15 @@ def make(
     mine = {"config": replace(config, eval_every=every, checkpoint_every=checkpoints)}
     plan = Plan(
         **vars(shared) | mine,
-        data=DataFacts(data.name, len(data.train), len(data.test), data.fingerprint, data.notices),
+        data=DataFacts(
+            name=data.name,
+            train=len(data.train),
+            test=len(data.test),
+            fingerprint=data.fingerprint,
+            notices=data.notices,
+            mean=tuple(data.mean),
+            std=tuple(data.std),
+        ),
         budget=Budget.parse(config.budget),
         eval_every=every,
         checkpoint_every=checkpoints,
@@ -248,8 +263,12 @@ def make_for_server(
 
 
 def load_configured_data(decided: Decided, loading: Loading | None = None) -> Data:
-    """Load the data of a configuration, in the form that its model takes."""
+    """Load the data of a configuration, in the form that its model takes.
+
+    Weights that were trained elsewhere get images normalised as they were there.
+    """
     config = decided.config
+    trained = config.pretrained or weights_file(config.model, config.weights)
     return load_data(
         config.dataset,
         config.data_dir,
@@ -262,6 +281,7 @@ def load_configured_data(decided: Decided, loading: Loading | None = None) -> Da
         label_column=config.label_column,
         test_split=config.test_split,
         test_share=config.test_share,
+        normalisation=decided.model.normalisation if trained else None,
     )
 
 

@@ -165,7 +165,10 @@ def _run(
             cleanup.push(_remove_if_unused(folder))
             cleanup.enter_context(hold(folder.path, "client"))
             origin = Origin.of(plan)
-            folder.write_environment(device=str(plan.device), threads=plan.threads)
+            seen = {"mean": plan.data.mean, "std": plan.data.std}
+            folder.write_environment(
+                device=str(plan.device), threads=plan.threads, normalisation=seen
+            )
         else:
             origin = _checked(plan, folder, going_on.accept_changes, reporter)
         origin.write(folder.path)

@@ -267,6 +267,7 @@ def test_dtypes(tiny: Any, dtype: torch.dtype) -> None:
         tokens(0, 1, 1, C),
         tokens(0, 3, 2, C) * 1e-30,
         tokens(0, 3, 2, C).transpose(0, 1),
+        tokens(0, 1, 7, C).mT.contiguous().mT,  # channel by channel: patches without a class token
     ],
 )
 @pytest.mark.parametrize("per", ["group", "channel"])

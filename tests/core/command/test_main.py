@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import splitlab
 from splitlab.core.command import datasets
 from splitlab.core.command import main as main_module
 from splitlab.core.command.main import main, parser
-from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted, SplitlabError
+from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted, Notice, SplitlabError
 
 COMMANDS = [
     *("check", "compare", "completion", "datasets", "join", "links", "models", "new-plugin"),
@@ -67,6 +68,25 @@ def test_examples_of_all_helps_are_accepted(help_of: Callable[..., str]) -> None
 
 
 # What comes before a command.
+
+
+def test_a_notice_is_one_line_and_a_warning_is_pythons(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def tell(arguments: object) -> int:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("a word", Notice, stacklevel=1)
+            warnings.warn("another", UserWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(datasets, "_datasets", tell)
+    before = warnings.showwarning
+    assert main(["datasets"]) == 0
+    assert warnings.showwarning is before
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "splitlab: note: a word"
+    assert "UserWarning: another" in lines[1]
 
 
 @pytest.mark.parametrize("before", [True, False])

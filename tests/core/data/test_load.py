@@ -40,6 +40,24 @@ def test_grey_becomes_colour_and_back_with_its_normalisation(
     torch.testing.assert_close(colour[:, 2], (pixels / 255 - 0.406) / 0.225)
 
 
+def test_weights_say_how_a_folder_is_normalised_and_a_named_set_does_itself(
+    load: Callable[..., Data], files: Any, tmp_path: Path
+) -> None:
+    files.write_image_folder(tmp_path)
+    expected = (0.5, 0.25, 0.5), (0.5, 0.5, 0.25)
+    plain = load(tmp_path)
+    other = load(tmp_path, normalisation=expected)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in expected)
+    usual, usually = (torch.tensor([*v]).view(1, 3, 1, 1) for v in (plain.mean, plain.std))
+    one, two = (next(iter(data.train.batches(1))).images for data in (plain, other))
+    torch.testing.assert_close(two * std + mean, one * usually + usual)
+    assert (other.mean, other.std) == expected
+    grey = load(tmp_path, channels=1, normalisation=expected)
+    assert grey.mean == pytest.approx([1.25 / 3])
+    named = load(None, "fashion-mnist-mini", normalisation=expected)
+    assert named.mean == load(None, "fashion-mnist-mini").mean
+
+
 def test_a_named_sets_normalisation_is_averaged_or_repeated(
     files: Any, load: Any, tmp_path: Path
 ) -> None:
