@@ -82,7 +82,7 @@ class Quantize:
 
     Args:
         ratio: ξ in [1/32, 1] of the directions that are quantized, met by ⌊32 ξ⌋ bits, at most 16;
-            the ranges come on top.
+            the ranges come on top. 0.1, so 3 bits, if neither ratio nor bits are given.
         bits: bits per number, 1 to 16, for activations.
         gradient_bits: for gradients; None: as many.
         mode: minmax, whose levels hold the extremes, or midrise, cell centres.

@@ -74,7 +74,8 @@ class TopK:
     """Send the largest activations of every sample or token.
 
     Args:
-        ratio: ξ in (0, 1], the share of bytes, mean of both directions.
+        ratio: ξ in (0, 1], the share of bytes, mean of both directions; 0.1 if no rate is given,
+            either.
         rate: k/M in (0, 1], the share of numbers.
         scope: among which numbers the largest are sought: all of a sample, or those of a token.
         keep_cls: with ``scope=sample``: send the special tokens whole, as part of k; k grows if it

@@ -389,7 +389,6 @@ def test_every_module_says_what_lives_there(name: str) -> None:
 DECLARED = "declares fields and protocols, which mypy checks and every peer's test uses"
 KIT = "a part of the kit, of which every check of tests/core/testing is made"
 WITHOUT_A_MIRROR = {
-    "core/command/__main__.py": "two lines; tests/core/runs starts it as a process",
     "core/contract/batch.py": DECLARED,
     "core/contract/cut.py": DECLARED,
     "core/contract/hooks.py": "declares the hooks; tests/core/engine/test_stack.py reads its texts",

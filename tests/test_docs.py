@@ -137,6 +137,16 @@ def test_the_tutorial_quotes_the_template_whole() -> None:
     assert f"```python\n{template.strip()}\n```" in TUTORIAL
 
 
+def test_the_glossary_is_in_order_and_has_the_words_of_the_help() -> None:
+    page = (DOCS / "glossary.md").read_text()
+    words = re.findall(r"^\| \*\*(.*?)\*\* \|", page, flags=re.MULTILINE)
+    assert [word.lower() for word in words] == sorted(word.lower() for word in words)
+    said = " ".join(words)
+    assert all(word in said for word in ("ξ", "cut", "stack", "link", "nominal", "measured"))
+    assert "docs/glossary.md" in parser().format_help()
+    assert "(docs/glossary.md)" in (ROOT / "README.md").read_text()
+
+
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.name)
 def test_links_to_files_lead_somewhere(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)

@@ -25,7 +25,6 @@ from splitlab.core.models.build import describe
 from splitlab.core.runs.config import Config
 from splitlab.core.runs.plan import Decided
 from splitlab.core.runs.records import StepRecord, read_records
-from splitlab.core.study.compare import split_stack
 from splitlab.core.testing import check_link
 
 ROOT = Path(__file__).parents[1]
@@ -109,7 +108,7 @@ def test_commands_of_the_readme_are_accepted(command: str, monkeypatch: pytest.M
     arguments = parser().parse_args(shlex.split(command)[1:])
     if command.startswith("splitlab compare"):
         for stack in arguments.plugins:
-            Stack(bind_stack(split_stack(stack)))
+            Stack(bind_stack([stack]))
     elif hasattr(arguments, "config"):
         config = Decided.of(Config.from_mapping(given(arguments))).config
         assert all(f"--plugin {plugin}" in command for plugin in config.plugins)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -12,7 +15,7 @@ from splitlab.core.catalogue.tables import LOADABLE, SINGULAR, Entry, Kind, Load
 from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError, unknown_name
 from splitlab.core.contract.settings import Bound, Parameter, parameters
 
-__all__ = ["bind", "bind_as", "bind_stack", "broken"]
+__all__ = ["bind", "bind_as", "bind_stack", "broken", "split_stack"]
 
 _NOT_SETTINGS: Mapping[Loadable, Mapping[str, str]] = {
     "models": {"classes": "the data decide it", "pretrained": "--pretrained decides it"}
@@ -52,14 +55,15 @@ def bind_as(kind: Loadable, text: str, target: str, /, **fixed: Any) -> Bound:
 def bind_stack(texts: Iterable[str]) -> list[Bound]:
     """Bind the plugins of a stack, in order; the name of a stack stands for its plugins.
 
-    A setting of a named stack goes to the first of its plugins that takes it.
+    Each text may be several members, joined by ``+``. A setting of a named stack goes to the first
+    of its plugins that takes it.
 
     Raises:
         ConfigError, PluginError: as `bind`.
     """
     bound: list[Bound] = []
     stacks = entries("stacks")
-    for text in texts:
+    for text in itertools.chain.from_iterable(map(split_stack, texts)):
         head, given = split("plugins", text)
         if head not in stacks:
             bound.append(_bind("plugins", head, given))
@@ -83,6 +87,31 @@ def bind_stack(texts: Iterable[str]) -> list[Bound]:
             members[owner][1][key] = value
         bound += [_bind("plugins", name, settings) for name, settings in members]
     return bound
+
+
+def split_stack(text: str) -> tuple[str, ...]:
+    """Return the members of a stack as a user writes it: ``"a:x=1e+5+b"`` → ``("a:x=1e+5", "b")``.
+
+    A plus in the path of a file that exists is the path's.
+
+    Raises:
+        ConfigError: a member is empty.
+    """
+    path, suffix, rest = text.rpartition(".py:")
+    if suffix and "+" in path and os.path.isfile(os.path.expanduser(path + ".py")):
+        first, *others = split_stack(f"FILE{rest}")
+        return (path + suffix + first.removeprefix("FILE"), *others)
+    members = tuple(part.strip() for part in _PLUS.split(text))
+    if not all(members):
+        what = "has an empty member" if text.strip() else "is empty"
+        raise ConfigError(
+            f"the stack {text!r} {what}; write plugins joined by '+', as in NAME+NAME:key=value"
+        )
+    return members
+
+
+# Not the plus of an exponent, which stands between a digit with an e and a digit.
+_PLUS = re.compile(r"\+(?!(?<=[0-9.][eE]\+)[0-9])")
 
 
 def broken(kind: Kind, entry: Entry) -> str | None:

@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -186,7 +187,7 @@ def _importing(what: str) -> Iterator[None]:
 def _load_file(kind: Loadable, target: str) -> tuple[Any, str]:
     """Return what ``FILE.py:Name`` names, and its name with the file's hash."""
     head, _, name = target.partition(".py:")
-    path = Path(head + ".py")
+    path = Path(os.path.expanduser(head + ".py"))
     what = f"{SINGULAR[kind]} file"
     if not path.is_file():
         raise ConfigError(f"{what} {str(path)!r} does not exist")

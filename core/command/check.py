@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 from typing import TYPE_CHECKING
 
-from splitlab.core.command.options import Parser, add_json, declare, print_json
+from splitlab.core.catalogue.tables import SINGULAR
+from splitlab.core.command.options import Parser, add_json, completes, declare, print_json
 from splitlab.core.contract.errors import ConfigError, SplitlabError
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ splitlab.core.testing.
 _EXAMPLES = """\
   splitlab check adc                              every promise of a method, verified
   splitlab check my_method.py:MyMethod            one of your own, from its file
+  splitlab check adc+quantize:bits=4              a stack of several
   splitlab check my-method --model resnet18       the same promises, on another model
   splitlab check quantize --model my_model.py:my_model         on a model of your own
   splitlab check --transport tcp:nodelay=false    what a link must hold
@@ -44,20 +47,22 @@ def add(commands: Commands) -> Parser:
         more=_MORE,
         examples=_EXAMPLES,
     )
-    parser.add_argument(
+    named = parser.add_argument(
         "name",
         nargs="?",
         metavar="NAME",
         help="a plugin and its settings, a stack, FILE.py:Class, a transport, a link or a probe",
     )
-    parser.add_argument(
-        "--model",
-        metavar="NAME",
-        help="check the plugin on this model, with small images, instead of a tiny one",
-    )
-    parser.add_argument("--transport", metavar="NAME", help="check this transport instead")
-    parser.add_argument("--link", metavar="NAME", help="check this link wrapper instead")
-    parser.add_argument("--probe", metavar="NAME", help="check this probe instead")
+    completes(named, "plugins", "stacks", "transports", "links", "probes")
+    texts: dict[Loadable, str] = {
+        "models": "check the plugin on this model, with small images, instead of a tiny one",
+        "transports": "check this transport instead",
+        "links": "check this link wrapper instead",
+        "probes": "check this probe instead",
+    }
+    for kind, text in texts.items():
+        option = parser.add_argument(f"--{SINGULAR[kind]}", metavar="NAME", help=text)
+        completes(option, kind)
     add_json(parser)
     return parser
 
@@ -105,7 +110,7 @@ def _one(arguments: argparse.Namespace) -> Report | None:
             )
         return None
     [(option, text)] = named
-    head = text.partition(":")[0]
+    head = re.split(r"[:+]", text)[0]
     if not option and head not in {**entries("plugins"), **entries("stacks")}:
         kinds: tuple[tuple[Loadable, str], ...] = (
             ("transports", "--transport "),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from os.path import expanduser
 from typing import TYPE_CHECKING
 
-from splitlab.core.command.options import Parser, add_config, add_quiet, declare, given
+from splitlab.core.command.imports import heavy_imports
+from splitlab.core.command.options import Parser, add_config, add_quiet, completes, declare, given
 from splitlab.core.command.stop import StopAsked
 from splitlab.core.contract.errors import ConfigError, SplitlabError
 from splitlab.core.runs.config import Config, flag
@@ -44,7 +46,7 @@ def add(commands: Commands) -> Parser:
     )
     add_quiet(parser)
     group = parser.add_argument_group("the comparison")
-    group.add_argument(
+    stacks = group.add_argument(
         "--plugin",
         dest="plugins",
         action="append",
@@ -52,6 +54,7 @@ def add(commands: Commands) -> Parser:
         metavar="STACK",
         help="a whole stack, NAME[:key=value,…]+NAME…; repeat it for every stack to compare",
     )
+    completes(stacks, "plugins", "stacks")
     group.add_argument(
         "--ratio",
         type=float,
@@ -68,6 +71,7 @@ def add(commands: Commands) -> Parser:
     )
     group.add_argument(
         "--output",
+        type=expanduser,
         metavar="DIR",
         help="the comparison's folder; comparisons/TIME by default. One that exists goes on with "
         "what is missing; without --plugin its table and figure are made anew",
@@ -95,8 +99,9 @@ def _compare(arguments: argparse.Namespace) -> int:
         unused = [flag(name) for name in options] + ["--ratio"] * (arguments.ratio is not None)
         if unused:
             raise ConfigError(f"{unused[0]} without --plugin: nothing is run; drop it")
-    from splitlab.core.command.progress import comparison_reporter
-    from splitlab.core.study.compare import compare, redraw
+    with heavy_imports():
+        from splitlab.core.command.progress import comparison_reporter
+        from splitlab.core.study.compare import compare, redraw
 
     scale = arguments.x_scale
     if stacks is None:

@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from splitlab.core.command.options import Parser, add_json, declare, print_json
+from splitlab.core.command.options import Parser, add_json, completes, declare, print_json
 
 if TYPE_CHECKING:
+    from splitlab.core.catalogue.tables import Loadable
     from splitlab.core.command.options import Commands
 
 __all__ = ["declare_kind", "list_or_explain", "show_facts"]
@@ -19,7 +20,7 @@ Facts = dict[str, Any]
 
 def declare_kind(
     commands: Commands,
-    name: str,
+    name: Loadable,
     does: Callable[[argparse.Namespace], int],
     summary: str,
     *,
@@ -30,14 +31,15 @@ def declare_kind(
 
     Args:
         commands: where to.
-        name: of the command.
+        name: of the command, and of the kind.
         does: calls `list_or_explain`.
         summary: one line without a full stop.
         one: what is named: ``"a probe"``.
         examples: lines that end the help.
     """
     parser = declare(commands, name, does, summary, takes="[NAME] [options]", examples=examples)
-    parser.add_argument("name", nargs="?", metavar="NAME", help=f"{one}, or FILE.py:Class")
+    named = parser.add_argument("name", nargs="?", metavar="NAME", help=f"{one}, or FILE.py:Class")
+    completes(named, name)
     add_json(parser)
     return parser
 

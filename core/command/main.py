@@ -6,13 +6,16 @@ Nothing heavy is imported before a command needs it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 
+from splitlab import __version__
 from splitlab.core.command import (
     check,
     compare,
+    completion,
     datasets,
     join,
     links,
@@ -25,7 +28,9 @@ from splitlab.core.command import (
     trace,
     transports,
 )
+from splitlab.core.command.elsewhere import mistyped
 from splitlab.core.command.options import Formatter, Parser, add_registry
+from splitlab.core.command.streams import prepare, visible
 from splitlab.core.contract.errors import ConfigError, Interrupted, SplitlabError
 
 __all__ = ["main", "parser"]
@@ -34,6 +39,7 @@ _COMMANDS = {
     "train": (run, compare, serve, join),
     "look": (trace, plugins, models, datasets, transports, links, probes),
     "write a method": (new_plugin, check),
+    "set up": (completion,),
 }
 
 _DESCRIPTION = """\
@@ -52,6 +58,10 @@ examples:
   splitlab plugins adc                            what a plugin does and takes
 
 `splitlab COMMAND --help` explains the options of a command and has more examples.
+docs/glossary.md explains the words: ξ, cut, stack, link, nominal, measured, …
+
+exit status: 0 done, 1 failed (a plugin, a peer, the network), 2 what was typed or
+a file cannot be used, 3 the training diverged, 130 interrupted
 """
 
 
@@ -60,24 +70,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     # libgomp's threads wait for each other by spinning, for milliseconds; on a core that another
     # process wants too, that makes a step several times slower. A short spin serves as well.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    prepare()
     try:
         arguments = _parse(argv)
         _use_registry(arguments)
         for notice in _notices():
-            print(f"splitlab: note: {notice}", file=sys.stderr)
+            _say(f"note: {notice}")
         command: Callable[[argparse.Namespace], int] = arguments.command
-        return command(arguments)
-    except SplitlabError as error:
+        status = command(arguments)
         sys.stdout.flush()
-        print(f"splitlab: error: {error}", file=sys.stderr)
+        return status
+    except SplitlabError as error:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _leave_stdout()
+        _say(f"error: {error}")
         return error.status
     except KeyboardInterrupt:
-        print("splitlab: interrupted", file=sys.stderr)
+        _say("interrupted")
         return Interrupted.status
     except BrokenPipeError:
-        # Whoever read the listing has seen enough; closing stdout again would complain once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_stdout()  # whoever read the listing has seen enough
         return 0
+    except OSError as error:
+        _leave_stdout()
+        where = error.filename or "what is printed cannot be written"
+        _say(f"error: {where}: {error.strerror or error}")
+        return SplitlabError.status
+
+
+def _leave_stdout() -> None:
+    """Let what is still to be printed go nowhere: at its end Python would complain once more."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser() -> Parser:
@@ -88,6 +114,7 @@ def parser() -> Parser:
         epilog=_EPILOG,
         formatter_class=Formatter,
     )
+    whole.add_argument("--version", action="version", version=f"splitlab {__version__}")
     add_registry(whole)
     # argparse would list all commands in one column; below they are listed by what they are for.
     commands = whole.add_subparsers(
@@ -101,17 +128,26 @@ def parser() -> Parser:
     return whole
 
 
+def _say(line: str) -> None:
+    print(visible(f"splitlab: {line}"), file=sys.stderr)
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    arguments, unknown = parser().parse_known_args(argv)
+    whole = parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks how a word may go on; answers and ends
+        import argcomplete
+
+        argcomplete.autocomplete(whole)
+    arguments, unknown = whole.parse_known_args(argv)
     if unknown:  # the command's own parser tells where its options are explained
-        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        arguments.parser.error(mistyped(arguments.parser, unknown))
     return arguments
 
 
 def _use_registry(arguments: argparse.Namespace) -> None:
     """Name the user's registry in the environment: a server process is to read the same one."""
-    file = getattr(arguments, "registry", None)
-    if file is None:
+    file = os.path.expanduser(getattr(arguments, "registry", ""))
+    if not file:
         return
     if not os.path.isfile(file):
         raise ConfigError(f"--registry {file}: no such file; name a TOML file of names of your own")

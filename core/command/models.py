@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from splitlab.core.command.options import Parser, add_json, declare, print_json
+from splitlab.core.command.options import Parser, add_json, completes, declare, print_json
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
@@ -35,13 +35,14 @@ def add(commands: Commands) -> Parser:
         takes="[NAME | PART] [options]",
         examples=_EXAMPLES,
     )
-    parser.add_argument(
+    named = parser.add_argument(
         "name",
         nargs="?",
         default="",
         metavar="NAME",
         help="a model and its settings, FILE.py:function, or a part of names",
     )
+    completes(named, "models")
     add_json(parser)
     return parser
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
+from splitlab.core.catalogue.tables import Kind, entries
+from splitlab.core.command.streams import visible
 from splitlab.core.runs.config import GROUPS, Config, flag, read_toml
 
 if TYPE_CHECKING:
@@ -24,6 +27,7 @@ __all__ = [
     "add_json",
     "add_quiet",
     "add_registry",
+    "completes",
     "declare",
     "given",
     "print_json",
@@ -43,7 +47,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the mistake on stderr and end with status 2."""
-        self.exit(2, f"splitlab: error: {message}; see `{self.prog} --help`\n")
+        self.exit(2, visible(f"splitlab: error: {message}; see `{self.prog} --help`\n"))
+
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+        """Print a help, or fail: argparse's own would lose it without a word."""
+        file = file or sys.stderr
+        file.write(message)
+        file.flush()
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -136,7 +146,29 @@ def add_config(
         group = parser.add_argument_group(title)
         for spec in members:
             text = (texts or {}).get(spec.name)
-            group.add_argument(flag(spec.name), **_option(spec, hints[spec.name], text))
+            action = group.add_argument(flag(spec.name), **_option(spec, hints[spec.name], text))
+            if kinds := spec.metadata.get("kinds"):
+                completes(action, *kinds)
+
+
+def completes(action: argparse.Action, *kinds: Kind) -> None:
+    """Let the shell complete an option or argument with the catalogue's names of some kinds.
+
+    Of a stack, the member behind the last ``+`` is completed; a file's name may stand there, too.
+    """
+
+    def names(prefix: str, **rest: Any) -> list[str]:
+        before = prefix[: prefix.rfind("+") + 1]
+        found = [before + name for kind in kinds for name in entries(kind)]
+        return found if any(name.startswith(prefix) for name in found) else _files(prefix)
+
+    action.completer = names  # type: ignore[attr-defined]  # argcomplete looks there
+
+
+def _files(prefix: str) -> list[str]:
+    from argcomplete.completers import FilesCompleter
+
+    return list(FilesCompleter()(prefix))
 
 
 def _option(spec: dataclasses.Field[Any], hint: Any, text: str | None) -> dict[str, Any]:

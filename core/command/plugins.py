@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from splitlab.core.command.kinds import show_facts
-from splitlab.core.command.options import Parser, add_json, declare, print_json
+from splitlab.core.command.options import Parser, add_json, completes, declare, print_json
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
@@ -31,9 +31,10 @@ def add(commands: Commands) -> Parser:
         takes="[NAME] [options]",
         examples=_EXAMPLES,
     )
-    parser.add_argument(
+    named = parser.add_argument(
         "name", nargs="?", metavar="NAME", help="a plugin, a stack, or FILE.py:Class"
     )
+    completes(named, "plugins", "stacks")
     add_json(parser)
     return parser
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,20 @@ class RunState:
         self.total: Callable[[], float] = lambda: 0.0
         self._told = set() if told is None else told
         self._first: tuple[float, int] | None = None
+        self._begun: tuple[float, float] | None = None
+
+    def left(self) -> str:
+        """Return how long the run will take yet, going by its share of the budget until now.
+
+        ``"4:05 left"``, ``"1:00:12 left"``; empty as long as that cannot be told.
+        """
+        now, used = time.monotonic(), self.total()
+        if self._begun is None:
+            self._begun = now, used
+        started, before = self._begun
+        if used <= before or used >= 1:
+            return ""
+        return f"{_clock((now - started) * (1 - used) / (used - before))} left"
 
     def news(self, plan: Plan) -> list[str]:
         """Return what of the data is left out, unless it was told before."""
@@ -89,6 +103,13 @@ class RunState:
         seconds, samples = self._first
         elapsed = spent - seconds
         return (progress.samples - samples) / elapsed if elapsed > 0 else 0.0
+
+
+def _clock(seconds: float) -> str:
+    """Return a time in hours, minutes and seconds: ``1:00:12``, ``4:05``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class PlainReporter(RunState):
@@ -122,11 +143,18 @@ class PlainReporter(RunState):
         """Print how many images are decoded, if it takes long."""
         self._now_and_then(f"load   {part}: {done:,} of {total:,} images")
 
+    def accepted(self, changes: Sequence[str]) -> None:
+        """Print what has changed since the run began."""
+        for change in changes:
+            print(f"accept {change}", flush=True)
+
     def step(self, progress: Progress, ledger: Ledger, loss: float) -> None:
         """Print a line, if the last one is some seconds old."""
         up, down = ledger.total("up", "training"), ledger.total("down", "training")
+        left = self.left()
+        left = f"{left}, " if left else ""
         self._now_and_then(
-            f"step   {progress.step}: {min(1.0, self.total()):.0%} of the budget, "
+            f"step   {progress.step}: {min(1.0, self.total()):.0%} of the budget, {left}"
             f"loss {loss:.4f}, {self.speed(progress):.0f} images/s, "
             f"up {human_bytes(up)}, down {human_bytes(down)}"
         )

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from splitlab.core.command.streams import visible
+
 __all__ = ["Cell", "human_bytes", "print_facts", "print_line", "print_table", "width"]
 
 # A text, or a text and rich's name of a style.
@@ -40,7 +42,7 @@ def print_line(*cells: Cell, wrap: bool = True) -> None:
         cells: the pieces.
         wrap: break lines between words where there is no more room.
     """
-    _console().print(Text.assemble(*cells), soft_wrap=not wrap)
+    _console().print(_text(*cells), soft_wrap=not wrap)
 
 
 def print_facts(facts: Iterable[tuple[str, Cell]]) -> None:
@@ -49,7 +51,7 @@ def print_facts(facts: Iterable[tuple[str, Cell]]) -> None:
     table.add_column(style="dim", justify="right")
     table.add_column(overflow="fold")
     for name, cell in facts:
-        table.add_row(name, Text.assemble(cell))
+        table.add_row(name, _text(cell))
     _console().print(table)
 
 
@@ -60,7 +62,6 @@ def print_table(
     title: str = "",
     numbers: Collection[int] = (),
     whole: Collection[int] = (0,),
-    fold: bool = False,
 ) -> None:
     """Print a table; its last column takes the room that is left.
 
@@ -70,7 +71,6 @@ def print_table(
         title: stands above it.
         numbers: columns to put flush right, and never over two lines.
         whole: columns of words that do not go over two lines either.
-        fold: numbers may go over two lines after all.
     """
     table = Table(title=title or None, title_justify="left", box=None, header_style="bold")
     for i, name in enumerate(header):
@@ -78,11 +78,16 @@ def print_table(
             name,
             overflow="fold",
             justify="right" if i in numbers else "left",
-            no_wrap=i in whole or (i in numbers and not fold),
+            no_wrap=i in whole or i in numbers,
         )
     for row in rows:
-        table.add_row(*(Text.assemble(cell) for cell in row))
+        table.add_row(*(_text(cell) for cell in row))
     _console().print(table)
+
+
+def _text(*cells: Cell) -> Text:
+    shown = (visible(c) if isinstance(c, str) else (visible(c[0]), c[1]) for c in cells)
+    return Text.assemble(*shown)
 
 
 def _console() -> Console:

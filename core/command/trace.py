@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from splitlab.core.command.imports import heavy_imports
 from splitlab.core.command.options import Parser, add_config, add_json, declare, given, print_json
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def add(commands: Commands) -> Parser:
 
 
 def _trace(arguments: argparse.Namespace) -> int:
-    from splitlab.core.runs.trace import trace
+    with heavy_imports():
+        from splitlab.core.runs.trace import trace
 
     traced = trace(step=arguments.step, repeats=arguments.repeats, **given(arguments))
     if arguments.json:

@@ -17,7 +17,7 @@ from splitlab.core.contract.errors import PluginError, when
 
 __all__ = ["WORDS", "Kind", "Message", "Role"]
 
-WORDS = ("agreement", "did", "do", "error", "loss", "loss_sum", "protocol", "run", "step")
+WORDS = ("agreement", "did", "do", "error", "loss", "loss_sum", "marks", "protocol", "run", "step")
 """The names under which the engine and the session say something in ``Message.meta``."""
 
 

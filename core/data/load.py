@@ -1,9 +1,9 @@
 """Which data: a name or a folder becomes a training and a test split with the same classes.
 
-The other files of this room, from the disk to the batch: `folders`, `tables` and `arrays` (with
-`idx`) read files, whose labels `labels` makes class ids; `local` finds them, `source` is what they
-return, `images` opens and augments one image, `decode` many of them, and `split` puts them in
-order. `entry` is what registry.toml says.
+The other files of this room, from the disk to the batch: `folders`, `tables`, `parquet` and
+`arrays` (with `idx`) read files, whose labels `labels` makes class ids; `local` finds them,
+`source` is what they return, `images` opens and augments one image, `decode` many of them, and
+`split` puts them in order. `entry` is what registry.toml says.
 """
 
 from __future__ import annotations

@@ -116,7 +116,8 @@ class Worker:
             "plugins": self.stack.state_dict(),
         }
         if self._optimizer is not None:
-            tree["optimizer"] = self._optimizer.state_dict()["state"]
+            state = self._optimizer.state_dict()["state"]
+            tree["optimizer"] = {str(key): value for key, value in state.items()}
         tensors: dict[str, torch.Tensor] = {}
         values: dict[str, Any] = {}
         _flatten(tree, (), tensors, values)
@@ -160,19 +161,35 @@ def _flatten(
 ) -> None:
     for key, value in node.items():
         where = (*path, str(key))
-        if isinstance(value, Mapping) and value:
+        if not isinstance(key, str):
+            raise _unsaved(where, f"its key {key!r} is no text")
+        if isinstance(value, Mapping):
             _flatten(value, where, tensors, values)
+            if not value:
+                values[json.dumps(where)] = {}
         elif isinstance(value, torch.Tensor):
             tensors[json.dumps(where)] = value
         else:
             try:
-                json.dumps(value)
-            except (TypeError, ValueError) as error:
-                raise PluginError(
-                    f"the state {' / '.join(where)} cannot be saved: {error}; a checkpoint holds "
-                    "tensors and JSON values, in dictionaries"
-                ) from error
+                back = json.loads(json.dumps(value))
+            except (TypeError, ValueError, RecursionError) as error:
+                raise _unsaved(where, str(error)) from error
+            if repr(back) != repr(value):  # tuples, numbers as keys, numbers of other libraries
+                raise _unsaved(where, f"{value!r} would come back as {back!r}")
             values[json.dumps(where)] = value
+
+
+def _unsaved(where: tuple[str, ...], reason: str) -> PluginError:
+    kind, *rest = where
+    owner = "the peer's"
+    if kind == "plugins":
+        label = rest.pop(0)
+        owner = label if label.startswith("probe ") else f"plugin {label}"
+    return PluginError(
+        f"{owner}: the state {' / '.join(rest)} cannot be saved: {reason[:300]}; a checkpoint "
+        "holds tensors and JSON values (texts, numbers, true, false, none, lists of them), in "
+        "dictionaries whose keys are texts"
+    )
 
 
 def _unflatten(tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]) -> dict[str, Any]:

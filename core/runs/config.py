@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 import tomllib
 import typing
@@ -15,11 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from splitlab.core.catalogue.binding import split_stack
 from splitlab.core.contract.errors import ConfigError, unknown_name
 
-__all__ = ["GROUPS", "Budget", "Config"]
+__all__ = ["GROUPS", "MOST_THREADS", "Budget", "Config", "differences"]
 
 DEFAULT_DATASET = "fashion-mnist-mini"
+MOST_THREADS = 4096
 
 _NOMINAL_HELP = (
     "when to stop: steps=500, epochs=10, bytes=50MB (real training bytes, both directions) "
@@ -55,10 +58,11 @@ class Config:
 
     plugins: tuple[str, ...] = _option(
         (),
-        "a compression plugin and its settings; repeat it to stack several, first one first; "
-        "none at all trains uncompressed",
+        "a compression plugin and its settings; a stack of several is joined by + or given by "
+        "repeating the option, first one first; none at all trains uncompressed",
         flag="--plugin",
-        metavar="NAME[:key=value,…]",
+        metavar="NAME[:key=value,…][+NAME…]",
+        kinds=("plugins", "stacks"),
         group=_STACK,
     )
     probes: tuple[str, ...] = _option(
@@ -66,12 +70,14 @@ class Config:
         "a probe and its settings, which watches and changes nothing; repeat it for several",
         flag="--probe",
         metavar="NAME[:key=value,…]",
+        kinds=("probes",),
         group=_STACK,
     )
     transport: str = _option(
         "inprocess",
         "the link between the peers and its settings (see `splitlab transports`)",
         metavar="NAME[:key=value,…]",
+        kinds=("transports",),
         group=_LINK,
     )
     links: tuple[str, ...] = _option(
@@ -79,12 +85,14 @@ class Config:
         "a wrapper around the link and its settings; repeat it for several, innermost first",
         flag="--link",
         metavar="NAME[:key=value,…]",
+        kinds=("links",),
         group=_LINK,
     )
     dataset: str | None = _option(
         None,
         f"data set by name (see `splitlab datasets`); {DEFAULT_DATASET}, which ships, by default",
         metavar="NAME",
+        kinds=("datasets",),
         group=_DATA,
     )
     data_dir: str | None = _option(
@@ -122,6 +130,7 @@ class Config:
         "a model and its settings, FILE.py:function, or any model of timm's that can be cut (see "
         "`splitlab models`)",
         metavar="NAME",
+        kinds=("models",),
         group=_MODEL,
     )
     image_size: int | None = _option(
@@ -176,7 +185,7 @@ class Config:
         group=_MACHINE,
     )
     threads: int | None = _option(
-        None, "CPU threads of each peer; all cores by default", group=_MACHINE
+        None, "CPU threads of each peer; $OMP_NUM_THREADS or all cores by default", group=_MACHINE
     )
     workers: int = _option(
         0, "threads that decode images ahead; 0 decodes in the client's own", group=_MACHINE
@@ -202,7 +211,7 @@ class Config:
             ("seed", 0, 2**63 - 1),
             ("eval_every", 1, 2**63 - 1),
             ("checkpoint_every", 1, 2**63 - 1),
-            ("threads", 1, 4096),
+            ("threads", 1, MOST_THREADS),
             ("workers", 0, 256),
             ("timeout", 0.1, 1e6),
         ):
@@ -221,11 +230,28 @@ class Config:
         if self.test_share is not None and self.test_split:
             raise ConfigError("--test-share and --test-split exclude each other; keep one of them")
         Budget.parse(self.budget)
+        for name in ("data_dir", "weights", "output"):  # the shell leaves --output=~/x as it is
+            if value := getattr(self, name):
+                object.__setattr__(self, name, os.path.expanduser(value))
 
     @property
     def link(self) -> str:
         """The transport and the wrappers around it, for display."""
         return " + ".join((self.transport, *self.links))
+
+    def placed(self) -> Config:
+        """Return it with absolute paths of all files and folders that are there."""
+        data, weights = Path(self.data_dir or ""), Path(self.weights)
+        return dataclasses.replace(
+            self,
+            model=_placed(self.model),
+            transport=_placed(self.transport),
+            plugins=tuple(_placed(each) for text in self.plugins for each in split_stack(text)),
+            probes=tuple(map(_placed, self.probes)),
+            links=tuple(map(_placed, self.links)),
+            data_dir=str(data.absolute()) if self.data_dir and data.exists() else self.data_dir,
+            weights=str(weights.absolute()) if weights.is_file() else self.weights,
+        )
 
     @classmethod
     def from_mapping(cls, values: typing.Mapping[str, Any], where: str = "") -> Config:
@@ -264,7 +290,7 @@ class Config:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Return the parsed file; `ConfigError` if it is missing or not TOML."""
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -275,6 +301,31 @@ def flag(name: str) -> str:
     """Return the command-line option of a field: ``batch_size`` → ``--batch-size``."""
     spec = Config.__dataclass_fields__[name]
     return str(spec.metadata.get("flag", "--" + name.replace("_", "-")))
+
+
+def differences(now: Config, was: Config, ignore: typing.Collection[str] = ()) -> list[str]:
+    """Return every option in which two configurations differ, with both values."""
+    return [
+        f"{flag(spec.name)} was {_shown(old)} and is now {_shown(new)}"
+        for spec in dataclasses.fields(Config)
+        if spec.name not in ignore
+        and (old := getattr(was, spec.name)) != (new := getattr(now, spec.name))
+    ]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "+".join(value) or "nothing"
+    return "not given" if value is None else str(value)
+
+
+def _placed(text: str) -> str:
+    """Return ``FILE.py:Name…`` with the absolute path of the file, and any other text as it is."""
+    head, separator, rest = text.partition(".py:")
+    path = Path(head + ".py")
+    placed = f"{path.absolute()}:{rest}"
+    # A folder's name may look like the end of a file's.
+    return placed if separator and path.is_file() and placed.count(".py:") == 1 else text
 
 
 def _coerce(hint: Any, value: Any, where: str) -> Any:

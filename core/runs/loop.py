@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from splitlab.core.contract.batch import Batch
-from splitlab.core.contract.errors import Diverged, Interrupted, LinkError, when
+from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted, LinkError, when
 from splitlab.core.contract.link import Link
 from splitlab.core.data.load import Data
 from splitlab.core.data.split import Split
 from splitlab.core.engine.client import Client
 from splitlab.core.runs.checkpoint import Checkpoints
+from splitlab.core.runs.disk import DiskError, writing
 from splitlab.core.runs.folder import RunFolder
+from splitlab.core.runs.origin import Origin
 from splitlab.core.runs.plan import Plan
 from splitlab.core.runs.records import EvaluationRecord, StepRecord, Summary
 from splitlab.core.runs.reporter import Progress, Reporter, Result
@@ -33,6 +35,7 @@ class Loop:
         client: the peer.
         link: to the server.
         folder: of the run.
+        origin: of the run: what its checkpoints belong to.
         reporter: is told how it goes.
         should_stop: asked before the first step and after every one.
         connect: address of the server, if it was started by somebody else.
@@ -45,6 +48,7 @@ class Loop:
         client: Client,
         link: Link,
         folder: RunFolder,
+        origin: Origin,
         reporter: Reporter,
         should_stop: Callable[[], bool],
         connect: str | None,
@@ -55,29 +59,40 @@ class Loop:
         self.folder = folder
         self.progress = Progress()
         self.ledger = Ledger()
-        self._checkpoints = Checkpoints(folder.path, "client")
+        self._origin = origin
+        seed, plan_now = str(plan.config.seed), origin.plans[-1]
+        self._marks = {"run": origin.id, "seed": seed, "plan": plan_now}
+        self._checkpoints = Checkpoints(folder.path, "client", self._marks)
+        self._restored = False
         self._reporter = reporter
         self._should_stop = should_stop
         self._connect = connect
         self._session = ClientSession(link, self.ledger, plan.config.timeout)
 
-    def go(self, last_words: Callable[[], str]) -> Result:
+    def go(self, last_words: Callable[[], str], from_step: int | None = None) -> Result:
         """Shake hands, train to the budget, and write the summary.
 
         Args:
             last_words: says why the server ended, as the end of an error line, if it did.
+            from_step: of the checkpoint to go on from, the newest by default; 0 is the beginning.
         """
         try:
-            self._restore()
+            return self._finish(self._go(last_words, from_step))
+        except DiskError as error:
+            raise DiskError(f"{error}{self._way_back()}") from error
+
+    def _go(self, last_words: Callable[[], str], from_step: int | None) -> EvaluationRecord:
+        try:
+            self._restore(from_step)
             self._reporter.begin(self.plan, self.folder.path, self.budget_used)
             evaluation = self._train()
             self._session.finish(self.progress.step)
+            return evaluation
         except LinkError as error:
             raise type(error)(f"{error}{last_words()}{self._way_back()}") from error
         except BaseException as error:
             self._session.fail(error)
             raise
-        return self._finish(evaluation)
 
     def budget_used(self) -> float:
         """Return the share of the budget that is used; the run ends at 1."""
@@ -204,25 +219,56 @@ class Loop:
         self._checkpoints.save(step, tensors, values)
         self.folder.write_ledger(self.ledger)
 
-    def _restore(self) -> None:
-        """Load the newest checkpoint, if any, and shake hands."""
-        step = max(self._checkpoints.steps(), default=0)
-        state: dict[str, Any] = {"metrics_bytes": 0}
-        if step:
-            tensors, values = self._checkpoints.load(step)
-            state = values.pop("run")
-            self.client.load_state(tensors, values)
-            self.progress = Progress(**state["progress"])
-            self.ledger.counts = Ledger(state["ledger"]).counts
-        self.folder.cut_metrics(state["metrics_bytes"], step)
+    def _restore(self, from_step: int | None) -> None:
+        """Load a checkpoint, if there is any, and shake hands."""
+        kept = self._checkpoints
+        step = max(kept.steps(), default=0) if from_step is None else from_step
+        marks, logged = self._marks, 0
+        try:
+            if step:
+                logged = self._load(step)
+                others = {"steps": " ".join(map(str, kept.steps())), "again": self._again()}
+                marks = kept.marks(step) | others
+            self.folder.check_metrics(logged, step)
+        except ConfigError as error:
+            older = kept.older(step, self._can_go_on)
+            again = f"{self._again()} --from-step {older}"
+            raise ConfigError(f"{error}; go on from step {older} with: {again}") from error
         self._session.open(
             dict(self.plan.agreement),
             run=self.folder.path.resolve().name,
             step=step,
+            marks=marks,
             batch_bytes=self.plan.batch_bytes,
         )
-        self.folder.write_config(self.plan.config)  # a resumed run may have got another budget
+        kept.forget_after(step)
+        self.folder.cut_metrics(logged)
         self.folder.remove_summary()
+        self._restored = True
+
+    def _load(self, step: int) -> int:
+        """Take back the state after this step; returns how long the log was."""
+        tensors, values = self._checkpoints.load(step, self._origin.plans)
+        with self._checkpoints.taking(step):
+            state = values.pop("run")
+            self.progress = Progress.read(state["progress"], step)
+            self.ledger.counts = Ledger(state["ledger"]).counts
+            logged = state["metrics_bytes"]
+            if not all(type(n) is int and n >= 0 for n in (logged, *self.ledger.numbers())):
+                raise ValueError(f"its ledger is {state['ledger']}, its log {logged!r} bytes long")
+            self.client.load_state(tensors, values)
+        return int(logged)
+
+    def _can_go_on(self, step: int) -> bool:
+        """Return whether the rest of what a checkpoint needs is whole, as far as it is here."""
+        try:
+            _, values = self._checkpoints.load(step, self._origin.plans)
+            with self._checkpoints.taking(step):
+                self.folder.check_metrics(values["run"]["metrics_bytes"], step)
+        except ConfigError:
+            return False
+        servers = Checkpoints(self.folder.path, "server", self._marks)
+        return self._connect is not None or servers.whole(step, self._origin.plans)
 
     def _finish(self, evaluation: EvaluationRecord) -> Result:
         progress, plan = self.progress, self.plan
@@ -252,13 +298,18 @@ class Loop:
         )
         self.folder.write_ledger(self.ledger)
         self.folder.write_summary(summary)
-        self.client.stack.report(self.folder.probes())  # one that fails costs no summary
+        with writing(self.folder.probes()):
+            self.client.stack.report(self.folder.probes())  # one that fails costs no summary
         return Result(self.folder.path, summary, self.ledger)
 
     def _way_back(self) -> str:
+        if not self.progress.step or not self._restored or not self.folder.path.is_dir():
+            return ""
         step = max(self._checkpoints.steps(), default=0)
         start = f"the checkpoint of step {step}" if step else "the beginning"
-        if not self.progress.step:
-            return ""
+        return f"; go on from {start} with: {self._again()}"
+
+    def _again(self) -> str:
+        """Return the command that goes on with the run."""
         again = f"join {self._connect}" if self._connect else "run"
-        return f"; go on from {start} with: splitlab {again} --resume {self.folder.path}"
+        return f"splitlab {again} --resume {shlex.quote(str(self.folder.path))}"

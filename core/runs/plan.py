@@ -17,14 +17,14 @@ from splitlab.core.catalogue.binding import bind, bind_stack
 from splitlab.core.catalogue.links import bind_wrappers
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.peer import Peer
-from splitlab.core.contract.settings import Bound
+from splitlab.core.contract.settings import Bound, shown
 from splitlab.core.contract.traits import Traits
 from splitlab.core.data.load import Data, load_data
 from splitlab.core.data.split import Loading
 from splitlab.core.engine.stack import Stack
 from splitlab.core.models.build import ModelFacts, build_model, describe, fingerprint
 from splitlab.core.models.segments import Segmented
-from splitlab.core.runs.config import DEFAULT_DATASET, Budget, Config
+from splitlab.core.runs.config import DEFAULT_DATASET, MOST_THREADS, Budget, Config
 
 __all__ = [
     "DataFacts",
@@ -74,7 +74,7 @@ class Decided:
         links = tuple(bind_wrappers(config.links))
         model = describe(config.model, image_size=config.image_size, cut=config.cut)
         tried.check(model.ground)
-        threads = config.threads or _cores()
+        threads = config.threads or _default_threads()
         config = replace(
             config,
             dataset=config.dataset or (None if config.data_dir else DEFAULT_DATASET),
@@ -135,10 +135,10 @@ class DataFacts:
     """What is known of the data.
 
     Attributes:
-        name: of the data set or folder.
+        name: of the data set, or of its folder.
         train: how many images there are to train on.
-        test: how many there are to test on.
-        fingerprint: as in `Data`.
+        test: how many to evaluate on.
+        fingerprint: of what they are, wherever they lie; see `Data`.
         notices: what of the data is not read, one line each.
     """
 
@@ -302,17 +302,27 @@ def _plan(decided: Decided, classes: int, device: torch.device) -> tuple[PeerPla
 
 
 def _agreement(decided: Decided, classes: int, mark: str) -> dict[str, str]:
+    """Return what must be equal, one setting a value: peers that differ are told which do."""
     config, facts = decided.config, decided.model
-    return {
-        "stack": " + ".join(plugin.agreement() for plugin in decided.stack) or "none",
-        "model": facts.identity,
+    model, _, settings = facts.identity.partition(":")
+    agreement = {"stack": " + ".join(plugin.identity for plugin in decided.stack) or "none"}
+    for number, plugin in enumerate(decided.stack, 1):
+        which = plugin.label if len(decided.stack) == 1 else f"plugin {number} ({plugin.label})"
+        agreement |= {f"{which}'s {key}": shown(value) for key, value in plugin.params.items()}
+    agreement["model"] = model
+    for setting in filter(None, settings.split(",")):
+        key, _, text = setting.partition("=")
+        agreement[f"model's {key}"] = text
+    return agreement | {
         "image size": str(facts.image_size),
         "cut": str(facts.cut),
         "classes": str(classes),
-        "weights": mark,
         "batch size": str(config.batch_size),
-        "optimizer": f"{config.optimizer} lr={config.lr!r} weight_decay={config.weight_decay!r}",
+        "optimizer": config.optimizer,
+        "lr": repr(config.lr),
+        "weight decay": repr(config.weight_decay),
         "seed": str(config.seed),
+        "weights": mark,  # what is said above decides them, but for a file
     }
 
 
@@ -335,8 +345,11 @@ def _peer(
     )
 
 
-def _cores() -> int:
-    """Return how many cores this process may use."""
+def _default_threads() -> int:
+    """Return what ``$OMP_NUM_THREADS`` says, as torch itself would; else the cores we may use."""
+    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if said.isdecimal() and 0 < int(said) <= MOST_THREADS:
+        return int(said)
     allowed = getattr(os, "sched_getaffinity", None)  # Linux only
     return len(allowed(0)) if allowed else os.cpu_count() or 1
 

@@ -47,6 +47,7 @@ __all__ = [
     "read_records",
     "read_summary",
     "text_until",
+    "typed",
     "version_line",
 ]
 
@@ -253,7 +254,7 @@ def read_summary(folder: Path) -> Summary:
         values = _numbers(path.read_text(encoding="utf-8"))
         _check_version(values.setdefault("version", 1))
         lists = {"stack": values["stack"], "links": values.get("links", ())}
-        return _typed(Summary, values | {name: _words(items) for name, items in lists.items()})
+        return typed(Summary, values | {name: _words(items) for name, items in lists.items()})
 
 
 def read_ledger(folder: Path) -> Ledger:
@@ -333,10 +334,10 @@ def parse_record(line: str) -> StepRecord | EvaluationRecord | None:
         "train": StepRecord,
         "eval": EvaluationRecord,
     }
-    return _typed(kinds[kind], values)
+    return typed(kinds[kind], values)
 
 
-def _typed(kind: type[T], values: dict[str, Any]) -> T:
+def typed(kind: type[T], values: dict[str, Any]) -> T:
     """Return the record of these values, each of which must be of its field's type."""
     for name, allowed in _types(typing.cast(Any, kind)).items():
         value = values.get(name)

@@ -17,20 +17,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from splitlab.core.catalogue.binding import bind_stack
+from splitlab.core.catalogue.binding import bind_stack, split_stack
 from splitlab.core.catalogue.links import load_transport
 from splitlab.core.catalogue.tables import entries
 from splitlab.core.contract.errors import ConfigError, Interrupted, SplitlabError
 from splitlab.core.contract.traits import Ground
 from splitlab.core.engine.stack import Stack
 from splitlab.core.runs.config import Config
+from splitlab.core.runs.disk import hold
 from splitlab.core.runs.plan import Decided, make
 from splitlab.core.runs.reporter import Reporter
 from splitlab.core.runs.run import run
 from splitlab.core.study.comparison import Comparison, Contender, Outcome, XScale, differs
 
-__all__ = ["ComparisonReporter", "compare", "redraw", "split_stack"]
-
+__all__ = ["ComparisonReporter", "compare", "redraw"]
 
 _MOST_SEEDS = 1000
 
@@ -85,7 +85,7 @@ def compare(
 
     Raises:
         ConfigError: what can be known before the first run: a stack that cannot work, data that
-            are not there, a folder that holds something else.
+            are not there, a folder that holds something else or is in use.
         Interrupted: stopped by ``should_stop`` or Ctrl-C; all that is done is kept.
     """
     reporter = reporter or ComparisonReporter()
@@ -94,19 +94,20 @@ def compare(
         contenders = _contenders(stacks, ratio, common.model.ground)
         first = options.get("seed", config.seed if config else 0)
         chosen = _seeds(seeds, first, given="seed" in options)
-        folder = Path(output) if output is not None else _new_folder()
-        comparison, asked = _prepare(folder, common.config, contenders, chosen)
-        finished = sum(comparison.outcomes[c.folder, s].state == "finished" for c, s in asked)
-        if finished < len(asked):
-            _check_what_all_share(common)
-        comparison.write_record()
-        reporter.begin(folder, len(asked), finished)
-        try:
-            _run_all(comparison, asked, reporter, should_stop)
-        except (Interrupted, KeyboardInterrupt):
-            raise _interrupted(comparison, asked) from None
-        comparison.write(x_scale)
-        return comparison
+        folder = Path(output).absolute() if output is not None else _new_folder()
+        with hold(folder, "comparison"):
+            comparison, asked = _prepare(folder, common.config, contenders, chosen)
+            finished = sum(comparison.outcomes[c.folder, s].state == "finished" for c, s in asked)
+            if finished < len(asked):
+                _check_what_all_share(common)
+            comparison.write_record()
+            reporter.begin(folder, len(asked), finished)
+            try:
+                _run_all(comparison, asked, reporter, should_stop)
+            except (Interrupted, KeyboardInterrupt):
+                raise _interrupted(comparison, asked) from None
+            comparison.write(x_scale)
+            return comparison
     finally:
         reporter.end()
 
@@ -114,36 +115,19 @@ def compare(
 def redraw(folder: str | Path, x_scale: XScale = "linear") -> Comparison:
     """Write tables and figures of a comparison anew, from the run folders that are there.
 
+    It may be one that runs: its record is left alone.
+
     Raises:
         ConfigError: there is no comparison, or one of its runs is not.
     """
-    comparison = Comparison.read(Path(folder))
+    comparison = Comparison.read(Path(folder).absolute())
     if comparison is None:
         raise ConfigError(f"--output {folder} is empty; say what to compare with --plugin")
-    comparison.write(x_scale)
+    comparison.draw(x_scale)
     return comparison
 
 
 # What is to be run.
-
-
-def split_stack(text: str) -> tuple[str, ...]:
-    """Return the members of a stack as a user writes it: ``"a:x=1e+5+b"`` → ``("a:x=1e+5", "b")``.
-
-    Raises:
-        ConfigError: a member is empty.
-    """
-    members = tuple(part.strip() for part in _PLUS.split(text))
-    if not all(members):
-        what = "has an empty member" if text.strip() else "is empty"
-        raise ConfigError(
-            f"the stack {text!r} {what}; write plugins joined by '+', as in NAME+NAME:key=value"
-        )
-    return members
-
-
-# Not the plus of an exponent, which stands between a digit with an e and a digit.
-_PLUS = re.compile(r"\+(?!(?<=[0-9.][eE]\+)[0-9])")
 
 
 def _seeds(seeds: int | str | Sequence[int], first: int, *, given: bool) -> tuple[int, ...]:
@@ -196,6 +180,7 @@ def _contender(members: tuple[str, ...], ratio: float | None, ground: Ground) ->
             bound = bind_stack(plugins)
     Stack(bound).check(ground)  # refuses plugins that cannot work together, or on this model
     agreement = " + ".join(plugin.agreement() for plugin in bound)
+    plugins = Config(plugins=plugins).placed().plugins
     return Contender("+".join(members), title, "", plugins, agreement, remark)
 
 
@@ -232,11 +217,11 @@ def _common(config: Config | None, options: dict[str, Any]) -> Decided:
     Config.from_mapping(options)
     known = dataclasses.asdict(config) if config else {}
     mine = {"plugins": (), "seed": 0, "output": None}
-    return Decided.of(Config.from_mapping(known | options | mine))
+    return Decided.of(Config.from_mapping(known | options | mine).placed())
 
 
 def _new_folder() -> Path:
-    path = Path("comparisons") / time.strftime("%Y%m%d-%H%M%S")
+    path = Path("comparisons").absolute() / time.strftime("%Y%m%d-%H%M%S")
     others = (path.with_name(f"{path.name}-{i}") for i in itertools.count(2))
     return next(free for free in itertools.chain([path], others) if not free.exists())
 

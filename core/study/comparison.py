@@ -14,17 +14,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.report.curves import accuracy_curve
 from splitlab.core.report.figure import Curve, draw_curves
 from splitlab.core.report.table import LEGEND, Row, Table, comma_separated
-from splitlab.core.runs.config import Config, flag
+from splitlab.core.runs.config import Config, differences
+from splitlab.core.runs.disk import LOCKS, write_whole, writing
 from splitlab.core.runs.records import SUMMARY, Summary, read_summary
 
 __all__ = ["Comparison", "Contender", "Outcome", "XScale", "differs"]
@@ -111,7 +111,9 @@ class Comparison:
             ConfigError: the folder holds something else, or a run that is not the comparison's.
         """
         path = folder / RECORD
-        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        if not folder.exists() or (
+            folder.is_dir() and all(each.suffix == LOCKS for each in folder.iterdir())
+        ):
             return None
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -243,6 +245,10 @@ class Comparison:
     def write(self, x_scale: XScale = "linear") -> None:
         """Write record, tables and figures."""
         self.write_record()
+        self.draw(x_scale)
+
+    def draw(self, x_scale: XScale = "linear") -> None:
+        """Write tables and figures."""
         self._write("table.md", self._markdown())
         self._write("table.csv", comma_separated(self.rows()))
         draw_curves(
@@ -255,13 +261,10 @@ class Comparison:
         )
 
     def _write(self, name: str, text: str) -> None:
-        temporary = self.folder / f"{name}.tmp"
-        try:
+        path = self.folder / name
+        with writing(path):
             self.folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, self.folder / name)
-        except OSError as error:
-            raise ConfigError(f"cannot write {self.folder / name}: {error.strerror}") from None
+        write_whole(path, text)
 
     def _markdown(self) -> str:
         table = Table.of(self.rows())
@@ -283,17 +286,7 @@ class Comparison:
 
 def differs(now: Config, was: Config, ignore: Sequence[str] = PER_RUN) -> str:
     """Return the first option in which two configurations differ, with both values, or ``""``."""
-    for spec in dataclasses.fields(Config):
-        old, new = getattr(was, spec.name), getattr(now, spec.name)
-        if spec.name not in ignore and old != new:
-            return f"{flag(spec.name)} was {_shown(old)} and is now {_shown(new)}"
-    return ""
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "+".join(value) or "nothing"
-    return "not given" if value is None else str(value)
+    return next(iter(differences(now, was, ignore)), "")
 
 
 def _notes(contender: Contender, outcomes: Sequence[Outcome]) -> Iterator[str]:

@@ -12,7 +12,7 @@ import pytest
 
 from splitlab.core import ConfigError, PluginError
 from splitlab.core.catalogue import tables
-from splitlab.core.catalogue.binding import bind, bind_stack, broken
+from splitlab.core.catalogue.binding import bind, bind_stack, broken, split_stack
 from splitlab.core.catalogue.tables import LOADABLE, SINGULAR, catalogue, entries
 from splitlab.core.contract.settings import parameters
 from splitlab.core.contract.traits import Declared, check_order
@@ -347,3 +347,41 @@ def test_what_ships_is_not_imported_to_tell() -> None:
         assert [
             broken(kind, entry) for entry in entries(kind).values() if broken(kind, entry)
         ] == []
+
+
+# Members joined by a plus.
+
+
+@pytest.mark.parametrize(
+    ("text", "members"),
+    [
+        ("adc", ("adc",)),
+        ("adc+half:bits=8", ("adc", "half:bits=8")),
+        (" adc + half:a=1,b=2 ", ("adc", "half:a=1,b=2")),
+        ("a:x=1e+5", ("a:x=1e+5",)),
+        ("a:x=1.e+5,y=2E+07+b:z=3e-2+c", ("a:x=1.e+5,y=2E+07", "b:z=3e-2", "c")),
+        ("a:x=1e+b", ("a:x=1e", "b")),
+        ("dir/file.py:Class:x=1+adc", ("dir/file.py:Class:x=1", "adc")),
+    ],
+)
+def test_members_of_a_stack(text: str, members: tuple[str, ...]) -> None:
+    assert split_stack(text) == members
+
+
+@pytest.mark.parametrize("text", ["", " ", "+", "adc++adc", "adc+", "+adc"])
+def test_empty_members(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"empty.*write plugins joined by '\+'"):
+        split_stack(text)
+
+
+def test_a_plus_in_the_path_of_a_file_is_the_paths(tmp_path: Path) -> None:
+    file = tmp_path / "a+b" / "mine.py"
+    file.parent.mkdir()
+    file.write_text("class Mine: pass\n", encoding="utf-8")
+    assert split_stack(f"{file}:Mine:x=1+adc") == (f"{file}:Mine:x=1", "adc")
+    assert split_stack("a+b/mine.py:Mine") == ("a", "b/mine.py:Mine")  # there is no such file
+
+
+def test_a_stack_is_written_in_one_text_or_in_several() -> None:
+    apart = bind_stack(["adc", "quantize:bits=4"])
+    assert [str(b) for b in bind_stack(["adc+quantize:bits=4"])] == [str(b) for b in apart]

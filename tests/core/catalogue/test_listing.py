@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
@@ -274,3 +275,14 @@ def test_this_room_imports_the_contract_and_itself_alone() -> None:
             if words[:1] in (["from"], ["import"]) and words[1].startswith("splitlab"):
                 room = ".".join(words[1].split(".")[:3])
                 assert room in ("splitlab.core.contract", "splitlab.core.catalogue"), line
+
+
+@pytest.mark.parametrize("name", [*catalogue()["plugins"]])
+def test_what_a_plugin_does_with_no_setting_is_said(name: str) -> None:
+    """A parameter that is None by default says what that means, or another of them does."""
+    facts = plugin_facts(name)
+    unset = {p["name"]: p["meaning"] for p in facts["parameters"] if p["default_text"] == "none"}
+    if "ratio" in unset and "as in" not in unset["ratio"]:
+        told = " ".join(unset.values())
+        words = r"(if|unless) (no|neither|not|both|`|.*not|.*no) |[Gg]iven|[Ww]ithout|by default"
+        assert re.search(words, told), f"with nothing set? {told}"

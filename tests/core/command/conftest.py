@@ -65,7 +65,7 @@ def help_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 @contextmanager
 def _started_server(folder: Path, *options: str) -> Iterator[Server]:
     with subprocess.Popen(
-        [sys.executable, "-m", "splitlab.core.command", "serve", *options],
+        [sys.executable, "-m", "splitlab", "serve", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

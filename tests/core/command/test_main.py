@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+import splitlab
 from splitlab.core.command import datasets
 from splitlab.core.command import main as main_module
 from splitlab.core.command.main import main, parser
 from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted, SplitlabError
 
 COMMANDS = [
-    *("check", "compare", "datasets", "join", "links", "models", "new-plugin"),
+    *("check", "compare", "completion", "datasets", "join", "links", "models", "new-plugin"),
     *("plugins", "probes", "run", "serve", "trace", "transports"),
 ]
 
@@ -34,6 +35,14 @@ def test_help_teaches(command: str, help_of: Callable[..., str]) -> None:
         assert f"examples: splitlab {command} " in text
 
 
+def test_it_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert not ended.value.code
+    assert capsys.readouterr().out == f"splitlab {splitlab.__version__}\n"
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", splitlab.__version__)
+
+
 def test_every_command_has_a_line_in_a_group(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
@@ -41,7 +50,7 @@ def test_every_command_has_a_line_in_a_group(capsys: pytest.CaptureFixture[str])
     listed = re.findall(r"^  ([a-z-]+) +[a-z]+ \S", text.partition("\noptions:")[0], re.MULTILINE)
     assert sorted(listed) == COMMANDS
     titles = re.findall(r"^(\w[\w ]*):$", text, re.MULTILINE)
-    assert titles == ["train", "look", "write a method", "options", "examples"]
+    assert titles == ["train", "look", "write a method", "set up", "options", "examples"]
 
 
 def test_examples_of_all_helps_are_accepted(help_of: Callable[..., str]) -> None:
@@ -106,10 +115,13 @@ def test_notices_come_first_and_on_stderr(
     [
         ([], "required: COMMAND; see `splitlab --help`"),
         (["rnu"], "invalid choice: 'rnu'"),
-        (["run", "--sede", "1"], "unrecognized arguments: --sede 1; see `splitlab run --help`"),
+        (
+            ["run", "--sede", "1"],
+            "--sede (did you mean --seed?); see `splitlab run --help`",
+        ),
         (["run", "--seed", "x"], "--seed: invalid int value: 'x'; see `splitlab run --help`"),
         (["join"], "required: ADDRESS; see `splitlab join --help`"),
-        (["datasets", "more"], "unrecognized arguments: more; see `splitlab datasets --help`"),
+        (["datasets", "more"], "unexpected argument 'more'; see `splitlab datasets --help`"),
     ],
 )
 def test_what_is_mistyped_is_one_line(
@@ -153,7 +165,7 @@ def test_an_error_that_nobody_meant_is_not_hidden(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
-    program = f"{sys.executable} -u -m splitlab.core.command plugins --json | head -c 1"
+    program = f"{sys.executable} -u -m splitlab plugins --json | head -c 1"
     ended = subprocess.run(
         ["bash", "-o", "pipefail", "-c", program],
         cwd=tmp_path,
@@ -166,7 +178,7 @@ def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
 
 def test_it_is_a_program(tmp_path: Path) -> None:
     ended = subprocess.run(
-        [sys.executable, "-P", "-m", "splitlab.core.command", "plugins", "acd"],
+        [sys.executable, "-P", "-m", "splitlab", "plugins", "acd"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -51,6 +51,27 @@ def progress(step: int, samples: int, seconds: float) -> Progress:
     return Progress(step=step, samples=samples, client_seconds=seconds)
 
 
+def test_time_left_goes_by_the_share_of_the_budget(clock: Clock) -> None:
+    state = RunState()
+    used = iter([0.5, 0.5, 0.6, 0.999, 1.0])
+    state.total = lambda: next(used)
+    assert state.left() == ""  # of a resumed run, of which half was done before
+    clock.now += 30
+    assert state.left() == ""
+    clock.now += 30
+    assert state.left() == "4:00 left"  # a tenth took a minute, four more are to come
+    clock.now += 59_940
+    assert state.left() == "2:00 left"
+    assert state.left() == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0:00"), (59.6, "1:00"), (245, "4:05"), (3612, "1:00:12")]
+)
+def test_a_time_reads_like_a_clock(seconds: float, text: str) -> None:
+    assert module._clock(seconds) == text
+
+
 def test_speed_is_of_this_session() -> None:
     state = RunState()
     assert state.speed(progress(10, 1000, 50.0)) == 0

@@ -44,4 +44,6 @@ def test_bad_input(arguments: list[str], told: str, fails: Callable[..., str]) -
 def test_options_that_a_step_would_ignore_are_refused(
     option: str, refuses: Callable[..., str]
 ) -> None:
-    assert f"unrecognized arguments: {option} x" in refuses("trace", option, "x")
+    assert f"unknown option {option}: other commands take it, this one does not" in refuses(
+        "trace", option, "x"
+    )

@@ -63,7 +63,7 @@ def losses(folder: Path) -> list[str]:
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "splitlab.core.command", *arguments]
+    return [sys.executable, "-m", "splitlab", *arguments]
 
 
 def flags(data: str, output: Path, **options: object) -> list[str]:

@@ -115,9 +115,7 @@ def test_a_torn_file_is_refused_wherever_it_was_torn(tmp_path: Path) -> None:
     whole = file(tmp_path, 1).read_bytes()
     for length in (0, 1, 8, 20, len(whole) // 2, len(whole) - 1):
         file(tmp_path, 1).write_bytes(whole[:length])
-        with pytest.raises(
-            ConfigError, match=r"client\.safetensors is damaged .*; delete it to go"
-        ):
+        with pytest.raises(ConfigError, match=r"client\.safetensors is damaged \("):
             checkpoints.load(1)
     file(tmp_path, 1).write_bytes(whole)
     assert checkpoints.load(1)[1] == {"step": 1}
@@ -200,7 +198,7 @@ def test_there_is_no_pickle_in_a_checkpoint(tiny: Any, tmp_path: Path) -> None:
     # A JSON header and the numbers of the tensors make up every byte.
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
-    assert header.pop("__metadata__").keys() == {"values"}
+    assert header.pop("__metadata__").keys() == {"values", "marks", "checksum"}
     tensors = server.state()[0]
     assert header.keys() == tensors.keys()
     assert len(content) == 8 + length + sum(tensor.nbytes for tensor in tensors.values())

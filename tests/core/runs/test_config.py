@@ -78,7 +78,7 @@ def test_every_field_has_help_and_a_flag() -> None:
 
 def test_nothing_is_said_of_a_field_that_nobody_reads() -> None:
     said = {key for spec in dataclasses.fields(Config) for key in spec.metadata}
-    assert said == {"help", "group", "flag", "metavar", "choices"}
+    assert said == {"help", "group", "flag", "metavar", "choices", "kinds"}
 
 
 def test_a_configuration_cannot_be_changed() -> None:
@@ -271,6 +271,17 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     bad.write_text("[tables]\nare = 1\n")
     with pytest.raises(ConfigError, match=r"bad\.toml: unknown key 'tables'"):
         Config.from_toml(bad)
+
+
+def test_a_tilde_means_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = Config(output="~/x", data_dir="~/y", weights="~/z.safetensors")
+    assert config.output == str(tmp_path / "x")
+    assert config.data_dir == str(tmp_path / "y")
+    assert config.weights == str(tmp_path / "z.safetensors")
+    (tmp_path / "c.toml").write_text("output = '~/x'", encoding="utf-8")
+    assert Config.from_toml("~/c.toml") == Config(output="~/x")
+    assert Config(output="a~").output == "a~"
 
 
 def test_a_share_and_a_split_exclude_each_other() -> None:

@@ -158,14 +158,14 @@ def test_a_stack_is_built_once_for_a_plan(noise_data: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("key", "changes"),
     [
-        ("stack", {"plugins": ("adc:ratio=0.5",)}),
+        ("stack", {"plugins": ("adc",)}),
         ("image size", {"image_size": 12}),
         ("cut", {"cut": 2}),
         ("classes", {"classes": 5}),
         ("batch size", {"batch_size": 7}),
         ("optimizer", {"optimizer": "sgd"}),
-        ("optimizer", {"lr": 1e-3}),
-        ("optimizer", {"weight_decay": 1e-3}),
+        ("lr", {"lr": 1e-3}),
+        ("weight decay", {"weight_decay": 1e-3}),
         ("seed", {"seed": 4}),
         ("weights", {"weights": "default", "image_size": 28}),
     ],
@@ -173,8 +173,22 @@ def test_a_stack_is_built_once_for_a_plan(noise_data: str, tmp_path: Path) -> No
 def test_whatever_changes_the_numbers_changes_the_agreement(key: str, changes: Any) -> None:
     base = agreement(image_size=28) if "weights" in changes else agreement()
     changed = agreement(**changes)
-    assert base.keys() == changed.keys()
+    assert changed.keys() >= base.keys()
     assert base[key] != changed[key]
+
+
+def test_a_setting_that_differs_is_told_alone() -> None:
+    for ours, theirs, told in (
+        (("adc",), ("adc:ratio=0.5",), "adc's ratio: client 0.1, server 0.5"),
+        (
+            ("adc-batch-merge:ratio=0.3", "adc-token-select"),
+            ("adc-batch-merge:ratio=0.4", "adc-token-select"),
+            "plugin 1 (adc-batch-merge)'s ratio: client 0.3, server 0.4",
+        ),
+    ):
+        with pytest.raises(ProtocolError) as caught:
+            compare(agreement(plugins=ours), agreement(plugins=theirs))
+        assert str(caught.value) == f"the peers differ in {told}; give both the same options"
 
 
 def test_what_leaves_the_numbers_alone_leaves_the_agreement_alone() -> None:
@@ -192,7 +206,7 @@ def test_peers_whose_presets_of_one_name_differ_are_told_apart(
         (tmp_path / "registry.toml").write_text(f'[models.mine]\npreset = "{preset}"\n')
         sides.append(agreement(model="mine", image_size=28))
     assert sides[0]["weights"] == sides[1]["weights"], "the shapes are the same"
-    with pytest.raises(ProtocolError, match=r"differ in model: client mine=.*heads=2.*heads=4"):
+    with pytest.raises(ProtocolError, match="differ in model's heads: client 2, server 4; give"):
         compare(*sides)
 
 
@@ -231,3 +245,16 @@ def test_gpus_are_shared_out(
     if rank is not None:
         monkeypatch.setenv("LOCAL_RANK", rank)
     assert choose_device("auto", role, peers_here=peers) == torch.device(device)
+
+
+@pytest.mark.parametrize(
+    ("said", "threads"), [("3", 3), (" 2,1", 2), ("", None), ("0", None), ("x", None), ("-1", None)]
+)
+def test_threads_are_those_of_omp_unless_given(
+    said: str, threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = Decided.of(Config()).threads
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert Decided.of(Config()).threads == (threads or cores)
+    assert Decided.of(Config(threads=5)).threads == 5

@@ -28,6 +28,7 @@ def test_run_folder_holds_what_the_documentation_says(
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "config.toml",
+        "run.json",
         "environment.json",
         "metrics.jsonl",
         "ledger.json",
@@ -106,6 +107,58 @@ def test_a_run_that_never_began_leaves_no_folder(real: Any, easy_data: str, tmp_
         assert not (tmp_path / "r").exists()
 
 
+class Begun:
+    """Stands in for a server's process, and notes what is done with it."""
+
+    log: list[str]
+
+    def __init__(self) -> None:
+        self.log.append("started")
+
+    def __enter__(self) -> Begun:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.log.append("ended")
+
+
+@pytest.mark.parametrize("handed", [True, False], ids=["handed over", "its own"])
+def test_the_servers_process_is_started_first_and_ends_with_a_run_that_fails(
+    handed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+    monkeypatch.setattr(Begun, "log", log, raising=False)
+    module = importlib.import_module("splitlab.core.runs.run")
+    monkeypatch.setattr(module, "ServerProcess", Begun)
+    monkeypatch.setattr(
+        module.Decided, "of", lambda config: (log.append("decided"), decided(config))[1]
+    )
+    server: Any = Begun() if handed else None
+    for transport, connect in (("tcp", None), ("inprocess", None), ("tcp", "tcp://127.0.0.1:1")):
+        if transport == "tcp" and connect is None:
+            expected = ["started", "decided", "ended"]
+        else:
+            log.clear()
+            expected = ["decided", "ended"] if handed else ["decided"]
+        with pytest.raises(ConfigError, match="no-such-folder"):
+            run(
+                transport=transport,
+                connect=connect,
+                data_dir=str(tmp_path / "no-such-folder"),
+                server=server,
+            )
+        assert log == expected
+
+
+decided = plans.Decided.of
+
+
+def test_a_run_that_fails_leaves_no_process(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no-such-folder"):
+        run(transport="tcp", data_dir=str(tmp_path / "no-such-folder"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_plan_is_made_with_all_threads_of_the_run(
     real: Any, two_classes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +168,7 @@ def test_a_plan_is_made_with_all_threads_of_the_run(
         def loading(self, part: str, done: int, total: int) -> None:
             seen.add(torch.get_num_threads())
 
-    monkeypatch.setattr("splitlab.core.runs.plan._cores", lambda: 3)
+    monkeypatch.setattr("splitlab.core.runs.plan._default_threads", lambda: 3)
     options = {**real.SMALL, "threads": None, "data_dir": two_classes, "budget": "steps=1"}
     run(reporter=Looks(), output=str(tmp_path / "r"), **options)
     assert seen == {3}
