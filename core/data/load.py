@@ -92,8 +92,8 @@ def load_data(
         label_column: of a table; what the entry says or a usual name by default.
         test_split: name of the part to test on, instead of the one that the entry or a usual name
             says.
-        test_share: this share of the training part, 0 to 1, becomes the test part; seed and labels
-            decide which images; no ``test_split`` then.
+        test_share: this share of the training part, 0 to 1, becomes the test part, the same for
+            every seed; no ``test_split`` then.
         normalisation: mean and standard deviation that a model's weights expect, by channel.
 
     Raises ConfigError for a name, folder, file or label that cannot be used; says which and why.
@@ -117,7 +117,7 @@ def load_data(
         name = entry.name
         parts = [entry.train] if whole else [entry.train, test_split or entry.test]
         sources = [_read_entry(entry, part, label_column) for part in parts]
-    train, test = sources if test_share is None else sources[0].divide(test_share, seed)
+    train, test = sources if test_share is None else sources[0].divide(test_share)
     # Of another column than the entry's, the entry does not know the classes.
     known = entry if label_column is None or (entry and label_column == entry.label) else None
     classes, test = _agree_on_classes(train, test, known)

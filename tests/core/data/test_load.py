@@ -163,7 +163,8 @@ def test_a_share_of_the_training_part(
     assert train.targets.bincount().tolist() == [10 - 10 * share, 20 - 20 * share, 1]
     assert torch.equal(next(again.test.batches(99)).images, test.images)
     assert data.fingerprint == again.fingerprint
-    assert data.fingerprint != load(tmp_path, test_share=share, seed=1).fingerprint
+    assert data.fingerprint == load(tmp_path, test_share=share, seed=1).fingerprint
+    assert data.fingerprint != load(tmp_path, test_share=share / 2).fingerprint
     everything = {image.numpy().tobytes() for batch in (train, test) for image in batch.images}
     assert len(everything) == 20  # the images of a and c are b's first ones
     for name in ("a", "b"):
