@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from splitlab.core.contract.jsonable import json_text
 from splitlab.core.runs.config import GROUPS, Config, flag, read_toml
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def add_json(parser: Parser) -> None:
 
 def print_json(value: Any) -> int:
     """Print a value as JSON; returns the exit status 0."""
-    print(json.dumps(value, indent=2, default=str))
+    print(json_text(value, indent=2, default=str))
     return 0
 
 

@@ -8,6 +8,7 @@ newest steps are kept: whenever a peer is killed, both still have one in common.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -48,7 +49,8 @@ class Checkpoints:
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(own, temporary, metadata={"values": json.dumps(dict(values))})
+            text = json.dumps(_worded(values), allow_nan=False)
+            save_file(own, temporary, metadata={"values": text})
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -78,7 +80,7 @@ class Checkpoints:
             )
         try:
             with safe_open(path, framework="pt") as file:
-                values = json.loads(file.metadata()["values"])
+                values = json.loads(file.metadata()["values"], object_hook=_unworded)
                 return {name: file.get_tensor(name) for name in file.keys()}, values  # noqa: SIM118
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(
@@ -96,3 +98,23 @@ class Checkpoints:
 
     def _files(self) -> list[Path]:
         return list(self._folder.glob(f"step-*/{self._role}.safetensors"))
+
+
+# JSON has no word for NaN and infinity, which the state of a plugin may hold.
+
+_WORDED = "not finite"
+
+
+def _worded(value: Any) -> Any:
+    """Return JSON values with an object in place of every number that is not finite."""
+    if isinstance(value, Mapping):
+        return {name: _worded(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_worded(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_WORDED: str(value)}
+    return value
+
+
+def _unworded(values: dict[str, Any]) -> Any:
+    return float(values[_WORDED]) if [*values] == [_WORDED] else values

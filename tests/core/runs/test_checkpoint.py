@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 from pathlib import Path
@@ -218,3 +219,10 @@ def test_what_is_newer_than_the_step_gone_on_from_is_forgotten(tmp_path: Path) -
         server.save(step, {}, {})
     assert server.steps() == [8, 9]  # 14 would have pushed 8 out
     assert client.steps() == [7]
+
+
+def test_numbers_that_are_not_finite_come_back_from_valid_json(tmp_path: Path) -> None:
+    values = {"best": math.inf, "deep": [{"worst": -math.inf}, 1.0], "none": None}
+    Checkpoints(tmp_path, "client").save(1, {}, values)
+    assert b"Infinity" not in file(tmp_path, 1).read_bytes()
+    assert Checkpoints(tmp_path, "client").load(1)[1] == values
