@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 
-from splitlab.core.contract.errors import LinkError, NetworkError, ProtocolError
+from splitlab.core.contract.errors import LinkError, NetworkError, ProtocolError, when
 from splitlab.core.contract.link import Link
 from splitlab.core.contract.message import Kind, Message
 from splitlab.core.engine.server import Server
@@ -15,8 +15,8 @@ from splitlab.core.session.protocol import (
     PROTOCOL,
     Agreement,
     compare,
+    ended,
     frame_limit,
-    reason,
     tell,
 )
 
@@ -57,6 +57,7 @@ class ServerSession:
         self._save = save
         self._measured = measured
         self._open = False
+        self._first = 0
         self.steps = 0
         link.limits = dataclasses.replace(link.limits, frame_bytes=HELLO_BYTES)
 
@@ -81,10 +82,16 @@ class ServerSession:
 
     def _answer(self, message: Message) -> Message:
         if message.kind is Kind.ERROR:
-            raise LinkError(f"the client ended the run: {reason(message)}")
+            raise ended(message, "the client", LinkError)
         if not self._open:
             return self._hello(message)
         if message.kind not in (Kind.HELLO, Kind.CONTROL):
+            done = self._first + self.steps
+            if message.training and message.step != done:
+                raise ProtocolError(
+                    f"{self._link.remote} sent a {message.kind.name} for {message.when}; after "
+                    f"{done} training steps, {when(done)} is next"
+                )
             answer = self._server.handle(message)
             if answer.kind is Kind.GRADIENT:  # the last word of a training step
                 self.steps += 1
@@ -121,6 +128,7 @@ class ServerSession:
             raise ProtocolError(f"{self._link.remote} sent a malformed HELLO")
         compare(theirs, self._agreement)
         self._resume(run, step)
+        self._first = step
         self._open = True
         self._link.limits = dataclasses.replace(
             self._link.limits, frame_bytes=frame_limit(self._batch_bytes)
