@@ -10,7 +10,6 @@ server.log         what the server of a two-process run printed
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -26,12 +25,15 @@ from typing import Any
 import torch
 
 from splitlab.core.contract.errors import ConfigError
+from splitlab.core.contract.jsonable import json_text
 from splitlab.core.runs.config import Config
 from splitlab.core.runs.records import (
     LEDGER,
     METRICS,
+    STATE,
     SUMMARY,
     EvaluationRecord,
+    State,
     StepRecord,
     Summary,
     check_steps,
@@ -115,7 +117,7 @@ class RunFolder:
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
             **facts,
         }
-        _write(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+        _write(self.path / "environment.json", json_text(environment, indent=2) + "\n")
 
     def log(self, record: StepRecord | EvaluationRecord) -> None:
         """Append one record to ``metrics.jsonl``."""
@@ -150,6 +152,10 @@ class RunFolder:
     def write_summary(self, summary: Summary) -> None:
         """Write the summary."""
         _write(self.path / SUMMARY, summary.text())
+
+    def write_state(self, state: State) -> None:
+        """Write how the run stands."""
+        _write(self.path / STATE, state.text())
 
     def remove_summary(self) -> None:
         """Take the summary away: the run goes on."""
