@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import types
 import typing
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from splitlab.core.catalogue.tables import Kind, entries
 from splitlab.core.command.streams import visible
+from splitlab.core.contract.jsonable import json_text
 from splitlab.core.runs.config import GROUPS, Config, flag, read_toml
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def add_json(parser: Parser) -> None:
 
 def print_json(value: Any) -> int:
     """Print a value as JSON; returns the exit status 0."""
-    print(json.dumps(value, indent=2, default=str))
+    print(json_text(value, indent=2, default=str))
     return 0
 
 

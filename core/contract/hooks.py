@@ -138,10 +138,14 @@ class HookSpecs:
     # What a plugin says of itself.
 
     @hookspec
-    def nominal_ratio(self) -> tuple[float, float]:  # type: ignore[empty-body]
+    def nominal_ratio(self, step: int | None) -> tuple[float, float]:  # type: ignore[empty-body]
         """Return the ratios (up, down) in (0, 1] that a paper would report; stacks multiply them.
 
         Shown beside the measured ratio, and charged by the budget ``nominal=``. Without it: (1, 1).
+
+        Asked after ``setup``, with ``step`` None: what most steps are charged. A method whose ratio
+        changes takes ``step``; it is then asked at the client behind every training step, with the
+        number of that step, and what it answers is charged for it. Others leave the argument out.
         """
 
     @hookspec

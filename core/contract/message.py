@@ -17,7 +17,19 @@ from splitlab.core.contract.errors import PluginError, when
 
 __all__ = ["WORDS", "Kind", "Message", "Role"]
 
-WORDS = ("agreement", "did", "do", "error", "loss", "loss_sum", "marks", "protocol", "run", "step")
+WORDS = (
+    "agreement",
+    "did",
+    "diverged",
+    "do",
+    "error",
+    "loss",
+    "loss_sum",
+    "marks",
+    "protocol",
+    "run",
+    "step",
+)
 """The names under which the engine and the session say something in ``Message.meta``."""
 
 
@@ -35,7 +47,8 @@ class Kind(enum.IntEnum):
     CONTROL = 5
     """Either way: checkpoint requests, their answers, goodbye."""
     ERROR = 6
-    """Either way: the sender cannot go on; ``meta["error"]`` says why, in one line."""
+    """Either way: the sender cannot go on; ``meta["error"]`` says why, in one line, and
+    ``meta["diverged"]`` that the training is to blame."""
 
 
 class Role(enum.StrEnum):

@@ -16,6 +16,7 @@ import torch
 from splitlab.core.contract.cut import Cut
 from splitlab.core.contract.errors import PluginError, SplitlabError, reason, unknown_name
 from splitlab.core.contract.hooks import DATA_HOOKS, HookSpecs
+from splitlab.core.contract.measure import Measured
 from splitlab.core.contract.message import Message
 from splitlab.core.contract.peer import Peer
 from splitlab.core.contract.seeding import isolated_rng
@@ -139,9 +140,15 @@ class Member(Asked):
                 "peer.generator(purpose, step), with the peer that setup was given",
             )
 
-    def nominal_ratio(self) -> tuple[float, float]:
-        """Return the plugin's nominal ratios (up, down)."""
-        answer = self.ask("nominal_ratio")
+    @cached_property
+    def charges_by_step(self) -> bool:
+        """Whether the plugin says its nominal ratios of a step."""
+        impls = self._manager.hook.nominal_ratio.get_hookimpls()
+        return any("step" in impl.argnames for impl in impls)
+
+    def nominal_ratio(self, step: int | None = None) -> tuple[float, float]:
+        """Return the plugin's nominal ratios (up, down) of a step that is done, or of most."""
+        answer = self.ask("nominal_ratio", step=step)
         try:
             up, down = (1.0, 1.0) if answer is None else map(float, answer)
         except (TypeError, ValueError):
@@ -163,6 +170,12 @@ class Member(Asked):
     def _check_cut(
         self, hook: str, cut: Cut, graph: bool, gradient_shape: torch.Size | None
     ) -> None:
+        if not isinstance(cut.measured, Mapping):
+            raise self._broken(
+                hook, cut, f"it leaves cut.measured as {type(cut.measured).__name__}, not a mapping"
+            )
+        if not isinstance(cut.measured, Measured):  # which tells a reader what it lacks
+            cut.measured = Measured(cut.measured)
         what = "gradient" if hook == "gradient_return" else "activations"
         value = getattr(cut, what)
         if not isinstance(value, torch.Tensor):

@@ -154,9 +154,14 @@ class Stack:
 
     # What the stack says of itself.
 
-    def nominal_ratio(self) -> tuple[float, float]:
-        """Return the product of the plugins' nominal ratios (up, down)."""
-        ratios = [member.nominal_ratio() for member in self._members]
+    @property
+    def charges_by_step(self) -> bool:
+        """Whether the nominal ratio of any plugin may differ from step to step."""
+        return any(member.charges_by_step for member in self._members)
+
+    def nominal_ratio(self, step: int | None = None) -> tuple[float, float]:
+        """Return the product of the plugins' nominal ratios (up, down), of a step or of most."""
+        ratios = [member.nominal_ratio(step) for member in self._members]
         return math.prod(up for up, _ in ratios), math.prod(down for _, down in ratios)
 
     def acts_in_evaluation(self) -> bool:

@@ -11,18 +11,13 @@ import torch
 from torch import nn
 
 from splitlab.core.contract.cut import Cut
-from splitlab.core.contract.errors import ConfigError, PluginError, reason, when
+from splitlab.core.contract.errors import ConfigError, Diverged, PluginError, reason, when
 from splitlab.core.contract.part import Part
 from splitlab.core.contract.peer import Peer
+from splitlab.core.engine.finite import all_finite, all_of_them_finite
 from splitlab.core.engine.stack import Stack
 
 __all__ = ["Optimization", "Worker", "check_tensor", "class_ids"]
-
-# Names of the tensors that the engine itself puts into messages.
-ACTIVATIONS = "activations"
-GRADIENT = "gradient"
-TARGETS = "targets"
-PREDICTIONS = "predictions"
 
 
 @dataclass(frozen=True)
@@ -59,15 +54,55 @@ class Worker:
         self._part = part
         peer.unable = part.unable
         stack.setup(peer)
-        own = [p for _, p in part.named_parameters() if p.requires_grad]
-        added = [p for module in peer.modules for p in module.parameters() if p.requires_grad]
-        self._optimizer = optimization.build(own + added)
+        own = [(name, p) for name, p in part.named_parameters() if p.requires_grad]
+        added = [
+            (f"a plugin's {type(module).__name__}.{name}", p)
+            for module in peer.modules
+            for name, p in module.named_parameters()
+            if p.requires_grad
+        ]
+        self._trained = own + added
+        self._optimizer = optimization.build([p for _, p in self._trained])
+        kinds = (p.dtype for _, p in part.named_parameters() if p.is_floating_point())
+        self._dtype = next(kinds, torch.float32)
+        self._plugins = stack.traits()
 
-    def _step(self, step: int) -> None:
+    def _step(self, step: int, passing: Mapping[str, torch.Tensor]) -> None:
+        """Train with the gradients that are there.
+
+        Args:
+            step: its number.
+            passing: what else must be finite, by name.
+
+        Raises:
+            Diverged: this, or the gradient of a parameter, is not finite.
+        """
+        gradients = {name: p.grad for name, p in self._trained if p.grad is not None}
+        verdicts = [all_finite(tensor) for tensor in passing.values()]
+        verdicts.append(all_of_them_finite(gradients.values(), self.peer.device))
         if self._optimizer is not None:
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
+        # The one time that a training step waits for the device, when all its work is queued.
+        if not all(torch.stack(verdicts).tolist()):
+            named = {f"the gradient of {name}": tensor for name, tensor in gradients.items()}
+            self._check_finite({**passing, **named}, step)
         self.stack.step_end(step)
+
+    def _check_finite(
+        self, tensors: Mapping[str, torch.Tensor], step: int, *, training: bool = True
+    ) -> None:
+        """Raise `Diverged` with the name of the first of these that is not finite."""
+        for name, tensor in tensors.items():
+            if not all_finite(tensor):
+                value = None if tensor.ndim else tensor.item()
+                raise self._diverged(name, value, step, training)
+
+    def _diverged(self, name: str, value: float | None, step: int, training: bool) -> Diverged:
+        found = "not finite" if value is None else value
+        suspects = "the model and the stack" if self._plugins else "the model"
+        lower = "lower --lr, or " if step or not training else ""  # at first nothing was learned
+        return Diverged(f"{when(step, training)}: {name} is {found}; {lower}check {suspects}")
 
     def _forward(
         self,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from splitlab.core.catalogue.links import load_transport
-from splitlab.core.contract.errors import ConfigError
+from splitlab.core.contract.errors import ConfigError, Diverged
 from splitlab.core.runs.config import Config, flag
 from splitlab.core.runs.disk import hold
 from splitlab.core.runs.folder import RunFolder
@@ -201,10 +201,13 @@ def _checked(plan: Plan, folder: RunFolder, accept: bool, reporter: Reporter) ->
 
 
 def _remove_if_unused(folder: RunFolder) -> Callable[..., None]:
-    """Return an exit callback: a failed run that made no step leaves no folder behind."""
+    """Return an exit callback: a failed run that made no step leaves no folder behind.
+
+    One that diverged in its first step does: that is what came of it.
+    """
 
     def leave(kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is not None and not folder.has_records():
+        if kind not in (None, Diverged) and not folder.has_records():
             folder.remove()
 
     return leave

@@ -15,8 +15,8 @@ from splitlab.core.session.protocol import (
     HELLO_BYTES,
     PROTOCOL,
     Agreement,
+    ended,
     frame_limit,
-    reason,
     tell,
 )
 from splitlab.core.wire.ledger import Ledger
@@ -101,7 +101,7 @@ class ClientSession:
         self.server_seconds += server
         self.link_seconds += max(0.0, time.perf_counter() - started - server)
         if answer.kind is Kind.ERROR:
-            raise ProtocolError(f"the server ended the run: {reason(answer)}")
+            raise ended(answer, "the server", ProtocolError)
         return answer
 
     def hold(self, conversation: Conversation[R]) -> R:

@@ -16,8 +16,8 @@ from splitlab.core.session.protocol import (
     PROTOCOL,
     Agreement,
     compare,
+    ended,
     frame_limit,
-    reason,
     tell,
 )
 
@@ -87,7 +87,7 @@ class ServerSession:
 
     def _answer(self, message: Message) -> Message:
         if message.kind is Kind.ERROR:
-            raise LinkError(f"the client ended the run: {reason(message)}")
+            raise ended(message, "the client", LinkError)
         if not self._open:
             return self._hello(message)
         if self._over:

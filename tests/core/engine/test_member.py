@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from splitlab.core import (
+    Attention,
     PluginError,
     hookimpl,
 )
@@ -87,3 +88,25 @@ def test_a_misspelt_hook_is_refused(tiny: Any) -> None:
         match=r"'misspelt': unknown hook 'before_sent' \(did you mean 'before_send'\?\); known: ",
     ):
         tiny.client([tiny.bound(Misspelt)])
+
+
+class DropsMeasured:
+    """Replaces what was measured by a plain dictionary."""
+
+    @hookimpl
+    def after_client_forward(self, cut: Any) -> None:
+        cut.measured = {}
+
+
+class ReadsMeasured:
+    """Reads what is no longer there."""
+
+    @hookimpl
+    def after_client_forward(self, cut: Any) -> None:
+        cut.measured[Attention()]
+
+
+def test_what_is_not_measured_is_said_whoever_replaced_the_mapping(tiny: Any) -> None:
+    client = tiny.client([tiny.bound(DropsMeasured), tiny.bound(ReadsMeasured)])
+    with pytest.raises(PluginError, match=r"'readsmeasured' .*is not measured here; ask for it"):
+        next(client.train(tiny.batch(), 0))

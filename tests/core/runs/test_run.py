@@ -33,6 +33,7 @@ def test_run_folder_holds_what_the_documentation_says(
         "metrics.jsonl",
         "ledger.json",
         "summary.json",
+        "state.json",
         "checkpoints",
     }
     records = [json.loads(line) for line in real.losses(folder)]

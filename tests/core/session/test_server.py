@@ -251,3 +251,12 @@ def test_the_server_is_told_what_the_client_raised(talk: Any, before: bool) -> N
     ) as caught:
         table.server.turn()
     assert type(caught.value) is LinkError
+
+
+def test_steps_come_one_after_the_other(talk: Any) -> None:
+    table = talk.Table().open(step=3)
+    table.client.exchange(talk.activation(3))
+    table.client.exchange(talk.activation(9, training=False))
+    for step in (3, 5, 2**63):
+        with pytest.raises(ProtocolError, match="and step 5 is due"):
+            table.client.exchange(talk.activation(step))
