@@ -20,7 +20,7 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from typing import Any
 
-from splitlab.core.catalogue.tables import LOADABLE, SINGULAR, Entry, Loadable, entries
+from splitlab.core.catalogue.tables import SINGULAR, Entry, Kind, Loadable, entries
 from splitlab.core.contract.errors import (
     ConfigError,
     PluginError,
@@ -29,7 +29,7 @@ from splitlab.core.contract.errors import (
     unknown_name,
 )
 
-__all__ = ["Loaded", "find", "known", "load", "split", "takes_classes"]
+__all__ = ["Loaded", "check_kind", "find", "known", "load", "split", "takes_classes"]
 
 _EXAMPLES: Mapping[Loadable, str] = {
     "plugins": "MyMethod",
@@ -38,6 +38,10 @@ _EXAMPLES: Mapping[Loadable, str] = {
     "probes": "MyProbe",
     "models": "my_model",
 }
+
+
+_OPTIONS: Mapping[Kind, str] = {"stacks": "--plugin", "datasets": "--dataset"}
+"""Options that are not called as messages call the kind."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,13 @@ def split(kind: Loadable, text: str) -> tuple[str, dict[str, str]]:
                 f"{what} file {head!r}: name the {_noun(kind)} too, as in {head}:{_EXAMPLES[kind]}"
             )
     given: dict[str, str] = {}
-    for item in filter(None, settings.split(",")):
+    items = list(filter(None, settings.split(",")))
+    if not settings.strip(" ,") and text != head:
+        raise ConfigError(
+            f"{what} {head!r}: nothing stands behind the colon; write {head}:key=value, or {head} "
+            "alone"
+        )
+    for item in items:
         key, equals, value = item.partition("=")
         key = key.strip()
         if not equals:
@@ -101,16 +111,21 @@ def load(kind: Loadable, name: str) -> Any:
     return find(kind, name).factory
 
 
+def check_kind(kind: Kind, name: str) -> None:
+    """Raise `ConfigError` if the name is not of this kind, but of another."""
+    for other in SINGULAR:
+        if other != kind and name in entries(other):
+            option = _OPTIONS.get(other, f"--{SINGULAR[other]}")
+            raise ConfigError(
+                f"{name!r} is a {SINGULAR[other]}, not a {SINGULAR[kind]}; {option} {name} takes it"
+            )
+
+
 def known(kind: Loadable, name: str) -> Entry:
     """Return the entry of this name; `ConfigError` if there is none, or none that can be used."""
     found = entries(kind)
     if name not in found:
-        for other in LOADABLE:
-            if name in entries(other):
-                raise ConfigError(
-                    f"{name!r} is a {SINGULAR[other]}, not a {SINGULAR[kind]}; --{SINGULAR[other]} "
-                    f"{name} takes it"
-                )
+        check_kind(kind, name)
         names = [*found, *entries("stacks")] if kind == "plugins" else [*found]
         remedy = f"; or name a file: path/to/file.py:{'function' if kind == 'models' else 'Class'}"
         raise unknown_name(SINGULAR[kind], name, names, remedy)
@@ -138,6 +153,9 @@ def find(kind: Loadable, head: str, through: tuple[str, ...] = ()) -> Loaded:
         if head in through:
             raise ConfigError(f"{what} is a preset of itself: {' -> '.join((*through, head))}")
         base, settings = split(kind, entry.target)
+        rest = next((e for e in entries(kind).values() if "others" in e.facts), None)
+        if rest and ".py:" not in base and base not in entries(kind):
+            base, settings = rest.name, {rest.facts["others"]: base, **settings}
         try:
             inner = find(kind, base, (*through, head))
         except SplitlabError as error:

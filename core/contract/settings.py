@@ -159,7 +159,7 @@ class Bound:
             if str(error).startswith(owner):
                 raise
             raise type(error)(f"{owner}: {error}") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{self.kind} {self.label!r} cannot be built: {reason(error)}"
             ) from error

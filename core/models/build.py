@@ -22,7 +22,7 @@ from splitlab.core.contract.seeding import isolated_rng
 from splitlab.core.contract.settings import Bound, parameters, shown
 from splitlab.core.contract.traits import Ground
 from splitlab.core.models.segments import Segmented
-from splitlab.core.models.timm_models import check_name
+from splitlab.core.models.timm_models import check_name, timm_model
 from splitlab.core.models.weights import load_weights, weights_file
 
 __all__ = ["ModelFacts", "bind_model", "build_model", "describe", "fingerprint"]
@@ -87,7 +87,15 @@ def bind_model(text: str) -> Bound:
                 f"model {head!r} takes no parameter 'classes', the width of its head; a model is a "
                 "function: def my_model(*, classes: int, …) -> Segments"
             )
-        return bind("models", text)
+        bound = bind("models", text)
+        preset = entries("models").get(head)
+        if preset and bound.factory is timm_model:
+            try:
+                check_name(str(bound.params["name"]), entries("models"))
+            except ConfigError as error:
+                way = f" (preset {preset.target})" if "preset" in preset.facts else ""
+                raise ConfigError(f"model {head!r}{way}: {error}") from error
+        return bound
     check_name(head, entries("models"))
     return bind_as("models", text, "timm", name=head)
 

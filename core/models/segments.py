@@ -264,6 +264,14 @@ class Segments(Segmented):
                 f"must make one number for each of {classes} classes; give its last layer the "
                 "width `classes`, as the function is given it"
             )
+        for cut in range(self.last_cut + 1):
+            shape = self.shape(cut)
+            if len(shape) == 2 and not 0 <= self._prefix_tokens <= shape[0]:
+                raise ConfigError(
+                    f"prefix_tokens={self._prefix_tokens} is not allowed: segment {cut} makes "
+                    f"{shape[0]} tokens; give 0 to {shape[0]}, or make vectors (B, D) where no "
+                    "tokens are left"
+                )
 
     def layout(self, cut: int) -> Layout:
         """Return what plugins see at this cut."""
@@ -341,7 +349,7 @@ def ran(
         made: Any = segment(x, **more)
     except (SplitlabError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if "more than 1 value per channel" in str(error):
             raise ConfigError(
                 f"batch norm cannot train on a batch of {len(x)} of this image size ({error}); "

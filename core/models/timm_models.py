@@ -13,6 +13,7 @@ import timm
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from splitlab.core.catalogue.loading import check_kind
 from splitlab.core.contract.errors import ConfigError, unknown_name
 from splitlab.core.models.cnn import StagedCNN
 from splitlab.core.models.segments import Segmented
@@ -129,7 +130,8 @@ def _staged(name: str, module: nn.Module, channels: int, size: int, made_for: in
     except ConfigError as error:
         if size == made_for:
             raise
-        step = module.feature_info[-1]["reduction"] if hasattr(module, "feature_info") else 32
+        stages: Any = getattr(module, "feature_info", None)
+        step = int(stages[-1]["reduction"]) if stages else 32
         below = size - size % step
         near = [other for other in (below, below + step) if other > 0 and fits(other)]
         if not near:
@@ -162,7 +164,7 @@ def is_timms(name: str) -> bool:
 
 
 def check_name(name: str, own: Iterable[str] = ()) -> None:
-    """Raise `ConfigError` unless timm has a model of this name.
+    """Raise `ConfigError` unless timm has a model of this name; says so if it is a plugin's.
 
     Args:
         name: with or without the tag of a set of weights.
@@ -170,6 +172,7 @@ def check_name(name: str, own: Iterable[str] = ()) -> None:
     """
     if is_timms(name):
         return
+    check_kind("models", name)
     known = [*own, *(timms for names in timm_names().values() for timms in names)]
     near = {*own, *difflib.get_close_matches(name, known, n=8)}
     raise unknown_name(

@@ -210,8 +210,7 @@ class ViTPart(SegmentedPart):
         if self._maskless:
             raise ConfigError(
                 f"a {self._maskless} of this model takes no attention mask, which weighing tokens "
-                "by their size needs; choose another model, or a method that sends no token sizes "
-                "(for tome: prop_attn=false)"
+                "by their size needs; choose another model, or a method that sends no token sizes"
             )
         for number, segment in enumerate(self._segments, self._first):
             block = isinstance(segment, nn.Module)
@@ -223,7 +222,7 @@ class ViTPart(SegmentedPart):
     def _maskless(self) -> str:
         """What attends in this part and takes no attention mask; empty if nothing does."""
         blocks = [block for block in self._segments if isinstance(block, nn.Module)]
-        pool = self.module.attn_pool if len(blocks) < len(self._segments) else None
+        pool: Any = self.module.attn_pool if len(blocks) < len(self._segments) else None
         for module in [*blocks, *([pool] if pool is not None else [])]:
             if "attn_mask" not in inspect.signature(module.forward).parameters:
                 return type(module).__name__

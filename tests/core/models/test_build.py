@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from splitlab.core.catalogue.tables import ROOT, catalogue
-from splitlab.core.contract.errors import ConfigError
+from splitlab.core.contract.errors import ConfigError, SplitlabError
 from splitlab.core.contract.seeding import isolated_rng
 from splitlab.core.models import timm_models
 from splitlab.core.models.build import bind_model, build_model, describe, fingerprint
@@ -296,6 +296,41 @@ def test_settings_shape_the_model() -> None:
 def test_mistakes_are_those_of_the_name_that_the_user_wrote(text: str, told: str) -> None:
     with pytest.raises(ConfigError, match=f"^{told}"):
         describe(text)
+
+
+def test_a_preset_may_name_a_model_of_timms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "registry.toml").write_text(
+        "[models.mine]\npreset = 'resnet18:image_size=32'\n[models.grey]\n"
+        "preset = 'mine:channels=1'\n[models.lost]\npreset = 'resnet1888'\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert describe("mine").layouts == describe("resnet18", image_size=32).layouts
+    facts = describe("grey:image_size=64")
+    assert (facts.channels, facts.image_size) == (1, 64)
+    assert facts.identity.startswith("grey=mine=timm:")
+    with pytest.raises(ConfigError, match=r"'lost' .preset resnet1888.: unknown .*'resnet18'"):
+        describe("lost")
+
+
+@pytest.mark.parametrize("name", ["adc", "timm:name=adc"])
+def test_a_model_that_is_a_plugin_is_told_so(name: str) -> None:
+    with pytest.raises(ConfigError, match="'adc' is a plugin, not a model; --plugin adc takes it"):
+        bind_model(name)
+
+
+@pytest.mark.parametrize("where", ["", "forward"])
+def test_a_model_that_leaves_is_blamed(where: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\nfrom splitlab.core import Segments\n"
+        "class Leaves(nn.Module):\n    def forward(self, x):\n        raise SystemExit(3)\n"
+        "def net(*, classes: int):\n"
+        f"    if not {where!r}:\n        raise SystemExit(3)\n"
+        "    return Segments([Leaves(), nn.Linear(2, classes)], channels=3, image_size=2)\n"
+    )
+    with pytest.raises(SplitlabError, match=r"SystemExit: 3 \(mine.py:"):
+        describe(f"{tmp_path / 'mine.py'}:net")
 
 
 def test_two_image_sizes_exclude_each_other() -> None:
