@@ -13,7 +13,8 @@ The client, in training:
 5. Select: J_i, the special tokens and those with the largest mean attention c_i of the members, k
    in all. Z_i = X̄_i[J_i], tokens in their old order. Ties: the lowest token.
 
-Steps 4 and 5 run as one: what is not kept is never merged (`merge_select`).
+Steps 4 and 5 run as one: what is not kept is never merged (`merge_select`). A row Z_i is NaN if any
+number of its samples is not finite, kept or not.
 
 Up: Z (T, k, D), the class ids (B,) and the cluster ids (B,), one byte each for up to 256 classes
 and clusters. The server counts out the mean label ȳ_i of every cluster from these; probabilities
@@ -62,6 +63,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from splitlab.core import Attention, ConfigError, Cut, Peer, ProtocolError, Traits, hookimpl
+from splitlab.plugins.common.finite import faults, marked
 from splitlab.plugins.common.kmeans import (
     cluster_means,
     kmeans,
@@ -570,11 +572,14 @@ def _replace(cut: Cut, assignment_B: torch.Tensor | None, tokens_TK: torch.Tenso
         return
     if tokens_TK is None:
         T, N = _clusters(assignment_B), cut.activations.shape[1]
-        tokens_TK = torch.arange(N, device=assignment_B.device).expand(T, N)
-    else:
-        kept_TK = tokens_TK
-        bring_attention(cut, lambda attention_TN: attention_TN.gather(1, kept_TK))
-    cut.activations = merge_select(cut.activations, assignment_B, tokens_TK)
+        tokens_TN = torch.arange(N, device=assignment_B.device).expand(T, N)
+        cut.activations = merge_select(cut.activations, assignment_B, tokens_TN)
+        return
+    bring_attention(cut, lambda attention_TN: attention_TN.gather(1, tokens_TK))
+    fault_B = faults(cut.activations)
+    fault_T = fault_B.new_zeros(len(tokens_TK)).index_add(0, assignment_B, fault_B)
+    Z_TKD = merge_select(cut.activations, assignment_B, tokens_TK)
+    cut.activations = marked(Z_TKD, fault_T)
 
 
 def _announce(cut: Cut, assignment_B: torch.Tensor | None) -> None:

@@ -71,6 +71,7 @@ from splitlab.plugins.common.exchange import (
     payload_name,
     take_checked,
 )
+from splitlab.plugins.common.finite import check_finite
 from splitlab.plugins.common.settings import check_choice, check_share, either, refusal
 
 __all__ = ["AQSGD", "dequantize", "quantize"]
@@ -439,11 +440,7 @@ def _largest(values: torch.Tensor) -> torch.Tensor:
 def _scales(values: torch.Tensor, message: Message) -> torch.Tensor:
     """Return the scale of each feature, (D,) float16; refuse what is not finite."""
     largest_D = _largest(values)
-    if not largest_D.isfinite().all():
-        raise PluginError(
-            f"plugin {_NAME!r}: the activations of {message.when} are not all finite, and both "
-            "peers would remember them; training has diverged: a smaller --lr may help"
-        )
+    check_finite(largest_D, message, _NAME, "the activations")
     return largest_D.clamp(max=_LARGEST).half()
 
 

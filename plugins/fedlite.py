@@ -39,9 +39,8 @@ What differs from paper and port, and why:
   the last work on ``sample`` subvectors of a group; the last one, over all, gives codes and their
   means. The distortion hardly differs. ``sample=none`` does as the paper does.
 - A centroid that nobody uses moves to a subvector that is far from its own.
-- A number of the activations that is not finite comes back finite (NaN as 0) at the server; at the
-  client the correction, with λ > 0, is then not finite. A token whose gradient is not finite comes
-  back so under ``gradient_bits``.
+- Activations that are not all finite are refused: no centroid could say so. A token whose gradient
+  is not finite comes back so under ``gradient_bits``.
 - If a quantizer stands behind and rounds the codebooks, z̃ at the client is without its error.
 
 Shapes: B rows, N tokens, D width; G = R groups of M subvectors of F = s numbers, L centroids.
@@ -69,6 +68,7 @@ from splitlab.core import (
 )
 from splitlab.plugins.common.bits import pack, packed_bytes, unpack
 from splitlab.plugins.common.exchange import working_dtype
+from splitlab.plugins.common.finite import check_finite
 from splitlab.plugins.common.kmeans import codebooks
 from splitlab.plugins.common.settings import check_share, either, refusal
 
@@ -234,6 +234,7 @@ class FedLite:
 
     def _encode(self, message: Message) -> None:
         z_BND = message.take("activations")
+        check_finite(z_BND, message, "fedlite", "the activations")
         B, N, D = z_BND.shape
         plan = self._plan(z_BND.shape, z_BND.element_size())
         s, L = plan.size, plan.centroids

@@ -75,6 +75,21 @@ def test_quickstart() -> None:
     )
 
 
+@pytest.mark.slow
+def test_what_arrives() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples/what_arrives.py"), "cast", "evit"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env=environment(),
+    )
+    cast, evit = done.stdout.strip().splitlines()[2:]
+    assert re.fullmatch(r"\| `cast` \| 0\.500\d \| 0\.0000 \|", cast)
+    assert re.fullmatch(r"\| `evit` \| 0\.\d+ \| nan \|", evit), "fewer tokens"
+
+
 def test_plugin_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plugin = f"{ROOT / 'examples/half_precision.py'}:HalfPrecision"
     arguments = ["--plugin", "adc", "--plugin", f"{plugin}:dtype=bfloat16", "--threads", "1"]

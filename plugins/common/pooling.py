@@ -17,6 +17,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from splitlab.core import Attention, ConfigError, Cut, Peer, PluginError
+from splitlab.plugins.common.finite import faults, marked
 from splitlab.plugins.common.settings import DEFAULT_RATIO, check_share, either
 
 __all__ = [
@@ -120,8 +121,12 @@ def bring_attention(cut: Cut, change: Callable[[torch.Tensor], torch.Tensor]) ->
 
 
 def select_in_cut(cut: Cut, tokens_BK: torch.Tensor) -> None:
-    """Client: leave these tokens, in this order, of activations, attention and token sizes."""
-    cut.activations = select_tokens(cut.activations, tokens_BK)
+    """Client: leave these tokens, in this order, of activations, attention and token sizes.
+
+    A row is sent as NaN if any of its tokens, of those left out too, is not finite.
+    """
+    fault_B = faults(cut.activations)
+    cut.activations = marked(select_tokens(cut.activations, tokens_BK), fault_B)
     bring_attention(cut, lambda attention_BN: attention_BN.gather(1, tokens_BK))
     if SIZES in cut.side:
         sizes_BN = cut.side[SIZES]

@@ -508,6 +508,25 @@ def test_extreme_values(criterion: Any, what: str) -> None:
     assert out.backward(torch.ones_like(out.client.activations)).isfinite().all()
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_says_that_a_token_left_out_is_not_finite(bad: float) -> None:
+    for stack in ([ADC(ratio=0.2)], [ADCBatchMerge(ratio=0.45), ADCTokenSelect(ratio=0.45)]):
+        cut, spoilt = make_cut(), make_cut()
+        for each in (cut, spoilt):
+            each.measured[ATTENTION][:, 5] = 0  # never among those that are sent
+        clean = run_step(stack, cut)
+        X = spoilt.activations.detach()
+        X[2, 5, 1] = bad
+        spoilt.activations = X.requires_grad_()
+        out = run_step(stack, spoilt)
+        assert torch.equal(out.clusters, clean.clusters)
+        row = int(out.clusters[2])
+        finite = out.wire["activations"].isfinite().flatten(1)
+        assert finite.all(1).tolist() == [i != row for i in range(len(finite))]
+        others = [i for i in range(len(finite)) if i != row]
+        assert torch.equal(out.wire["activations"][others], clean.wire["activations"][others])
+
+
 def test_more_than_256_clusters_travel_as_uint16() -> None:
     cut = make_cut(600, 3, 2)
     out = run_step([ADCBatchMerge(ratio=0.5, criterion="random")], cut)

@@ -186,3 +186,16 @@ def test_gpu_repeats_itself_and_agrees_with_the_cpu(dtype: torch.dtype) -> None:
     for one, two, cpu in zip(first, second, run("cpu"), strict=True):
         assert torch.equal(one, two)
         torch.testing.assert_close(one, cpu)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_says_that_a_token_left_out_is_not_finite(bad: float) -> None:
+    x = noise(3, 4, 2)
+    kept = torch.tensor([[0, 2]]).expand(3, 2)
+    cut = Cut(
+        activations=x.clone(), targets=torch.zeros(3, dtype=torch.int64), step=0, training=True
+    )
+    cut.activations[1, 3, 0] = bad
+    select_in_cut(cut, kept)
+    assert cut.activations[1].isnan().all()
+    assert torch.equal(cut.activations[[0, 2]], x[[0, 2]][:, [0, 2]])
