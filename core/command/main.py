@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from splitlab import __version__
@@ -28,11 +29,13 @@ from splitlab.core.command import (
     transports,
 )
 from splitlab.core.command.elsewhere import mistyped
-from splitlab.core.command.options import Formatter, Parser, add_registry
+from splitlab.core.command.options import Formatter, Parser, add_common
 from splitlab.core.command.streams import prepare, visible
 from splitlab.core.contract.errors import ConfigError, Interrupted, SplitlabError
 
 __all__ = ["main", "parser"]
+
+_TRACEBACK = "SPLITLAB_TRACEBACK"
 
 _COMMANDS = {
     "train": (run, compare, serve, join),
@@ -68,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare()
     try:
         arguments = _parse(argv)
+        if getattr(arguments, "traceback", False):
+            os.environ[_TRACEBACK] = "1"  # of a server process, too, whose errors are in its log
         _use_registry(arguments)
         for notice in _notices():
             _say(f"note: {notice}")
@@ -75,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command(arguments)
     except SplitlabError as error:
         sys.stdout.flush()
+        if os.environ.get(_TRACEBACK):
+            traceback.print_exception(error)
         _say(f"error: {error}")
         return error.status
     except KeyboardInterrupt:
@@ -95,7 +102,7 @@ def parser() -> Parser:
         formatter_class=Formatter,
     )
     whole.add_argument("--version", action="version", version=f"splitlab {__version__}")
-    add_registry(whole)
+    add_common(whole)
     # argparse would list all commands in one column; below they are listed by what they are for.
     commands = whole.add_subparsers(
         prog="splitlab", metavar="COMMAND", required=True, help=argparse.SUPPRESS
