@@ -129,8 +129,10 @@ class Member(Asked):
         if isinstance(subject, Cut):
             graph = subject.activations.requires_grad and torch.is_grad_enabled()
             wanted = subject.gradient.shape if subject.gradient is not None else None
+            subject.owner = self.label
             with self._random(hook, subject.step):
                 answer = self.ask(hook, cut=subject)
+            subject.owner = ""
             self._check_cut(hook, subject, graph, wanted)
         else:
             answer = self.ask(hook, message=subject)
