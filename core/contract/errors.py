@@ -108,7 +108,7 @@ def when(step: int, training: bool = True) -> str:
 
 
 def where(error: BaseException, owner: object = None) -> str:
-    """Return the line of the user's code that an error left, as " (m.py:8)"; empty if there is none.
+    """Return the line of the user's code that an error left, as " (m.py:8)"; empty if none.
 
     That is the innermost one in a file of the owner's; if it passed none of them, the innermost one
     of a plugin, a probe, a model or a link: the core, transports, and the libraries that they use

@@ -144,7 +144,7 @@ class Stack:
             for name, value in each.metrics(step).items():
                 if name in own:
                     raise PluginError(
-                        f"plugin {each.label!r} has a loss and a metric {name!r}; rename one of them"
+                        f"plugin {each.label!r} has a loss and a metric {name!r}; rename one"
                     )
                 own[name] = value
         return {label: numbers for label, numbers in found.items() if numbers}

@@ -96,7 +96,7 @@ class Worker:
     def _backward(
         self, cut: Cut, of: Sequence[torch.Tensor], gradient: torch.Tensor | None = None
     ) -> Mapping[str, Mapping[str, float]]:
-        """Go back through the graph, from plugins' own losses too; returns these, by label and name.
+        """Go back through the graph, also from plugins' own losses; returns these, by label.
 
         Args:
             cut: of the step.

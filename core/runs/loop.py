@@ -220,6 +220,7 @@ class Loop:
             run=self.folder.path.resolve().name,
             step=step,
             batch_bytes=self.plan.batch_bytes,
+            schedule=self.plan.schedule,
         )
         self.folder.write_config(self.plan.config)  # a resumed run may have got another budget
         self.folder.remove_summary()

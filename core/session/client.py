@@ -9,6 +9,7 @@ from typing import TypeVar
 from splitlab.core.contract.errors import ProtocolError
 from splitlab.core.contract.link import Link
 from splitlab.core.contract.message import Kind, Message
+from splitlab.core.contract.peer import Schedule
 from splitlab.core.engine.conversation import Conversation, hold
 from splitlab.core.session.protocol import (
     HELLO_BYTES,
@@ -45,7 +46,15 @@ class ClientSession:
         self.server_seconds = 0.0
         self.link_seconds = 0.0
 
-    def open(self, agreement: Agreement, *, run: str, step: int, batch_bytes: int) -> None:
+    def open(
+        self,
+        agreement: Agreement,
+        *,
+        run: str,
+        step: int,
+        batch_bytes: int,
+        schedule: Schedule | None = None,
+    ) -> None:
         """Shake hands.
 
         Args:
@@ -53,12 +62,15 @@ class ClientSession:
             run: name of the run folder, under which the server keeps its checkpoints.
             step: to resume from; 0 for a new run.
             batch_bytes: size of one uncompressed batch, from which the frame limit follows.
+            schedule: how long the run is to last, which the server's plugins may ask for.
 
         Raises:
             ProtocolError: the peers do not fit; names both values.
         """
         self._link.limits = dataclasses.replace(self._link.limits, frame_bytes=HELLO_BYTES)
         hello = {"protocol": PROTOCOL, "agreement": agreement, "run": run, "step": step}
+        if schedule is not None:
+            hello["schedule"] = dataclasses.asdict(schedule)
         answer = self.exchange(Message(Kind.HELLO, meta=hello))
         if answer.kind is not Kind.HELLO:
             raise ProtocolError(f"{self._link.remote} answered a HELLO with {answer.kind.name}")

@@ -195,7 +195,7 @@ def test_the_lines_that_led_to_an_error_are_shown_if_asked_for(
     monkeypatch.setenv("SPLITLAB_TRACEBACK", "")  # put back afterwards
     (tmp_path / "mine.py").write_text("def helps():\n    raise SystemExit(4)\n\n\nhelps()\n")
     command = ["plugins", f"{tmp_path}/mine.py:Mine"]
-    told = f"cannot be imported: SystemExit: 4 (mine.py:2)"
+    told = "cannot be imported: SystemExit: 4 (mine.py:2)"
     assert main(command) == 1
     assert capsys.readouterr().err.count("\n") == 1
     assert main([*command, "--traceback"]) == 1
