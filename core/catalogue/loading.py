@@ -22,6 +22,7 @@ from typing import Any
 
 from splitlab.core.catalogue.tables import SINGULAR, Entry, Kind, Loadable, entries
 from splitlab.core.contract.errors import (
+    FAULTS,
     ConfigError,
     PluginError,
     SplitlabError,
@@ -168,7 +169,7 @@ def find(kind: Loadable, head: str, through: tuple[str, ...] = ()) -> Loaded:
         return Loaded(factory, f"{head}={identity}", {})
     what = f"{what} ({entry.target}, from {entry.source})"
     module, _, attribute = entry.target.partition(":")
-    with _importing(what):
+    with _importing(what, module):
         factory = getattr(importlib.import_module(module), attribute)
     if not _fits(kind, factory):
         raise PluginError(f"{what} is a {type(factory).__name__}; it must be a {_noun(kind)}")
@@ -192,14 +193,14 @@ def _noun(kind: Loadable) -> str:
 
 
 @contextmanager
-def _importing(what: str) -> Iterator[None]:
+def _importing(what: str, module: str) -> Iterator[None]:
     """Blame whatever an import raises on what was imported; an error of ours keeps its kind."""
     try:
         yield
     except SplitlabError:
         raise
-    except (Exception, SystemExit) as error:
-        raise PluginError(f"{what} cannot be imported: {reason(error)}") from error
+    except FAULTS as error:
+        raise PluginError(f"{what} cannot be imported: {reason(error, module)}") from error
 
 
 def _load_file(kind: Loadable, target: str) -> tuple[Any, str]:
@@ -222,7 +223,7 @@ def _load_file(kind: Loadable, target: str) -> tuple[Any, str]:
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module  # dataclasses and type hints look their module up
         try:
-            with _importing(f"{what} {str(path)!r}"):
+            with _importing(f"{what} {str(path)!r}", module_name):
                 loader.exec_module(module)
         except BaseException:  # an interrupt, too, leaves no half of a module
             del sys.modules[module_name]

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TextIO
@@ -31,11 +32,13 @@ from splitlab.core.command import (
     transports,
 )
 from splitlab.core.command.elsewhere import mistyped
-from splitlab.core.command.options import Formatter, Parser, add_registry
+from splitlab.core.command.options import Formatter, Parser, add_common
 from splitlab.core.command.streams import prepare, visible
 from splitlab.core.contract.errors import ConfigError, Interrupted, Notice, SplitlabError
 
 __all__ = ["main", "parser"]
+
+_TRACEBACK = "SPLITLAB_TRACEBACK"
 
 _COMMANDS = {
     "train": (run, compare, serve, join),
@@ -75,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare()
     try:
         arguments = _parse(argv)
+        if getattr(arguments, "traceback", False):
+            os.environ[_TRACEBACK] = "1"  # of a server process, too, whose errors are in its log
         _use_registry(arguments)
         for notice in _notices():
             _say(f"note: {notice}")
@@ -89,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         except OSError:
             _leave_stdout()
+        if os.environ.get(_TRACEBACK):
+            traceback.print_exception(error)
         _say(f"error: {error}")
         return error.status
     except KeyboardInterrupt:
@@ -133,7 +140,7 @@ def parser() -> Parser:
         formatter_class=Formatter,
     )
     whole.add_argument("--version", action="version", version=f"splitlab {__version__}")
-    add_registry(whole)
+    add_common(whole)
     # argparse would list all commands in one column; below they are listed by what they are for.
     commands = whole.add_subparsers(
         prog="splitlab", metavar="COMMAND", required=True, help=argparse.SUPPRESS

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Formatter",
     "Parser",
+    "add_common",
     "add_config",
     "add_json",
     "add_quiet",
-    "add_registry",
     "completes",
     "declare",
     "given",
@@ -94,17 +94,23 @@ def declare(
     parser.name = name
     parser.summary = summary
     parser.set_defaults(command=does, parser=parser)
-    add_registry(parser)
+    add_common(parser)
     return parser
 
 
-def add_registry(parser: Parser) -> None:
-    """Add ``--registry``, which every command takes; not given, it is not in the namespace."""
+def add_common(parser: Parser) -> None:
+    """Add what every command takes; what is not given is not in the namespace."""
     parser.add_argument(
         "--registry",
         metavar="FILE.toml",
         default=argparse.SUPPRESS,
         help="read names of your own from this file; sets $SPLITLAB_REGISTRY",
+    )
+    parser.add_argument(
+        "--traceback",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="with an error, show all lines of code that led to it; sets $SPLITLAB_TRACEBACK",
     )
 
 

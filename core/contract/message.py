@@ -18,16 +18,8 @@ from splitlab.core.contract.errors import PluginError, when
 __all__ = ["WORDS", "Kind", "Message", "Role"]
 
 WORDS = (
-    "agreement",
-    "did",
-    "diverged",
-    "do",
-    "error",
-    "loss",
-    "loss_sum",
-    "marks",
-    "protocol",
-    "run",
+    *("agreement", "did", "diverged", "do", "error", "loss", "loss_sum", "marks", "protocol"),
+    *("run", "schedule"),
     "step",
 )
 """The names under which the engine and the session say something in ``Message.meta``."""
@@ -72,7 +64,9 @@ class Message:
         training: whether it belongs to a training step (the ledger counts evaluation apart).
         stacked: whether the stack of plugins acts on it; an uncompressed evaluation says ``False``.
         meta: what the engine and the session say besides tensors: JSON values under names of
-            `WORDS`. Plugins leave notes, with `push`.
+            `WORDS`. A GRADIENT has ``"loss"``, the mean task loss of the batch, a PREDICTION
+            ``"loss_sum"``, the loss summed over the samples of its batch. Plugins may read it, and
+            leave notes, with `push`, instead of writing there.
 
     Attributes:
         elapsed_ns: nanoseconds that the sender computed to produce this message; a fixed-width

@@ -82,10 +82,10 @@ class Client(Worker):
         cut.gradient = message[GRADIENT]
         self._check_gradient(cut)
         self.stack.gradient_return(cut)
-        if cut.activations.requires_grad:
-            self._backward(cut.activations, cut.gradient, step)
+        on_graph = [cut.activations] if cut.activations.requires_grad else []
+        own = self._backward(cut, on_graph, cut.gradient)
         self._step(step, {"the gradient at the cut, as it came back,": cut.gradient})
-        return Trained(step, len(batch.targets), loss, self.stack.metrics(step))
+        return Trained(step, len(batch.targets), loss, self.stack.metrics(step, own))
 
     def query(self, batch: Batch, number: int, *, stacked: bool) -> Conversation[Answer]:
         """Evaluate a batch: an ACTIVATION goes out, a PREDICTION comes in.

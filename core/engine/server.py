@@ -115,7 +115,7 @@ class Server(Worker):
                 )
             per_row = F.cross_entropy(logits, cut.targets, reduction="none")
             loss = (per_row * cut.weights).sum() / cut.weights.sum()
-        self._backward(loss, None, cut.step)
+        own = self._backward(cut, [loss])
         if leaf.grad is None:
             raise PluginError(
                 f"{cut.when}: after before_server_forward cut.activations no longer depend on "
@@ -131,7 +131,7 @@ class Server(Worker):
         answer = Message(Kind.GRADIENT, cut.step, meta={"loss": value})
         answer.put(GRADIENT, leaf.grad, Role.PAYLOAD)
         self.stack.before_send(answer)
-        self.metrics = self.stack.metrics(cut.step)
+        self.metrics = self.stack.metrics(cut.step, own)
         return answer
 
     @torch.no_grad()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,14 @@ import torch
 from torch import nn
 
 from splitlab.core.contract.cut import Cut
-from splitlab.core.contract.errors import ConfigError, Diverged, PluginError, reason, when
+from splitlab.core.contract.errors import (
+    FAULTS,
+    ConfigError,
+    Diverged,
+    PluginError,
+    reason,
+    when,
+)
 from splitlab.core.contract.part import Part
 from splitlab.core.contract.peer import Peer
 from splitlab.core.engine.finite import all_finite, all_of_them_finite
@@ -120,12 +128,28 @@ class Worker:
             text = f"{when(step, training)}: {error}{self._suspects()}"
             raise ConfigError(text) from error
 
-    def _backward(self, of: torch.Tensor, gradient: torch.Tensor | None, step: int) -> None:
+    def _backward(
+        self, cut: Cut, of: Sequence[torch.Tensor], gradient: torch.Tensor | None = None
+    ) -> Mapping[str, Mapping[str, float]]:
+        """Go back through the graph, also from plugins' own losses; returns these, by label.
+
+        Args:
+            cut: of the step.
+            of: a tensor with this gradient, or a loss, or nothing.
+            gradient: None of a loss.
+
+        Raises:
+            Diverged: a plugin's own loss is no finite number.
+        """
+        step, own = cut.step, _values(cut)
+        roots, rest = [*of, *cut.losses.values()], [None for _ in cut.losses]
+        if not roots:
+            return own
         try:
-            torch.autograd.backward(of, gradient)
+            torch.autograd.backward(roots, [*(gradient for _ in of), *rest])
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:
+        except FAULTS as error:
             plugins = " + ".join(self.stack.traits())
             if not plugins:
                 raise ConfigError(
@@ -138,6 +162,7 @@ class Worker:
                 f"{reason(error)}; look at autograd functions of the plugins' own, and at changes "
                 "of cut.activations in place; or at those of the model"
             ) from error
+        return own
 
     def _suspects(self) -> str:
         one_sided = self.stack.one_sided()
@@ -169,6 +194,20 @@ class Worker:
             whole = self._optimizer.state_dict()
             whole["state"] = {int(key): value for key, value in tree.get("optimizer", {}).items()}
             self._optimizer.load_state_dict(whole)
+
+
+def _values(cut: Cut) -> dict[str, dict[str, float]]:
+    """Return the losses that plugins added, by label and name."""
+    found: dict[str, dict[str, float]] = {}
+    for (label, name), loss in cut.losses.items():
+        value = loss.item()
+        if not math.isfinite(value):
+            raise Diverged(
+                f"{cut.when}: the loss {name!r} of plugin {label!r} is {value}; guard its "
+                "divisions, logarithms and roots, or lower --lr"
+            )
+        found.setdefault(label, {})[name] = value
+    return found
 
 
 def class_ids(ids: torch.Tensor, classes: int) -> torch.Tensor:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from splitlab.core.contract.errors import ConfigError, SplitlabError, reason
+from splitlab.core.contract.errors import FAULTS, ConfigError, SplitlabError, reason
 from splitlab.core.contract.measure import Measurement
 from splitlab.core.contract.part import Layout
 from splitlab.core.models.crossing import Leaving, channels_last, from_tokens, seen, to_tokens
@@ -320,7 +320,7 @@ def tried(model: Segmented) -> list[Leaving]:
             torch.autograd.grad(x, image, torch.zeros_like(x), allow_unused=True)
     except (SplitlabError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except FAULTS as error:
         raise ConfigError(
             f"segment {min(back, default=len(made) - 1)} of the model cannot go back: "
             f"{reason(error)}; mend its backward pass, or what changes its output in place"
@@ -349,7 +349,7 @@ def ran(
         made: Any = segment(x, **more)
     except (SplitlabError, torch.OutOfMemoryError):
         raise
-    except (Exception, SystemExit) as error:
+    except FAULTS as error:
         if "more than 1 value per channel" in str(error):
             raise ConfigError(
                 f"batch norm cannot train on a batch of {len(x)} of this image size ({error}); "

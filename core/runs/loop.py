@@ -273,6 +273,7 @@ class Loop:
             step=step,
             marks=marks,
             batch_bytes=self.plan.batch_bytes,
+            schedule=self.plan.schedule,
         )
         kept.forget_after(step)
         self.folder.cut_metrics(logged)

@@ -16,7 +16,7 @@ import torch
 from splitlab.core.catalogue.binding import bind, bind_stack
 from splitlab.core.catalogue.links import bind_wrappers
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.contract.peer import Peer
+from splitlab.core.contract.peer import Peer, Schedule
 from splitlab.core.contract.settings import Bound, shown
 from splitlab.core.contract.traits import Traits
 from splitlab.core.data.load import Data, load_data
@@ -104,6 +104,7 @@ class PeerPlan:
         agreement: what both peers must have in common, by the name that the user knows it by.
         device: where this peer computes.
         threads: its CPU threads.
+        schedule: how long the run is to last; None at a server, which hears it from its client.
     """
 
     config: Config
@@ -117,6 +118,7 @@ class PeerPlan:
     agreement: Mapping[str, str]
     device: torch.device
     threads: int
+    schedule: Schedule | None
 
     @property
     def titles(self) -> list[str]:
@@ -130,7 +132,9 @@ class PeerPlan:
 
     def peer(self, role: Literal["client", "server"]) -> Peer:
         """Return the facts of this peer."""
-        return _peer(self.config, self.model, self.classes, role, self.device)
+        peer = _peer(self.config, self.model, self.classes, role, self.device)
+        peer.schedule = self.schedule
+        return peer
 
 
 @dataclass(frozen=True)
@@ -225,8 +229,10 @@ def make(
     """
     device = choose_device(decided.config.device, "client", peers_here=peers_here)
     data = load_configured_data(decided, loading)
-    shared, model = _plan(decided, len(data.train.classes), device)
     config = decided.config
+    budget = Budget.parse(config.budget)
+    schedule = Schedule(len(data.train), budget.unit, budget.amount)
+    shared, model = _plan(decided, len(data.train.classes), device, schedule)
     every = config.eval_every or -(-len(data.train) // config.batch_size)
     checkpoints = config.checkpoint_every or every
     mine = {"config": replace(config, eval_every=every, checkpoint_every=checkpoints)}
@@ -241,7 +247,7 @@ def make(
             mean=tuple(data.mean),
             std=tuple(data.std),
         ),
-        budget=Budget.parse(config.budget),
+        budget=budget,
         eval_every=every,
         checkpoint_every=checkpoints,
     )
@@ -259,7 +265,7 @@ def make_for_server(
         peers_here: 2 if the client is another process on this machine.
     """
     device = choose_device(decided.config.device, "server", peers_here=peers_here)
-    return _plan(decided, classes, device)
+    return _plan(decided, classes, device, None)
 
 
 def load_configured_data(decided: Decided, loading: Loading | None = None) -> Data:
@@ -285,7 +291,9 @@ def load_configured_data(decided: Decided, loading: Loading | None = None) -> Da
     )
 
 
-def _plan(decided: Decided, classes: int, device: torch.device) -> tuple[PeerPlan, Segmented]:
+def _plan(
+    decided: Decided, classes: int, device: torch.device, schedule: Schedule | None
+) -> tuple[PeerPlan, Segmented]:
     config, facts, tried = decided.config, decided.model, decided.tried
     model = build_model(
         config.model,
@@ -301,7 +309,9 @@ def _plan(decided: Decided, classes: int, device: torch.device) -> tuple[PeerPla
             f"with {classes} classes, and {other.tokens} × {other.width} with others; "
             "let the last segment alone depend on classes, or cut elsewhere"
         )
-    peer = _peer(config, facts, classes, "client", torch.device("cpu"))
+    role: Literal["client", "server"] = "client" if schedule else "server"
+    peer = _peer(config, facts, classes, role, torch.device("cpu"))
+    peer.schedule = schedule
     peer.unable = model.part(0, (facts.cut,), torch.device("meta")).unable
     tried.setup(peer)
     plan = PeerPlan(
@@ -316,6 +326,7 @@ def _plan(decided: Decided, classes: int, device: torch.device) -> tuple[PeerPla
         agreement=_agreement(decided, classes, fingerprint(model.module)),
         device=device,
         threads=decided.threads,
+        schedule=schedule,
     )
     tried.run_end()
     return plan, model

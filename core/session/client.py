@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from splitlab.core.contract.errors import NetworkError, ProtocolError
 from splitlab.core.contract.link import Link
 from splitlab.core.contract.message import Kind, Message
+from splitlab.core.contract.peer import Schedule
 from splitlab.core.engine.conversation import Conversation, hold
 from splitlab.core.session.protocol import (
     HELLO_BYTES,
@@ -54,6 +55,7 @@ class ClientSession:
         step: int,
         marks: Mapping[str, str],
         batch_bytes: int,
+        schedule: Schedule | None = None,
     ) -> None:
         """Shake hands.
 
@@ -65,6 +67,7 @@ class ClientSession:
                 ``steps`` and ``again``, which other steps the client has, and the command that goes
                 on with the run.
             batch_bytes: size of one uncompressed batch, from which the frame limit follows.
+            schedule: how long the run is to last, which the server's plugins may ask for.
 
         Raises:
             ProtocolError: the peers do not fit; names both values.
@@ -78,6 +81,8 @@ class ClientSession:
             "step": step,
             "marks": dict(marks),
         }
+        if schedule is not None:
+            hello["schedule"] = dataclasses.asdict(schedule)
         try:
             answer = self.exchange(Message(Kind.HELLO, meta=hello))
         except NetworkError as error:

@@ -90,7 +90,10 @@ class Subject:
         text: what users type for it; None for a class.
         tiny: makes its peers.
         fresh: makes peers in other processes; None if no check needs them.
+        breaks_at_edges: whether a check found that it does not survive inputs at the edge.
     """
+
+    breaks_at_edges = False
 
     def __init__(
         self,

@@ -236,3 +236,21 @@ def test_it_is_a_program(tmp_path: Path) -> None:
     )
     assert ended.returncode == ConfigError.status
     assert ended.stderr.startswith("splitlab: error: unknown plugin 'acd' (did you mean 'adc'?)")
+
+
+def test_the_lines_that_led_to_an_error_are_shown_if_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPLITLAB_TRACEBACK", "")  # put back afterwards
+    (tmp_path / "mine.py").write_text("def helps():\n    raise SystemExit(4)\n\n\nhelps()\n")
+    command = ["plugins", f"{tmp_path}/mine.py:Mine"]
+    told = "cannot be imported: SystemExit: 4 (mine.py:2)"
+    assert main(command) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main([*command, "--traceback"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback (most recent call last):")
+    assert 'mine.py", line 5, in <module>' in error
+    last = error.splitlines()[-1]
+    assert last.startswith("splitlab: error: ")
+    assert last.endswith(told)
