@@ -76,7 +76,7 @@ def main(stacks: list[str]) -> None:
             )
             text = (Path(folder) / "run" / "metrics.jsonl").read_text(encoding="utf-8")
         [step] = [line for line in map(json.loads, text.splitlines()) if line["kind"] == "train"]
-        error = step["metrics"]["WhatArrives"].get("error", float("nan"))
+        error = step.get("metrics", {}).get("WhatArrives", {}).get("error", float("nan"))
         print(f"| `{stack}` | {step['bytes_up'] / BASE:.4f} | {error:.4f} |")
 
 

@@ -251,7 +251,7 @@ def _corner(rows_BND: torch.Tensor, K: int, L: int) -> torch.Tensor:
     dtype = working_dtype(rows_BND.dtype)
     waves_KN = _waves(N, K, dtype, rows_BND.device)
     parts_BNQ = rows_BND.to(dtype) @ _parts(_waves(D, L, dtype, rows_BND.device))
-    corner_BKL = waves_KN @ torch.view_as_complex(parts_BNQ.unflatten(-1, (L, 2)))
+    corner_BKL = waves_KN @ torch.view_as_complex(parts_BNQ.reshape(-1, N, L, 2))
     return torch.view_as_real(corner_BKL).flatten(-2).to(rows_BND.dtype)
 
 
@@ -259,7 +259,7 @@ def _from_corner(block_BKQ: torch.Tensor, N: int, D: int, *, mirrored: bool) -> 
     """Return the real part of the inverse transform of the corner and zeros, (B, N, D)."""
     _, K, Q = block_BKQ.shape
     dtype = working_dtype(block_BKQ.dtype)
-    corner_BKL = torch.view_as_complex(block_BKQ.to(dtype).unflatten(-1, (Q // 2, 2)))
+    corner_BKL = torch.view_as_complex(block_BKQ.to(dtype).reshape(-1, K, Q // 2, 2))
     if mirrored:
         corner_BKL = corner_BKL * _heights(K, Q // 2, N, D).to(block_BKQ.device, dtype)
     halfway_BNL = _waves(N, K, dtype, block_BKQ.device).mH @ corner_BKL
