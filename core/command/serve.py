@@ -77,6 +77,7 @@ def add(commands: Commands) -> Parser:
     )
     # The server that a run starts beside itself writes its address to this file descriptor.
     parser.add_argument("--announce", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--samples", type=int, help=argparse.SUPPRESS)  # of its training data
     add_config(parser, exclude=_CLIENT_ONLY, texts=_TEXTS)
     return parser
 
@@ -91,6 +92,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         classes=arguments.classes,
         wait=arguments.wait,
         announce=arguments.announce,
+        samples=arguments.samples,
     )
 
 
@@ -101,6 +103,7 @@ def serve_config(
     classes: int | None,
     wait: float = _A_DAY,
     announce: int | None = None,
+    samples: int | None = None,
     quiet: bool = False,
 ) -> int:
     """Serve one client of this configuration; returns the exit status.
@@ -111,6 +114,7 @@ def serve_config(
         classes: C, width of the head; that of the configuration's data if None.
         wait: seconds to wait for a client.
         announce: file descriptor for the address, if a client on this machine started this server.
+        samples: of the data that such a client trains on.
         quiet: print nothing.
     """
     from splitlab.core.data.entry import class_count
@@ -133,6 +137,7 @@ def serve_config(
         announce=announce,
         wait=wait,
         peers_here=1 if announce is None else 2,
+        samples=samples,
         say=_say_nothing if quiet else _say,
     )
     return 0

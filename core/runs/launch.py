@@ -115,6 +115,8 @@ class Launch:
         command += ["--config", str(self._folder.path / "config.toml")]
         command += ["--output", str(self._folder.path)]
         command += ["--classes", str(self._plan.classes)]
+        if self._plan.schedule is not None:
+            command += ["--samples", str(self._plan.schedule.training_samples)]
         command += ["--announce", str(writing), "--wait", str(_STARTUP_SECONDS)]
         command += ["--timeout", str(self._plan.config.timeout)]
         with self._folder.server_log().open("wb") as log:

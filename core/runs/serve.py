@@ -32,6 +32,7 @@ def serve(
     announce: int | None = None,
     wait: float = 86400.0,
     peers_here: int = 1,
+    samples: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> int:
     """Listen, serve one client, and return the number of training steps served.
@@ -45,6 +46,7 @@ def serve(
         announce: file descriptor to which the real address is written once the server listens.
         wait: seconds to wait for a client.
         peers_here: 2 if the client runs on this machine too; it then has the first GPU.
+        samples: of the client's training data, if a client on this machine started this server.
         say: is told in a line where it listens, and how it went.
 
     Raises:
@@ -56,7 +58,7 @@ def serve(
         raise ConfigError(f"transport {named!r} has both peers in one process; use tcp")
     with ExitStack() as cleanup:
         cleanup.enter_context(limited_threads(decided.threads))
-        plan, model = make_for_server(decided, classes, peers_here=peers_here)
+        plan, model = make_for_server(decided, classes, peers_here=peers_here, samples=samples)
         server = build_server(plan, model)
         del model  # of which the server has its part
         cleanup.callback(server.stack.run_end)

@@ -125,7 +125,8 @@ class ServerSession:
         if schedule is None and "schedule" in meta:
             raise ProtocolError(f"{self._link.remote} sent a malformed HELLO")
         compare(theirs, self._agreement)
-        self._server.peer.schedule = schedule or self._server.peer.schedule
+        if schedule is not None:
+            self._server.peer.schedule = schedule
         self._resume(run, step)
         self._open = True
         self._link.limits = dataclasses.replace(

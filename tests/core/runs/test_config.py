@@ -279,3 +279,9 @@ def test_a_tilde_means_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     (tmp_path / "c.toml").write_text("output = '~/x'", encoding="utf-8")
     assert Config.from_toml("~/c.toml") == Config(output="~/x")
     assert Config(output="a~").output == "a~"
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_bytes(b"\xef\xbb\xbfbatch_size = 4\n")
+    assert Config.from_toml(file).batch_size == 4
