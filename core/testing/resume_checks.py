@@ -233,7 +233,7 @@ def _twice(s: Subject) -> str | None:
 def _check_fresh(s: Subject, straight: _Straight, advice: str) -> None:
     """Resume once more in a process that remembers nothing, not even in variables of modules."""
     where = address(s.stack, s.text)
-    if s.fresh is None or isinstance(where, str):
+    if s.fresh is None or isinstance(where, str) or s.needs_more_than_frames:
         return  # frames-are-enough says why
     step = sorted(straight.states)[len(straight.states) // 2]
     first = straight.turns.index(("train", step))

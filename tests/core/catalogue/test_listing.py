@@ -75,6 +75,7 @@ def test_a_plugin_of_a_file_is_explained(tmp_path: Path) -> None:
         "    def __init__(self, *, ratio: float = 0.5) -> None: ...\n"
         "class Needs:\n"
         "    def __init__(self, *, rank: int) -> None: ...\n"
+        "    run_end = hookimpl(lambda self: None)\n"
     )
     facts = plugin_facts(f"{file}:Mine")
     assert facts["summary"] == "A method."
