@@ -393,7 +393,6 @@ DECLARED = "declares fields and protocols, which mypy checks and every peer's te
 KIT = "a part of the kit, of which every check of tests/core/testing is made"
 WITHOUT_A_MIRROR = {
     "core/contract/batch.py": DECLARED,
-    "core/contract/cut.py": DECLARED,
     "core/contract/hooks.py": "declares the hooks; tests/core/engine/test_stack.py reads its texts",
     "core/contract/link.py": DECLARED,
     "core/contract/part.py": DECLARED,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from splitlab.core.catalogue.binding import bind, broken
 from splitlab.core.catalogue.links import lacks
-from splitlab.core.catalogue.loading import load, split
+from splitlab.core.catalogue.loading import find, load, split
 from splitlab.core.catalogue.tables import SINGULAR, Entry, Loadable, entries
 from splitlab.core.contract.errors import FAULTS, ConfigError, PluginError, SplitlabError, reason
 from splitlab.core.contract.marks import HOOKS, forgotten, marked
@@ -75,7 +75,8 @@ def _row(kind: Loadable | Literal["stacks"], entry: Entry) -> Row:
     problem = broken(kind, entry)
     summary = entry.summary
     if not (summary or problem or kind == "stacks"):
-        summary = (inspect.getdoc(load(kind, entry.name)) or "").partition("\n")[0]
+        made = find(kind, entry.name, entry=entry).factory
+        summary = (inspect.getdoc(made) or "").partition("\n")[0]
     return {"name": entry.name, "summary": summary, "source": entry.source, "problem": problem}
 
 

@@ -135,20 +135,23 @@ def known(kind: Loadable, name: str) -> Entry:
     return found[name]
 
 
-def find(kind: Loadable, head: str, through: tuple[str, ...] = ()) -> Loaded:
+def find(
+    kind: Loadable, head: str, through: tuple[str, ...] = (), *, entry: Entry | None = None
+) -> Loaded:
     """Import what the name or ``FILE.py:Name`` stands for, through presets to what they set.
 
     Args:
         kind: what it names.
         head: without settings.
         through: the presets that led here.
+        entry: of that name, if it is known.
 
     Raises:
         ConfigError, PluginError: as `load`.
     """
     if ".py:" in head:
         return Loaded(*_load_file(kind, head), {})
-    entry = known(kind, head)
+    entry = entry or known(kind, head)
     what = f"{SINGULAR[kind]} {head!r}"
     if kind == "models" and "preset" in entry.facts:
         if head in through:

@@ -174,6 +174,8 @@ def _use_registry(arguments: argparse.Namespace) -> None:
     file = os.path.expanduser(getattr(arguments, "registry", ""))
     if not file:
         return
+    if os.path.isdir(file):
+        raise ConfigError(f"--registry {file} is a folder; name the TOML file in it")
     if not os.path.isfile(file):
         raise ConfigError(f"--registry {file}: no such file; name a TOML file of names of your own")
     os.environ["SPLITLAB_REGISTRY"] = os.path.abspath(file)

@@ -290,7 +290,7 @@ class Config:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Return the parsed file; `ConfigError` if it is missing or not TOML."""
     try:
-        return tomllib.loads(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

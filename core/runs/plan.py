@@ -230,9 +230,8 @@ def make(
     device = choose_device(decided.config.device, "client", peers_here=peers_here)
     data = load_configured_data(decided, loading)
     config = decided.config
-    budget = Budget.parse(config.budget)
-    schedule = Schedule(len(data.train), budget.unit, budget.amount)
-    shared, model = _plan(decided, len(data.train.classes), device, schedule)
+    schedule = _schedule(decided, len(data.train))
+    shared, model = _plan(decided, len(data.train.classes), device, "client", schedule)
     every = config.eval_every or -(-len(data.train) // config.batch_size)
     checkpoints = config.checkpoint_every or every
     mine = {"config": replace(config, eval_every=every, checkpoint_every=checkpoints)}
@@ -247,7 +246,7 @@ def make(
             mean=tuple(data.mean),
             std=tuple(data.std),
         ),
-        budget=budget,
+        budget=Budget.parse(config.budget),
         eval_every=every,
         checkpoint_every=checkpoints,
     )
@@ -255,17 +254,18 @@ def make(
 
 
 def make_for_server(
-    decided: Decided, classes: int, *, peers_here: int
+    decided: Decided, classes: int, *, peers_here: int, samples: int | None = None
 ) -> tuple[PeerPlan, Segmented]:
     """Make the server's plan, which knows of the data how many classes they have, and no more.
 
     Args:
         decided: of a configuration that is the client's in everything that both must agree on.
         classes: C.
+        samples: of the client's training data, if the configuration's budget is the client's, too.
         peers_here: 2 if the client is another process on this machine.
     """
     device = choose_device(decided.config.device, "server", peers_here=peers_here)
-    return _plan(decided, classes, device, None)
+    return _plan(decided, classes, device, "server", _schedule(decided, samples))
 
 
 def load_configured_data(decided: Decided, loading: Loading | None = None) -> Data:
@@ -291,8 +291,17 @@ def load_configured_data(decided: Decided, loading: Loading | None = None) -> Da
     )
 
 
+def _schedule(decided: Decided, samples: int | None) -> Schedule | None:
+    budget = Budget.parse(decided.config.budget)
+    return Schedule(samples, budget.unit, budget.amount) if samples is not None else None
+
+
 def _plan(
-    decided: Decided, classes: int, device: torch.device, schedule: Schedule | None
+    decided: Decided,
+    classes: int,
+    device: torch.device,
+    role: Literal["client", "server"],
+    schedule: Schedule | None,
 ) -> tuple[PeerPlan, Segmented]:
     config, facts, tried = decided.config, decided.model, decided.tried
     model = build_model(
@@ -309,7 +318,6 @@ def _plan(
             f"with {classes} classes, and {other.tokens} × {other.width} with others; "
             "let the last segment alone depend on classes, or cut elsewhere"
         )
-    role: Literal["client", "server"] = "client" if schedule else "server"
     peer = _peer(config, facts, classes, role, torch.device("cpu"))
     peer.schedule = schedule
     peer.unable = model.part(0, (facts.cut,), torch.device("meta")).unable

@@ -150,7 +150,8 @@ class ServerSession:
         if schedule is None and "schedule" in meta:
             raise ProtocolError(f"{self._link.remote} sent a malformed HELLO")
         compare(theirs, self._agreement)
-        self._server.peer.schedule = schedule or self._server.peer.schedule
+        if schedule is not None:
+            self._server.peer.schedule = schedule
         self._resume(run, step, marks)
         self._open, self._trained = True, step
         self._link.limits = dataclasses.replace(

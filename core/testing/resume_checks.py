@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from splitlab.core.contract.errors import PluginError
 from splitlab.core.contract.message import Message
@@ -31,6 +31,8 @@ from splitlab.core.testing.tiny import Tiny, freeze, thaw
 
 __all__ = ["state_survives_resume"]
 
+Role = Literal["client", "server"]
+
 _BATCHES = 3
 """In an epoch: from the fourth step on, all samples were seen before."""
 _STEPS = 27
@@ -43,7 +45,7 @@ _COUNTS = re.compile(
 """In the name of a setting that counts steps or epochs."""
 _BREAKS = (2, 3, 5, 7, 13, 19, 29, 43, 61, 89, 127, 181)
 """Steps that are done when the run is interrupted."""
-_ROLES = ("client", "server")
+_ROLES: tuple[Role, ...] = ("client", "server")
 
 
 @dataclass
@@ -231,7 +233,7 @@ def _twice(s: Subject) -> str | None:
 def _check_fresh(s: Subject, straight: _Straight, advice: str) -> None:
     """Resume once more in a process that remembers nothing, not even in variables of modules."""
     where = address(s.stack, s.text)
-    if s.fresh is None or isinstance(where, str):
+    if s.fresh is None or isinstance(where, str) or s.needs_more_than_frames:
         return  # frames-are-enough says why
     step = sorted(straight.states)[len(straight.states) // 2]
     first = straight.turns.index(("train", step))
@@ -240,11 +242,13 @@ def _check_fresh(s: Subject, straight: _Straight, advice: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for role in _ROLES:
             Checkpoints(Path(folder), role).save(step, *straight.states[step][role])
-        for role, arriving, expected in (("server", ups, downs), ("client", downs, ups)):
+        sides: dict[Role, tuple[list[bytes], list[bytes]]]
+        sides = {"server": (ups, downs), "client": (downs, ups)}
+        for role, (arriving, expected) in sides.items():
             where["checkpoint"] = [folder, step]
             try:
                 sent = s.fresh.replay(
-                    role,  # type: ignore[arg-type]
+                    role,
                     straight.tiny,
                     where,
                     straight.turns[first:],

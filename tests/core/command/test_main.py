@@ -254,3 +254,8 @@ def test_the_lines_that_led_to_an_error_are_shown_if_asked_for(
     last = error.splitlines()[-1]
     assert last.startswith("splitlab: error: ")
     assert last.endswith(told)
+
+
+def test_a_folder_is_no_registry(tmp_path: Path, fails: Callable[..., str]) -> None:
+    told = fails("plugins", "--registry", str(tmp_path))
+    assert f"--registry {tmp_path} is a folder; name the TOML file in it" in told

@@ -131,6 +131,9 @@ class Counted:
     def __init__(self):
         built.append(self)
 
+    @hookimpl
+    def run_end(self): ...
+
 
 class Asks:
     @hookimpl
