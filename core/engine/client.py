@@ -74,7 +74,7 @@ class Client(Worker):
             cut = self._cut(batch, step, training=True)
             made = cut.activations
             self.stack.after_client_forward(cut)
-        asked = self._message(cut, made, stacked=True)
+        asked = self._message(cut, stacked=True)
         message = yield asked
         loss = self._loss(message, Kind.GRADIENT, asked)
         message.to(self.peer.device)
@@ -84,7 +84,8 @@ class Client(Worker):
         self.stack.gradient_return(cut)
         on_graph = [cut.activations] if cut.activations.requires_grad else []
         own = self._backward(cut, on_graph, cut.gradient)
-        self._step(step, {"the gradient at the cut, as it came back,": cut.gradient})
+        passing = _leaving(cut, made) | {"the gradient at the cut, as it came back,": cut.gradient}
+        self._step(step, passing)
         return Trained(step, len(batch.targets), loss, self.stack.metrics(step, own))
 
     def query(self, batch: Batch, number: int, *, stacked: bool) -> Conversation[Answer]:
@@ -102,12 +103,13 @@ class Client(Worker):
                 made = cut.activations
                 if stacked:
                     self.stack.after_client_forward(cut)
-            asked = self._message(cut, made, stacked=stacked)
+            asked = self._message(cut, stacked=stacked)
         message = yield asked
         loss = self._loss(message, Kind.PREDICTION, asked)
         with torch.no_grad():
             if stacked:
                 self.stack.after_receive(message.to(self.peer.device))
+        self._check_finite(_leaving(cut, made), number, training=False)
         ids = message[PREDICTIONS].cpu()
         check_predictions(ids, batch.targets, message.when, self.peer.classes)
         return Answer(ids.long(), loss)
@@ -131,8 +133,7 @@ class Client(Worker):
             sample_ids=batch.sample_ids,
         )
 
-    def _message(self, cut: Cut, made: torch.Tensor, *, stacked: bool) -> Message:
-        """Return what is sent of a cut, whose activations were these before the stack's turn."""
+    def _message(self, cut: Cut, *, stacked: bool) -> Message:
         message = Message(Kind.ACTIVATION, cut.step, training=cut.training, stacked=stacked)
         for name in (ACTIVATIONS, TARGETS):
             check_tensor(cut, f"cut.{name}", getattr(cut, name), "after_client_forward")
@@ -146,11 +147,6 @@ class Client(Worker):
             if name in message:
                 raise PluginError(f"cut.side has a tensor {name!r}, a name that the engine uses")
             message.put(name, tensor.detach(), Role.SIDE)
-        leaving = {"an activation at the cut": made}
-        if cut.activations is not made:
-            leaving["an activation that the stack left"] = cut.activations
-        # Now, since a codec may make finite codes of what is not.
-        self._check_finite(leaving, cut.step, training=cut.training)
         if stacked:
             self.stack.before_send(message)
         return message
@@ -167,3 +163,14 @@ class Client(Worker):
                 f"{[*cut.activations.shape]}; a plugin of the stack does not undo in one direction "
                 f"what it does in the other{self._suspects()}"
             )
+
+
+def _leaving(cut: Cut, made: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return what must be finite of a cut, whose activations were these before the stack's turn.
+
+    It is looked at when the answer has come: a codec may make finite codes of what is not.
+    """
+    leaving = {"an activation at the cut": made}
+    if cut.activations is not made:
+        leaving["an activation that the stack left"] = cut.activations
+    return leaving

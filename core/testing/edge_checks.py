@@ -13,7 +13,7 @@ import torch
 
 from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.cut import Cut
-from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError
+from splitlab.core.contract.errors import ConfigError, Diverged, PluginError, SplitlabError
 from splitlab.core.testing.couple import Couple
 from splitlab.core.testing.decoding import decoding_problem
 from splitlab.core.testing.report import Failed, Skipped
@@ -77,11 +77,15 @@ def _cases(s: Subject) -> Iterator[tuple[str, Callable[[], None]]]:
         return with_one(X, math.nan)
 
     def finite(couple: Couple, *batches: Batch) -> None:
-        for step, batch in enumerate(batches):
-            couple.train(batch, step)
-        couple.evaluate(batches[-1], 0)
+        guard = "guard divisions, logarithms and roots"
+        try:
+            for step, batch in enumerate(batches):
+                couple.train(batch, step)
+            couple.evaluate(batches[-1], 0)
+        except Diverged as error:
+            raise PluginError(f"{_infinite(couple) or error}; {guard}") from error
         if found := _infinite(couple):
-            raise PluginError(f"{found}; guard divisions, logarithms and roots")
+            raise PluginError(f"{found}; {guard}")
 
     def explained(couple: Couple) -> None:
         try:

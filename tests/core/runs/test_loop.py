@@ -84,9 +84,7 @@ def test_a_loss_that_was_never_finite_is_not_put_down_to_the_rate(
         "[Nan(), nn.Linear(784, classes)], channels=1, image_size=28)\n"
     )
     options = {**real.SMALL, "model": f"{model}:made"}
-    with pytest.raises(
-        SplitlabError, match=r"^step 1: an activation at the cut is not finite; check the model$"
-    ):
+    with pytest.raises(Diverged, match=r"step 1: the loss is nan; check the model$"):
         run(data_dir=easy_data, output=str(tmp_path / "r"), budget="steps=2", **options)
 
 
