@@ -172,7 +172,7 @@ class ADC:
         if self._repo_token_bug and cut.training:
             features_BF = self._merging.features(cut)
             scores_TN = _reference_scores(features_BF, assignment_B, N=scores_TN.shape[1])
-        tokens_TK = self._selection.choose(scores_TN, self._peer.prefix_tokens)
+        tokens_TK = self._selection.choose(scores_TN, self._peer)
         _replace(cut, assignment_B, tokens_TK)
 
     @hookimpl
@@ -182,8 +182,9 @@ class ADC:
 
     @hookimpl
     def nominal_ratio(self) -> tuple[float, float]:
-        """Return ξ, as the authors charge it, for both directions."""
-        return self._ratio, self._ratio
+        """Return ξ, as the authors charge it, for both directions; more if κN is too few tokens."""
+        ratio = self._ratio * (self._selection.nominal(self._peer) / self._selection.kappa)
+        return ratio, ratio
 
     @hookimpl
     def traits(self) -> Traits:
@@ -323,12 +324,13 @@ class ADCTokenSelect:
         if not (cut.training or self._evaluation):
             return
         scores_BN = self._selection.scores(cut)
-        _replace(cut, None, self._selection.choose(scores_BN, self._peer.prefix_tokens))
+        _replace(cut, None, self._selection.choose(scores_BN, self._peer))
 
     @hookimpl
     def nominal_ratio(self) -> tuple[float, float]:
-        """Return κ for both directions."""
-        return self._selection.kappa, self._selection.kappa
+        """Return κ for both directions, or the smallest that the model allows."""
+        kappa = self._selection.nominal(self._peer)
+        return kappa, kappa
 
     @hookimpl
     def traits(self) -> Traits:
@@ -477,13 +479,18 @@ class _Selection:
         """Return what tokens are chosen by: the class token's attention to each of them."""
         return attention_in_cut(cut, self.attention, self.plugin)
 
-    def choose(self, scores_TN: torch.Tensor, prefix: int) -> torch.Tensor | None:
+    def nominal(self, peer: Peer) -> float:
+        """Return κ, or the smallest that the model allows."""
+        return max(self.kappa, peer.least_tokens / peer.tokens)
+
+    def choose(self, scores_TN: torch.Tensor, peer: Peer) -> torch.Tensor | None:
         """Return the tokens kept, (T, K) in ascending order, or None if all are.
 
-        K is `count`, but at least the prefix of special tokens, which is always kept.
+        K is `count`, but at least what the server needs: the prefix of special tokens, which is
+        always kept, and one patch where the head pools patches.
         """
         T, N = scores_TN.shape
-        K = max(self.count(N), prefix)
+        prefix, K = peer.prefix_tokens, max(self.count(N), peer.least_tokens)
         if K >= N:
             return None
         special_TK = torch.arange(prefix, device=scores_TN.device).expand(T, prefix)

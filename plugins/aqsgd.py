@@ -137,6 +137,7 @@ class AQSGD:
         self._bits = bits
         self._gradient_bits = gradient_bits
         self._memory = memory
+        self._share_new = 0.0
 
     @hookimpl
     def setup(self, peer: Peer) -> None:
@@ -196,9 +197,12 @@ class AQSGD:
         self._samples.load(state)
 
     @hookimpl
-    def nominal_ratio(self) -> tuple[float, float]:
-        """Return bits over 32 up and down, or ξ: that of all visits but the first."""
-        return self._nominal
+    def nominal_ratio(self, step: int | None) -> tuple[float, float]:
+        """Return bits over 32 up and down, or ξ; of a step, with ½ up for its first visits."""
+        up, down = self._nominal
+        if step is None:
+            return up, down
+        return self._share_new / 2 + (1 - self._share_new) * up, down
 
     @hookimpl
     def traits(self) -> Traits:
@@ -227,6 +231,7 @@ class AQSGD:
             )
         slot_B = self._samples.find(ids_B)
         known, new = (slot_B >= 0).nonzero().view(-1), (slot_B < 0).nonzero().view(-1)
+        self._share_new = len(new) / len(ids_B)
         whole = _rows(values_BND, new)
         if len(new):
             _scales(whole, message)

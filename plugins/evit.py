@@ -99,7 +99,7 @@ class EViT:
             return
         B, N, _ = cut.activations.shape
         P = self._peer.prefix_tokens
-        M = self._share.patches(N, P)
+        M = self._share.patches(N, self._peer)
         if M >= N - P:
             return
         scores_BN = attention_in_cut(cut, self._attention, "evit")

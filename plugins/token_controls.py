@@ -68,7 +68,7 @@ class RandomTokens:
             return
         B, N, _ = cut.activations.shape
         P = self._peer.prefix_tokens
-        M = self._share.patches(N, P)
+        M = self._share.patches(N, self._peer)
         if M >= N - P:
             return
         generator = self._peer.generator("random-tokens", cut.step)

@@ -8,6 +8,9 @@ A frame travels as a tensor of `OPENING_BYTES`, the header, and then each tensor
 gloo begins to send when the other end receives. Neither library tells progress, so a deadline holds
 for each of these parts. Neither can go on after a failure or a deadline, so the link closes itself.
 
+Who only talks to the store, such as a port scan, is never met. A client that fails while the group
+of the two opens has spoilt it: `CollectiveListener.accept` says so, and does not try again.
+
 Neither library authenticates the other end or checks what arrives below the frame: use them between
 machines that trust each other.
 """

@@ -223,6 +223,6 @@ def dial(address: Address, timeout: float) -> socket.socket:
             return connection
         connection.close()
     raise NetworkError(
-        f"no server at {address} after {timeout:g} s; "
-        f"start one with `splitlab serve --address {address}`"
+        f"no server at {address} after {timeout:g} s; start one with "
+        f"`splitlab serve --address {address}` (one that has its client takes no other)"
     )

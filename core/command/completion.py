@@ -43,7 +43,7 @@ def add(commands: Commands) -> Parser:
 
 
 def _completion(arguments: argparse.Namespace) -> int:
-    import argcomplete
+    from argcomplete.shell_integration import shellcode
 
-    print(argcomplete.shellcode(["splitlab"], shell=arguments.shell))
+    print(shellcode(["splitlab"], shell=arguments.shell))
     return 0

@@ -40,7 +40,10 @@ def _datasets(arguments: argparse.Namespace) -> int:
     if broken:
         print()
         print_table(("broken", "why"), broken)
-    print("\n--data-dir DIR takes IDX files, Parquet files or train/CLASS/, test/CLASS/ images.")
+    from splitlab.core.data.words import FORMS
+
+    print()
+    print_table(("--data-dir DIR takes", "files in it"), FORMS)
     return 0
 
 

@@ -6,7 +6,7 @@ import argparse
 import difflib
 from collections.abc import Sequence
 
-from splitlab.core.catalogue.tables import LOADABLE, SINGULAR, entries
+from splitlab.core.catalogue.tables import LOADABLE, SINGULAR, Kind, entries
 from splitlab.core.runs.config import Config, flag
 
 __all__ = ["mistyped"]
@@ -83,10 +83,11 @@ def _nearest(name: str, value: str, known: Sequence[str]) -> str:
 def _as_option(parser: argparse.ArgumentParser, word: str) -> str:
     """Say which option takes a name of the catalogue that stands alone."""
     name = word.partition(":")[0].partition("+")[0]
-    for kind in (*LOADABLE, "stacks", "datasets"):
-        flag = {"stacks": "--plugin", "datasets": "--dataset"}.get(kind, f"--{SINGULAR[kind]}")
-        if name in entries(kind) and flag in parser._option_string_actions:
-            return f"; use {flag} {word}"
+    flags: dict[Kind, str] = {kind: f"--{SINGULAR[kind]}" for kind in LOADABLE}
+    flags |= {"stacks": "--plugin", "datasets": "--dataset"}
+    for kind, option in flags.items():
+        if name in entries(kind) and option in parser._option_string_actions:
+            return f"; use {option} {word}"
     return ""
 
 

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from splitlab.core.command.options import Parser, add_config, add_quiet, declare
-from splitlab.core.command.run import add_resume, train
+from splitlab.core.command.run import add_resume, known, train
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
@@ -51,4 +51,11 @@ def add(commands: Commands) -> Parser:
 
 
 def _join(arguments: argparse.Namespace) -> int:
+    if not arguments.quiet:  # at once: what comes next imports torch and reads the data
+        patience = known(arguments).timeout
+        print(
+            f"join   {arguments.address}: loads first, then waits up to {patience:g} s for a "
+            "server there",
+            flush=True,
+        )
     return train(arguments, connect=arguments.address)

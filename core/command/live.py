@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +33,7 @@ class LiveReporter(RunState):
     """
 
     def __init__(self, comparison: LiveComparison | None = None) -> None:
-        super().__init__()
+        super().__init__(comparison.told if comparison else None)
         self._comparison = comparison
         self._live = comparison.live if comparison else _live()
         self._title = Text()
@@ -44,8 +44,10 @@ class LiveReporter(RunState):
         self._draw()
 
     def begin(self, plan: Plan, folder: Path, used: Callable[[], float]) -> None:
-        """Show what runs and where it is written."""
+        """Show what runs and where it is written, and what of the data is left out."""
         self.total = used
+        for notice in self.news(plan):
+            self._live.console.print(f"note: {notice}", highlight=False, markup=False)
         config = plan.config
         self._title = Text.assemble(
             (" + ".join(plan.titles) or "none", "bold"),
@@ -59,6 +61,11 @@ class LiveReporter(RunState):
         """Show how many images are decoded."""
         self._note = f"loading {part}: {done:,} of {total:,} images"
         self._draw()
+
+    def accepted(self, changes: Sequence[str]) -> None:
+        """Leave lines above the display that say what has changed since the run began."""
+        for change in changes:
+            self._live.console.print(f"accepted: {change}", highlight=False, markup=False)
 
     def step(self, progress: Progress, ledger: Ledger, loss: float) -> None:
         """Show all numbers anew."""
@@ -116,7 +123,8 @@ class LiveReporter(RunState):
             table.add_row(name, value)
         done = min(1.0, self.total())
         above = [self._comparison.bar(done)] if self._comparison else []
-        self._live.update(Group(*above, self._title, _bar(done, self._note), table))
+        note = self._note or self.left()
+        self._live.update(Group(*above, self._title, _bar(done, note), table))
 
 
 class LiveComparison(ComparisonState):
@@ -157,5 +165,5 @@ def _live() -> Live:
 def _bar(done: float, note: str) -> Table:
     bar = Table.grid(padding=(0, 2))
     # The note holds names of folders and plugins, which are no markup.
-    bar.add_row(ProgressBar(total=1.0, completed=done, width=40), f"{done:.0%}", Text(note))
+    bar.add_row(ProgressBar(total=1.0, completed=done, width=30), f"{done:.0%}", Text(note))
     return bar

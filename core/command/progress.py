@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,11 +65,35 @@ class RunState:
 
     Attributes:
         total: returns the share of the budget that is used.
+
+    Args:
+        told: what was said of the data before, by other runs of a comparison.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, told: set[str] | None = None) -> None:
         self.total: Callable[[], float] = lambda: 0.0
+        self._told = set() if told is None else told
         self._first: tuple[float, int] | None = None
+        self._begun: tuple[float, float] | None = None
+
+    def left(self) -> str:
+        """Return how long the run will take yet, going by its share of the budget until now.
+
+        ``"4:05 left"``, ``"1:00:12 left"``; empty as long as that cannot be told.
+        """
+        now, used = time.monotonic(), self.total()
+        if self._begun is None:
+            self._begun = now, used
+        started, before = self._begun
+        if used <= before or used >= 1:
+            return ""
+        return f"{_clock((now - started) * (1 - used) / (used - before))} left"
+
+    def news(self, plan: Plan) -> list[str]:
+        """Return what of the data is left out, unless it was told before."""
+        new = [notice for notice in plan.data.notices if notice not in self._told]
+        self._told.update(new)
+        return new
 
     def speed(self, progress: Progress) -> float:
         """Return training samples per second of this session."""
@@ -81,21 +105,31 @@ class RunState:
         return (progress.samples - samples) / elapsed if elapsed > 0 else 0.0
 
 
+def _clock(seconds: float) -> str:
+    """Return a time in hours, minutes and seconds: ``1:00:12``, ``4:05``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 class PlainReporter(RunState):
     """Lines of text, for output that is no terminal.
 
     Args:
         alone: False in a comparison, which says itself what runs.
+        told: as in `RunState`.
     """
 
-    def __init__(self, alone: bool = True) -> None:
-        super().__init__()
+    def __init__(self, alone: bool = True, told: set[str] | None = None) -> None:
+        super().__init__(told)
         self._alone = alone
         self._last = 0.0
 
     def begin(self, plan: Plan, folder: Path, used: Callable[[], float]) -> None:
-        """Print what runs and where it is written."""
+        """Print what runs and where it is written, and what of the data is left out."""
         self.total = used
+        for notice in self.news(plan):
+            print(f"note   {notice}")
         if not self._alone:
             return
         config, stack = plan.config, " + ".join(plan.titles) or "none"
@@ -109,11 +143,18 @@ class PlainReporter(RunState):
         """Print how many images are decoded, if it takes long."""
         self._now_and_then(f"load   {part}: {done:,} of {total:,} images")
 
+    def accepted(self, changes: Sequence[str]) -> None:
+        """Print what has changed since the run began."""
+        for change in changes:
+            print(f"accept {change}", flush=True)
+
     def step(self, progress: Progress, ledger: Ledger, loss: float) -> None:
         """Print a line, if the last one is some seconds old."""
         up, down = ledger.total("up", "training"), ledger.total("down", "training")
+        left = self.left()
+        left = f"{left}, " if left else ""
         self._now_and_then(
-            f"step   {progress.step}: {min(1.0, self.total()):.0%} of the budget, "
+            f"step   {progress.step}: {min(1.0, self.total()):.0%} of the budget, {left}"
             f"loss {loss:.4f}, {self.speed(progress):.0f} images/s, "
             f"up {human_bytes(up)}, down {human_bytes(down)}"
         )
@@ -150,9 +191,11 @@ class ComparisonState:
     Attributes:
         folder: the comparison's.
         runs: how many there are.
+        told: what was said of the data.
     """
 
     def __init__(self) -> None:
+        self.told: set[str] = set()
         self.folder = Path()
         self.runs = 0
 
@@ -178,7 +221,7 @@ class PlainComparison(ComparisonState):
     def run(self, number: int, contender: Contender, seed: int) -> PlainReporter:
         """Print which run begins."""
         print(self.what(number, contender, seed), flush=True)
-        return PlainReporter(alone=False)
+        return PlainReporter(alone=False, told=self.told)
 
     def ended(self, contender: Contender, outcome: Outcome) -> None:
         """Print how a run ended."""
@@ -192,7 +235,7 @@ def ending(outcome: Outcome) -> str:
     """Return in words how a run of a comparison ended."""
     summary = outcome.summary
     if summary is None:
-        return f"failed {outcome.error}"
+        return f"{outcome.state} {outcome.error}"
     return (
         f"done   accuracy {summary.accuracy:.4f}, {summary.steps:,} steps, "
         f"up {human_bytes(summary.bytes_up)}, down {human_bytes(summary.bytes_down)}"

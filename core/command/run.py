@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import os
+from contextlib import ExitStack
 from dataclasses import replace
 from os.path import expanduser
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+from splitlab.core.catalogue.loading import split
+from splitlab.core.command.imports import heavy_imports
 from splitlab.core.command.options import Parser, add_config, add_quiet, declare, given
 from splitlab.core.command.serve import scheme, serve_config
 from splitlab.core.command.stop import StopAsked
+from splitlab.core.runs.config import Config
+from splitlab.core.runs.process import ServerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,9 +26,10 @@ if TYPE_CHECKING:
     from splitlab.core.command.show import Cell
     from splitlab.core.contract.settings import Bound
     from splitlab.core.runs.plan import Plan
+    from splitlab.core.runs.records import Summary
     from splitlab.core.runs.reporter import Result
 
-__all__ = ["add", "add_resume", "show_plan", "show_result", "train"]
+__all__ = ["add", "add_resume", "known", "show_plan", "show_result", "train"]
 
 _MORE = """\
 Client and server are in this process, or the server is a second one that is
@@ -72,9 +81,20 @@ def add(commands: Commands) -> Parser:
 
 
 def add_resume(parser: Parser) -> None:
-    """Add ``--resume``."""
+    """Add ``--resume`` and what goes with it."""
     parser.add_argument(
         "--resume", metavar="RUN", type=expanduser, help="go on with the run in this folder"
+    )
+    parser.add_argument(
+        "--from-step",
+        type=int,
+        metavar="N",
+        help="resume from this checkpoint, or from 0, the beginning, and forget newer ones",
+    )
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="resume although data, files, versions or config.toml have changed",
     )
 
 
@@ -85,13 +105,46 @@ def train(arguments: argparse.Namespace, connect: str | None = None) -> int:
         arguments: of ``run`` or ``join``.
         connect: address of a server that runs elsewhere, or None.
     """
-    from splitlab.core.catalogue.links import load_transport
-    from splitlab.core.command.progress import reporter
-    from splitlab.core.runs.run import chosen, run
-
     options = given(arguments)
     if connect and arguments.resume is None and "transport" not in options:
         options["transport"] = scheme(connect)
+    with ExitStack() as cleanup:
+        server = None
+        if connect is None and not getattr(arguments, "dry_run", False) and _beside(arguments):
+            server = cleanup.enter_context(ServerProcess())  # it loads while this one does
+        return _train(arguments, connect, options, server)
+
+
+def known(arguments: argparse.Namespace) -> Config:
+    """Return the configuration of a new run, or of the one that goes on, as it was typed."""
+    options = given(arguments)
+    file = Path(arguments.resume or "", "config.toml")
+    if arguments.resume is not None and file.is_file():  # else the run says what is wrong with it
+        options = dataclasses.asdict(Config.from_toml(file)) | options
+    return Config.from_mapping(options)
+
+
+def _beside(arguments: argparse.Namespace) -> bool:
+    """Return whether the server is likely to be a process beside this one, which is not known yet.
+
+    A launcher such as torchrun, which gives every process its rank, has started it itself.
+    """
+    return split("transports", known(arguments).transport)[0] != Config.transport and (
+        "RANK" not in os.environ
+    )
+
+
+def _train(
+    arguments: argparse.Namespace,
+    connect: str | None,
+    options: dict[str, Any],
+    server: ServerProcess | None,
+) -> int:
+    with heavy_imports():
+        from splitlab.core.catalogue.links import load_transport
+        from splitlab.core.command.progress import reporter
+        from splitlab.core.runs.run import chosen, run
+
     config, folder = chosen(None, arguments.resume, options)
     if getattr(arguments, "dry_run", False):
         from splitlab.core.runs.plan import Plan
@@ -105,12 +158,21 @@ def train(arguments: argparse.Namespace, connect: str | None = None) -> int:
         if folder is not None:
             config = replace(config, output=str(folder.path))
         classes = getattr(arguments, "classes", None)
-        return serve_config(config, address=launched[1], classes=classes, quiet=arguments.quiet)
+        return serve_config(
+            config,
+            address=launched[1],
+            classes=classes,
+            patient=False,  # a launcher joins two peers once
+            quiet=arguments.quiet,
+        )
     result = run(
         resume=arguments.resume,
+        from_step=arguments.from_step,
+        accept_changes=arguments.accept_changes,
         connect=connect,
         reporter=reporter(arguments.quiet),
         should_stop=StopAsked(),
+        server=server,
         **options,
     )
     if not arguments.quiet:
@@ -129,6 +191,8 @@ def show_plan(plan: Plan) -> None:
         ("client part", f"{model.client_parameters:,} parameters"),
         ("server part", f"{model.server_parameters:,} parameters"),
         ("data", f"{data.name}, {data.train:,} training images, {plan.classes} classes"),
+        *_listed("left out", data.notices),
+        ("normalised by", f"mean {_numbers(data.mean)}, std {_numbers(data.std)}"),
     ]
     facts += _listed("stack", [p.full() for p in plan.stack]) or [("stack", "none")]
     facts += _listed("probes", _as_named("probes", config.probes, plan.probes))
@@ -162,9 +226,11 @@ def _as_named(
     kind: Literal["probes", "links"], texts: Sequence[str], members: Sequence[Bound]
 ) -> list[str]:
     """Return everyone under the name that the user gave it, with all parameters."""
-    from splitlab.core.catalogue.loading import split
-
     return [member.full(split(kind, text)[0]) for text, member in zip(texts, members, strict=True)]
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
 
 
 def _every(steps: int) -> str:
@@ -182,12 +248,27 @@ def _through(plan: Plan) -> str:
     }[plan.config.evaluate]
 
 
+def _used(summary: Summary) -> str:
+    """Say how much of the budget was used."""
+    from splitlab.core.command.show import human_bytes
+    from splitlab.core.runs.config import Budget
+
+    budget, used = Budget.parse(summary.budget), summary.budget_used
+    if budget.unit == "bytes":
+        text = f"used {human_bytes(used)} of {human_bytes(budget.amount)}"
+    else:
+        unit = "nominal epochs" if budget.unit == "nominal" else budget.unit
+        text = f"used {used:.4g} of {budget.amount:.4g} {unit}"
+    over = used > budget.amount * (1 + 1e-6)
+    return f"{text}: a step is not divided" if over else text
+
+
 _KINDS = ("activation", "gradient", "targets", "side", "prediction", "header")
 
 
 def show_result(result: Result) -> None:
     """Print what came of a run: its summary, and its bytes by phase, direction and kind."""
-    from splitlab.core.command.show import human_bytes, print_facts, print_table
+    from splitlab.core.command.show import human_bytes, print_facts, print_table, width
 
     summary, ledger = result.summary, result.ledger.counts
     facts: list[tuple[str, Cell]] = [("accuracy", (f"{summary.accuracy:.4f}", "bold"))]
@@ -201,6 +282,7 @@ def show_result(result: Result) -> None:
     )
     facts += [
         ("steps", f"{summary.steps:,} ({summary.epochs:.2f} epochs)"),
+        *([("budget", _used(summary))] if summary.budget else []),
         ("ratio", ratio),
         ("time", f"{summary.seconds:.1f} s (training: {parts})"),
         ("run folder", str(result.folder)),
@@ -208,18 +290,24 @@ def show_result(result: Result) -> None:
     print()
     print_facts(facts)
 
-    shown = [k for k in _KINDS if any(k in d for phase in ledger.values() for d in phase.values())]
     rows = [
-        (
-            f"{phase} {direction}",
-            *(human_bytes(counts[kind]) if kind in counts else "" for kind in shown),
-            human_bytes(sum(counts.values())),
-        )
+        (f"{phase} {direction}", counts)
         for phase, directions in ledger.items()
         for direction, counts in directions.items()
     ]
-    header = ("", *shown, "sum")
+    shown = [kind for kind in _KINDS if any(kind in counts for _, counts in rows)]
+    sums = [human_bytes(sum(counts.values())) for _, counts in rows]
+    cells = [
+        [name, *(human_bytes(counts[kind]) if kind in counts else "" for kind in shown), total]
+        for (name, counts), total in zip(rows, sums, strict=True)
+    ]
+    header, title = ["", *shown, "sum"], "bytes that crossed the link"
     print()
-    print_table(
-        header, rows, title="bytes that crossed the link", numbers=range(1, len(header)), fold=True
+    if sum(2 + max(map(len, column)) for column in zip(header, *cells, strict=True)) <= width():
+        print_table(header, cells, title=title, numbers=range(1, len(header)))
+        return
+    print(f"{title}:")
+    print_facts(
+        (name, f"{total}: " + ", ".join(f"{k} {human_bytes(counts[k])}" for k in counts))
+        for (name, counts), total in zip(rows, sums, strict=True)
     )

@@ -6,9 +6,11 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
+from splitlab.core.command.imports import heavy_imports
 from splitlab.core.command.options import Parser, add_config, declare, given
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.runs.config import Config
+from splitlab.core.runs.process import orders
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
@@ -18,9 +20,11 @@ __all__ = ["add", "scheme", "serve_config"]
 
 _MORE = """\
 Give both peers the same options for what they must agree on: stack, model,
-cut, weights, batch size, optimizer and seed; the handshake compares them and
-names what differs. Data, budget and evaluation are the client's. The link is
-neither encrypted nor authenticated: use it in a network that you trust.
+cut, weights, batch size, optimizer and seed; the handshake compares them. A
+client that differs is told in what and turned away, and so is whoever is no
+client; the server then waits on. Data, budget and evaluation are the client's.
+The link is neither encrypted nor authenticated: use it in a network that you
+trust.
 """
 
 _EXAMPLES = """\
@@ -32,6 +36,9 @@ _EXAMPLES = """\
 # Options of the client that a server would silently ignore.
 _CLIENT_ONLY = (
     "data_dir",
+    "label_column",
+    "test_split",
+    "test_share",
     "augment",
     "budget",
     "evaluate",
@@ -75,13 +82,22 @@ def add(commands: Commands) -> Parser:
         metavar="SECONDS",
         help="how long to wait for a client (default: a day)",
     )
-    # The server that a run starts beside itself writes its address to this file descriptor.
+    # The server that a run starts beside itself reads from it what to serve when it has loaded, and
+    # writes its address to this file descriptor.
     parser.add_argument("--announce", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--samples", type=int, help=argparse.SUPPRESS)  # of its training data
     add_config(parser, exclude=_CLIENT_ONLY, texts=_TEXTS)
     return parser
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    if arguments.announce is not None:
+        with heavy_imports():
+            import splitlab.core.runs.serve  # noqa: F401
+        told = orders()
+        if told is None:
+            return 0  # the client is gone
+        arguments = arguments.parser.parse_args(told, arguments)
     options = given(arguments)
     if "transport" not in options:
         options["transport"] = scheme(arguments.address) if arguments.address else "tcp"
@@ -91,6 +107,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         classes=arguments.classes,
         wait=arguments.wait,
         announce=arguments.announce,
+        patient=arguments.announce is None,  # else the one client is beside it, and ends with it
+        samples=arguments.samples,
     )
 
 
@@ -101,6 +119,8 @@ def serve_config(
     classes: int | None,
     wait: float = _A_DAY,
     announce: int | None = None,
+    patient: bool = True,
+    samples: int | None = None,
     quiet: bool = False,
 ) -> int:
     """Serve one client of this configuration; returns the exit status.
@@ -111,11 +131,14 @@ def serve_config(
         classes: C, width of the head; that of the configuration's data if None.
         wait: seconds to wait for a client.
         announce: file descriptor for the address, if a client on this machine started this server.
+        patient: whether to wait for another client if one does not fit.
+        samples: of the data that such a client trains on.
         quiet: print nothing.
     """
-    from splitlab.core.data.entry import class_count
-    from splitlab.core.runs.plan import Decided
-    from splitlab.core.runs.serve import serve
+    with heavy_imports():
+        from splitlab.core.data.entry import class_count
+        from splitlab.core.runs.plan import Decided
+        from splitlab.core.runs.serve import serve
 
     decided = Decided.of(config)
     config = decided.config
@@ -133,6 +156,8 @@ def serve_config(
         announce=announce,
         wait=wait,
         peers_here=1 if announce is None else 2,
+        patient=patient,
+        samples=samples,
         say=_say_nothing if quiet else _say,
     )
     return 0

@@ -62,7 +62,6 @@ def print_table(
     title: str = "",
     numbers: Collection[int] = (),
     whole: Collection[int] = (0,),
-    fold: bool = False,
 ) -> None:
     """Print a table; its last column takes the room that is left.
 
@@ -72,7 +71,6 @@ def print_table(
         title: stands above it.
         numbers: columns to put flush right, and never over two lines.
         whole: columns of words that do not go over two lines either.
-        fold: numbers may go over two lines after all.
     """
     table = Table(title=title or None, title_justify="left", box=None, header_style="bold")
     for i, name in enumerate(header):
@@ -80,7 +78,7 @@ def print_table(
             name,
             overflow="fold",
             justify="right" if i in numbers else "left",
-            no_wrap=i in whole or (i in numbers and not fold),
+            no_wrap=i in whole or i in numbers,
         )
     for row in rows:
         table.add_row(*(_text(cell) for cell in row))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from splitlab.core.command.imports import heavy_imports
 from splitlab.core.command.options import Parser, add_config, add_json, declare, given, print_json
 
 if TYPE_CHECKING:
@@ -16,7 +17,8 @@ __all__ = ["add", "show_trace"]
 _MORE = """\
 Both peers are in this process and exchange real frames. A line is a tensor
 that the stage made or changed, with its bytes in memory; a frame's lines are
-its bytes by what they are. It runs without probes and link wrappers.
+its bytes by what they are. Probes and link wrappers act as in a run; of probes
+and plugins the numbers of the step are shown, and nothing is reported.
 """
 
 _EXAMPLES = """\
@@ -26,9 +28,7 @@ _EXAMPLES = """\
 
 # Options that say nothing of a single step between peers in this process.
 _NOT_TRACED = (
-    "probes",
     "transport",
-    "links",
     "budget",
     "evaluate",
     "eval_every",
@@ -69,7 +69,8 @@ def add(commands: Commands) -> Parser:
 
 
 def _trace(arguments: argparse.Namespace) -> int:
-    from splitlab.core.runs.trace import trace
+    with heavy_imports():
+        from splitlab.core.runs.trace import trace
 
     traced = trace(step=arguments.step, repeats=arguments.repeats, **given(arguments))
     if arguments.json:

@@ -19,20 +19,9 @@ from splitlab.core.data.images import Augmentation, open_image, to_pixels
 from splitlab.core.data.source import Encoded, Source
 from splitlab.core.data.words import brief
 
-__all__ = ["Decoded", "Decoder"]
+__all__ = ["Decoder", "Kept"]
 
 PARTS_AHEAD = 2  # how many parts the threads decode beyond the one that is due
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """Images that are decoded already and the same in every epoch: (N, C, S, S) uint8."""
-
-    images: torch.Tensor
-
-    def pixels(self, parts: Sequence[torch.Tensor], epoch: int) -> Iterator[torch.Tensor]:
-        """Yield (B, C, S, S) uint8 for the rows of each part."""
-        return map(self.images.__getitem__, parts)
 
 
 @dataclass(frozen=True)
@@ -97,3 +86,27 @@ class Decoder:
         elif image.size != (self.size, self.size):
             image = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
         return to_pixels(image)
+
+
+class Kept:
+    """Images that are the same in every epoch: decoded when they are first asked for, then kept.
+
+    Args:
+        decoder: of the images, without augmentation.
+        shape: (N, C, S, S), of all of them.
+    """
+
+    def __init__(self, decoder: Decoder, shape: Sequence[int]) -> None:
+        self._decoder = decoder
+        self._images = torch.empty(tuple(shape), dtype=torch.uint8)
+        self._done = torch.zeros(shape[0], dtype=torch.bool)
+
+    def pixels(self, parts: Sequence[torch.Tensor], epoch: int) -> Iterator[torch.Tensor]:
+        """Yield (B, C, S, S) uint8 for the rows of each part; errors are the decoder's."""
+        due = [part[~self._done[part]] for part in parts]
+        decoded = self._decoder.pixels([rows for rows in due if len(rows)], epoch)
+        for part, rows in zip(parts, due, strict=True):
+            if len(rows):
+                self._images[rows] = next(decoded)
+                self._done[rows] = True
+            yield self._images[part]

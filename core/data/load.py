@@ -1,20 +1,26 @@
 """Which data: a name or a folder becomes a training and a test split with the same classes.
 
-The other files of this room, from the disk to the batch: `idx` and `tables` read files, `local`
-finds them in a folder, `source` is what they return, `images` opens and augments one image,
-`decode` many of them, and `split` puts them in order. `entry` is what registry.toml says.
+The other files of this room, from the disk to the batch: `folders`, `tables`, `parquet` and
+`arrays` (with `idx`) read files, whose labels `labels` makes class ids; `local` finds them,
+`source` is what they return, `images` opens and augments one image, `decode` many of them, and
+`split` puts them in order. `entry` is what registry.toml says.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from splitlab.core.contract.errors import ConfigError, unknown_name
 from splitlab.core.data.entry import DatasetEntry, dataset_entry
 from splitlab.core.data.images import AUGMENTATIONS, Augmentation
-from splitlab.core.data.local import read_folder
+from splitlab.core.data.labels import CLASS_LIMIT
+from splitlab.core.data.local import find_local, read_local
 from splitlab.core.data.source import Source
 from splitlab.core.data.split import Loading, Split
 from splitlab.core.data.tables import read_hub, read_parquet
@@ -22,7 +28,6 @@ from splitlab.core.data.words import listing
 
 __all__ = ["Data", "load_data"]
 
-CLASS_LIMIT = 100_000  # ids beyond it are a broken label column, not classes
 NORMALISATION = {  # of folders that no entry of registry.toml describes, by channels
     1: ((0.5,), (0.5,)),
     3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet
@@ -37,11 +42,20 @@ class Data:
         name: of the data set, or of the folder where only that was given.
         train: what to train on.
         test: what to evaluate on.
+        fingerprint: 16 hexadecimal digits that change with the classes, the labels, the number of
+            images of either part, or the names and sizes of their files; not with the folder.
+        notices: what of the data is not read, one line each.
+        mean: what images are normalised by, by channel, in [0, 1].
+        std: the same.
     """
 
     name: str
     train: Split
     test: Split
+    fingerprint: str
+    notices: tuple[str, ...]
+    mean: Sequence[float]
+    std: Sequence[float]
 
 
 def load_data(
@@ -54,14 +68,19 @@ def load_data(
     augment: str = "none",
     workers: int = 0,
     loading: Loading | None = None,
+    label_column: str | None = None,
+    test_split: str | None = None,
+    test_share: float | None = None,
+    normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Data:
     """Load a data set by name, from a folder, or a named one from a folder.
 
     Args:
         dataset: a name of registry.toml: it says where the images are, which columns hold them, and
             their normalisation and number of classes.
-        data_dir: a folder of IDX files, Parquet files or image folders, read instead of the hub.
-            Without a name, images are normalised as ImageNet's (3 channels) or to [-1, 1] (1).
+        data_dir: a folder or file of one of `words.FORMS`, read instead of the hub. Without a
+            name, images are normalised as `normalisation` says, or else as ImageNet's (3 channels)
+            or to [-1, 1] (1).
         image_size: images are resized to this many pixels square, with antialiasing, unless they
             are that large already.
         channels: 1 or 3; images and normalisation are converted.
@@ -70,6 +89,12 @@ def load_data(
             image at its own size, ColorJitter(0.4, 0.4, 0.4), resize, horizontal flip.
         workers: threads that decode; 0 decodes in the caller's thread.
         loading: told how far the decoding at load time has come.
+        label_column: of a table; what the entry says or a usual name by default.
+        test_split: name of the part to test on, instead of the one that the entry or a usual name
+            says.
+        test_share: this share of the training part, 0 to 1, becomes the test part, the same for
+            every seed; no ``test_split`` then.
+        normalisation: mean and standard deviation that a model's weights expect, by channel.
 
     Raises ConfigError for a name, folder, file or label that cannot be used; says which and why.
     """
@@ -78,22 +103,26 @@ def load_data(
     if channels not in NORMALISATION:
         raise ConfigError(f"images of {channels} channels are not supported; use a model of 1 or 3")
     entry = None if dataset is None else dataset_entry(dataset)
+    whole = test_share is not None
+    notices: list[str] = []
     if data_dir is not None:
-        folder = Path(data_dir).expanduser()
-        name = dataset or folder.resolve().name
-        train, test = read_folder(folder, entry)
+        place = find_local(data_dir)
+        name = dataset or place.resolve().name
+        sources, notices = read_local(
+            place, entry, label_column=label_column, test_split=test_split, whole=whole
+        )
     elif entry is None:
         raise ConfigError("no data: name a data set with --dataset or a folder with --data-dir")
-    elif entry.files:
-        name = entry.name
-        train, test = (
-            read_parquet([entry.files[part]], f"{name} {part}", entry) for part in ("train", "test")
-        )
     else:
         name = entry.name
-        train, test = read_hub(entry, entry.train), read_hub(entry, entry.test)
-    classes = _agree_on_classes(train, test, entry)
-    mean, std = (entry.mean, entry.std) if entry else NORMALISATION[channels]
+        parts = [entry.train] if whole else [entry.train, test_split or entry.test]
+        sources = [_read_entry(entry, part, label_column) for part in parts]
+    train, test = sources if test_share is None else sources[0].divide(test_share)
+    # Of another column than the entry's, the entry does not know the classes.
+    known = entry if label_column is None or (entry and label_column == entry.label) else None
+    classes, test = _agree_on_classes(train, test, known)
+    pixels = (entry.mean, entry.std) if entry else normalisation or NORMALISATION[channels]
+    mean, std = (_to_channels(values, channels) for values in pixels)
 
     def split(part: str, source: Source, augmentation: Augmentation | None) -> Split:
         return Split(
@@ -101,8 +130,8 @@ def load_data(
             name=part,
             classes=classes,
             image_size=image_size,
-            mean=_to_channels(mean, channels),
-            std=_to_channels(std, channels),
+            mean=mean,
+            std=std,
             seed=seed,
             augment=augmentation,
             workers=workers,
@@ -111,7 +140,35 @@ def load_data(
 
     make_augmentation = AUGMENTATIONS[augment]
     for_training = None if make_augmentation is None else make_augmentation(image_size)
-    return Data(name, split("train", train, for_training), split("test", test, None))
+    return Data(
+        name,
+        split("train", train, for_training),
+        split("test", test, None),
+        _fingerprint(classes, train, test),
+        (*notices, *train.notices, *test.notices),
+        mean,
+        std,
+    )
+
+
+def _read_entry(entry: DatasetEntry, part: str, label_column: str | None) -> Source:
+    """Read a part of a data set that registry.toml describes."""
+    if not entry.files:
+        return read_hub(entry, part, label_column)
+    if part not in entry.files:
+        raise ConfigError(
+            f"--test-split {part}: data set {entry.name} has a file for train and one for test"
+        )
+    return read_parquet([entry.files[part]], f"{entry.name} {part}", entry, label_column)
+
+
+def _fingerprint(classes: Sequence[str], *parts: Source) -> str:
+    digest = hashlib.sha256(json.dumps(classes).encode())
+    for part in parts:
+        digest.update(json.dumps([len(part.labels), part.contents]).encode())
+        for numbers in (part.labels, part.numbers):
+            digest.update(b"" if numbers is None else numbers.numpy().astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _to_channels(values: Sequence[float], channels: int) -> Sequence[float]:
@@ -119,33 +176,57 @@ def _to_channels(values: Sequence[float], channels: int) -> Sequence[float]:
     return values if len(values) == channels else [sum(values) / len(values)] * channels
 
 
-def _agree_on_classes(train: Source, test: Source, entry: DatasetEntry | None) -> tuple[str, ...]:
-    """Return the classes of both parts, once every label is one of them.
+def _agree_on_classes(
+    train: Source, test: Source, entry: DatasetEntry | None
+) -> tuple[tuple[str, ...], Source]:
+    """Return the classes, which are the training part's, and the test part with their ids.
 
     Where the labels are bare numbers, the entry counts the classes, or else the training labels do.
     """
     for source in (train, test):
         if not len(source.labels):
             raise ConfigError(f"{source.origin} holds no images; both parts need some")
-    if train.classes != test.classes:
-        only = set(train.classes or ()) ^ set(test.classes or ())
-        what = f"only one of them has {listing(only)}" if only else "the order is not the same"
-        raise ConfigError(f"{train.origin} and {test.origin} have different classes: {what}")
-    classes = train.classes
-    if classes is None:
+        if source.classes is not None:
+            _refuse_outside(source, source.classes)
+    if (train.classes is None) is not (test.classes is None):
+        named, other = (train, test) if train.classes else (test, train)
+        raise ConfigError(
+            f"{named.origin} names its classes, {other.origin} numbers them; write both alike"
+        )
+    if train.classes is None or test.classes is None:
         count = entry.classes if entry else min(int(train.labels.max()) + 1, CLASS_LIMIT)
         classes = tuple(map(str, range(count)))
+        _refuse_outside(train, classes)
+        _refuse_outside(test, classes)
+    else:
+        classes = train.classes
+        test = _renumber(test, test.classes, train)
     if entry and len(classes) != entry.classes:
         raise ConfigError(
             f"{train.origin} has {len(classes)} classes, {entry.name} has {entry.classes}; "
             "give the folder alone to use it as it is"
         )
-    for source in (train, test):
-        outside = ((source.labels < 0) | (source.labels >= len(classes))).nonzero()
-        if len(outside):
-            row = int(outside[0])
-            raise ConfigError(
-                f"{source.place(row)}: label {int(source.labels[row])} is outside the "
-                f"{len(classes)} classes, 0 to {len(classes) - 1}"
-            )
-    return classes
+    return classes, test
+
+
+def _renumber(test: Source, names: Sequence[str], train: Source) -> Source:
+    """Return the test part with the training part's ids; a class need not be in both."""
+    ids = {name: number for number, name in enumerate(train.classes or ())}
+    unknown = [names[label] for label in sorted({*test.labels.tolist()}) if names[label] not in ids]
+    if unknown:
+        raise ConfigError(
+            f"{test.origin} has classes that {train.origin} lacks: {listing(unknown)}; rename them "
+            "or take them out"
+        )
+    to = torch.tensor([ids.get(name, -1) for name in names])
+    return replace(test, labels=to[test.labels], classes=train.classes)
+
+
+def _refuse_outside(source: Source, classes: Sequence[str]) -> None:
+    outside = ((source.labels < 0) | (source.labels >= len(classes))).nonzero()
+    if len(outside):
+        row = int(outside[0])
+        raise ConfigError(
+            f"{source.place(row)}: label {int(source.labels[row])} is outside the "
+            f"{len(classes)} classes, 0 to {len(classes) - 1}"
+        )

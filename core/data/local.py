@@ -1,102 +1,220 @@
-"""A local folder: which layout it has, and where in it the training and the test part lie."""
+"""Local data: which form a folder or file has, and where in it the two parts lie."""
 
 from __future__ import annotations
 
+import glob
+import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-from PIL import Image
+from typing import Any
 
 from splitlab.core.contract.errors import ConfigError
+from splitlab.core.data.arrays import find_npz_parts, read_idx_part, read_npz_part
 from splitlab.core.data.entry import DatasetEntry
-from splitlab.core.data.idx import read_idx
-from splitlab.core.data.source import Encoded, Source
-from splitlab.core.data.tables import read_image_folders, read_parquet
-from splitlab.core.data.words import listing
+from splitlab.core.data.folders import has_folders, read_image_folders
+from splitlab.core.data.source import Source
+from splitlab.core.data.tables import read_parquet, read_saved
+from splitlab.core.data.words import ACCEPTED, brief, listing, plain
 
-__all__ = ["read_folder"]
+__all__ = ["find_local", "read_local"]
 
-TEST_NAMES = ("test", "validation", "val")
-LAYOUTS = (
-    "accepted are IDX files (train-images-idx3-ubyte, train-labels-idx1-ubyte and the same with "
-    "t10k-, plain or .gz), Parquet files (train*.parquet and test*.parquet, here or in data/) and "
-    "image folders (train/CLASS/x.png and test/CLASS/x.png)"
-)
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "t10k", "validation", "valid", "val")
+
+Parts = Mapping[str, Any]
+"""Where each part lies, by its name; under an empty name, data that are in no parts."""
 
 
-def read_folder(folder: Path, entry: DatasetEntry | None) -> tuple[Source, Source]:
-    """Find out which of `LAYOUTS` a folder has, and return its training and its test part.
+def find_local(data_dir: str | Path) -> Path:
+    """Return the folder or file that is meant: as it is written, or else with ~ as one's home."""
+    return Path(data_dir if os.path.exists(data_dir) else os.path.expanduser(data_dir))
 
-    The first layout that is there decides, in their order. An entry names the columns of Parquet
-    files.
 
-    Raises ConfigError if there is no such layout, a part is missing, or a file cannot be read.
+def read_local(
+    place: Path,
+    entry: DatasetEntry | None = None,
+    *,
+    label_column: str | None = None,
+    test_split: str | None = None,
+    whole: bool = False,
+) -> tuple[list[Source], list[str]]:
+    """Find out which of the forms in `words.FORMS` a place has, and return its parts.
+
+    The first form that has both parts decides, or else the first that has anything.
+
+    Args:
+        place: a folder, or a Parquet or .npz file.
+        entry: names the columns of tables.
+        label_column: the column of the labels in a table, if the user named it.
+        test_split: name of the part to test on; one of `TEST_NAMES` by default.
+        whole: return the training part alone, which is everything where there are no parts.
+
+    Returns the training and the test part, and a line on each part that is not used.
+
+    Raises ConfigError if there is no such form, a part is missing, or a file cannot be read.
     """
+    names = _names_in(place)
+    tests = (test_split,) if test_split else TEST_NAMES
+    sought = (*TRAIN_NAMES, *TEST_NAMES, *((test_split,) if test_split else ()))
+    found = [(find(place, names, sought), read) for find, read in _FORMS]
+    found = [(parts, read) for parts, read in found if parts]
+    if not found:
+        raise ConfigError(f"data folder {place} holds {listing(names)}; {ACCEPTED}")
+
+    def choose(parts: Parts) -> list[str]:
+        train = [name for name in TRAIN_NAMES if name in parts][:1]
+        if whole:
+            undivided = "" in parts and not any(name in parts for name in TEST_NAMES)
+            return train or [""] * undivided
+        return train + [name for name in tests if name in parts][:1]
+
+    wanted = 1 if whole else 2
+    parts, read = next((f for f in found if len(choose(f[0])) == wanted), found[0])
+    chosen = choose(parts)
+    if len(chosen) < wanted:
+        raise _incomplete(place, parts, chosen, test_split)
+    used = [parts[name] for name in chosen]
+    idle = [name for name, part in parts.items() if name and part not in used]
+    notices = [
+        f"{plain(place)}: the part {name} is not used; --test-split {name} tests on it"
+        for name in idle
+        if all(part != parts[name] for part in used)
+    ]
+    titles = ("the whole",) if chosen == [""] else ("training part", "test part")
+    sources = [
+        read(part, f"{plain(place)} ({title})", entry, label_column)
+        for part, title in zip(used, titles, strict=False)
+    ]
+    return sources, notices
+
+
+def _incomplete(
+    place: Path, parts: Parts, chosen: Sequence[str], test_split: str | None
+) -> ConfigError:
+    there = sorted(filter(None, parts))
+    if not there:
+        missing, remedy = "training and no test", "--test-share 0.2 divides what there is"
+    elif chosen and chosen[0] in TRAIN_NAMES:
+        missing = f"{test_split!r}" if test_split else "test"
+        remedy = "--test-split NAME says which it is, --test-share 0.2 takes it off the training's"
+    else:
+        missing, remedy = "training", f"call it {TRAIN_NAMES[0]!r}"
+    found = f", but {listing(there)}" if there else ""
+    return ConfigError(f"data folder {place} has no {missing} part{found}; {remedy}; {ACCEPTED}")
+
+
+def _names_in(place: Path) -> list[str]:
+    if os.path.isfile(place) and place.suffix in (".npz", ".parquet"):
+        return [place.name]
     try:
-        names = sorted(path.name for path in folder.iterdir())
+        names = sorted(path.name for path in place.iterdir())
     except OSError as error:
-        raise ConfigError(f"data folder {folder}: {error.strerror}; {LAYOUTS}") from None
+        raise ConfigError(f"data folder {place}: {error.strerror}; {ACCEPTED}") from None
     if not names:
-        raise ConfigError(f"data folder {folder} is empty; {LAYOUTS}")
-
-    if any(re.search(r"idx[13]-ubyte(\.gz)?$", name) for name in names):
-        return _read_idx_part(folder, "train"), _read_idx_part(folder, "t10k")
-
-    layouts = ((_find_parquet, read_parquet), (_find_image_folder, read_image_folders))
-    for find, read in layouts:
-        train, test = find(folder, ("train",)), find(folder, TEST_NAMES)
-        if train and test:
-            return (
-                read(train, f"{folder} (training part)", entry),
-                read(test, f"{folder} (test part)", entry),
-            )
-        if train or test:
-            missing = "test" if train else "training"
-            raise ConfigError(f"data folder {folder} has no {missing} part; {LAYOUTS}")
-    raise ConfigError(f"data folder {folder} holds {listing(names)}; {LAYOUTS}")
+        raise ConfigError(f"data folder {place} is empty; {ACCEPTED}")
+    return names
 
 
-def _read_idx_part(folder: Path, prefix: str) -> Source:
-    """Read the images and the labels of one part, e.g. of prefix ``train``."""
-    arrays = []
-    for what, dimensions in (("images", 3), ("labels", 1)):
-        pattern = rf"{prefix}.*{what}.*idx{dimensions}-ubyte(\.gz)?"
-        found = sorted(path for path in folder.iterdir() if re.fullmatch(pattern, path.name))
-        if not found:
+# A form: how its parts are found, and how one is read. What finds takes the place, the names in it
+# and the names of parts to look for.
+
+
+def _find_idx(folder: Path, names: Sequence[str], sought: Sequence[str]) -> Parts:
+    def files(part: str, what: str) -> list[str]:
+        dimensions = {"images": 3, "labels": 1}[what]
+        pattern = rf"{re.escape(part)}.*{what}.*idx{dimensions}-ubyte(\.gz)?"
+        return [name for name in names if re.fullmatch(pattern, name)]
+
+    parts = {}
+    for part in sought:
+        images, labels = files(part, "images"), files(part, "labels")
+        if images or labels:
+            parts[part] = (folder, part, images, labels)
+    return parts
+
+
+def _read_idx(
+    found: tuple[Path, str, list[str], list[str]], origin: str, *columns: object
+) -> Source:
+    folder, part, images, labels = found
+    _refuse_column(columns, "IDX files")
+    for what, files, dimensions in (("images", images, 3), ("labels", labels, 1)):
+        if not files:
             raise ConfigError(
-                f"data folder {folder} has no {prefix}-{what}-idx{dimensions}-ubyte; {LAYOUTS}"
+                f"data folder {folder} has no {part}-{what}-idx{dimensions}-ubyte; {ACCEPTED}"
             )
-        values = read_idx(found[0])
-        if values.dim() != dimensions:
-            raise ConfigError(
-                f"{found[0]}: {values.dim()} dimensions, {what} have {dimensions}; is it misnamed?"
-            )
-        arrays.append(values)
-    images, labels = arrays
-    origin = f"{folder} ({prefix}-*)"
-    if len(images) != len(labels):
-        raise ConfigError(f"{origin}: {len(images):,} images, but {len(labels):,} labels")
-
-    def read(rows: list[int]) -> list[Encoded]:
-        return [Image.fromarray(images[row].numpy()) for row in rows]
-
-    return Source(origin, labels.long(), None, read)
+    return read_idx_part(folder / images[0], folder / labels[0], f"{folder} ({part}-*)")
 
 
-def _find_parquet(folder: Path, prefixes: Sequence[str]) -> list[Path]:
-    """Return the Parquet files of the first prefix that has any, here before in ``data/``."""
-    for place in (folder, folder / "data"):
-        for prefix in prefixes:
-            if found := sorted(place.glob(f"{prefix}*.parquet")):
-                return found
-    return []
+def _find_saved(folder: Path, names: Sequence[str], sought: Sequence[str]) -> Parts:
+    if "state.json" in names and "dataset_info.json" in names:
+        return {"": folder}
+    if "dataset_dict.json" not in names:
+        return {}
+    try:
+        text = (folder / "dataset_dict.json").read_text(encoding="utf-8")
+        return {str(split): folder / str(split) for split in json.loads(text)["splits"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{folder / 'dataset_dict.json'}: cannot be read ({brief(error)}); copy it again"
+        ) from None
 
 
-def _find_image_folder(folder: Path, names: Sequence[str]) -> list[Path]:
-    """Return the first folder of these names that holds class folders, if there is one."""
-    for name in names:
-        part = folder / name
-        if any(path.is_dir() for path in part.glob("*")):
-            return [part]
-    return []
+def _find_parquet(place: Path, names: Sequence[str], sought: Sequence[str]) -> Parts:
+    """Look in the folder, in ``data/``, and in its only folder, as the hub converts."""
+    if place.is_file():
+        return {"": [place]} if place.suffix == ".parquet" else {}
+    folders = [place / name for name in names if os.path.isdir(place / name)]
+    for folder in (place, place / "data", *(folders if len(folders) == 1 else ())):
+        parts = {}
+        for part in sought:
+            files = sorted(folder.glob(f"{glob.escape(part)}*.parquet"))
+            if not files and not has_folders(folder / part):
+                files = sorted((folder / part).glob("*.parquet"))
+            if files:
+                parts[part] = files
+        if parts:
+            return parts
+        if files := sorted(folder.glob("*.parquet")):
+            return {"": files}
+    return {}
+
+
+def _find_npz(place: Path, names: Sequence[str], sought: Sequence[str]) -> Parts:
+    archives = [name for name in names if name.endswith(".npz")]
+    if len(archives) != 1:
+        return {}
+    return find_npz_parts(place if place.is_file() else place / archives[0])
+
+
+def _read_npz(found: tuple[Path, str, str], origin: str, *columns: object) -> Source:
+    _refuse_column(columns, ".npz files")
+    return read_npz_part(*found, origin)
+
+
+def _find_image_folders(place: Path, names: Sequence[str], sought: Sequence[str]) -> Parts:
+    if place.is_file():
+        return {}
+    parts = {name: place / name for name in sought if has_folders(place / name)}
+    return parts or ({"": place} if has_folders(place) else {})
+
+
+def _read_image_folders(part: Path, origin: str, *columns: object) -> Source:
+    _refuse_column(columns, "image folders")
+    return read_image_folders(part, origin)
+
+
+def _refuse_column(columns: tuple[object, ...], what: str) -> None:
+    if columns[-1] is not None:
+        raise ConfigError(f"--label-column {columns[-1]}: {what} have no columns; leave it out")
+
+
+_FORMS: tuple[tuple[Callable[..., Parts], Callable[..., Source]], ...] = (
+    (_find_idx, _read_idx),
+    (_find_saved, read_saved),
+    (_find_parquet, read_parquet),
+    (_find_npz, _read_npz),
+    (_find_image_folders, _read_image_folders),
+)

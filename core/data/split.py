@@ -16,13 +16,14 @@ import torch
 from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.seeding import generator
-from splitlab.core.data.decode import Decoded, Decoder
+from splitlab.core.data.decode import Decoder, Kept
 from splitlab.core.data.images import Augmentation
 from splitlab.core.data.source import Source
 
 __all__ = ["Loading", "Split"]
 
 DECODED_LIMIT = 512 << 20  # bytes of decoded images up to which a split is kept decoded
+DECODED_AHEAD = 6_000  # images up to which such a split is decoded before the first step
 DECODED_AT_ONCE = 500  # images between two calls of a Loading
 
 Loading = Callable[[str, int, int], None]
@@ -33,8 +34,9 @@ class Split:
     """The training or the test part of a data set; `load_data` makes it.
 
     Images are decoded once and kept as uint8 where they fit in `DECODED_LIMIT` and are the same in
-    every epoch; otherwise each batch is decoded when its turn comes, `workers` threads working
-    ahead.
+    every epoch: all of them at once, so that a damaged one is known at the start, or each when its
+    turn first comes, where they are more than `DECODED_AHEAD`. Otherwise each batch is decoded when
+    its turn comes. `workers` threads work ahead.
 
     Attributes:
         classes: their names, by class id.
@@ -63,9 +65,11 @@ class Split:
         mode = "RGB" if len(mean) == 3 else "L"
         decoder = Decoder(source, mode, image_size, seed, augment, workers)
         shape = (len(source.labels), len(mean), image_size, image_size)
-        self._images: Decoder | Decoded = decoder
+        self._images: Decoder | Kept = decoder
         if augment is None and math.prod(shape) <= DECODED_LIMIT:
-            self._images = _decode_all(decoder, shape, name, loading)
+            self._images = Kept(decoder, shape)
+            if len(self) <= DECODED_AHEAD:
+                self._decode_all(loading)
 
     def __len__(self) -> int:
         return len(self._targets)
@@ -98,15 +102,9 @@ class Split:
             images = pixels.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
             yield Batch(images, self._targets[rows], rows)
 
-
-def _decode_all(
-    decoder: Decoder, shape: tuple[int, ...], name: str, loading: Loading | None
-) -> Decoded:
-    images = torch.empty(shape, dtype=torch.uint8)
-    starts = range(0, shape[0], DECODED_AT_ONCE)
-    parts = [torch.arange(at, min(at + DECODED_AT_ONCE, shape[0])) for at in starts]
-    for rows, pixels in zip(parts, decoder.pixels(parts, epoch=0), strict=True):
-        images[rows] = pixels
-        if loading is not None:
-            loading(name, int(rows[-1]) + 1, shape[0])
-    return Decoded(images)
+    def _decode_all(self, loading: Loading | None) -> None:
+        starts = range(0, len(self), DECODED_AT_ONCE)
+        parts = [torch.arange(at, min(at + DECODED_AT_ONCE, len(self))) for at in starts]
+        for rows, _ in zip(parts, self._images.pixels(parts, epoch=0), strict=True):
+            if loading is not None:
+                loading(self._name, int(rows[-1]) + 1, len(self))

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from splitlab.core.catalogue.binding import split_stack
 from splitlab.core.contract.errors import ConfigError, unknown_name
 
-__all__ = ["GROUPS", "MOST_THREADS", "Budget", "Config"]
+__all__ = ["GROUPS", "MOST_THREADS", "Budget", "Config", "differences"]
 
 DEFAULT_DATASET = "fashion-mnist-mini"
 MOST_THREADS = 4096
@@ -96,8 +97,26 @@ class Config:
     )
     data_dir: str | None = _option(
         None,
-        "local data: a folder with IDX files, Parquet files or train/CLASS/, test/CLASS/ images",
+        "local data: a folder or file of one of the forms that `splitlab datasets` lists, such as "
+        "train/CLASS/ and test/CLASS/ images",
         metavar="DIR",
+        group=_DATA,
+    )
+    label_column: str | None = _option(
+        None,
+        "column of a table that holds the classes; label and other usual names by default",
+        metavar="NAME",
+        group=_DATA,
+    )
+    test_split: str | None = _option(
+        None,
+        "part of the data to evaluate on; test and other usual names by default",
+        metavar="NAME",
+        group=_DATA,
+    )
+    test_share: float | None = _option(
+        None,
+        "evaluate on this share of the training part, of every class alike, instead",
         group=_DATA,
     )
     augment: str = _option(
@@ -126,8 +145,8 @@ class Config:
     )
     weights: str = _option(
         "default",
-        "what to start from: a safetensors FILE, default (what ships with the model) or none "
-        "(random numbers)",
+        "what to start from: a safetensors or .pth FILE, default (what ships with the model) or "
+        "none (random numbers)",
         metavar="FILE|default|none",
         group=_MODEL,
     )
@@ -183,6 +202,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, low, high in (
+            ("test_share", 0.001, 0.999),
             ("image_size", 1, 4096),
             ("cut", 0, 10_000),
             ("batch_size", 1, 1_000_000),
@@ -207,6 +227,8 @@ class Config:
             raise ConfigError(
                 f"--pretrained and --weights {self.weights} exclude each other; keep one of them"
             )
+        if self.test_share is not None and self.test_split:
+            raise ConfigError("--test-share and --test-split exclude each other; keep one of them")
         Budget.parse(self.budget)
         for name in ("data_dir", "weights", "output"):  # the shell leaves --output=~/x as it is
             if value := getattr(self, name):
@@ -216,6 +238,20 @@ class Config:
     def link(self) -> str:
         """The transport and the wrappers around it, for display."""
         return " + ".join((self.transport, *self.links))
+
+    def placed(self) -> Config:
+        """Return it with absolute paths of all files and folders that are there."""
+        data, weights = Path(self.data_dir or ""), Path(self.weights)
+        return dataclasses.replace(
+            self,
+            model=_placed(self.model),
+            transport=_placed(self.transport),
+            plugins=tuple(_placed(each) for text in self.plugins for each in split_stack(text)),
+            probes=tuple(map(_placed, self.probes)),
+            links=tuple(map(_placed, self.links)),
+            data_dir=str(data.absolute()) if self.data_dir and data.exists() else self.data_dir,
+            weights=str(weights.absolute()) if weights.is_file() else self.weights,
+        )
 
     @classmethod
     def from_mapping(cls, values: typing.Mapping[str, Any], where: str = "") -> Config:
@@ -254,7 +290,7 @@ class Config:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Return the parsed file; `ConfigError` if it is missing or not TOML."""
     try:
-        return tomllib.loads(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -265,6 +301,31 @@ def flag(name: str) -> str:
     """Return the command-line option of a field: ``batch_size`` → ``--batch-size``."""
     spec = Config.__dataclass_fields__[name]
     return str(spec.metadata.get("flag", "--" + name.replace("_", "-")))
+
+
+def differences(now: Config, was: Config, ignore: typing.Collection[str] = ()) -> list[str]:
+    """Return every option in which two configurations differ, with both values."""
+    return [
+        f"{flag(spec.name)} was {_shown(old)} and is now {_shown(new)}"
+        for spec in dataclasses.fields(Config)
+        if spec.name not in ignore
+        and (old := getattr(was, spec.name)) != (new := getattr(now, spec.name))
+    ]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "+".join(value) or "nothing"
+    return "not given" if value is None else str(value)
+
+
+def _placed(text: str) -> str:
+    """Return ``FILE.py:Name…`` with the absolute path of the file, and any other text as it is."""
+    head, separator, rest = text.partition(".py:")
+    path = Path(head + ".py")
+    placed = f"{path.absolute()}:{rest}"
+    # A folder's name may look like the end of a file's.
+    return placed if separator and path.is_file() and placed.count(".py:") == 1 else text
 
 
 def _coerce(hint: Any, value: Any, where: str) -> Any:
@@ -289,7 +350,13 @@ _SIZES |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "": 1}
 
 @dataclass(frozen=True)
 class Budget:
-    """When a run ends: an amount of one unit (``steps``, ``epochs``, ``bytes``, ``nominal``)."""
+    """When a run ends: an amount of one unit (``steps``, ``epochs``, ``bytes``, ``nominal``).
+
+    It is looked at after every step, and the run ends as soon as *at least* so much is used: what
+    can be met exactly is met exactly, as 10 uncompressed epochs by ``nominal=10``. (The reference
+    code of ADC ends when *more* is used, one step later where a step meets its budget exactly.) A
+    step is not divided, so the last one may use more than was left; the summary says how much.
+    """
 
     unit: str
     amount: float

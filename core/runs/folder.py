@@ -1,16 +1,17 @@
 """The run folder: what a run leaves behind, and what a resumed run finds.
 
 config.toml        the configuration, with everything decided
+run.json           what it began with: see `splitlab.core.runs.origin`
 environment.json   versions and hardware
 metrics.jsonl      and the other records: see `splitlab.core.runs.records`
 checkpoints/       see `splitlab.core.runs.checkpoint`
 probes/            what probes wrote
 server.log         what the server of a two-process run printed
+client.lock        while a client runs, and server.lock: see `splitlab.core.runs.disk`
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -26,12 +27,16 @@ from typing import Any
 import torch
 
 from splitlab.core.contract.errors import ConfigError
+from splitlab.core.contract.jsonable import json_text
 from splitlab.core.runs.config import Config
+from splitlab.core.runs.disk import DiskError, append_whole, write_whole, writing
 from splitlab.core.runs.records import (
     LEDGER,
     METRICS,
+    STATE,
     SUMMARY,
     EvaluationRecord,
+    State,
     StepRecord,
     Summary,
     check_steps,
@@ -63,11 +68,15 @@ def run_name(plugins: Sequence[str]) -> str:
 
 
 class RunFolder:
-    """One run's folder; made by `create`, found again by `open`."""
+    """One run's folder; made by `create`, found again by `open`.
+
+    Attributes:
+        path: absolute: wherever the process goes, the run stays there.
+    """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._metrics = path / METRICS
+        self.path = path.absolute()
+        self._metrics = self.path / METRICS
 
     @classmethod
     def create(cls, output: str | None, plugins: Sequence[str]) -> RunFolder:
@@ -97,7 +106,7 @@ class RunFolder:
 
     def write_config(self, config: Config) -> None:
         """Write the configuration of the run, but for ``output``: the folder may be moved."""
-        _write(self.path / "config.toml", replace(config, output=None).to_toml())
+        write_whole(self.path / "config.toml", replace(config, output=None).to_toml())
 
     def write_environment(self, **facts: Any) -> None:
         """Write versions and hardware, and the facts given."""
@@ -115,7 +124,7 @@ class RunFolder:
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
             **facts,
         }
-        _write(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+        write_whole(self.path / "environment.json", json_text(environment, indent=2) + "\n")
 
     def log(self, record: StepRecord | EvaluationRecord) -> None:
         """Append one record to ``metrics.jsonl``."""
@@ -123,37 +132,51 @@ class RunFolder:
 
     def has_records(self) -> bool:
         """Return whether anything was logged."""
-        return bool(self.metrics_size())
+        return self._metrics.is_dir() or self.metrics_size() > 0
 
     def metrics_size(self) -> int:
         """Return how long ``metrics.jsonl`` is, in bytes."""
+        if self._metrics.is_dir():
+            raise DiskError(f"{self._metrics} is no file; move it away")
         return self._metrics.stat().st_size if self._metrics.exists() else 0
 
-    def cut_metrics(self, size: int, step: int) -> None:
-        """Forget what was logged after a checkpoint.
+    def check_metrics(self, size: int, step: int) -> None:
+        """Check that the log holds what was logged until a checkpoint.
 
         Args:
             size: bytes of the log at the checkpoint.
             step: of the checkpoint; the log must hold all steps up to it, and each once.
+
+        Raises:
+            ConfigError: it does not.
         """
         if self.metrics_size() < size:
             raise ConfigError(f"{self._metrics} is shorter than at its checkpoint; it was edited")
         if size:
             check_steps(self._metrics, size, step)
+
+    def cut_metrics(self, size: int) -> None:
+        """Forget what was logged after the first bytes, which `check_metrics` has checked."""
         if self._metrics.exists():
-            os.truncate(self._metrics, size)
+            with writing(self._metrics):
+                os.truncate(self._metrics, size)
 
     def write_ledger(self, ledger: Ledger) -> None:
         """Write the bytes counted so far."""
-        _write(self.path / LEDGER, ledger_text(ledger))
+        write_whole(self.path / LEDGER, ledger_text(ledger))
 
     def write_summary(self, summary: Summary) -> None:
         """Write the summary."""
-        _write(self.path / SUMMARY, summary.text())
+        write_whole(self.path / SUMMARY, summary.text())
+
+    def write_state(self, state: State) -> None:
+        """Write how the run stands."""
+        write_whole(self.path / STATE, state.text())
 
     def remove_summary(self) -> None:
         """Take the summary away: the run goes on."""
-        (self.path / SUMMARY).unlink(missing_ok=True)
+        with writing(self.path / SUMMARY):
+            (self.path / SUMMARY).unlink(missing_ok=True)
 
     def server_log(self) -> Path:
         """Return where the server of a two-process run prints."""
@@ -175,10 +198,7 @@ class RunFolder:
 
 def append(path: Path, record: StepRecord | EvaluationRecord) -> None:
     """Append a record to a log; a new log begins with the version of its records."""
-    with path.open("a", encoding="utf-8") as file:
-        if not file.tell():
-            file.write(version_line())
-        file.write(record.line())
+    append_whole(path, record.line(), first=version_line())
 
 
 def cut_after(path: Path, step: int) -> None:
@@ -188,18 +208,12 @@ def cut_after(path: Path, step: int) -> None:
         ConfigError: anything else of the log is damaged.
     """
     if path.exists():
-        _write(path, text_until(path, step))
+        write_whole(path, text_until(path, step))
 
 
 def _free(path: Path) -> Path:
     candidates = (path.with_name(f"{path.name}-{i}") for i in range(2, 1000))
     return path if not path.exists() else next(p for p in candidates if not p.exists())
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _processor() -> str:

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import select
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
-from splitlab.core.contract.errors import NetworkError
 from splitlab.core.contract.link import InsideTransport, Link, NetworkTransport
 from splitlab.core.engine.server import Server
 from splitlab.core.runs.ends import called, end
 from splitlab.core.runs.folder import RunFolder
 from splitlab.core.runs.plan import PeerPlan
+from splitlab.core.runs.process import STARTUP_SECONDS, ServerProcess
 from splitlab.core.runs.serve import open_session
 
 __all__ = ["Launch", "link_inside"]
-
-# A second process imports torch and builds the model before it listens.
-_STARTUP_SECONDS = 180.0
-_PARTING_SECONDS = 5.0
 
 
 @contextmanager
@@ -41,47 +32,46 @@ def link_inside(
     pair = called(f"transport {name!r}", transport.pair, serve)
     client_end = end(pair[0], name, plan.links, "client")
     server_end = end(pair[1], name, plan.links, "server")
-    session, report = open_session(server_end, server, plan, folder.path)
-    try:
+    with ExitStack() as cleanup:
+        cleanup.callback(server_end.close)
+        cleanup.callback(client_end.close)
+        session, report = open_session(server_end, server, plan, folder.path, cleanup)
         yield client_end
         report()
-    finally:
-        client_end.close()
-        server_end.close()
 
 
 class Launch:
-    """Makes the client's end of a link to another process, and that process if there is none yet.
+    """Makes the client's end of a link to another process.
 
     Args:
         plan: of the run.
         folder: where the server's checkpoints and what it prints go.
+        process: of the server, if it is not somebody else's.
     """
 
-    def __init__(self, plan: PeerPlan, folder: RunFolder) -> None:
+    def __init__(self, plan: PeerPlan, folder: RunFolder, process: ServerProcess | None) -> None:
         self._plan = plan
         self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process = process
 
     @contextmanager
-    def link(self, transport: NetworkTransport, connect: str | None) -> Iterator[Link]:
-        """Yield the client's end; whatever was started ends with the block.
+    def link(self, transport: NetworkTransport, address: str | None) -> Iterator[Link]:
+        """Yield the client's end; the server's process ends with the block.
 
         Args:
             transport: an object of the configuration's transport.
-            connect: address of a server that runs already, or None.
+            address: of a server that runs already; None for one in a process of its own.
         """
-        launched = transport.launched()
-        address = connect or (launched[1] if launched else None)
-        if address:
+        if address is not None:
             with self._connected(transport, address, self._plan.config.timeout) as link:
                 yield link
             return
-        with (
-            self._server_process() as address,
-            self._connected(transport, address, _STARTUP_SECONDS) as link,
-        ):
-            yield link
+        assert self._process is not None
+        with self._process as process:
+            listens = process.serve(self._arguments(), self._folder.server_log())
+            with self._connected(transport, listens, STARTUP_SECONDS) as link:
+                yield link
+            process.patience = self._plan.config.timeout  # after the goodbye its probes report
 
     @contextmanager
     def _connected(
@@ -95,60 +85,16 @@ class Launch:
 
     def last_words(self) -> str:
         """Return why the server's process ended, as the end of an error line, if it did."""
-        if self._process is None:
-            return ""
-        try:
-            status = self._process.wait(2.0)
-        except subprocess.TimeoutExpired:
-            return ""
-        if status == -signal.SIGKILL:
-            return "; the server process was killed"
-        lines = self._folder.server_log().read_text(errors="replace").strip().splitlines()
-        last = lines[-1].removeprefix("splitlab: error: ") if lines else "it printed nothing"
-        return f"; the server process ended with status {status}: {last}"
+        return self._process.last_words() if self._process else ""
 
-    @contextmanager
-    def _server_process(self) -> Iterator[str]:
-        """Start a server on this machine and yield its address."""
-        reading, writing = os.pipe()
-        command = [sys.executable, "-P", "-m", "splitlab", "serve"]
-        command += ["--config", str(self._folder.path / "config.toml")]
-        command += ["--output", str(self._folder.path)]
-        command += ["--classes", str(self._plan.classes)]
-        command += ["--announce", str(writing), "--wait", str(_STARTUP_SECONDS)]
-        command += ["--timeout", str(self._plan.config.timeout)]
-        with self._folder.server_log().open("wb") as log:
-            # A session of its own: Ctrl-C reaches the client only, which ends both in good order.
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=(writing,),
-                start_new_session=True,
-            )
-        os.close(writing)
-        self._process = process
-        patience = _PARTING_SECONDS
-        try:
-            with os.fdopen(reading) as pipe:
-                ready, _, _ = select.select([pipe], [], [], _STARTUP_SECONDS)
-                address = pipe.readline().strip() if ready else ""
-            if not address:
-                raise NetworkError(f"the server process did not start{self.last_words()}")
-            yield address
-            patience = self._plan.config.timeout  # after the goodbye its probes report
-        finally:
-            _end(process, patience)
-
-
-def _end(process: subprocess.Popen[bytes], patience: float) -> None:
-    """Wait for the server process, which ends by itself when the link does; then make it end."""
-    for insist in (None, process.terminate, process.kill):
-        if insist is not None:
-            insist()
-        try:
-            process.wait(patience if insist is None else _PARTING_SECONDS)
-            return
-        except subprocess.TimeoutExpired:
-            continue
+    def _arguments(self) -> list[str]:
+        arguments = [
+            *("--config", str((self._folder.path / "config.toml").absolute())),
+            *("--output", str(self._folder.path.absolute())),
+            *("--classes", str(self._plan.classes)),
+            *("--timeout", str(self._plan.config.timeout)),
+            *("--wait", str(STARTUP_SECONDS)),
+        ]
+        if self._plan.schedule is not None:
+            arguments += ["--samples", str(self._plan.schedule.training_samples)]
+        return arguments

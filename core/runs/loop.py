@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import shlex
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
+import torch
+
 from splitlab.core.contract.batch import Batch
-from splitlab.core.contract.errors import Diverged, Interrupted, LinkError, when
+from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted, LinkError
 from splitlab.core.contract.link import Link
 from splitlab.core.data.load import Data
 from splitlab.core.data.split import Split
 from splitlab.core.engine.client import Client
 from splitlab.core.runs.checkpoint import Checkpoints
+from splitlab.core.runs.disk import DiskError, writing
 from splitlab.core.runs.folder import RunFolder
+from splitlab.core.runs.origin import Origin
 from splitlab.core.runs.plan import Plan
-from splitlab.core.runs.records import EvaluationRecord, StepRecord, Summary
+from splitlab.core.runs.records import EvaluationRecord, State, StepRecord, Summary
 from splitlab.core.runs.reporter import Progress, Reporter, Result
 from splitlab.core.session.client import ClientSession
 from splitlab.core.wire.ledger import Ledger
@@ -33,6 +40,7 @@ class Loop:
         client: the peer.
         link: to the server.
         folder: of the run.
+        origin: of the run: what its checkpoints belong to.
         reporter: is told how it goes.
         should_stop: asked before the first step and after every one.
         connect: address of the server, if it was started by somebody else.
@@ -45,6 +53,7 @@ class Loop:
         client: Client,
         link: Link,
         folder: RunFolder,
+        origin: Origin,
         reporter: Reporter,
         should_stop: Callable[[], bool],
         connect: str | None,
@@ -55,40 +64,67 @@ class Loop:
         self.folder = folder
         self.progress = Progress()
         self.ledger = Ledger()
-        self._checkpoints = Checkpoints(folder.path, "client")
+        self._origin = origin
+        seed, plan_now = str(plan.config.seed), origin.plans[-1]
+        self._marks = {"run": origin.id, "seed": seed, "plan": plan_now}
+        self._checkpoints = Checkpoints(folder.path, "client", self._marks)
+        self._restored = False
         self._reporter = reporter
         self._should_stop = should_stop
         self._connect = connect
+        self._begun = False
         self._session = ClientSession(link, self.ledger, plan.config.timeout)
 
-    def go(self, last_words: Callable[[], str]) -> Result:
+    def go(self, last_words: Callable[[], str], from_step: int | None = None) -> Result:
         """Shake hands, train to the budget, and write the summary.
 
         Args:
             last_words: says why the server ended, as the end of an error line, if it did.
+            from_step: of the checkpoint to go on from, the newest by default; 0 is the beginning.
         """
         try:
-            self._restore()
+            return self._finish(self._go(last_words, from_step))
+        except DiskError as error:
+            raise DiskError(f"{error}{self._way_back()}") from error
+
+    def _go(self, last_words: Callable[[], str], from_step: int | None) -> EvaluationRecord:
+        try:
+            self._restore(from_step)
+            self.folder.write_state(State("running", self.progress.step))
+            self._begun = True
             self._reporter.begin(self.plan, self.folder.path, self.budget_used)
             evaluation = self._train()
             self._session.finish(self.progress.step)
+            return evaluation
         except LinkError as error:
-            raise type(error)(f"{error}{last_words()}{self._way_back()}") from error
+            whole = type(error)(f"{error}{last_words()}{self._way_back()}")
+            self._note_end(whole)
+            raise whole from error
         except BaseException as error:
             self._session.fail(error)
+            self._note_end(error)
             raise
-        return self._finish(evaluation)
+
+    def _note_end(self, error: BaseException) -> None:
+        """Say in the folder why the run ended; one that never began leaves it as it is."""
+        if self._begun:
+            with suppress(DiskError):  # the disk may be full, which is what ended it
+                self.folder.write_state(State.after(error, self.progress.step))
 
     def budget_used(self) -> float:
-        """Return the share of the budget that is used; the run ends at 1."""
-        used = {
+        """Return the share of the budget that is used; the run ends at 1, see `Budget`."""
+        # A sum of many ratios misses its round value by float error.
+        return self._used() / self.plan.budget.amount + 1e-9
+
+    def _used(self) -> float:
+        """Return what is used of the budget, in its unit."""
+        used: dict[str, float] = {
             "steps": self.progress.step,
             "epochs": self.progress.samples / len(self.data.train),
             "bytes": self.ledger.total("up", "training") + self.ledger.total("down", "training"),
             "nominal": self.progress.nominal / len(self.data.train),
-        }[self.plan.budget.unit]
-        # A sum of many ratios misses its round value by float error.
-        return used / self.plan.budget.amount + 1e-9
+        }
+        return used[self.plan.budget.unit]
 
     # Training.
 
@@ -108,7 +144,8 @@ class Loop:
                 self._save()
             if stop:
                 raise Interrupted(f"interrupted after step {progress.step}{self._way_back()}")
-        if evaluation is None or evaluation.step != progress.step:
+        known = evaluation is not None and evaluation.step == progress.step
+        if evaluation is None or not known or not math.isfinite(evaluation.loss):
             evaluation = self._evaluate()
         if progress.step not in self._checkpoints.steps():
             self._save()
@@ -128,15 +165,10 @@ class Loop:
         batch = next(batches)
         server, link, mark = session.server_seconds, session.link_seconds, self.ledger.mark()
         trained = session.hold(self.client.train(batch, progress.step))
-        loss = trained.loss
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            suspects = "the model and the stack" if self.plan.stack else "the model"
-            lower = "lower --lr, or " if progress.step else ""  # at first nothing was learned
-            raise Diverged(f"{when(trained.step)}: the loss is {loss}; {lower}check {suspects}")
         size = self.plan.config.batch_size
         progress.step += 1
         progress.samples += trained.samples
-        progress.nominal += sum(self.plan.nominal) / 2 * trained.samples
+        progress.nominal += sum(self._nominal(trained.step)) / 2 * trained.samples
         progress.base_bytes += 2 * self.plan.batch_bytes * trained.samples // size
         seconds = time.perf_counter() - started
         server, link = session.server_seconds - server, session.link_seconds - link
@@ -146,8 +178,13 @@ class Loop:
         progress.client_seconds += seconds - server - link
         crossed = self.ledger.since(mark)
         up, down = crossed.total("up", "training"), crossed.total("down", "training")
-        self.folder.log(StepRecord(progress.step, loss, up, down, trained.metrics))
-        self._reporter.step(progress, self.ledger, loss)
+        self.folder.log(StepRecord(progress.step, trained.loss, up, down, trained.metrics))
+        self._reporter.step(progress, self.ledger, trained.loss)
+
+    def _nominal(self, step: int) -> tuple[float, float]:
+        """Return the ratios to charge for a step that is done."""
+        stack = self.client.stack
+        return stack.nominal_ratio(step) if stack.charges_by_step else self.plan.nominal
 
     # Evaluation.
 
@@ -183,7 +220,10 @@ class Loop:
         right = seen = 0
         loss = 0.0
         for number, batch in enumerate(split.batches(self.plan.config.batch_size)):
-            answer = self._session.hold(self.client.query(batch, number, stacked=stacked))
+            try:
+                answer = self._session.hold(self.client.query(batch, number, stacked=stacked))
+            except Diverged as error:
+                raise Diverged(f"after step {self.progress.step}: {error}") from error
             right += int((answer.ids == batch.targets).sum())
             loss += answer.loss_sum
             seen += len(batch.targets)
@@ -193,36 +233,75 @@ class Loop:
     # Checkpoints, resume, summary.
 
     def _save(self) -> None:
-        step = self.progress.step
+        step, logged = self.progress.step, self.folder.metrics_size()
+        if step and not logged:
+            raise DiskError(f"{self.folder.path} has lost its log")
         self._session.save(step)
         tensors, values = self.client.state()
         values["run"] = {
             "progress": dataclasses.asdict(self.progress),
             "ledger": self.ledger.counts,
-            "metrics_bytes": self.folder.metrics_size(),
+            "metrics_bytes": logged,
         }
         self._checkpoints.save(step, tensors, values)
         self.folder.write_ledger(self.ledger)
 
-    def _restore(self) -> None:
-        """Load the newest checkpoint, if any, and shake hands."""
-        step = max(self._checkpoints.steps(), default=0)
-        state: dict[str, Any] = {"metrics_bytes": 0}
-        if step:
-            tensors, values = self._checkpoints.load(step)
-            state = values.pop("run")
-            self.client.load_state(tensors, values)
-            self.progress = Progress(**state["progress"])
-            self.ledger.counts = Ledger(state["ledger"]).counts
-        self.folder.cut_metrics(state["metrics_bytes"], step)
+    def _restore(self, from_step: int | None) -> None:
+        """Load a checkpoint, if there is any, and shake hands."""
+        kept = self._checkpoints
+        step = max(kept.steps(), default=0) if from_step is None else from_step
+        marks, logged = self._marks, 0
+        state = None
+        try:
+            if step:
+                logged, state = self._load(step)
+                others = {"steps": " ".join(map(str, kept.steps())), "again": self._again()}
+                marks = kept.marks(step) | others
+            self.folder.check_metrics(logged, step)
+        except DiskError:
+            raise
+        except ConfigError as error:
+            older = kept.older(step, self._can_go_on)
+            again = f"{self._again()} --from-step {older}"
+            raise ConfigError(f"{error}; go on from step {older} with: {again}") from error
+        if state is not None:
+            with kept.taking(step):
+                self.client.load_state(*state)
         self._session.open(
             dict(self.plan.agreement),
             run=self.folder.path.resolve().name,
             step=step,
+            marks=marks,
             batch_bytes=self.plan.batch_bytes,
+            schedule=self.plan.schedule,
         )
-        self.folder.write_config(self.plan.config)  # a resumed run may have got another budget
+        kept.forget_after(step)
+        self.folder.cut_metrics(logged)
         self.folder.remove_summary()
+        self._restored = True
+
+    def _load(self, step: int) -> tuple[int, tuple[dict[str, torch.Tensor], dict[str, Any]]]:
+        """Take back what the loop keeps; returns how long the log was, and the client's state."""
+        tensors, values = self._checkpoints.load(step, self._origin.plans)
+        with self._checkpoints.taking(step):
+            own = values.pop("run")
+            self.progress = Progress.read(own["progress"], step)
+            self.ledger.counts = Ledger(own["ledger"]).counts
+            logged = own["metrics_bytes"]
+            if not all(type(n) is int and n >= 0 for n in (logged, *self.ledger.numbers())):
+                raise ValueError(f"its ledger is {own['ledger']}, its log {logged!r} bytes long")
+        return int(logged), (tensors, values)
+
+    def _can_go_on(self, step: int) -> bool:
+        """Return whether the rest of what a checkpoint needs is whole, as far as it is here."""
+        try:
+            _, values = self._checkpoints.load(step, self._origin.plans)
+            with self._checkpoints.taking(step):
+                self.folder.check_metrics(values["run"]["metrics_bytes"], step)
+        except ConfigError:
+            return False
+        servers = Checkpoints(self.folder.path, "server", self._marks)
+        return self._connect is not None or servers.whole(step, self._origin.plans)
 
     def _finish(self, evaluation: EvaluationRecord) -> Result:
         progress, plan = self.progress, self.plan
@@ -238,7 +317,11 @@ class Loop:
             client_seconds=progress.client_seconds,
             server_seconds=progress.server_seconds,
             link_seconds=progress.link_seconds,
-            ratio_nominal=sum(plan.nominal) / 2,
+            ratio_nominal=(
+                progress.nominal / progress.samples
+                if self.client.stack.charges_by_step
+                else sum(plan.nominal) / 2
+            ),
             ratio_measured=(up + down) / progress.base_bytes,
             bytes_up=up,
             bytes_down=down,
@@ -249,16 +332,24 @@ class Loop:
             model=plan.config.model,
             cut=plan.model.cut,
             seed=plan.config.seed,
+            budget=plan.config.budget,
+            budget_used=self._used(),
         )
         self.folder.write_ledger(self.ledger)
         self.folder.write_summary(summary)
-        self.client.stack.report(self.folder.probes())  # one that fails costs no summary
+        self.folder.write_state(State("finished", progress.step))
+        with writing(self.folder.probes()):
+            self.client.stack.report(self.folder.probes())  # one that fails costs no summary
         return Result(self.folder.path, summary, self.ledger)
 
     def _way_back(self) -> str:
+        if not self.progress.step or not self._restored or not self.folder.path.is_dir():
+            return ""
         step = max(self._checkpoints.steps(), default=0)
         start = f"the checkpoint of step {step}" if step else "the beginning"
-        if not self.progress.step:
-            return ""
+        return f"; go on from {start} with: {self._again()}"
+
+    def _again(self) -> str:
+        """Return the command that goes on with the run."""
         again = f"join {self._connect}" if self._connect else "run"
-        return f"; go on from {start} with: splitlab {again} --resume {self.folder.path}"
+        return f"splitlab {again} --resume {shlex.quote(str(self.folder.path))}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from splitlab.core.runs.plan import Plan
-from splitlab.core.runs.records import EvaluationRecord, Summary
+from splitlab.core.runs.records import EvaluationRecord, Summary, typed
 from splitlab.core.wire.ledger import Ledger
 
 __all__ = ["Progress", "Reporter", "Result"]
@@ -35,6 +37,22 @@ class Progress:
     server_seconds: float = 0.0
     link_seconds: float = 0.0
 
+    @classmethod
+    def read(cls, values: Any, step: int) -> Progress:
+        """Return what a checkpoint of this step holds.
+
+        Raises:
+            ValueError, TypeError: it does not hold the progress of that step.
+        """
+        found = typed(cls, values)
+        if (
+            vars(found) != values
+            or found.step != step
+            or not all(0 <= n < math.inf for n in values.values())
+        ):
+            raise ValueError(f"its progress is {values}")
+        return found
+
 
 @dataclass(frozen=True)
 class Result:
@@ -59,6 +77,9 @@ class Reporter:
 
     def loading(self, part: str, done: int, total: int) -> None:
         """So many images of a part of the data set are decoded."""
+
+    def accepted(self, changes: Sequence[str]) -> None:
+        """The run goes on although this has changed since it began."""
 
     def step(self, progress: Progress, ledger: Ledger, loss: float) -> None:
         """A training step is done."""

@@ -8,30 +8,42 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from splitlab.core.catalogue.links import load_transport
-from splitlab.core.contract.errors import ConfigError
+from splitlab.core.contract.errors import ConfigError, Diverged
 from splitlab.core.runs.config import Config, flag
+from splitlab.core.runs.disk import hold
 from splitlab.core.runs.folder import RunFolder
 from splitlab.core.runs.launch import Launch, link_inside
 from splitlab.core.runs.loop import Loop
-from splitlab.core.runs.plan import Decided, make
+from splitlab.core.runs.origin import Origin
+from splitlab.core.runs.plan import Decided, Plan, make
+from splitlab.core.runs.process import ServerProcess
 from splitlab.core.runs.reporter import Reporter, Result
 from splitlab.core.runs.workers import build_client, build_server, limited_threads
 
 __all__ = ["chosen", "run"]
+
+_FREE = {"budget", "timeout"}
+"""What may change when a run goes on."""
+_MOVABLE = {"data_dir", "weights", "model", "plugins", "probes", "links"}
+"""What may name the same in another place; `Origin` tells whether it is the same."""
 
 
 def run(
     config: Config | None = None,
     *,
     resume: str | Path | None = None,
+    from_step: int | None = None,
+    accept_changes: bool = False,
     connect: str | None = None,
     observers: Sequence[object] = (),
     reporter: Reporter | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    server: ServerProcess | None = None,
     **options: Any,
 ) -> Result:
     """Train a split model and return what came of it.
@@ -40,7 +52,10 @@ def run(
         config: the run; ``run(plugins=["adc"], seed=1)`` is short for
             ``run(Config(plugins=("adc",), seed=1))``.
         resume: go on with the run in this folder; of the options only ``budget`` and ``timeout``
-            may be given then.
+            may be given then, and anew what names files, if their content is the same.
+        from_step: go on from this checkpoint, or from 0, the beginning; newer ones are forgotten.
+            From the newest by default.
+        accept_changes: go on although data, files, versions or configuration have changed.
         connect: address of a server that runs already (``splitlab serve``); by default the
             transport decides whether the server is in this process or in a second one on this
             machine.
@@ -49,6 +64,8 @@ def run(
         reporter: is told how the run goes.
         should_stop: asked before the first step and after every one; True ends the run with a
             checkpoint and `Interrupted`.
+        server: a process for the server that was started already; it ends with the run. If one is
+            needed, it is started first of all by default.
         options: fields of `Config`, instead of ``config`` or on top of it.
 
     Raises:
@@ -58,7 +75,13 @@ def run(
     result = None
     try:
         config, folder = chosen(config, resume, options)
-        result = _run(config, folder, connect, observers, reporter, should_stop)
+        if folder is None and (from_step is not None or accept_changes):
+            name = "--accept-changes" if from_step is None else f"--from-step {from_step}"
+            raise ConfigError(f"{name} goes with --resume RUN, the run to go on with; drop it")
+        if from_step is not None and from_step < 0:
+            raise ConfigError(f"--from-step {from_step} is not allowed; a checkpoint's step, or 0")
+        going_on = _GoingOn(folder, from_step, accept_changes)
+        result = _run(config.placed(), going_on, connect, observers, reporter, should_stop, server)
         return result
     finally:
         reporter.end(result)
@@ -80,44 +103,76 @@ def chosen(
     Config.from_mapping(options)  # a key that does not exist is the first thing to say
     folder = RunFolder.open(resume) if resume is not None else None
     if folder is not None:
-        fixed = sorted(options.keys() - {"budget", "timeout"})
+        fixed = sorted(options.keys() - _FREE - _MOVABLE)
         if config is not None or fixed:
             what = ", ".join(map(flag, fixed)) or "a configuration"
             raise ConfigError(
                 f"{what} cannot be given with --resume: the run goes on as it began; "
-                "only --budget and --timeout may change"
+                "only --budget and --timeout may change, and where files and data lie"
             )
         config = folder.read_config()
     known = dataclasses.asdict(config) if config else {}
     return Config.from_mapping(known | options), folder
 
 
+@dataclass(frozen=True)
+class _GoingOn:
+    """How a run goes on; a new one has no folder yet."""
+
+    folder: RunFolder | None
+    from_step: int | None
+    accept_changes: bool
+
+
 def _run(
     config: Config,
-    folder: RunFolder | None,
+    going_on: _GoingOn,
     connect: str | None,
     observers: Sequence[object],
     reporter: Reporter,
     should_stop: Callable[[], bool],
+    process: ServerProcess | None,
 ) -> Result:
     transport = load_transport(config.transport)
     if transport.place == "inside" and connect:
         raise ConfigError(
             f"transport {config.transport!r} has both peers in one process and cannot join a "
-            "server; name the server's with --transport"
+            "server; give the server's with --transport"
         )
     alone = transport.place == "inside" or connect is not None
-    decided = Decided.of(config)
+    launched = transport.launched() if transport.place == "beside" else None
+    address = connect or (launched[1] if launched else None)
+    folder = going_on.folder
     with ExitStack() as cleanup:
+        if process is not None:
+            cleanup.enter_context(process)
+        elif transport.place == "beside" and address is None:
+            process = cleanup.enter_context(ServerProcess())  # it loads while this one does
+        if folder is not None:
+            cleanup.enter_context(hold(folder.path, "client"))
+            if config.data_dir and not Path(config.data_dir).is_dir():
+                raise ConfigError(
+                    f"the data folder {config.data_dir} is gone; if it was moved, say where to "
+                    "with --data-dir"
+                )
+        decided = Decided.of(config)
         cleanup.enter_context(limited_threads(decided.threads))
         plan, model, data = make(decided, loading=reporter.loading, peers_here=1 if alone else 2)
         client = build_client(plan, model, observers)
         cleanup.callback(client.stack.run_end)
         if folder is None:
             folder = RunFolder.create(config.output, plan.titles)
-            folder.write_config(plan.config)
-            folder.write_environment(device=str(plan.device), threads=plan.threads)
             cleanup.push(_remove_if_unused(folder))
+            cleanup.enter_context(hold(folder.path, "client"))
+            origin = Origin.of(plan)
+            seen = {"mean": plan.data.mean, "std": plan.data.std}
+            folder.write_environment(
+                device=str(plan.device), threads=plan.threads, normalisation=seen
+            )
+        else:
+            origin = _checked(plan, folder, going_on.accept_changes, reporter)
+        origin.write(folder.path)
+        folder.write_config(plan.config)  # the server of a second process reads it
         last_words: Callable[[], str] = str
         if transport.place == "inside":
             server = build_server(plan, model, observers)
@@ -126,18 +181,33 @@ def _run(
             link = cleanup.enter_context(link_inside(transport, plan, server, folder))
         else:
             del model  # the server makes its own
-            launch = Launch(plan, folder)
+            launch = Launch(plan, folder, process if address is None else None)
             last_words = launch.last_words
-            link = cleanup.enter_context(launch.link(transport, connect))
-        loop = Loop(plan, data, client, link, folder, reporter, should_stop, connect)
-        return loop.go(last_words)
+            link = cleanup.enter_context(launch.link(transport, address))
+        loop = Loop(plan, data, client, link, folder, origin, reporter, should_stop, connect)
+        return loop.go(last_words, going_on.from_step)
+
+
+def _checked(plan: Plan, folder: RunFolder, accept: bool, reporter: Reporter) -> Origin:
+    """Return what a run goes on with; `ConfigError` if that has changed and nobody accepts it."""
+    origin, changes = Origin.read(folder.path).followed_by(plan, folder.read_config())
+    if changes and not accept:
+        raise ConfigError(
+            f"{folder.path} began with something else: {'; '.join(changes)}; put it back, or go on "
+            "all the same with --accept-changes"
+        )
+    reporter.accepted(changes)
+    return origin
 
 
 def _remove_if_unused(folder: RunFolder) -> Callable[..., None]:
-    """Return an exit callback: a failed run that made no step leaves no folder behind."""
+    """Return an exit callback: a failed run that made no step leaves no folder behind.
+
+    One that diverged in its first step does: that is what came of it.
+    """
 
     def leave(kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is not None and not folder.has_records():
+        if kind not in (None, Diverged) and not folder.has_records():
             folder.remove()
 
     return leave

@@ -4,23 +4,41 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 
 from splitlab.core.catalogue.links import load_transport
-from splitlab.core.contract.errors import ConfigError, ProtocolError
-from splitlab.core.contract.link import Link
+from splitlab.core.contract.errors import (
+    ConfigError,
+    LinkError,
+    NetworkError,
+    PluginError,
+    ProtocolError,
+    SplitlabError,
+)
+from splitlab.core.contract.link import Link, Listener
 from splitlab.core.engine.server import Server
-from splitlab.core.runs.checkpoint import Checkpoints
+from splitlab.core.models.segments import Segmented
+from splitlab.core.runs.checkpoint import Checkpoints, plan_mark
+from splitlab.core.runs.disk import hold
 from splitlab.core.runs.ends import called, end
 from splitlab.core.runs.folder import append, cut_after
 from splitlab.core.runs.plan import Decided, PeerPlan, make_for_server
 from splitlab.core.runs.records import SERVER_METRICS, StepRecord
 from splitlab.core.runs.workers import build_server, limited_threads
+from splitlab.core.session.protocol import MARKS, line
 from splitlab.core.session.server import ServerSession
 
-__all__ = ["open_session", "serve"]
+__all__ = ["HANDSHAKE_SECONDS", "open_session", "serve"]
+
+HANDSHAKE_SECONDS = 5.0
+"""How long somebody who has connected may be silent before somebody else has a turn."""
+
+_PATIENCE = 5.0
+"""Seconds for the server of a client that was killed to see that it is alone."""
 
 
 def serve(
@@ -32,6 +50,8 @@ def serve(
     announce: int | None = None,
     wait: float = 86400.0,
     peers_here: int = 1,
+    patient: bool = True,
+    samples: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> int:
     """Listen, serve one client, and return the number of training steps served.
@@ -45,7 +65,10 @@ def serve(
         announce: file descriptor to which the real address is written once the server listens.
         wait: seconds to wait for a client.
         peers_here: 2 if the client runs on this machine too; it then has the first GPU.
-        say: is told in a line where it listens, and how it went.
+        patient: whether somebody who is no client, or none that fits, is turned away; otherwise
+            that is an error. Until the deadline it then waits for the right one.
+        samples: of the client's training data, if a client on this machine started this server.
+        say: is told in a line where it listens, who was turned away, and how it went.
 
     Raises:
         SplitlabError: also when the client is gone before the end of its run.
@@ -53,13 +76,15 @@ def serve(
     named = decided.config.transport
     transport = load_transport(named)
     if transport.place == "inside":
-        raise ConfigError(f"transport {named!r} has both peers in one process; use tcp")
+        raise ConfigError(
+            f"transport {named!r} has both peers in one process and serves nobody elsewhere; give "
+            "another with --transport, such as tcp"
+        )
     with ExitStack() as cleanup:
         cleanup.enter_context(limited_threads(decided.threads))
-        plan, model = make_for_server(decided, classes, peers_here=peers_here)
-        server = build_server(plan, model)
-        del model  # of which the server has its part
-        cleanup.callback(server.stack.run_end)
+        plan, model = make_for_server(decided, classes, peers_here=peers_here, samples=samples)
+        build = partial(_build, plan, model, cleanup)
+        server = build()
         owner, place = f"transport {named!r}", address or transport.default_address
         listener = called(owner, transport.listen, place, device=plan.device)
         with closing(listener):
@@ -67,9 +92,9 @@ def serve(
             if announce is not None:
                 with os.fdopen(announce, "w") as pipe:
                     pipe.write(listener.address + "\n")
-            link = end(called(owner, listener.accept, wait), named, plan.links, "server")
-            cleanup.enter_context(closing(link))
-        session, report = open_session(link, server, plan, output)
+            clients = _Clients(listener, plan, wait, patient, say)
+            session, report = clients.first(server, build, output, cleanup)
+        del model, build  # the server has its part
         while session.turn():
             pass
         report()
@@ -77,17 +102,107 @@ def serve(
     return session.steps
 
 
+def _build(plan: PeerPlan, model: Segmented, cleanup: ExitStack) -> Server:
+    server = build_server(plan, model)
+    cleanup.callback(server.stack.run_end)
+    return server
+
+
+class _Clients:
+    """Who comes to a listener, until the first one that fits.
+
+    Args:
+        listener: where they come.
+        plan: of the server.
+        wait: seconds to wait.
+        patient: whether to wait for another one if one does not fit.
+        say: is told who was turned away.
+    """
+
+    def __init__(
+        self,
+        listener: Listener,
+        plan: PeerPlan,
+        wait: float,
+        patient: bool,
+        say: Callable[[str], None],
+    ) -> None:
+        self._listener = listener
+        self._plan = plan
+        self._wait = wait
+        self._patient = patient
+        self._say = say
+        self._until = time.monotonic() + wait
+        self._away, self._last = 0, ""
+
+    def first(
+        self,
+        server: Server,
+        build: Callable[[], Server],
+        output: str | None,
+        cleanup: ExitStack,
+    ) -> tuple[ServerSession, Callable[[], None]]:
+        """Return the session with the first client that fits, after its handshake.
+
+        Args:
+            server: new.
+            build: makes another one, where a client spoiled this one.
+            output: as in `open_session`.
+            cleanup: closes the link.
+        """
+        config = self._plan.config
+        while True:
+            with ExitStack() as attempt:
+                link = end(self._accept(), config.transport, self._plan.links, "server")
+                attempt.enter_context(closing(link))
+                session, report = open_session(link, server, self._plan, output, attempt)
+                try:
+                    session.turn(min(config.timeout, HANDSHAKE_SECONDS) if self._patient else None)
+                except PluginError:
+                    raise  # ours
+                except SplitlabError as error:
+                    if not self._patient:
+                        raise
+                    if not isinstance(error, LinkError):
+                        server = build()  # a checkpoint may have been loaded in part
+                    self._away += 1
+                    self._last = line(error)
+                    if link.remote not in self._last:
+                        self._last = f"{link.remote}: {self._last}"
+                    self._say(f"turned away {self._last}")
+                    continue
+                cleanup.enter_context(attempt.pop_all())
+                return session, report
+
+    def _accept(self) -> Link:
+        left = max(0.001, self._until - time.monotonic())
+        owner = f"transport {self._plan.config.transport!r}"
+        try:
+            return called(owner, self._listener.accept, left)
+        except NetworkError as error:
+            if not self._away or time.monotonic() < self._until:
+                raise
+            raise NetworkError(
+                f"no client that fits came to {self._listener.address} in {self._wait:g} s; "
+                f"turned away: {self._away}, at last {self._last}"
+            ) from error
+
+
 def open_session(
-    link: Link, server: Server, plan: PeerPlan, output: str | Path | None
+    link: Link,
+    server: Server,
+    plan: PeerPlan,
+    output: str | Path | None,
+    cleanup: ExitStack,
 ) -> tuple[ServerSession, Callable[[], None]]:
     """Return the server's session on a link, and what lets its probes report after its goodbye.
 
-    What the server leaves is written below ``output``.
+    What the server leaves is written below ``output``, which it holds until ``cleanup``.
     """
-    folder = Path(output) if output is not None else Path("runs")
+    folder = Path(output if output is not None else "runs").absolute()
     checkpoints: list[Checkpoints] = []
 
-    def resume(run: str, step: int) -> None:
+    def resume(run: str, step: int, marks: Mapping[str, str]) -> None:
         nonlocal folder
         if output is None:
             if not re.fullmatch(r"\w[\w.+-]{0,199}", run):
@@ -96,15 +211,23 @@ def open_session(
                     "name the server's own with --output DIR"
                 )
             folder = folder / run
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"--output {folder} cannot be made: {error.strerror}") from None
-        checkpoints.append(Checkpoints(folder, "server"))
+        cleanup.enter_context(hold(folder, "server", _PATIENCE))
+        kept = Checkpoints(folder, "server", {name: marks[name] for name in MARKS})
         if step:
-            server.load_state(*checkpoints[0].load(step))
-        checkpoints[0].forget_after(step)
+            try:
+                with kept.taking(step):
+                    server.load_state(*kept.load(step))
+            except ConfigError as error:
+                theirs = marks.get("steps", "").split()
+                older = kept.older(step, lambda n: str(n) in theirs and kept.whole(n))
+                again = f"{marks.get('again', '--resume RUN')} --from-step {older}"
+                raise ConfigError(f"{error}; go on from step {older} with: {again}") from error
+        else:
+            kept.refuse_others()
+        kept.forget_after(step)
         cut_after(folder / SERVER_METRICS, step)
+        mine = {"run": marks["run"], "seed": marks["seed"], "plan": plan_mark(plan.agreement)}
+        checkpoints.append(Checkpoints(folder, "server", mine))
 
     def save(step: int) -> None:
         checkpoints[0].save(step, *server.state())

@@ -1,14 +1,19 @@
 """What the peers say to each other besides tensors: handshake, checkpoints, goodbye.
 
     client                                   server
-    HELLO  protocol, agreement, run, step ─►  compares; loads its checkpoint of that step
-                                          ◄─  HELLO, or ERROR with both values
+    HELLO  protocol, agreement, run, step,─►  compares; loads its checkpoint of that step
+           marks
+                                          ◄─  HELLO, or ERROR with what differs
     ACTIVATION                            ─►
                                           ◄─  GRADIENT or PREDICTION
     CONTROL save: step                    ─►  writes its checkpoint
                                           ◄─  CONTROL saved: step
     CONTROL finish                        ─►
                                           ◄─  CONTROL finished; both close
+
+Training steps follow each other, from the one that the HELLO goes on from; a request for a
+checkpoint and the goodbye name how many are done. Everything else is a `ProtocolError`, which the
+other end is told.
 
 Before the handshake a peer takes small frames only; after it, frames of a few batches.
 """

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
-from splitlab.core.contract.errors import ProtocolError
+from splitlab.core.contract.errors import NetworkError, ProtocolError
 from splitlab.core.contract.link import Link
 from splitlab.core.contract.message import Kind, Message
+from splitlab.core.contract.peer import Schedule
 from splitlab.core.engine.conversation import Conversation, hold
 from splitlab.core.session.protocol import (
     HELLO_BYTES,
     PROTOCOL,
     Agreement,
+    ended,
     frame_limit,
-    reason,
     tell,
 )
 from splitlab.core.wire.ledger import Ledger
@@ -45,21 +47,48 @@ class ClientSession:
         self.server_seconds = 0.0
         self.link_seconds = 0.0
 
-    def open(self, agreement: Agreement, *, run: str, step: int, batch_bytes: int) -> None:
+    def open(
+        self,
+        agreement: Agreement,
+        *,
+        run: str,
+        step: int,
+        marks: Mapping[str, str],
+        batch_bytes: int,
+        schedule: Schedule | None = None,
+    ) -> None:
         """Shake hands.
 
         Args:
             agreement: what must be equal at both peers.
             run: name of the run folder, under which the server keeps its checkpoints.
             step: to resume from; 0 for a new run.
+            marks: what the checkpoint of that step belongs to, by the names in `MARKS`; with
+                ``steps`` and ``again``, which other steps the client has, and the command that goes
+                on with the run.
             batch_bytes: size of one uncompressed batch, from which the frame limit follows.
+            schedule: how long the run is to last, which the server's plugins may ask for.
 
         Raises:
             ProtocolError: the peers do not fit; names both values.
+            NetworkError: the server does not answer; it may have another client.
         """
         self._link.limits = dataclasses.replace(self._link.limits, frame_bytes=HELLO_BYTES)
-        hello = {"protocol": PROTOCOL, "agreement": agreement, "run": run, "step": step}
-        answer = self.exchange(Message(Kind.HELLO, meta=hello))
+        hello: dict[str, Any] = {
+            "protocol": PROTOCOL,
+            "agreement": agreement,
+            "run": run,
+            "step": step,
+            "marks": dict(marks),
+        }
+        if schedule is not None:
+            hello["schedule"] = dataclasses.asdict(schedule)
+        try:
+            answer = self.exchange(Message(Kind.HELLO, meta=hello))
+        except NetworkError as error:
+            raise NetworkError(
+                f"{error} before it answered; a server takes one client only"
+            ) from error
         if answer.kind is not Kind.HELLO:
             raise ProtocolError(f"{self._link.remote} answered a HELLO with {answer.kind.name}")
         self._link.limits = dataclasses.replace(
@@ -77,7 +106,7 @@ class ClientSession:
         self.server_seconds += server
         self.link_seconds += max(0.0, time.perf_counter() - started - server)
         if answer.kind is Kind.ERROR:
-            raise ProtocolError(f"the server ended the run: {reason(answer)}")
+            raise ended(answer, "the server", ProtocolError)
         return answer
 
     def hold(self, conversation: Conversation[R]) -> R:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 
-from splitlab.core.contract.errors import LinkError, ProtocolError, SplitlabError
+from splitlab.core.contract.errors import Diverged, LinkError, ProtocolError, SplitlabError
 from splitlab.core.contract.link import Link
 from splitlab.core.contract.message import Kind, Message
 
 __all__ = [
     "HELLO_BYTES",
+    "MARKS",
     "PROTOCOL",
     "Agreement",
     "compare",
+    "ended",
     "frame_limit",
     "line",
     "reason",
@@ -22,6 +24,13 @@ __all__ = [
 PROTOCOL = 1
 HELLO_BYTES = 1 << 16
 """The largest frame before the handshake."""
+_TOLD = 8
+"""How many differences an error lists."""
+_VALUE = 200
+"""How much it tells of a value, in characters."""
+
+MARKS = ("run", "seed", "plan")
+"""What a HELLO says of the checkpoint to go on from, or of those to come: what they belong to."""
 
 Agreement = dict[str, str]
 """What both peers must have in common, by the name that the user knows it by."""
@@ -34,21 +43,43 @@ def frame_limit(message_bytes: int) -> int:
 
 
 def compare(client: Agreement, server: Agreement) -> None:
-    """Raise `ProtocolError` with both values if the peers differ."""
-    for key in [*server, *client]:
-        if client.get(key) != server.get(key):
-            raise ProtocolError(
-                f"the peers differ in {line(key)}: client {line(client.get(key))}, "
-                f"server {line(server.get(key))}; give both the same options"
-            )
+    """Raise `ProtocolError` with both values of everything in which the peers differ.
+
+    What only one of them has, such as a setting of a plugin, is told if nothing else is.
+    """
+    different = [key for key in {**server, **client} if client.get(key) != server.get(key)]
+    keys = [key for key in different if key in client and key in server] or different
+    if keys:
+        told = [
+            f"{line(key)[:_VALUE]}: client {_value(client, key)}, server {_value(server, key)}"
+            for key in keys[:_TOLD]
+        ]
+        more = f"; and in {len(keys) - _TOLD} more" if len(keys) > _TOLD else ""
+        raise ProtocolError(
+            f"the peers differ in {'; '.join(told)}{more}; give both the same options"
+        )
+
+
+def _value(agreement: Agreement, key: str) -> str:
+    return line(agreement[key])[:_VALUE] if key in agreement else "has none"
 
 
 def tell(link: Link, error: BaseException, timeout: float) -> None:
     """Tell the other peer, if it still listens, why this one ends."""
     kind = "" if isinstance(error, SplitlabError) else f"{type(error).__name__}: "
+    meta: dict[str, object] = {"error": line(f"{kind}{error}")}
+    if isinstance(error, Diverged):
+        meta["diverged"] = True
     # If the link is what failed, or the peer is gone, nobody is left to be told.
     with contextlib.suppress(LinkError):
-        link.send(Message(Kind.ERROR, meta={"error": line(f"{kind}{error}")}), timeout)
+        link.send(Message(Kind.ERROR, meta=meta), timeout)
+
+
+def ended(message: Message, who: str, kind: type[LinkError]) -> SplitlabError:
+    """Return what to raise of an ERROR message: the other peer's divergence is this one's, too."""
+    if message.meta.get("diverged") is True:
+        return Diverged(reason(message))
+    return kind(f"{who} ended the run: {reason(message)}")
 
 
 def reason(message: Message) -> str:
@@ -58,5 +89,6 @@ def reason(message: Message) -> str:
 
 
 def line(text: object) -> str:
-    """Return the text in one line of bounded length."""
-    return " ".join(str(text).split())[:1000]
+    """Return the text in one line of bounded length; what does not print, as Python escapes it."""
+    words = " ".join(str(text).split())[:1000]
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from splitlab.core.contract.errors import LinkError, NetworkError, ProtocolError
+from splitlab.core.contract.errors import LinkError, NetworkError, ProtocolError, when
 from splitlab.core.contract.link import Link
 from splitlab.core.contract.message import Kind, Message
+from splitlab.core.contract.peer import Schedule
 from splitlab.core.engine.server import Server
 from splitlab.core.session.protocol import (
     HELLO_BYTES,
+    MARKS,
     PROTOCOL,
     Agreement,
     compare,
+    ended,
     frame_limit,
-    reason,
     tell,
 )
 
@@ -31,7 +34,7 @@ class ServerSession:
         agreement: what must be equal at both peers.
         batch_bytes: size of one uncompressed batch, from which the frame limit follows.
         timeout: seconds of silence after which the client counts as gone.
-        resume: called with run name and step after the handshake; loads the server's state.
+        resume: called with run name, step and marks after the handshake; loads the server's state.
         save: called with the step; writes the server's checkpoint.
         measured: called after every training step that has metrics, with its number from 1.
     """
@@ -44,7 +47,7 @@ class ServerSession:
         *,
         batch_bytes: int,
         timeout: float,
-        resume: Callable[[str, int], None],
+        resume: Callable[[str, int, Mapping[str, str]], None],
         save: Callable[[int], None],
         measured: Callable[[int], None] = lambda step: None,
     ) -> None:
@@ -57,17 +60,22 @@ class ServerSession:
         self._save = save
         self._measured = measured
         self._open = False
+        self._over = False
+        self._trained = 0  # steps of the whole run, those before it was resumed among them
         self.steps = 0
         link.limits = dataclasses.replace(link.limits, frame_bytes=HELLO_BYTES)
 
-    def turn(self) -> bool:
+    def turn(self, timeout: float | None = None) -> bool:
         """Receive one message and send the answer; returns False after goodbye.
+
+        Args:
+            timeout: seconds of silence, where they are others than the session's.
 
         Raises:
             SplitlabError: something is wrong; the client has been told.
         """
         try:
-            message = self._link.receive(self._timeout)
+            message = self._link.receive(self._timeout if timeout is None else timeout)
             started = time.perf_counter_ns()
             answer = self._answer(message)
             answer.elapsed_ns = time.perf_counter_ns() - started
@@ -81,24 +89,39 @@ class ServerSession:
 
     def _answer(self, message: Message) -> Message:
         if message.kind is Kind.ERROR:
-            raise LinkError(f"the client ended the run: {reason(message)}")
+            raise ended(message, "the client", LinkError)
         if not self._open:
             return self._hello(message)
+        if self._over:
+            raise ProtocolError(f"{self._link.remote} sent {message!r} after its goodbye")
         if message.kind not in (Kind.HELLO, Kind.CONTROL):
+            if message.training and message.step != self._trained:
+                raise ProtocolError(
+                    f"{self._link.remote} sent {message.kind.name} of {message.when}, "
+                    f"and {when(self._trained)} is due"
+                )
             answer = self._server.handle(message)
             if answer.kind is Kind.GRADIENT:  # the last word of a training step
                 self.steps += 1
+                self._trained += 1
                 if self._server.metrics:
                     self._measured(message.step + 1)
             return answer
-        if message.kind is Kind.CONTROL:
-            request = message.meta.get("do")
-            if request == "save":
-                self._save(message.step)
-                return Message(Kind.CONTROL, message.step, meta={"did": "saved"})
-            if request == "finish":
-                return Message(Kind.CONTROL, message.step, meta={"did": "finished"})
-        raise ProtocolError(f"{self._link.remote} sent what a server does not take: {message!r}")
+        request = message.meta.get("do")
+        if message.kind is Kind.HELLO or request not in ("save", "finish"):
+            raise ProtocolError(
+                f"{self._link.remote} sent what a server does not take: {message!r}"
+            )
+        if message.step != self._trained:
+            raise ProtocolError(
+                f"{self._link.remote} asks to {request} after step {message.step}, "
+                f"and {self._trained} are trained"
+            )
+        if request == "save":
+            self._save(message.step)
+            return Message(Kind.CONTROL, message.step, meta={"did": "saved"})
+        self._over = True
+        return Message(Kind.CONTROL, message.step, meta={"did": "finished"})
 
     def _hello(self, message: Message) -> Message:
         meta = message.meta
@@ -110,6 +133,7 @@ class ServerSession:
         if type(protocol) is int:  # a bool is an int, and True equals 1
             compare({"protocol": str(protocol)}, {"protocol": str(PROTOCOL)})
         theirs, run, step = meta.get("agreement"), meta.get("run"), meta.get("step")
+        marks = meta.get("marks")
         if (
             type(protocol) is not int
             or not isinstance(theirs, dict)
@@ -117,12 +141,32 @@ class ServerSession:
             or not isinstance(run, str)
             or type(step) is not int
             or step < 0
+            or not isinstance(marks, dict)
+            or not all(isinstance(value, str) for value in marks.values())
+            or not marks.keys() >= set(MARKS)
         ):
             raise ProtocolError(f"{self._link.remote} sent a malformed HELLO")
+        schedule = _schedule(meta.get("schedule"))
+        if schedule is None and "schedule" in meta:
+            raise ProtocolError(f"{self._link.remote} sent a malformed HELLO")
         compare(theirs, self._agreement)
-        self._resume(run, step)
-        self._open = True
+        if schedule is not None:
+            self._server.peer.schedule = schedule
+        self._resume(run, step, marks)
+        self._open, self._trained = True, step
         self._link.limits = dataclasses.replace(
             self._link.limits, frame_bytes=frame_limit(self._batch_bytes)
         )
         return Message(Kind.HELLO, meta={"protocol": PROTOCOL})
+
+
+def _schedule(said: object) -> Schedule | None:
+    """Return what a HELLO says of how long the run is to last; None if it makes no sense."""
+    if not isinstance(said, dict) or said.keys() != Schedule.__dataclass_fields__.keys():
+        return None
+    samples, unit, amount = (said[name] for name in ("training_samples", "unit", "amount"))
+    if type(samples) is not int or samples < 1 or not isinstance(unit, str):
+        return None
+    if type(amount) not in (int, float) or not 0 < amount < math.inf:
+        return None
+    return Schedule(samples, unit, float(amount))

@@ -20,10 +20,11 @@ from typing import Any
 from splitlab.core.catalogue.binding import bind_stack, split_stack
 from splitlab.core.catalogue.links import load_transport
 from splitlab.core.catalogue.tables import entries
-from splitlab.core.contract.errors import ConfigError, Interrupted, SplitlabError
+from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted, SplitlabError
 from splitlab.core.contract.traits import Ground
 from splitlab.core.engine.stack import Stack
 from splitlab.core.runs.config import Config
+from splitlab.core.runs.disk import hold
 from splitlab.core.runs.plan import Decided, make
 from splitlab.core.runs.reporter import Reporter
 from splitlab.core.runs.run import run
@@ -84,7 +85,7 @@ def compare(
 
     Raises:
         ConfigError: what can be known before the first run: a stack that cannot work, data that
-            are not there, a folder that holds something else.
+            are not there, a folder that holds something else or is in use.
         Interrupted: stopped by ``should_stop`` or Ctrl-C; all that is done is kept.
     """
     reporter = reporter or ComparisonReporter()
@@ -93,19 +94,20 @@ def compare(
         contenders = _contenders(stacks, ratio, common.model.ground)
         first = options.get("seed", config.seed if config else 0)
         chosen = _seeds(seeds, first, given="seed" in options)
-        folder = Path(output) if output is not None else _new_folder()
-        comparison, asked = _prepare(folder, common.config, contenders, chosen)
-        finished = sum(comparison.outcomes[c.folder, s].state == "finished" for c, s in asked)
-        if finished < len(asked):
-            _check_what_all_share(common)
-        comparison.write_record()
-        reporter.begin(folder, len(asked), finished)
-        try:
-            _run_all(comparison, asked, reporter, should_stop)
-        except (Interrupted, KeyboardInterrupt):
-            raise _interrupted(comparison, asked) from None
-        comparison.write(x_scale)
-        return comparison
+        folder = Path(output).absolute() if output is not None else _new_folder()
+        with hold(folder, "comparison"):
+            comparison, asked = _prepare(folder, common.config, contenders, chosen)
+            finished = sum(comparison.outcomes[c.folder, s].state == "finished" for c, s in asked)
+            if finished < len(asked):
+                _check_what_all_share(common)
+            comparison.write_record()
+            reporter.begin(folder, len(asked), finished)
+            try:
+                _run_all(comparison, asked, reporter, should_stop)
+            except (Interrupted, KeyboardInterrupt):
+                raise _interrupted(comparison, asked) from None
+            comparison.write(x_scale)
+            return comparison
     finally:
         reporter.end()
 
@@ -113,13 +115,15 @@ def compare(
 def redraw(folder: str | Path, x_scale: XScale = "linear") -> Comparison:
     """Write tables and figures of a comparison anew, from the run folders that are there.
 
+    It may be one that runs: its record is left alone.
+
     Raises:
         ConfigError: there is no comparison, or one of its runs is not.
     """
-    comparison = Comparison.read(Path(folder))
+    comparison = Comparison.read(Path(folder).absolute())
     if comparison is None:
         raise ConfigError(f"--output {folder} is empty; say what to compare with --plugin")
-    comparison.write(x_scale)
+    comparison.draw(x_scale)
     return comparison
 
 
@@ -176,6 +180,7 @@ def _contender(members: tuple[str, ...], ratio: float | None, ground: Ground) ->
             bound = bind_stack(plugins)
     Stack(bound).check(ground)  # refuses plugins that cannot work together, or on this model
     agreement = " + ".join(plugin.agreement() for plugin in bound)
+    plugins = Config(plugins=plugins).placed().plugins
     return Contender("+".join(members), title, "", plugins, agreement, remark)
 
 
@@ -212,11 +217,11 @@ def _common(config: Config | None, options: dict[str, Any]) -> Decided:
     Config.from_mapping(options)
     known = dataclasses.asdict(config) if config else {}
     mine = {"plugins": (), "seed": 0, "output": None}
-    return Decided.of(Config.from_mapping(known | options | mine))
+    return Decided.of(Config.from_mapping(known | options | mine).placed())
 
 
 def _new_folder() -> Path:
-    path = Path("comparisons") / time.strftime("%Y%m%d-%H%M%S")
+    path = Path("comparisons").absolute() / time.strftime("%Y%m%d-%H%M%S")
     others = (path.with_name(f"{path.name}-{i}") for i in itertools.count(2))
     return next(free for free in itertools.chain([path], others) if not free.exists())
 
@@ -321,7 +326,7 @@ def _run_one(
     should_stop: Callable[[], bool],
 ) -> Outcome:
     folder = comparison.run_folder(contender, seed)
-    summary, error = None, ""
+    summary, error, diverged = None, "", False
     try:
         if (folder / "config.toml").is_file():
             result = run(resume=folder, reporter=reporter, should_stop=should_stop)
@@ -332,10 +337,11 @@ def _run_one(
     except Interrupted:
         raise
     except SplitlabError as reason:
+        diverged = isinstance(reason, Diverged)
         error = str(reason).partition("; go on from")[0]
     except (RuntimeError, MemoryError, OSError) as reason:  # no memory, a full disk
         error = " ".join(f"{type(reason).__name__}: {reason}".split())
-    return Outcome(contender.folder, seed, summary, error)
+    return Outcome(contender.folder, seed, summary, error, diverged)
 
 
 def _interrupted(comparison: Comparison, asked: Sequence[tuple[Contender, int]]) -> Interrupted:

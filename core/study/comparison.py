@@ -14,18 +14,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from splitlab.core.contract.errors import ConfigError
+from splitlab.core.contract.jsonable import json_text
 from splitlab.core.report.curves import accuracy_curve
 from splitlab.core.report.figure import Curve, draw_curves
 from splitlab.core.report.table import LEGEND, Row, Table, comma_separated
-from splitlab.core.runs.config import Config, flag
-from splitlab.core.runs.records import SUMMARY, Summary, read_summary
+from splitlab.core.runs.config import Config, differences
+from splitlab.core.runs.disk import LOCKS, write_whole, writing
+from splitlab.core.runs.records import SUMMARY, Summary, read_state, read_summary
 
 __all__ = ["Comparison", "Contender", "Outcome", "XScale", "differs"]
 
@@ -71,18 +72,22 @@ class Outcome:
         folder: of the contender.
         seed: of the run.
         summary: what it ended with; None unless it is finished.
-        error: why it failed; empty unless it did.
+        error: why it failed or diverged; empty unless it did.
+        diverged: whether a loss, gradient or evaluation of it was not finite.
     """
 
     folder: str
     seed: int
     summary: Summary | None = None
     error: str = ""
+    diverged: bool = False
 
     @property
-    def state(self) -> Literal["finished", "failed", "missing"]:
+    def state(self) -> Literal["finished", "failed", "diverged", "missing"]:
         """``missing`` is a run that was not started, or did not come to its end."""
-        return "finished" if self.summary is not None else "failed" if self.error else "missing"
+        if self.summary is not None:
+            return "finished"
+        return "diverged" if self.diverged else "failed" if self.error else "missing"
 
 
 @dataclass
@@ -111,7 +116,9 @@ class Comparison:
             ConfigError: the folder holds something else, or a run that is not the comparison's.
         """
         path = folder / RECORD
-        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        if not folder.exists() or (
+            folder.is_dir() and all(each.suffix == LOCKS for each in folder.iterdir())
+        ):
             return None
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -153,11 +160,17 @@ class Comparison:
         for contender, seed in itertools.product(self.contenders, self.seeds):
             key, folder = (contender.folder, seed), self.run_folder(contender, seed)
             summary = None
+            error, diverged = errors.get(key, ""), False
             if (folder / "config.toml").is_file():
                 self._check_run(folder, self.run_config(contender, seed))
                 if (folder / SUMMARY).is_file():
-                    summary = read_summary(folder)
-            self.outcomes[key] = Outcome(*key, summary, "" if summary else errors.get(key, ""))
+                    summary, error = read_summary(folder), ""
+                state = read_state(folder)
+                if summary is not None and not summary.finite:  # of an older version
+                    summary, error, diverged = None, "the summary holds no finite result", True
+                elif state is not None and state.state == "diverged":
+                    summary, error, diverged = None, state.error, True
+            self.outcomes[key] = Outcome(*key, summary, error, diverged)
 
     def _check_run(self, folder: Path, wanted: Config) -> None:
         decided = [name for name in _DECIDED_BY_DATA if getattr(wanted, name) is None]
@@ -190,18 +203,29 @@ class Comparison:
                 [o.summary for o in self.of(contender) if o.summary is not None],
                 len(self.seeds),
                 "; ".join(_notes(contender, self.of(contender))),
+                sum(o.state == "diverged" for o in self.of(contender)),
             )
             for contender in self.contenders
         ]
 
     def curves(self) -> list[Curve]:
-        """Return accuracy over training bytes of every stack that has a finished run."""
+        """Return accuracy over training bytes of every stack with a run that ended.
+
+        Runs that diverged are not in the means, and the label says so; if all did, it stands alone.
+        """
         found = []
         for contender in self.contenders:
-            finished = [o.seed for o in self.of(contender) if o.state == "finished"]
+            states = {o.seed: o.state for o in self.of(contender)}
+            finished = [seed for seed, state in states.items() if state == "finished"]
+            diverged = sum(state == "diverged" for state in states.values())
+            label = contender.title
+            if diverged:
+                label += f" ({diverged} of {len(states)} diverged)"
             if finished:
                 folders = [self.run_folder(contender, seed) for seed in finished]
-                found.append(accuracy_curve(contender.title, folders))
+                found.append(accuracy_curve(label, folders))
+            elif diverged:
+                found.append(Curve(label, [], []))
         return found
 
     def failures(self) -> list[str]:
@@ -210,7 +234,7 @@ class Comparison:
             f"{contender.title}, seed {outcome.seed}: {outcome.error}"
             for contender in self.contenders
             for outcome in self.of(contender)
-            if outcome.state == "failed"
+            if outcome.state in ("failed", "diverged")
         ]
 
     def files(self) -> list[Path]:
@@ -238,11 +262,15 @@ class Comparison:
                 for outcome in self.outcomes.values()
             ],
         }
-        self._write(RECORD, json.dumps(record, indent=2) + "\n")
+        self._write(RECORD, json_text(record, indent=2) + "\n")
 
     def write(self, x_scale: XScale = "linear") -> None:
         """Write record, tables and figures."""
         self.write_record()
+        self.draw(x_scale)
+
+    def draw(self, x_scale: XScale = "linear") -> None:
+        """Write tables and figures."""
         self._write("table.md", self._markdown())
         self._write("table.csv", comma_separated(self.rows()))
         draw_curves(
@@ -255,13 +283,10 @@ class Comparison:
         )
 
     def _write(self, name: str, text: str) -> None:
-        temporary = self.folder / f"{name}.tmp"
-        try:
+        path = self.folder / name
+        with writing(path):
             self.folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, self.folder / name)
-        except OSError as error:
-            raise ConfigError(f"cannot write {self.folder / name}: {error.strerror}") from None
+        write_whole(path, text)
 
     def _markdown(self) -> str:
         table = Table.of(self.rows())
@@ -283,26 +308,17 @@ class Comparison:
 
 def differs(now: Config, was: Config, ignore: Sequence[str] = PER_RUN) -> str:
     """Return the first option in which two configurations differ, with both values, or ``""``."""
-    for spec in dataclasses.fields(Config):
-        old, new = getattr(was, spec.name), getattr(now, spec.name)
-        if spec.name not in ignore and old != new:
-            return f"{flag(spec.name)} was {_shown(old)} and is now {_shown(new)}"
-    return ""
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "+".join(value) or "nothing"
-    return "not given" if value is None else str(value)
+    return next(iter(differences(now, was, ignore)), "")
 
 
 def _notes(contender: Contender, outcomes: Sequence[Outcome]) -> Iterator[str]:
-    reasons: dict[str, list[int]] = {}
+    reasons: dict[tuple[str, str], list[int]] = {}
     for outcome in outcomes:
-        if outcome.state == "failed":
-            reasons.setdefault(outcome.error, []).append(outcome.seed)
-    for reason, seeds in reasons.items():
-        yield f"{_seeds(seeds)} failed: {reason}"
+        if outcome.state in ("failed", "diverged"):
+            reasons.setdefault((outcome.state, outcome.error), []).append(outcome.seed)
+    for (state, reason), seeds in reasons.items():
+        left_out = " and not in the means" if state == "diverged" else ""
+        yield f"{_seeds(seeds)} {state}{left_out}: {reason}"
     missing = [outcome.seed for outcome in outcomes if outcome.state == "missing"]
     if missing:
         yield f"{_seeds(missing)} not finished"

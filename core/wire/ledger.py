@@ -67,6 +67,11 @@ class Ledger:
                 }
         return grown
 
+    def numbers(self) -> list[int]:
+        """Return all counts."""
+        phases = self.counts.values()
+        return [n for phase in phases for kinds in phase.values() for n in kinds.values()]
+
     def total(self, direction: Direction, phase: Phase | None = None) -> int:
         """Return the bytes of one direction, of one phase or of all."""
         phases = [phase] if phase else list(self.counts)

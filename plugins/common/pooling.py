@@ -59,16 +59,17 @@ class Share:
             if value is not None:
                 check_share(name, value)
 
-    def patches(self, N: int, P: int) -> int:
-        """Return how many of N - P patches are kept; N - P means: change nothing."""
+    def patches(self, N: int, peer: Peer) -> int:
+        """Return how many of the patches among N tokens are kept; all means: change nothing."""
+        P = peer.prefix_tokens
         if self.keep is not None:
-            return math.ceil(self.keep * (N - P) - 1e-9)
+            return max(1, math.ceil(self.keep * (N - P) - 1e-9))
         K = floor(N * (self.ratio or DEFAULT_RATIO))
-        return N - P if K >= N else max(K, self._least(P)) - P - self.fused
+        return N - P if K >= N else max(K, self._least(peer)) - P - self.fused
 
     def check(self, peer: Peer) -> None:
-        """Refuse a ξ that special and fused tokens alone exceed."""
-        least, N = self._least(peer.prefix_tokens), peer.tokens
+        """Refuse a ξ that is less than what the server needs and what is fused."""
+        least, N = self._least(peer), peer.tokens
         if self.ratio is not None and floor(N * self.ratio) < least:
             raise unreachable(self.plugin, self.ratio, least, N)
 
@@ -76,12 +77,12 @@ class Share:
         """Return ξ: as asked for, or of the patches that are kept."""
         N, P = peer.tokens, peer.prefix_tokens
         if self.keep is None:
-            return self.ratio or max(DEFAULT_RATIO, self._least(P) / N)
-        M = self.patches(N, P)
+            return self.ratio or max(DEFAULT_RATIO, self._least(peer) / N)
+        M = self.patches(N, peer)
         return 1.0 if M >= N - P else (P + M + self.fused) / N
 
-    def _least(self, P: int) -> int:
-        return max(1, P + self.fused)
+    def _least(self, peer: Peer) -> int:
+        return max(1, peer.prefix_tokens + self.fused, peer.least_tokens)
 
 
 def floor(value: float) -> int:

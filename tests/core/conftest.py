@@ -41,7 +41,8 @@ class Runs:
             folder = RunFolder.create(config.output, config.plugins)
             folder.write_config(replace(config, eval_every=1, checkpoint_every=1))
         reporter = arguments.get("reporter") or Reporter()
-        plan: Any = SimpleNamespace(config=config, titles=("the stack",))
+        data = SimpleNamespace(notices=())
+        plan: Any = SimpleNamespace(config=config, titles=("the stack",), data=data)
         reporter.begin(plan, folder.path, lambda: 0.5)
         self.before(config)
         scored: dict[str, Any] = {"accuracy": 0.5 + 0.1 * config.seed, "loss": 1.0}

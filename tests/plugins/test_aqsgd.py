@@ -231,7 +231,7 @@ def test_gradients(tiny: Any) -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_bytes(bits: int) -> None:
     plugin = make_plugin(bits=bits, gradient_bits=bits)
-    assert plugin.nominal_ratio() == (bits / 32, bits / 32)
+    assert plugin.nominal_ratio(None) == (bits / 32, bits / 32)
 
     def size(ids: list[int]) -> int:
         message = sent(plugin, tokens(), ids)
@@ -258,7 +258,7 @@ def test_ids_that_need_8_bytes(tiny: Any) -> None:
 )
 def test_ratio(tiny: Any, ratio: float, bits: int) -> None:
     client, server = pair(ratio=ratio)
-    assert client.nominal_ratio() == (ratio, ratio)
+    assert client.nominal_ratio(None) == (ratio, ratio)
     ids = list(range(B))
     visit(tiny, (client, server), tokens(0), ids)
     up = sent(client, tokens(1), ids)
@@ -489,8 +489,8 @@ def test_what_a_client_refuses(exponent: Any) -> None:
 
 def test_by_name() -> None:
     plugin = bind("plugins", "aqsgd:bits=3,memory=device").build()
-    assert plugin.nominal_ratio() == (3 / 32, 0.25)
-    assert AQSGD().nominal_ratio() == (0.125, 0.25)
+    assert plugin.nominal_ratio(None) == (3 / 32, 0.25)
+    assert AQSGD().nominal_ratio(None) == (0.125, 0.25)
 
 
 @pytest.mark.gpu
@@ -503,3 +503,19 @@ def test_a_gpu_and_a_cpu_do_not_drift_apart(tiny: Any) -> None:
         ours, theirs = client.state_dict(), server.state_dict()
         assert torch.equal(ours["table"], theirs["table"])
         assert back.isfinite().all()
+
+
+def test_a_first_visit_is_charged_as_what_it_sends(tiny: Any) -> None:
+    client, server = tiny.pair([tiny.bound(AQSGD)])
+    seen = []
+    for batch in (tiny.batch(0), tiny.batch(0), tiny.batch(1)):
+
+        def ask(message: Any) -> Any:
+            return tiny.travel(server.handle(tiny.travel(message)))
+
+        step = len(seen)
+        hold(client.train(batch, step), ask)
+        seen.append(client.stack.nominal_ratio(step))
+    assert seen == [(0.5, 0.25), (0.125, 0.25), (0.5, 0.25)]
+    assert client.stack.charges_by_step
+    assert client.stack.nominal_ratio() == (0.125, 0.25)

@@ -9,6 +9,7 @@ import pytest
 
 from splitlab.core.catalogue.tables import catalogue
 from splitlab.core.command.main import main
+from splitlab.core.data.words import FORMS
 
 
 def test_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -19,4 +20,6 @@ def test_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for row in rows:
         assert re.search(rf"^ *{row['name']} +{row['classes']} ", text, re.MULTILINE)
-    assert "--data-dir DIR takes IDX files" in text
+    assert "--data-dir DIR takes" in text
+    for form, _ in FORMS:
+        assert form in text

@@ -74,27 +74,56 @@ def test_the_transport_judges_the_address(fails: Callable[..., str], tmp_path: P
     for given in (["--transport", "tcp"], ["--config", str(file)]):
         line = fails("join", "gloo://127.0.0.1:1", *given, *FAST)
         assert "'gloo://127.0.0.1:1' is not an address of this transport; write tcp://" in line
-    line = fails("join", "tcp://127.0.0.1:1", "--transport", "inprocess", *FAST)
-    assert "transport 'inprocess' has both peers in one process and cannot join" in line
 
 
-@pytest.mark.parametrize(
-    ("theirs", "named"),
-    [
-        (["--plugin", "adc:ratio=0.2"], "stack"),
-        (["--cut", "2"], "cut"),
-        (["--model", "vit_tiny_patch16_224", "--image-size", "32"], "model"),
-    ],
-)
-def test_peers_that_differ(
-    theirs: list[str], named: str, fails: Any, tmp_path: Path, started_server: Any
-) -> None:
-    own = ["--plugin", "adc"] if named == "stack" else []
-    with started_server(tmp_path, *HERE, *theirs) as (server, address):
-        line = fails("join", address, *HERE, *own, "--output", str(tmp_path / "r"))
-        _, stderr = server.communicate(timeout=20)
-    assert re.search(rf"the peers differ in {named}: client .+, server .+; give both", line)
-    assert server.returncode == 1
-    assert stderr.startswith("splitlab: error: the peers differ in")
-    assert stderr.count("\n") == 1
+def test_peers_that_differ(fails: Any, tmp_path: Path, started_server: Any) -> None:
+    stack = ["--plugin", "adc:ratio=0.2"]
+    with started_server(tmp_path, *HERE, *stack) as (server, address):
+        for own, told in (
+            ([], "stack: client none, server adc"),
+            (["--plugin", "adc"], "adc's ratio: client 0.1, server 0.2"),
+            ([*stack, "--cut", "2"], "cut: client 2, server 3"),
+            ([*stack, "--model", "vit_tiny_patch16_224"], "model: client vit_tiny.+, server vit-m"),
+        ):
+            line = fails("join", address, "--quiet", *HERE, *own, "--output", str(tmp_path / "r"))
+            assert re.search(rf"the server ended the run: the peers differ in {told}.*; give", line)
+            assert re.search(
+                rf"^turned away tcp.*: the peers differ in {told}", next(server.stdout)
+            )
+        assert server.poll() is None  # it waits on
     assert not (tmp_path / "r").exists()
+
+
+def test_it_says_at_once_where_it_waits_and_how_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    said: list[str] = []
+
+    def train(arguments: Any, connect: str) -> int:
+        said.append(capsys.readouterr().out)
+        return 0
+
+    monkeypatch.setattr("splitlab.core.command.join.train", train)
+    address = "tcp://there:1"
+    (tmp_path / "config.toml").write_text("timeout = 7.5\n")
+    resume = ["--resume", str(tmp_path)]
+    for options in ([], ["--timeout", "3"], resume, [*resume, "--timeout", "4"], ["--quiet"]):
+        assert main(["join", address, *options]) == 0
+    assert [re.findall(r"to (\S+) s", line) for line in said] == [["60"], ["3"], ["7.5"], ["4"], []]
+    assert all(
+        line.startswith(f"join   {address}: ") and line.count("\n") == 1 for line in said[:4]
+    )
+    assert said[4] == ""
+
+
+def test_a_file_of_a_run_in_one_process_names_the_way_out(
+    fails: Callable[..., str], tmp_path: Path
+) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text('transport = "inprocess"\n')
+    line = fails("join", "tcp://127.0.0.1:1", "--quiet", "--config", str(file), *FAST)
+    assert "transport 'inprocess' has both peers in one process and cannot join a server" in line
+    assert "give the server's with --transport" in line
+    line = fails("serve", "--address", "tcp://127.0.0.1:0", "--config", str(file), *HERE)
+    assert "transport 'inprocess' has both peers in one process and serves nobody" in line
+    assert "give another with --transport" in line

@@ -15,7 +15,8 @@ from splitlab.core.runs.reporter import Progress
 
 LEDGER: Any = SimpleNamespace(total=lambda way, phase: 1500 if way == "up" else 500)
 CONFIG = Config(dataset="data", cut=3, budget="steps=9", transport="link", links=("slow",))
-PLAN: Any = SimpleNamespace(config=CONFIG, titles=("a [b]", "c"))
+DATA: Any = SimpleNamespace(notices=("pets: left out [x]",))
+PLAN: Any = SimpleNamespace(config=CONFIG, titles=("a [b]", "c"), data=DATA)
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,6 +39,7 @@ def test_a_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     text = shown(capsys)
     assert "a [b] + c  data · vit-mini · cut 3 · link + slow · runs/x" in text
     assert "budget steps=9" in text
+    assert "note: pets: left out [x]" in text
     record: Any = SimpleNamespace(step=1, accuracy=0.5, loss=1.25, training_bytes=2000)
     display.evaluated(record)
     assert "step      1   accuracy 0.5000   loss 1.2500   2 kB" in shown(capsys)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import splitlab
 from splitlab.core.command import datasets
 from splitlab.core.command import main as main_module
 from splitlab.core.command.main import main, parser
-from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted, SplitlabError
+from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted, Notice, SplitlabError
 
 COMMANDS = [
     *("check", "compare", "completion", "datasets", "join", "links", "models", "new-plugin"),
@@ -67,6 +68,25 @@ def test_examples_of_all_helps_are_accepted(help_of: Callable[..., str]) -> None
 
 
 # What comes before a command.
+
+
+def test_a_notice_is_one_line_and_a_warning_is_pythons(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def tell(arguments: object) -> int:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("a word", Notice, stacklevel=1)
+            warnings.warn("another", UserWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(datasets, "_datasets", tell)
+    before = warnings.showwarning
+    assert main(["datasets"]) == 0
+    assert warnings.showwarning is before
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "splitlab: note: a word"
+    assert "UserWarning: another" in lines[1]
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -176,6 +196,35 @@ def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"[", b"")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("words", [["plugins"], ["plugins", "--json"], ["run", "--help"]])
+def test_an_output_that_is_full_is_one_line_and_no_success(words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "splitlab.core.command", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert ended.returncode == SplitlabError.status
+    told = "splitlab: error: what is printed cannot be written: No space left on device\n"
+    assert ended.stderr == told
+
+
+def test_a_file_that_cannot_be_read_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(value: object) -> int:
+        raise PermissionError(13, "Permission denied", "some/file")
+
+    monkeypatch.setattr(datasets, "print_json", fail)
+    monkeypatch.setattr(main_module, "_leave_stdout", lambda: None)
+    assert main(["datasets", "--json"]) == SplitlabError.status
+    assert capsys.readouterr().err == "splitlab: error: some/file: Permission denied\n"
+
+
 def test_it_is_a_program(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-P", "-m", "splitlab", "plugins", "acd"],
@@ -187,3 +236,26 @@ def test_it_is_a_program(tmp_path: Path) -> None:
     )
     assert ended.returncode == ConfigError.status
     assert ended.stderr.startswith("splitlab: error: unknown plugin 'acd' (did you mean 'adc'?)")
+
+
+def test_the_lines_that_led_to_an_error_are_shown_if_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPLITLAB_TRACEBACK", "")  # put back afterwards
+    (tmp_path / "mine.py").write_text("def helps():\n    raise SystemExit(4)\n\n\nhelps()\n")
+    command = ["plugins", f"{tmp_path}/mine.py:Mine"]
+    told = "cannot be imported: SystemExit: 4 (mine.py:2)"
+    assert main(command) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main([*command, "--traceback"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback (most recent call last):")
+    assert 'mine.py", line 5, in <module>' in error
+    last = error.splitlines()[-1]
+    assert last.startswith("splitlab: error: ")
+    assert last.endswith(told)
+
+
+def test_a_folder_is_no_registry(tmp_path: Path, fails: Callable[..., str]) -> None:
+    told = fails("plugins", "--registry", str(tmp_path))
+    assert f"--registry {tmp_path} is a folder; name the TOML file in it" in told

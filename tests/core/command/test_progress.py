@@ -43,12 +43,33 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def plan(config: Config, *titles: str) -> Any:
-    return SimpleNamespace(config=config, titles=titles)
+def plan(config: Config, *titles: str, notices: tuple[str, ...] = ()) -> Any:
+    return SimpleNamespace(config=config, titles=titles, data=SimpleNamespace(notices=notices))
 
 
 def progress(step: int, samples: int, seconds: float) -> Progress:
     return Progress(step=step, samples=samples, client_seconds=seconds)
+
+
+def test_time_left_goes_by_the_share_of_the_budget(clock: Clock) -> None:
+    state = RunState()
+    used = iter([0.5, 0.5, 0.6, 0.999, 1.0])
+    state.total = lambda: next(used)
+    assert state.left() == ""  # of a resumed run, of which half was done before
+    clock.now += 30
+    assert state.left() == ""
+    clock.now += 30
+    assert state.left() == "4:00 left"  # a tenth took a minute, four more are to come
+    clock.now += 59_940
+    assert state.left() == "2:00 left"
+    assert state.left() == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0:00"), (59.6, "1:00"), (245, "4:05"), (3612, "1:00:12")]
+)
+def test_a_time_reads_like_a_clock(seconds: float, text: str) -> None:
+    assert module._clock(seconds) == text
 
 
 def test_speed_is_of_this_session() -> None:
@@ -119,8 +140,18 @@ def test_a_comparison_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
         "run 4 of 4: a + b, seed 7",
         "done   accuracy 0.5000, 1,000 steps, up 1.5 kB, down 10 B",
     ]
-    failed: Any = SimpleNamespace(summary=None, error="the loss is nan")
-    assert ending(failed) == "failed the loss is nan"
+    ended: Any = SimpleNamespace(summary=None, state="diverged", error="the loss is nan")
+    assert ending(ended) == "diverged the loss is nan"
+
+
+def test_what_the_data_leave_out_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    lines, contender = PlainComparison(), SimpleNamespace(title="a")
+    for number in (1, 2):
+        run = lines.run(number, contender, 0)  # type: ignore[arg-type]
+        run.begin(plan(Config(), notices=("left [out] a", "b")), Path("c"), lambda: 0.0)
+    assert capsys.readouterr().out.splitlines() == [
+        "run 1 of 0: a, seed 0", "note   left [out] a", "note   b", "run 2 of 0: a, seed 0",
+    ]  # fmt: skip
 
 
 def test_the_output_chooses(monkeypatch: pytest.MonkeyPatch) -> None:

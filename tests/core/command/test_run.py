@@ -11,11 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from splitlab.core.catalogue.links import load_transport
 from splitlab.core.command.main import main
 from splitlab.core.command.run import show_result
 from splitlab.core.command.show import human_bytes
+from splitlab.core.contract.errors import ConfigError
 from splitlab.core.runs.config import Config
 from splitlab.core.runs.plan import Plan
 from splitlab.core.runs.records import Summary
@@ -66,6 +68,21 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(
     ):
         assert words.replace(" ", "") in text, words
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_of_the_data_is_not_read_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("train", "test"):
+        for name in ("cat", "dog", "eel"):
+            (tmp_path / "pets" / part / name).mkdir(parents=True)
+            if name != "eel":
+                Image.new("L", (28, 28)).save(tmp_path / "pets" / part / name / "0.png")
+    options = [*FAST, "--data-dir", str(tmp_path / "pets"), "--output", str(tmp_path / "r")]
+    for more in (["--dry-run"], []):
+        assert main(["run", *options, *more]) == 0
+        text = "".join(capsys.readouterr().out.split())
+        assert "leftout1classwithoutimages(eel)" in text
 
 
 @pytest.mark.parametrize(
@@ -122,24 +139,76 @@ def test_a_server_that_a_launcher_started_goes_on_in_the_runs_folder(
     assert "--seed cannot be given" in fails("run", "--resume", folder, "--seed", "3")
 
 
-def test_what_came_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("options", "started"),
+    [
+        (["--transport", "tcp:nodelay=false"], True),
+        (["--transport", "gloo"], True),
+        (["--transport", "FILE.py:Mine"], True),
+        ([], False),
+        (["--transport", "inprocess"], False),
+        (["--transport", "tcp", "--dry-run"], False),
+        (["--resume", "FOLDER"], True),
+    ],
+)
+@pytest.mark.parametrize("launcher", [False, True])
+def test_a_process_for_the_server_is_started_before_anything_is_imported(
+    options: list[str],
+    started: bool,
+    launcher: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log: list[str] = []
+
+    class Process:
+        def __enter__(self) -> str:
+            log.append("started")
+            return "the process"
+
+        def __exit__(self, *error: object) -> None:
+            log.append("ended")
+
+    def train(arguments: Any, connect: str | None, options: Any, server: object) -> int:
+        log.append(str(server))
+        raise ConfigError("something is wrong")
+
+    (tmp_path / "config.toml").write_text('transport = "tcp"\n')
+    module = importlib.import_module("splitlab.core.command.run")
+    monkeypatch.setattr(module, "ServerProcess", Process)
+    monkeypatch.setattr(module, "_train", train)
+    if launcher:
+        monkeypatch.setenv("RANK", "0")
+    assert main(["run", *[text.replace("FOLDER", str(tmp_path)) for text in options]]) == 2
+    waits = started and not launcher
+    assert log == (["started", "the process", "ended"] if waits else ["None"])
+    log.clear()
+
+
+def result() -> Result:
     summary = Summary(
         **{"loss": 1.0, "bytes_up": 1540, "bytes_down": 2000, "stack": ("a",), "cut": 3, "seed": 0},
         **{"transport": "link", "dataset": "data", "model": "net"},
         **{"accuracy": 0.75, "accuracy_uncompressed": 0.5, "steps": 1200, "epochs": 2.5},
         **{"ratio_measured": 0.11, "ratio_nominal": 0.1, "seconds": 9.0},
         **{"client_seconds": 4.0, "server_seconds": 3.0, "link_seconds": 2.0},
+        **{"budget": "bytes=50", "budget_used": 3_280_000},
     )
     counts = {
         "training": {"up": {"activation": 1500, "header": 40}, "down": {"gradient": 2000}},
         "control": {"up": {"header": 7}},
     }
-    show_result(Result(Path("runs/x"), summary, Ledger(counts)))
+    return Result(Path("runs/x"), summary, Ledger(counts))
+
+
+def test_what_came_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    show_result(result())
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     for line in (
         "accuracy 0.7500",
         "uncompressed 0.5000 (evaluated without the stack)",
         "steps 1,200 (2.50 epochs)",
+        "budget used 3.28 MB of 50 B: a step is not divided",
         "ratio measured 0.1100, nominal ξ 0.1000",
         "time 9.0 s (training: client 4.0 s, server 3.0 s, link 2.0 s)",
         "run folder runs/x",
@@ -149,6 +218,16 @@ def test_what_came_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
         "control up 7 B 7 B",
     ):
         assert line in lines
+
+
+def test_the_bytes_of_a_run_on_a_narrow_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("splitlab.core.command.show.width", lambda: 40)
+    show_result(result())
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "training up 1.54 kB: activation 1.5 kB, header 40 B" in lines
+    assert "control up 7 B: header 7 B" in lines
 
 
 @pytest.mark.parametrize(

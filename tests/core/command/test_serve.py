@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import re
 import socket
-import struct
-import threading
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +16,6 @@ from splitlab.core.command.serve import scheme, serve_config
 from splitlab.core.runs.plan import Decided
 
 HERE = ["--weights", "none", "--threads", "1", "--device", "cpu"]
-
-
-def opening(body: int = 64, header: int = 16, version: int = 1) -> bytes:
-    """Return the first bytes of a HELLO frame that declares these lengths."""
-    return struct.pack("<4sHBBQQQQ", b"SPLT", version, 1, 3, 0, 0, body, header)
 
 
 @pytest.fixture
@@ -78,16 +68,23 @@ def test_a_transport_that_was_given_stays_with_its_settings(
 def test_the_transport_judges_the_address(fails: Callable[..., str]) -> None:
     line = fails("serve", "--address", "gloo://127.0.0.1:0", "--transport", "tcp", *HERE)
     assert "'gloo://127.0.0.1:0' is not an address of this transport; write tcp://" in line
-    line = fails("serve", "--address", "tcp://127.0.0.1:0", "--transport", "inprocess", *HERE)
-    assert "transport 'inprocess' has both peers in one process" in line
 
 
-def test_a_server_that_a_run_started_shares_the_machine(served: list[Any]) -> None:
-    assert main(["serve", "--announce", "9", "--wait", "3"]) == 0
+def test_a_server_that_a_run_started_shares_the_machine(
+    served: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] | None = ["--wait", "3", "--classes", "7", "--seed", "5"]
+    monkeypatch.setattr("splitlab.core.command.serve.orders", lambda: told)
+    assert main(["serve", "--announce", "9"]) == 0
+    config, classes, options = served[0]
+    assert (config.seed, classes, options["wait"]) == (5, 7, 3)
+    told = None  # the client is gone
+    assert main(["serve", "--announce", "9"]) == 0
+    assert len(served) == 1
     assert main(["serve", "--output", "here"]) == 0
-    assert [(o["announce"], o["peers_here"], o["output"]) for *_, o in served] == [
-        (9, 2, None),
-        (None, 1, "here"),
+    assert [(o["announce"], o["peers_here"], o["output"], o["patient"]) for *_, o in served] == [
+        (9, 2, None, False),
+        (None, 1, "here", True),
     ]
 
 
@@ -124,46 +121,3 @@ def test_serve_refuses_numbers_that_cannot_be(
 
 def test_serve_needs_the_number_of_classes(fails: Callable[..., str]) -> None:
     assert "unknown data set" in fails("serve", "--dataset", "mine")
-
-
-@pytest.mark.parametrize(
-    ("sent", "told"),
-    [
-        (b"GET / HTTP/1.1\r\nHost: splitlab.example\r\n\r\n", "does not speak splitlab's wire"),
-        (opening(body=2**63), r"frame has \d+ bytes; allowed on this link: 65536"),
-        (opening(body=2**12, header=2**62), r"header of \d+ bytes; allowed"),
-        (opening(version=9), "speaks version 9 of the wire format, this side version 1"),
-        (opening(body=64, header=48)[:20], "the other end closed the connection"),
-        (b"", "the other end closed the connection"),
-    ],
-)
-def test_a_server_that_meets_nonsense(sent: bytes, told: str, fails: Callable[..., str]) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def talk() -> None:
-        with connected(port) as connection:
-            connection.sendall(sent)
-            with suppress(OSError):  # the server may have hung up already
-                connection.shutdown(socket.SHUT_WR)
-                connection.recv(1)
-
-    stranger = threading.Thread(target=talk)
-    stranger.start()
-    line = fails("serve", "--address", f"tcp://127.0.0.1:{port}", *HERE)
-    stranger.join()
-    assert re.search(told, line)
-    with socket.create_server(("127.0.0.1", port)):
-        pass  # the port is free again
-
-
-def connected(port: int) -> socket.socket:
-    """Connect to a port of this machine as soon as somebody listens there."""
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            return socket.create_connection(("127.0.0.1", port))
-        except ConnectionRefusedError:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
+from splitlab.core.data.images import open_image
 from splitlab.core.data.load import load_data
 
 
@@ -46,13 +50,66 @@ def test_photographs_are_turned_upright(files: Any, load: Any, tmp_path: Path) -
     assert torch.equal(first, second)
 
 
-def test_deep_colour_is_refused_instead_of_clipped(
+def test_deep_grey_is_scaled(files: Any, load: Any, tmp_path: Path) -> None:
+    values = [0, 256, 257, 40_000, 65_535]
+    for name in ("train.parquet", "test.parquet"):
+        images = [files.png(Image.new("I;16", (8, 8), value)) for value in values]
+        files.write_parquet(tmp_path, name, [0] * 5, images=images)
+    got = next(load(tmp_path, channels=1).train.batches(5)).images[:, 0, 0, 0]
+    want = torch.tensor([0, 1, 1, 156, 255])  # a share of 65,535, rounded
+    torch.testing.assert_close(got, want / 255 / 0.5 - 1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_pillows(files: Any, tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(np.arange(3 * 5, dtype=np.uint8).reshape(3, 5))
+    image.save(tmp_path / "x.png", exif=exif)
+    with Image.open(tmp_path / "x.png") as opened:
+        want = ImageOps.exif_transpose(opened)
+    got = open_image({"bytes": None, "path": str(tmp_path / "x.png")}, "L")
+    assert np.array_equal(np.asarray(got), np.asarray(want))
+
+
+def exif(entries: list[tuple[int, int, int, bytes]], more: bytes = b"") -> bytes:
+    body = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
+    head = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries))
+    return head + body + b"\0\0\0\0" + more
+
+
+@pytest.mark.parametrize(
+    ("raw", "turned"),
+    [
+        # Orientation 6, and a resolution of 1 / 0 pixels.
+        (
+            exif(
+                [
+                    (0x112, 3, 1, struct.pack("<HH", 6, 0)),
+                    (0x11A, 5, 1, struct.pack("<I", 8 + 2 + 24 + 4)),
+                ],
+                struct.pack("<II", 1, 0),
+            ),
+            True,
+        ),
+        (b"Exif\0\0Exif\0\0II*\0\x08\0\0\0\0\0", False),
+        (b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0\x01\0\0\0", False),
+        (b"Exif\0\0garbage", False),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_does_not_stop_a_run(files: Any, raw: bytes, turned: bool) -> None:
+    stream = io.BytesIO()
+    files.noise(0).crop((0, 0, 8, 4)).save(stream, "jpeg", exif=raw)
+    image = open_image({"bytes": stream.getvalue(), "path": None}, "RGB")
+    assert image.size == ((4, 8) if turned else (8, 4))
+
+
+def test_depth_without_a_known_white_is_refused_instead_of_clipped(
     files: Any, load: Any, refusal: Any, tmp_path: Path
 ) -> None:
-    deep = files.png(Image.new("I;16", (8, 8), 40_000))
+    stream = io.BytesIO()
+    Image.new("F", (8, 8), 300.0).save(stream, "tiff")
     for name in ("train.parquet", "test.parquet"):
-        files.write_parquet(tmp_path, name, [0], images=[deep])
-    with Image.open(io.BytesIO(deep)) as image:
-        mode = image.mode  # Pillow has called it I and I;16
-    assert mode.startswith("I")
-    assert f"mode {mode}, not 8 bits per channel" in refusal(lambda: load(tmp_path))
+        files.write_parquet(tmp_path, name, [0], images=[stream.getvalue()])
+    assert "mode F, not 8 or 16 bits of grey" in refusal(lambda: load(tmp_path))

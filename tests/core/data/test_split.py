@@ -115,3 +115,25 @@ def test_a_resumed_run_sees_the_same_images(load: Any, large_folder: Path) -> No
         rest = list(split.batches(5, epoch=4, skip=skip, shuffle=True))
         for ours, theirs in zip(rest, whole[skip:], strict=True):
             assert torch.equal(ours.images, theirs.images)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_many_images_are_decoded_as_they_are_needed(
+    files: Any, load: Any, refusal: Any, tmp_path: Path, monkeypatch: Any, workers: int
+) -> None:
+    files.write_image_folder(tmp_path)
+    first = load(tmp_path)
+    monkeypatch.setattr("splitlab.core.data.split.DECODED_AHEAD", 4)
+    broken = tmp_path / "train" / "dog" / "2.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(b"broken")
+    told: list[str] = []
+    data = load(tmp_path, workers=workers, loading=lambda *news: told.append(news[0]))
+    assert set(told) == {"test"}  # which has but 4
+    message = refusal(lambda: list(data.train.batches(2)))
+    assert message.startswith(f"{broken}: not a readable image")
+    broken.write_bytes(whole)
+    for epoch in (0, 1):
+        pairs = (split.train.batches(4, epoch=epoch, shuffle=True) for split in (first, data))
+        for ours, theirs in zip(*pairs, strict=True):
+            assert torch.equal(ours.images, theirs.images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 from pathlib import Path
@@ -115,9 +116,7 @@ def test_a_torn_file_is_refused_wherever_it_was_torn(tmp_path: Path) -> None:
     whole = file(tmp_path, 1).read_bytes()
     for length in (0, 1, 8, 20, len(whole) // 2, len(whole) - 1):
         file(tmp_path, 1).write_bytes(whole[:length])
-        with pytest.raises(
-            ConfigError, match=r"client\.safetensors is damaged .*; delete it to go"
-        ):
+        with pytest.raises(ConfigError, match=r"client\.safetensors is damaged \("):
             checkpoints.load(1)
     file(tmp_path, 1).write_bytes(whole)
     assert checkpoints.load(1)[1] == {"step": 1}
@@ -200,7 +199,7 @@ def test_there_is_no_pickle_in_a_checkpoint(tiny: Any, tmp_path: Path) -> None:
     # A JSON header and the numbers of the tensors make up every byte.
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
-    assert header.pop("__metadata__").keys() == {"values"}
+    assert header.pop("__metadata__").keys() == {"values", "marks", "checksum"}
     tensors = server.state()[0]
     assert header.keys() == tensors.keys()
     assert len(content) == 8 + length + sum(tensor.nbytes for tensor in tensors.values())
@@ -218,3 +217,99 @@ def test_what_is_newer_than_the_step_gone_on_from_is_forgotten(tmp_path: Path) -
         server.save(step, {}, {})
     assert server.steps() == [8, 9]  # 14 would have pushed 8 out
     assert client.steps() == [7]
+
+
+# What a checkpoint belongs to.
+
+MARKS = {"run": "0123456789abcdef", "seed": "3", "plan": "fedcba9876543210"}
+
+
+def test_a_flipped_bit_is_refused_wherever_it_is(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "client", MARKS)
+    tensors = {"a": torch.arange(8, dtype=torch.uint8), "b": torch.ones(2)}
+    checkpoints.save(1, tensors, {"step": 1})
+    whole = file(tmp_path, 1).read_bytes()
+    padding = len(whole[:-16].rstrip(b" ")), len(whole) - 16  # of the header, which says nothing
+    for at in range(0, len(whole), 3):
+        if padding[0] <= at < padding[1]:
+            continue
+        torn = bytearray(whole)
+        torn[at] ^= 1 << at % 8
+        file(tmp_path, 1).write_bytes(torn)
+        assert not checkpoints.whole(1), at
+        with pytest.raises(ConfigError) as caught:
+            checkpoints.load(1)
+        assert "\n" not in str(caught.value)
+    file(tmp_path, 1).write_bytes(whole)
+    assert checkpoints.whole(1)
+
+
+@pytest.mark.parametrize("name", ["run", "seed", "plan"])
+def test_a_file_of_something_else_is_refused_with_both(tmp_path: Path, name: str) -> None:
+    Checkpoints(tmp_path, "client", MARKS).save(1, {}, {})
+    mine = Checkpoints(tmp_path, "client", MARKS | {name: "another"})
+    told = rf"client.safetensors is of {name} {MARKS[name]}, not of {name} another; put the right"
+    with pytest.raises(ConfigError, match=told):
+        mine.load(1)
+    if name == "plan":
+        assert mine.load(1, plans=[MARKS["plan"]]) == ({}, {})  # a change that was accepted
+
+
+def test_swapped_roles_and_steps_are_refused(tmp_path: Path) -> None:
+    client, server = (Checkpoints(tmp_path, role, MARKS) for role in ("client", "server"))
+    for step in (1, 2):
+        client.save(step, {}, {})
+        server.save(step, {}, {})
+    whole = file(tmp_path, 2).read_bytes()
+    file(tmp_path, 2).write_bytes(file(tmp_path, 2, "server").read_bytes())
+    with pytest.raises(ConfigError, match="is of role server, not of role client"):
+        client.load(2)
+    file(tmp_path, 2).write_bytes(file(tmp_path, 1).read_bytes())
+    with pytest.raises(ConfigError, match="is of step 1, not of step 2"):
+        client.load(2)
+    assert client.older(2, client.whole) == 1
+    file(tmp_path, 1).write_bytes(b"")
+    assert client.older(2, client.whole) == 0
+    file(tmp_path, 2).write_bytes(whole)
+    assert client.whole(2)
+
+
+def test_a_file_without_marks_is_not_of_any_run(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    file(tmp_path, 1).parent.mkdir(parents=True)
+    save_file({"x": torch.zeros(1)}, file(tmp_path, 1), metadata={"values": "{}"})
+    mine = Checkpoints(tmp_path, "client", MARKS)
+    with pytest.raises(ConfigError, match=r"does not say which run it is of: an earlier version"):
+        mine.load(1)
+    with pytest.raises(ConfigError, match=r"does not say which run"):
+        mine.refuse_others()
+
+
+def test_checkpoints_of_another_run_are_not_ones_own(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, "server", MARKS).save(4, {}, {})
+    Checkpoints(tmp_path, "server", MARKS).refuse_others()
+    other = Checkpoints(tmp_path, "server", MARKS | {"run": "another"})
+    with pytest.raises(ConfigError, match=r"checkpoints of another run, 0123456789abcdef; go on"):
+        other.refuse_others()
+    file(tmp_path, 4, "server").write_bytes(b"torn")
+    other.refuse_others()  # nobody can go on from it
+
+
+def test_a_run_folder_that_is_gone_stays_gone(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot write the checkpoint .*No such file"):
+        Checkpoints(tmp_path / "gone", "client").save(1, {}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_that_does_not_fit_names_the_file(tmp_path: Path) -> None:
+    told = r"checkpoint .*client.safetensors does not fit the run \(KeyError: 'x'\)"
+    with pytest.raises(ConfigError, match=told), Checkpoints(tmp_path, "client").taking(1):
+        raise KeyError("x")
+
+
+def test_numbers_that_are_not_finite_come_back_from_valid_json(tmp_path: Path) -> None:
+    values = {"best": math.inf, "deep": [{"worst": -math.inf}, 1.0], "none": None}
+    Checkpoints(tmp_path, "client").save(1, {}, values)
+    assert b"Infinity" not in file(tmp_path, 1).read_bytes()
+    assert Checkpoints(tmp_path, "client").load(1)[1] == values

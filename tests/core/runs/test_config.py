@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.runs.config import Budget, Config, flag, read_toml
+from splitlab.core.runs.config import Budget, Config, differences, flag, read_toml
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 FLOATS = st.floats(0, 1e6)
@@ -23,6 +23,8 @@ CONFIGS = st.builds(
     transport=TEXT,
     dataset=st.none() | TEXT,
     data_dir=st.none() | TEXT,
+    label_column=st.none() | TEXT,
+    test_share=st.none() | st.floats(0.01, 0.99),
     augment=st.sampled_from(["none", "paper"]),
     model=TEXT,
     image_size=st.none() | st.integers(1, 4096),
@@ -126,6 +128,7 @@ def test_whole_numbers_are_numbers_and_lists_are_tuples() -> None:
 # Bounds.
 
 BOUNDS = {
+    "test_share": (0.001, 0.999),
     "image_size": (1, 4096),
     "cut": (0, 10_000),
     "batch_size": (1, 1_000_000),
@@ -279,3 +282,44 @@ def test_a_tilde_means_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     (tmp_path / "c.toml").write_text("output = '~/x'", encoding="utf-8")
     assert Config.from_toml("~/c.toml") == Config(output="~/x")
     assert Config(output="a~").output == "a~"
+
+
+def test_a_share_and_a_split_exclude_each_other() -> None:
+    assert Config(test_split="val").test_share is None
+    with pytest.raises(ConfigError, match="--test-share and --test-split exclude each other"):
+        Config(test_share=0.5, test_split="val")
+
+
+def test_files_that_are_there_are_placed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("m.py", "w.safetensors"):
+        (tmp_path / name).touch()
+    (tmp_path / "d").mkdir()
+    config = Config(
+        plugins=("adc+m.py:A:x=1", "gone.py:B"),
+        model="m.py:f",
+        data_dir="d",
+        weights="w.safetensors",
+    )
+    placed = config.placed()
+    assert placed.plugins == ("adc", f"{tmp_path}/m.py:A:x=1", "gone.py:B")
+    assert placed.model == f"{tmp_path}/m.py:f"
+    assert (placed.data_dir, placed.weights) == (f"{tmp_path}/d", f"{tmp_path}/w.safetensors")
+    assert placed.placed() == placed
+    assert Config(data_dir="gone", weights="none").placed() == Config(
+        data_dir="gone", weights="none"
+    )
+
+
+def test_differences_name_every_option() -> None:
+    now, was = Config(lr=0.5, plugins=("adc",)), Config(seed=3)
+    assert differences(now, was, ["seed"]) == [
+        "--plugin was nothing and is now adc",
+        "--lr was 0.0003 and is now 0.5",
+    ]
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_bytes(b"\xef\xbb\xbfbatch_size = 4\n")
+    assert Config.from_toml(file).batch_size == 4

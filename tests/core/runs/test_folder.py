@@ -66,7 +66,8 @@ def test_a_folder_without_a_name_is_made_under_runs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(folders, "run_name", lambda plugins: "same")
     paths = [RunFolder.create(None, ["adc"]).path for _ in range(3)]
-    assert [str(path) for path in paths] == ["runs/same", "runs/same-2", "runs/same-3"]
+    names = ["runs/same", "runs/same-2", "runs/same-3"]
+    assert paths == [tmp_path / name for name in names]  # wherever the process goes
 
 
 def test_a_folder_that_exists_is_refused_with_the_way_to_go_on(tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_metrics_are_appended_and_cut_back(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.metrics_size() == 0
     assert folder.last_evaluation() is None
-    folder.cut_metrics(0, 0)
+    folder.cut_metrics(0)
     folder.log(StepRecord(1, 2.0, 3, 4))
     assert folder.last_evaluation() is None
     folder.log(evaluation(1, 0.5))
@@ -101,14 +102,15 @@ def test_metrics_are_appended_and_cut_back(tmp_path: Path) -> None:
     size = folder.metrics_size()
     folder.log(evaluation(2, 0.6))
     assert folder.last_evaluation() == evaluation(2, 0.6)
-    folder.cut_metrics(size, 2)
+    folder.check_metrics(size, 2)
+    folder.cut_metrics(size)
     assert folder.metrics_size() == size
     assert folder.last_evaluation() == evaluation(1, 0.5)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[0]) == {"kind": "records", "version": VERSION}
     assert [json.loads(line)["step"] for line in lines[1:]] == [1, 1, 2]
     with pytest.raises(ConfigError, match=r"metrics\.jsonl is shorter than at its checkpoint"):
-        folder.cut_metrics(size + 1, 2)
+        folder.check_metrics(size + 1, 2)
 
 
 def test_a_line_that_a_killed_run_left_half_is_cut_off(tmp_path: Path) -> None:
@@ -118,7 +120,8 @@ def test_a_line_that_a_killed_run_left_half_is_cut_off(tmp_path: Path) -> None:
     size = folder.metrics_size()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "ev')
-    folder.cut_metrics(size, 1)
+    folder.check_metrics(size, 1)
+    folder.cut_metrics(size)
     assert folder.last_evaluation() == evaluation(1, 0.5)
 
 
@@ -145,7 +148,7 @@ def test_a_log_that_was_edited_is_not_gone_on_with(tmp_path: Path, old: str, new
     file.write_text(text.replace(old, new, 1))
     edited = file.read_bytes()
     with pytest.raises(ConfigError, match=r"metrics\.jsonl is damaged \(.*; delete the run"):
-        folder.cut_metrics(size, 2)
+        folder.check_metrics(size, 2)
     assert file.read_bytes() == edited
 
 

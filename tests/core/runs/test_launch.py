@@ -152,6 +152,8 @@ def test_a_killed_server_ends_the_client_within_its_deadline(
     assert "the server process was killed" in last
     assert f"--resume {tmp_path / 'r'}" in last
     assert "Traceback" not in stderr
+    if transport != "tcp":
+        return  # a run that goes on does not depend on how it was linked
     resumed = run(resume=tmp_path / "r", budget="steps=16")
     assert resumed.summary["steps"] == 16 or resumed.summary["steps"] > 16
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 import signal
 import subprocess
 from pathlib import Path
@@ -9,9 +12,11 @@ from typing import Any
 
 import pytest
 
-from splitlab.core import SplitlabError, run
-from splitlab.core.contract.errors import Interrupted
-from splitlab.core.runs.records import read_records
+from splitlab.core import ConfigError, SplitlabError, run
+from splitlab.core.contract.errors import Diverged, Interrupted
+from splitlab.core.runs.checkpoint import Checkpoints
+from splitlab.core.runs.origin import Origin
+from splitlab.core.runs.records import read_records, read_state
 
 
 @pytest.mark.parametrize(
@@ -58,7 +63,7 @@ def test_both_evaluations_are_reported_where_a_plugin_acts(
 
 def test_a_loss_that_is_not_finite_ends_the_run(real: Any, easy_data: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {**real.SMALL, "lr": 1e6, "optimizer": "sgd", "budget": "steps=50"}
-    told = r"the loss is (nan|inf); lower --lr, or check the model$"
+    told = r" is (nan|inf|not finite); lower --lr, or check the model$"
     with pytest.raises(SplitlabError, match=told) as caught:
         run(data_dir=easy_data, output=str(tmp_path / "r"), **options)
     logged = (record.step for record in read_records(tmp_path / "r"))
@@ -79,8 +84,40 @@ def test_a_loss_that_was_never_finite_is_not_put_down_to_the_rate(
         "[Nan(), nn.Linear(784, classes)], channels=1, image_size=28)\n"
     )
     options = {**real.SMALL, "model": f"{model}:made"}
-    with pytest.raises(SplitlabError, match=r"^step 1: the loss is nan; check the model$"):
+    with pytest.raises(
+        SplitlabError, match=r"^step 1: an activation at the cut is not finite; check the model$"
+    ):
         run(data_dir=easy_data, output=str(tmp_path / "r"), budget="steps=2", **options)
+
+
+def test_an_evaluation_that_is_not_finite_ends_the_run(
+    real: Any, easy_data: str, tmp_path: Path
+) -> None:
+    options = {**real.SMALL, "lr": 1e6, "optimizer": "adam", "budget": "steps=1"}
+    with pytest.raises(Diverged, match=r"^after step 1: evaluation batch 1: .* lower --lr"):
+        run(data_dir=easy_data, output=str(tmp_path / "r"), **options)
+    assert not (tmp_path / "r/summary.json").exists()
+    state = read_state(tmp_path / "r")
+    assert state is not None
+    assert (state.state, state.step) == ("diverged", 1)
+    assert "after step 1" in state.error
+
+
+def test_every_step_is_charged_what_its_plugins_say(
+    real: Any, easy_data: str, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "halves.py"
+    plugin.write_text(
+        "from splitlab.core import hookimpl\n"
+        "class Halves:\n"
+        "    @hookimpl\n"
+        "    def nominal_ratio(self, step):\n"
+        "        return (0.5, 0.5) if step is not None and step % 2 else (1.0, 1.0)\n"
+    )
+    options = {"plugins": [f"{plugin}:Halves"], "budget": "steps=2", **real.SMALL}
+    found = run(data_dir=easy_data, output=str(tmp_path / "r"), **options).summary
+    assert found.ratio_nominal == 0.75
+    assert (found.budget, found.budget_used) == ("steps=2", 2)
 
 
 # Going on from a checkpoint.
@@ -172,3 +209,132 @@ def test_a_finished_run_can_be_extended(real: Any, easy_data: str, tmp_path: Pat
     assert longer.summary["steps"] == 6
     assert run(resume=tmp_path / "b").summary["steps"] == 6  # the new budget is kept
     assert real.losses(tmp_path / "a") == real.losses(tmp_path / "b")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("role", ["client", "server"])
+def test_the_command_that_is_offered_goes_on_from_an_older_checkpoint(
+    real: Any, role: str, noise_data: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "a run"  # a name to be quoted
+    options: dict[str, Any] = {**real.SMALL, "batch_size": 10, "eval_every": 2}
+    run(data_dir=noise_data, output=str(folder), budget="steps=6", **options)
+    before = real.losses(folder)
+    flip(folder / "checkpoints" / "step-00000006" / f"{role}.safetensors")
+    with pytest.raises(SplitlabError, match="is damaged") as caught:
+        run(resume=folder)
+    assert real.losses(folder) == before
+    offered = re.search("; go on from step 4 with: (.*)$", str(caught.value))
+    assert offered is not None
+    words = shlex.split(offered[1])
+    assert words == ["splitlab", "run", "--resume", str(folder), "--from-step", "4"]
+    # Of the other peer, too, what is newer is forgotten.
+    run(resume=words[3], from_step=int(words[5]))
+    assert real.losses(folder) == before
+    for step in (4, 6):
+        flip(folder / "checkpoints" / f"step-0000000{step}" / f"{role}.safetensors")
+    with pytest.raises(SplitlabError, match=r"go on from step 0 with: .* --from-step 0$"):
+        run(resume=folder)
+    run(resume=folder, from_step=0)
+    assert real.losses(folder) == before
+
+
+def test_a_step_to_go_on_from_must_be_one(real: Any, noise_data: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {**real.SMALL, "batch_size": 10, "eval_every": 2}
+    with pytest.raises(ConfigError, match=r"--from-step 2 goes with --resume RUN"):
+        run(data_dir=noise_data, output=str(tmp_path / "r"), from_step=2, **options)
+    run(data_dir=noise_data, output=str(tmp_path / "r"), budget="steps=4", **options)
+    with pytest.raises(ConfigError, match=r"--from-step -1 is not allowed"):
+        run(resume=tmp_path / "r", from_step=-1)
+    with pytest.raises(ConfigError, match=r"no checkpoint of step 3 .*go on from step 2 with"):
+        run(resume=tmp_path / "r", from_step=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("progress", {}),
+        ("progress", None),
+        ("step", "4"),
+        ("step", 3),
+        ("samples", -1),
+        ("seconds", float("nan")),
+        ("ledger", {"training": {"up": {"header": "x"}}}),
+        ("ledger", {"nowhere": {"up": {}}}),
+        ("metrics_bytes", None),
+        ("metrics_bytes", -5),
+    ],
+)
+def test_odd_values_in_a_checkpoint_are_refused(
+    real: Any, name: str, value: Any, noise_data: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "r"
+    options: dict[str, Any] = {**real.SMALL, "batch_size": 10, "eval_every": 2}
+    run(data_dir=noise_data, output=str(folder), budget="steps=4", **options)
+    origin = Origin.read(folder)
+    kept = Checkpoints(folder, "client", {"run": origin.id, "seed": "0", "plan": origin.plans[-1]})
+    tensors, values = kept.load(4)
+    own = values["run"]
+    (own["progress"] if name in own["progress"] else own)[name] = value
+    kept.save(4, tensors, values)
+    with pytest.raises(ConfigError, match=r"step-00000004.* go on from step 2 with") as caught:
+        run(resume=folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_of_another_run_are_refused(real: Any, noise_data: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {**real.SMALL, "batch_size": 10, "budget": "steps=2"}
+    for name in "ab":
+        run(data_dir=noise_data, output=str(tmp_path / name), **options)
+    for role in ("server", "client"):
+        part = f"checkpoints/step-00000002/{role}.safetensors"
+        (tmp_path / "a" / part).write_bytes((tmp_path / "b" / part).read_bytes())
+        with pytest.raises(SplitlabError, match=f"{role}.safetensors is of run .*, not of run"):
+            run(resume=tmp_path / "a")
+
+
+def test_a_log_that_cannot_be_written_ends_the_run_which_then_goes_on(
+    real: Any, noise_data: str, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {**real.SMALL, "batch_size": 10, "eval_every": 2}
+    run(data_dir=noise_data, output=str(tmp_path / "whole"), budget="steps=6", **options)
+    folder, metrics = tmp_path / "r", tmp_path / "r" / "metrics.jsonl"
+    asked = iter(range(20))
+
+    def stop() -> bool:
+        if next(asked) == 4:  # after step 4: something takes the log's place
+            metrics.rename(tmp_path / "log")
+            metrics.mkdir()
+        return False
+
+    told = r"metrics.jsonl is no file; move it away; go on from the checkpoint of step 2 with: "
+    with pytest.raises(ConfigError, match=told):
+        run(data_dir=noise_data, output=str(folder), budget="steps=6", should_stop=stop, **options)
+    with pytest.raises(ConfigError, match=r"metrics.jsonl is no file; move it away$"):
+        run(resume=folder)
+    metrics.rmdir()
+    (tmp_path / "log").rename(metrics)
+    run(resume=folder)
+    assert real.losses(folder) == real.losses(tmp_path / "whole")
+
+
+def test_a_run_that_is_led_elsewhere_stays_in_its_folder(
+    real: Any, noise_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    options: dict[str, Any] = {**real.SMALL, "batch_size": 10, "budget": "steps=2"}
+
+    def stop() -> bool:
+        os.chdir(tmp_path / "elsewhere")
+        return False
+
+    result = run(data_dir=noise_data, output="r", should_stop=stop, **options)
+    assert result.folder == tmp_path / "r"
+    assert (tmp_path / "r" / "summary.json").is_file()
+    assert list((tmp_path / "elsewhere").iterdir()) == []

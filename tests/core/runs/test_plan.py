@@ -8,11 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from splitlab.core import Config, ConfigError, ProtocolError
+from splitlab.core.data.load import NORMALISATION, load_data
 from splitlab.core.runs.config import DEFAULT_DATASET
-from splitlab.core.runs.plan import Decided, Plan, choose_device, make_for_server
+from splitlab.core.runs.plan import (
+    Decided,
+    Plan,
+    choose_device,
+    load_configured_data,
+    make_for_server,
+)
 from splitlab.core.session.protocol import compare
 
 CPU = torch.device("cpu")
@@ -46,10 +54,44 @@ def test_deciding_meets_unknown_names_first() -> None:
         Decided.of(Config(model="vit-mni"))
 
 
+def test_a_plan_takes_the_data_as_it_is_told(noise_data: str) -> None:
+    plan = Plan.of(dataclasses.replace(SMALL, data_dir=noise_data, test_share=0.2))
+    assert (plan.data.train, plan.data.test) == (16, 4)
+    assert plan.data.notices[0].endswith("t10k is not used; --test-split t10k tests on it")
+    assert (
+        Plan.of(dataclasses.replace(SMALL, data_dir=noise_data, test_split="t10k")).data.test == 8
+    )
+    with pytest.raises(ConfigError, match="has no 'val' part"):
+        Plan.of(dataclasses.replace(SMALL, data_dir=noise_data, test_split="val"))
+    with pytest.raises(ConfigError, match="--label-column x: IDX files have no columns"):
+        Plan.of(dataclasses.replace(SMALL, data_dir=noise_data, label_column="x"))
+
+
+@pytest.mark.parametrize(
+    "name", ["deit_tiny_patch16_224", "vit_tiny_patch16_224", "vit_base_patch16_clip_224"]
+)
+def test_weights_from_elsewhere_get_images_as_they_were_trained_on(
+    name: str, noise_data: str, tmp_path: Path
+) -> None:
+    weights = tmp_path / "w.safetensors"
+    weights.touch()  # it is not read yet
+    options: dict[str, Any] = {"model": name, "data_dir": noise_data, "image_size": 32}
+    made_for = timm.get_pretrained_cfg(name)
+    assert made_for is not None
+    for trained in ({"pretrained": True}, {"weights": str(weights)}):
+        data = load_configured_data(Decided.of(Config(**options, **trained)))
+        assert (data.mean, data.std) == (tuple(made_for.mean), tuple(made_for.std))
+    new = load_configured_data(Decided.of(Config(**options)))
+    assert (tuple(new.mean), tuple(new.std)) == NORMALISATION[3]
+
+
 def test_a_plan_knows_the_run_before_its_first_step(noise_data: str) -> None:
     config = dataclasses.replace(SMALL, data_dir=noise_data, budget="epochs=1.5")
     plan = Plan.of(config)
     assert (plan.classes, plan.data.train, plan.data.test) == (4, 20, 8)
+    data = load_data(None, noise_data, image_size=28, channels=1, seed=1)
+    assert (plan.data.fingerprint, plan.data.notices) == (data.fingerprint, ())
+    assert (plan.data.mean, plan.data.std) == NORMALISATION[1]
     assert plan.steps_per_epoch == plan.eval_every == plan.checkpoint_every == 4
     assert (plan.config.eval_every, plan.config.checkpoint_every) == (4, 4)
     assert plan.nominal == (1, 1)
@@ -88,6 +130,9 @@ built = []
 class Counted:
     def __init__(self):
         built.append(self)
+
+    @hookimpl
+    def run_end(self): ...
 
 
 class Asks:
@@ -142,14 +187,14 @@ def test_a_stack_is_built_once_for_a_plan(noise_data: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("key", "changes"),
     [
-        ("stack", {"plugins": ("adc:ratio=0.5",)}),
+        ("stack", {"plugins": ("adc",)}),
         ("image size", {"image_size": 12}),
         ("cut", {"cut": 2}),
         ("classes", {"classes": 5}),
         ("batch size", {"batch_size": 7}),
         ("optimizer", {"optimizer": "sgd"}),
-        ("optimizer", {"lr": 1e-3}),
-        ("optimizer", {"weight_decay": 1e-3}),
+        ("lr", {"lr": 1e-3}),
+        ("weight decay", {"weight_decay": 1e-3}),
         ("seed", {"seed": 4}),
         ("weights", {"weights": "default", "image_size": 28}),
     ],
@@ -157,8 +202,22 @@ def test_a_stack_is_built_once_for_a_plan(noise_data: str, tmp_path: Path) -> No
 def test_whatever_changes_the_numbers_changes_the_agreement(key: str, changes: Any) -> None:
     base = agreement(image_size=28) if "weights" in changes else agreement()
     changed = agreement(**changes)
-    assert base.keys() == changed.keys()
+    assert changed.keys() >= base.keys()
     assert base[key] != changed[key]
+
+
+def test_a_setting_that_differs_is_told_alone() -> None:
+    for ours, theirs, told in (
+        (("adc",), ("adc:ratio=0.5",), "adc's ratio: client 0.1, server 0.5"),
+        (
+            ("adc-batch-merge:ratio=0.3", "adc-token-select"),
+            ("adc-batch-merge:ratio=0.4", "adc-token-select"),
+            "plugin 1 (adc-batch-merge)'s ratio: client 0.3, server 0.4",
+        ),
+    ):
+        with pytest.raises(ProtocolError) as caught:
+            compare(agreement(plugins=ours), agreement(plugins=theirs))
+        assert str(caught.value) == f"the peers differ in {told}; give both the same options"
 
 
 def test_what_leaves_the_numbers_alone_leaves_the_agreement_alone() -> None:
@@ -176,7 +235,7 @@ def test_peers_whose_presets_of_one_name_differ_are_told_apart(
         (tmp_path / "registry.toml").write_text(f'[models.mine]\npreset = "{preset}"\n')
         sides.append(agreement(model="mine", image_size=28))
     assert sides[0]["weights"] == sides[1]["weights"], "the shapes are the same"
-    with pytest.raises(ProtocolError, match=r"differ in model: client mine=.*heads=2.*heads=4"):
+    with pytest.raises(ProtocolError, match="differ in model's heads: client 2, server 4; give"):
         compare(*sides)
 
 

@@ -28,10 +28,12 @@ def test_run_folder_holds_what_the_documentation_says(
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "config.toml",
+        "run.json",
         "environment.json",
         "metrics.jsonl",
         "ledger.json",
         "summary.json",
+        "state.json",
         "checkpoints",
     }
     records = [json.loads(line) for line in real.losses(folder)]
@@ -106,6 +108,58 @@ def test_a_run_that_never_began_leaves_no_folder(real: Any, easy_data: str, tmp_
         assert not (tmp_path / "r").exists()
 
 
+class Begun:
+    """Stands in for a server's process, and notes what is done with it."""
+
+    log: list[str]
+
+    def __init__(self) -> None:
+        self.log.append("started")
+
+    def __enter__(self) -> Begun:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.log.append("ended")
+
+
+@pytest.mark.parametrize("handed", [True, False], ids=["handed over", "its own"])
+def test_the_servers_process_is_started_first_and_ends_with_a_run_that_fails(
+    handed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+    monkeypatch.setattr(Begun, "log", log, raising=False)
+    module = importlib.import_module("splitlab.core.runs.run")
+    monkeypatch.setattr(module, "ServerProcess", Begun)
+    monkeypatch.setattr(
+        module.Decided, "of", lambda config: (log.append("decided"), decided(config))[1]
+    )
+    server: Any = Begun() if handed else None
+    for transport, connect in (("tcp", None), ("inprocess", None), ("tcp", "tcp://127.0.0.1:1")):
+        if transport == "tcp" and connect is None:
+            expected = ["started", "decided", "ended"]
+        else:
+            log.clear()
+            expected = ["decided", "ended"] if handed else ["decided"]
+        with pytest.raises(ConfigError, match="no-such-folder"):
+            run(
+                transport=transport,
+                connect=connect,
+                data_dir=str(tmp_path / "no-such-folder"),
+                server=server,
+            )
+        assert log == expected
+
+
+decided = plans.Decided.of
+
+
+def test_a_run_that_fails_leaves_no_process(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no-such-folder"):
+        run(transport="tcp", data_dir=str(tmp_path / "no-such-folder"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_plan_is_made_with_all_threads_of_the_run(
     real: Any, two_classes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +169,7 @@ def test_a_plan_is_made_with_all_threads_of_the_run(
         def loading(self, part: str, done: int, total: int) -> None:
             seen.add(torch.get_num_threads())
 
-    monkeypatch.setattr("splitlab.core.runs.plan._cores", lambda: 3)
+    monkeypatch.setattr("splitlab.core.runs.plan._default_threads", lambda: 3)
     options = {**real.SMALL, "threads": None, "data_dir": two_classes, "budget": "steps=1"}
     run(reporter=Looks(), output=str(tmp_path / "r"), **options)
     assert seen == {3}
@@ -140,3 +194,58 @@ def test_the_whole_model_is_gone_before_a_second_process_starts(
     monkeypatch.setattr(module, "Launch", start)
     with pytest.raises(SplitlabError, match="1 made, 0 left"):
         run(transport="tcp", data_dir=two_classes, output=str(tmp_path / "r"), **real.SMALL)
+
+
+def test_a_run_that_goes_on_elsewhere_is_left_alone(
+    real: Any, two_classes: str, tmp_path: Path
+) -> None:
+    told = []
+
+    def stop() -> bool:
+        with pytest.raises(ConfigError, match=r"r is in use by process \d+ on .* since ") as caught:
+            run(resume=tmp_path / "r")
+        told.append(caught.value)
+        return False
+
+    options: dict[str, Any] = {**real.SMALL, "data_dir": two_classes, "budget": "steps=1"}
+    run(output=str(tmp_path / "r"), should_stop=stop, **options)
+    assert len(told) == 2
+    assert not list((tmp_path / "r").glob("*.lock"))
+    assert run(resume=tmp_path / "r").summary.steps == 1
+
+
+ASKS = """
+from splitlab.core import hookimpl
+
+
+class Asks:
+    @hookimpl
+    def setup(self, peer):
+        self.peer = peer
+        self.first = peer.training_samples
+
+    @hookimpl
+    def metrics(self):
+        unit, amount = self.peer.budget
+        assert unit == "steps"
+        return {"all": self.first, "epoch": self.peer.steps_per_epoch, "end": amount}
+"""
+
+
+@pytest.mark.parametrize("transport", ["inprocess", "tcp"])
+def test_both_peers_know_how_long_the_run_is_to_last(
+    transport: str, two_classes: str, real: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "asks.py").write_text(ASKS)
+    options = real.SMALL | {"budget": "steps=1", "plugins": [f"{tmp_path}/asks.py:Asks"]}
+    result = run(data_dir=two_classes, output=str(tmp_path / "r"), transport=transport, **options)
+    told = [
+        json.loads(line)["metrics"]["Asks"]
+        for name in ("metrics.jsonl", "server-metrics.jsonl")
+        for line in (result.folder / name).read_text().splitlines()
+        if "Asks" in line
+    ]
+    assert len(told) == 2
+    assert told[0] == told[1]
+    samples, size = told[0]["all"], options["batch_size"]
+    assert told[0] == {"all": samples, "epoch": -(-samples // size), "end": 1.0}

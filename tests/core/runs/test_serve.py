@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import queue
+import re
+import socket
+import struct
 import subprocess
-from contextlib import ExitStack
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,14 +21,18 @@ import torch
 from splitlab.core import (
     ConfigError,
     Kind,
+    Link,
     Message,
+    NetworkError,
     PluginError,
     ProtocolError,
     Role,
     run,
 )
 from splitlab.core.command.main import main
+from splitlab.core.runs.checkpoint import plan_mark
 from splitlab.core.runs.config import Config
+from splitlab.core.runs.plan import Decided, make_for_server
 from splitlab.core.runs.records import (
     SERVER_METRICS,
     StepRecord,
@@ -30,18 +41,40 @@ from splitlab.core.runs.records import (
     read_summary,
     version_line,
 )
-from splitlab.core.runs.serve import open_session
+from splitlab.core.runs.serve import HANDSHAKE_SECONDS, _Clients, open_session, serve
+from splitlab.core.session.client import ClientSession
 from splitlab.core.session.protocol import PROTOCOL
+from splitlab.core.wire.ledger import Ledger
 from splitlab.transports.inprocess import InProcess
+from splitlab.transports.tcp import Tcp
 
 AGREEMENT = {"stack": "none", "cut": "3"}
-HELLO = {"protocol": PROTOCOL, "agreement": AGREEMENT, "run": "run", "step": 0}
+MARKS = {"run": "0123456789abcdef", "seed": "0", "plan": plan_mark(AGREEMENT)}
+HELLO: dict[str, Any] = {
+    "protocol": PROTOCOL,
+    "agreement": AGREEMENT,
+    "run": "run",
+    "step": 0,
+    "marks": MARKS,
+}
+
+
+def shake_hands(client: ClientSession, agreement: Mapping[str, str], step: int = 0) -> None:
+    marks = MARKS | {"plan": plan_mark(agreement)}
+    client.open(agreement, run="r", step=step, batch_bytes=1000, marks=marks)
 
 
 def activation(step: int) -> Message:
     made = Message(Kind.ACTIVATION, step)
     made.put("activations", torch.zeros(10), Role.PAYLOAD)
     return made
+
+
+def train_and_save(table: Any, step: int) -> None:
+    """Train the one step that leads to this number of them, and save."""
+    for message in (activation(step - 1), Message(Kind.CONTROL, step, meta={"do": "save"})):
+        table.client_end.send(message, 1.0)
+        assert table.server.turn()
 
 
 def session_with_checkpoints(output: Path | None) -> Any:
@@ -57,11 +90,13 @@ def session_with_checkpoints(output: Path | None) -> Any:
     )
     plan: Any = SimpleNamespace(agreement=AGREEMENT, batch_bytes=1000, config=Config(timeout=1.0))
     client_end, server_end = InProcess().pair(None)
-    session, report = open_session(server_end, server, plan, output)
+    cleanup = ExitStack()
+    session, report = open_session(server_end, server, plan, output, cleanup)
     return SimpleNamespace(
         client_end=client_end,
         server=session,
         report=report,
+        end=cleanup.close,
         state=state,
         metrics=server.metrics,
         reported=reported,
@@ -96,13 +131,15 @@ def test_the_server_keeps_its_checkpoints_under_the_name_of_the_run(
         first.state["x"] += 7
         for message in (
             Message(Kind.HELLO, meta=hello),
-            Message(Kind.CONTROL, 12, meta={"do": "save"}),
+            activation(0),
+            Message(Kind.CONTROL, 1, meta={"do": "save"}),
         ):
             first.client_end.send(message, 1.0)
             assert first.server.turn()
-        assert (folder / "checkpoints" / "step-00000012" / "server.safetensors").is_file()
+        assert (folder / "checkpoints" / "step-00000001" / "server.safetensors").is_file()
+        first.end()
         second = session_with_checkpoints(output)
-        second.client_end.send(Message(Kind.HELLO, meta=hello | {"step": 12}), 1.0)
+        second.client_end.send(Message(Kind.HELLO, meta=hello | {"step": 1}), 1.0)
         assert second.server.turn()
         assert second.state["x"] == 7
 
@@ -125,14 +162,76 @@ def test_the_server_logs_its_numbers_and_forgets_those_of_later_steps(tmp_path: 
         for step in steps:
             table.client_end.send(activation(step), 1.0)
             assert table.server.turn()
-        table.client_end.send(Message(Kind.CONTROL, 3, meta={"do": "finish"}), 1.0)
+        table.client_end.send(Message(Kind.CONTROL, len(steps), meta={"do": "finish"}), 1.0)
         assert not table.server.turn()
         records = read_records(tmp_path, SERVER_METRICS)
         assert records == [StepRecord(n, metrics={"probe": {"x": 0.5}}) for n in left]
         assert table.reported == []  # the client's goodbye waits for no probe
         table.report()
         assert table.reported == [tmp_path / "probes"]
+        table.end()
     assert log.read_text().startswith(version_line())
+
+
+def greet(table: Any, **changes: Any) -> None:
+    table.client_end.send(Message(Kind.HELLO, meta=HELLO | changes), 1.0)
+    assert table.server.turn()
+
+
+def test_a_new_run_does_not_forget_what_another_left(tmp_path: Path) -> None:
+    first = session_with_checkpoints(tmp_path)
+    greet(first)
+    train_and_save(first, 1)
+    first.end()
+    other = session_with_checkpoints(tmp_path)
+    with pytest.raises(ConfigError, match=r"holds checkpoints of another run, .*--output"):
+        greet(other, marks=MARKS | {"run": "another"})
+    other.end()
+    kept = tmp_path / "checkpoints" / "step-00000001" / "server.safetensors"
+    assert kept.is_file()
+    with pytest.raises(
+        ConfigError, match=r"server.safetensors is of plan \w+, not of plan another"
+    ):
+        greet(
+            session := session_with_checkpoints(tmp_path),
+            step=1,
+            marks=MARKS | {"plan": "another"},
+        )
+    session.end()
+    again = session_with_checkpoints(tmp_path)
+    greet(again)  # the same run, whose client was killed before it wrote its first
+    assert not kept.exists()
+    again.end()
+
+
+def test_a_folder_serves_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("splitlab.core.runs.serve._PATIENCE", 0.0)
+    first, second = (session_with_checkpoints(tmp_path) for _ in range(2))
+    greet(first)
+    with pytest.raises(ConfigError, match=r"is in use by process \d+"):
+        greet(second)
+    assert "is in use by process" in second.client_end.receive(1.0).meta["error"]
+    first.end()
+    assert not list(tmp_path.glob("*.lock"))
+
+
+def test_the_client_is_offered_a_step_that_both_have(tmp_path: Path) -> None:
+    table = session_with_checkpoints(tmp_path)
+    greet(table)
+    for step in (1, 2):
+        train_and_save(table, step)
+    table.end()
+    file = tmp_path / "checkpoints" / "step-00000002" / "server.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    for steps, older in (("1 2", 1), ("2", 0), ("x -1", 0)):
+        table = session_with_checkpoints(tmp_path)
+        more = {"steps": steps, "again": "splitlab join A --resume R"}
+        told = (
+            rf"is damaged .*; go on from step {older} with: splitlab join A --resume R --from-step"
+        )
+        with pytest.raises(ConfigError, match=told):
+            greet(table, step=2, marks=MARKS | more)
+        table.end()
 
 
 FAILS_AT = """
@@ -185,6 +284,230 @@ def test_a_probe_that_fails_at_the_server_is_its_error_and_not_the_clients(
     assert (folder / "probes" / "FailsAt" / "done").is_file()
     last = (folder / "server.log").read_text().splitlines()[-1]
     assert last.startswith("splitlab: error: probe 'FailsAt' failed in report: ValueError: no room")
+
+
+# Who comes to a listener.
+
+CPU = torch.device("cpu")
+TINY = Config(
+    transport="tcp",
+    model="vit:image_size=8,channels=1,patch=4,width=4,depth=2,heads=1",
+    plugins=("adc:ratio=0.2",),
+    weights="none",
+    device="cpu",
+    threads=1,
+    timeout=5.0,
+)
+
+
+class Serving:
+    """A server of `TINY` in a thread, and what it says.
+
+    Attributes:
+        ended: number of steps, or the error.
+    """
+
+    def __init__(self, output: Path, **options: Any) -> None:
+        decided = Decided.of(TINY)
+        plan, _ = make_for_server(decided, 2, peers_here=1)
+        self.agreement = dict(plan.agreement)
+        self.said: queue.Queue[str] = queue.Queue()
+        self.ended: list[object] = []
+        chosen = {"output": str(output), "wait": 20.0} | options
+        self._thread = threading.Thread(target=self._serve, args=(decided, chosen))
+
+    def _serve(self, decided: Decided, options: Any) -> None:
+        try:
+            self.ended.append(serve(decided, 2, say=self.said.put, **options))
+        except Exception as error:  # noqa: BLE001 - the test looks at it
+            self.ended.append(error)
+
+    def __enter__(self) -> Serving:
+        self._thread.start()
+        self.address = self.next().split()[-1]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.join(20)
+
+    def next(self) -> str:
+        return self.said.get(timeout=20)
+
+    def socket(self) -> socket.socket:
+        host, _, port = self.address.removeprefix("tcp://").rpartition(":")
+        return socket.create_connection((host, int(port)), 5)
+
+    def link(self) -> Link:
+        return Tcp().connect(self.address, device=CPU, timeout=5)
+
+    def hello(self, step: int = 0, **changes: str) -> None:
+        """Shake hands, and say goodbye."""
+        with closing(self.link()) as link:
+            client = ClientSession(link, Ledger(), 5.0)
+            shake_hands(client, self.agreement | changes, step)
+            client.finish(step)
+
+
+def opening(body: int = 64, header: int = 16, version: int = 1) -> bytes:
+    """Return the first bytes of a HELLO frame that declares these lengths."""
+    return struct.pack("<4sHBBQQQQ", b"SPLT", version, 1, 3, 0, 0, body, header)
+
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: splitlab.example\r\n\r\n"
+STRANGERS = {
+    REQUEST: "does not speak splitlab's wire format",
+    opening(body=2**63): r"frame has \d+ bytes; allowed on this link: 65536",
+    opening(body=2**12, header=2**62): r"header of \d+ bytes; allowed",
+    opening(version=9): "speaks version 9 of the wire format, this side version 1",
+    opening(body=64, header=48)[:20]: "the other end closed the connection",
+    b"": "the other end closed the connection",
+}
+
+
+def test_a_server_survives_what_is_no_client(tmp_path: Path) -> None:
+    with Serving(tmp_path) as serving:
+        for sent, told in STRANGERS.items():
+            with serving.socket() as stranger:
+                stranger.sendall(sent)
+                stranger.shutdown(socket.SHUT_WR)
+                line = serving.next()
+            assert re.search(f"^turned away tcp://.*: .*{told}", line)
+            assert line.isprintable()
+        with serving.socket() as stranger:  # closed at once, and not in good order
+            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert serving.next().endswith("the other end closed the connection")
+        serving.hello()
+    assert serving.ended == [0]
+    assert serving.next() == "served 0 steps to the end of the client's run"
+
+
+def test_a_silent_stranger_delays_the_client_no_longer_than_a_handshake_may(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 1 <= HANDSHAKE_SECONDS <= 10
+    monkeypatch.setattr("splitlab.core.runs.serve.HANDSHAKE_SECONDS", 0.2)
+    with Serving(tmp_path) as serving, serving.socket(), serving.socket() as half:
+        half.sendall(opening()[:10])
+        serving.hello()  # which waits as long as the test's own timeout
+        for _ in range(2):
+            assert serving.next().endswith("the other end sent nothing for 0.2 s")
+    assert serving.ended == [0]
+
+
+def test_a_client_that_does_not_fit_is_told_and_the_right_one_is_served(tmp_path: Path) -> None:
+    with Serving(tmp_path) as serving:
+        for changes in ({"seed": "7"}, {"adc's ratio": "0.3", "cut": "1"}, {"classes": "3"}):
+            with pytest.raises(ProtocolError) as caught:
+                serving.hello(**changes)
+            told = [
+                f"{key}: client {theirs}, server {serving.agreement[key]}"
+                for key, theirs in changes.items()
+            ]
+            line = serving.next()
+            for one in told:
+                assert one in str(caught.value)
+                assert one in line
+            assert str(caught.value).count("client") == len(changes)
+        with pytest.raises(ProtocolError, match="the server has no checkpoint of step 3"):
+            serving.hello(step=3)
+        assert "no checkpoint of step 3" in serving.next()
+        serving.hello()
+    assert serving.ended == [0]
+
+
+FIRST = {
+    "activation": Message(Kind.ACTIVATION),
+    "goodbye": Message(Kind.CONTROL, meta={"do": "finish"}),
+    "error": Message(Kind.ERROR, meta={"error": "no\x1b[2J room"}),
+    "malformed": Message(Kind.HELLO, meta={"protocol": PROTOCOL}),
+    "version": Message(Kind.HELLO, meta=HELLO | {"protocol": 99}),
+}
+
+
+@pytest.mark.parametrize("first", FIRST)
+def test_a_confused_client_is_turned_away(first: str, tmp_path: Path) -> None:
+    words = {
+        "activation": "began with ACTIVATION, not with HELLO",
+        "goodbye": "began with CONTROL, not with HELLO",
+        "error": r"the client ended the run: no\x1b[2J room",
+        "malformed": "sent a malformed HELLO",
+        "version": "the peers differ in protocol: client 99, server 1",
+    }
+    sent = Message(FIRST[first].kind, meta=FIRST[first].meta)
+    with Serving(tmp_path) as serving:
+        with closing(serving.link()) as link:
+            link.send(sent, 5.0)
+            assert link.receive(5.0).kind is Kind.ERROR
+        assert words[first] in serving.next()
+        serving.hello()
+    assert serving.ended == [0]
+
+
+def test_after_the_handshake_an_error_ends_the_server(tmp_path: Path) -> None:
+    with Serving(tmp_path) as serving, closing(serving.link()) as link:
+        shake_hands(ClientSession(link, Ledger(), 5.0), serving.agreement)
+        link.send(Message(Kind.CONTROL, 4, meta={"do": "save"}), 5.0)
+        assert link.receive(5.0).kind is Kind.ERROR
+    [error] = serving.ended
+    assert isinstance(error, ProtocolError)
+    assert "asks to save after step 4, and 0 are trained" in str(error)
+
+
+def test_a_second_client_is_refused_or_waits(tmp_path: Path) -> None:
+    with Serving(tmp_path) as serving, closing(serving.link()) as link:
+        first = ClientSession(link, Ledger(), 5.0)
+        shake_hands(first, serving.agreement)
+        with (
+            pytest.raises(NetworkError, match=r"one that has its client takes no other|one client"),
+            closing(Tcp().connect(serving.address, device=CPU, timeout=0.2)) as other,
+        ):
+            shake_hands(ClientSession(other, Ledger(), 5.0), serving.agreement)
+        first.finish(0)
+    assert serving.ended == [0]
+
+
+def test_nobody_fits_in_time(tmp_path: Path) -> None:
+    plan: Any = SimpleNamespace(config=TINY, links=(), agreement=AGREEMENT, batch_bytes=1000)
+    wait = 0.05
+
+    class Meeting:
+        """A client that differs comes at once, and then nobody."""
+
+        address = "tcp://here:1"
+        came = False
+
+        def accept(self, timeout: float) -> Link:
+            if self.came:
+                time.sleep(wait)
+                raise NetworkError(f"no client came in {timeout:g} s")
+            self.came = True
+            client_end, server_end = InProcess().pair(None)
+            client_end.send(Message(Kind.HELLO, meta=HELLO | {"agreement": {"cut": "4"}}), 1.0)
+            return server_end
+
+        def close(self) -> None: ...
+
+    said: list[str] = []
+    clients = _Clients(Meeting(), plan, wait, True, said.append)
+    server: Any = object()
+    with ExitStack() as cleanup, pytest.raises(NetworkError) as caught:
+        clients.first(server, lambda: server, str(tmp_path), cleanup)
+    last = (
+        "the client in this process: the peers differ in cut: client 4, server 3; "
+        "give both the same options"
+    )
+    assert said == [f"turned away {last}"]
+    assert str(caught.value) == (
+        f"no client that fits came to tcp://here:1 in 0.05 s; turned away: 1, at last {last}"
+    )
+
+
+def test_an_impatient_server_ends_with_the_first_that_does_not_fit(tmp_path: Path) -> None:
+    with Serving(tmp_path, patient=False) as serving, pytest.raises(ProtocolError):
+        serving.hello(seed="7")
+    [error] = serving.ended
+    assert isinstance(error, ProtocolError)
+    assert serving.said.empty()
 
 
 # Two machines.

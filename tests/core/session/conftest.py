@@ -27,7 +27,14 @@ AGREEMENT = {
     "seed": "0",
 }
 BATCH_BYTES = 1000
-HELLO = {"protocol": PROTOCOL, "agreement": AGREEMENT, "run": "run", "step": 0}
+MARKS = {"run": "0123456789abcdef", "seed": "0", "plan": "fedcba9876543210"}
+HELLO: dict[str, Any] = {
+    "protocol": PROTOCOL,
+    "agreement": AGREEMENT,
+    "run": "run",
+    "step": 0,
+    "marks": MARKS,
+}
 
 
 class Echo:
@@ -60,7 +67,7 @@ class Table:
         server: Any = None,
     ) -> None:
         self.echo = server or Echo()
-        self.resumed: list[tuple[str, int]] = []
+        self.resumed: list[tuple[str, int, Any]] = []
         self.saved: list[int] = []
         self.measured: list[int] = []
         self.resume_error: Exception | None = None
@@ -79,10 +86,10 @@ class Table:
         )
         self.client = ClientSession(self.client_end, self.ledger, 1.0)
 
-    def _resume(self, run: str, step: int) -> None:
+    def _resume(self, run: str, step: int, marks: Any) -> None:
         if self.resume_error:
             raise self.resume_error
-        self.resumed.append((run, step))
+        self.resumed.append((run, step, marks))
 
     def _serve(self) -> None:
         """Take a turn as a server process would: what it raises does not reach the client."""
@@ -92,7 +99,7 @@ class Table:
             self.told.append(error)
 
     def open(self, **changes: Any) -> Table:
-        settings = {"run": "run", "step": 0, "batch_bytes": BATCH_BYTES}
+        settings = {"run": "run", "step": 0, "marks": MARKS, "batch_bytes": BATCH_BYTES}
         self.client.open(AGREEMENT, **settings | changes)
         return self
 
@@ -109,6 +116,7 @@ class Talk:
     AGREEMENT = AGREEMENT
     BATCH_BYTES = BATCH_BYTES
     HELLO = HELLO
+    MARKS = MARKS
     Table = Table
     activation = staticmethod(activation)
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from splitlab.core import ConfigError, Kind, Message, NetworkError, ProtocolError, Role
+from splitlab.core.contract.errors import Diverged
 from splitlab.core.session.client import ClientSession
 from splitlab.transports.inprocess import InProcess
 
 
 def test_peers_that_agree_shake_hands_and_resume(talk: Any) -> None:
     table = talk.Table().open(run="my-run", step=40)
-    assert table.resumed == [("my-run", 40)]
+    assert table.resumed == [("my-run", 40, talk.MARKS)]
     assert table.told == []
     assert table.ledger.total("up") == table.ledger.total("up", "control") > 0
     assert table.ledger.total("down") == table.ledger.total("down", "control") > 0
@@ -39,8 +40,9 @@ def test_steps_are_counted_and_timed_apart_from_the_link(talk: Any) -> None:
 
 
 def test_the_client_asks_for_both(talk: Any) -> None:
-    table = talk.Table().open()
+    table = talk.Table().open(step=8)
     table.client.save(8)
+    table.client.exchange(talk.activation(8))
     table.client.finish(9)
     assert table.saved == [8]
 
@@ -70,6 +72,13 @@ def answering(talk: Any, answer: Message) -> Any:
 
 
 # Errors.
+
+
+def test_a_server_that_hangs_up_may_have_another_client(talk: Any) -> None:
+    table = talk.Table(nested=False)
+    table.server_end.close()
+    with pytest.raises(NetworkError, match="before it answered; a server takes one client only"):
+        table.open()
 
 
 @pytest.mark.parametrize(
@@ -122,3 +131,14 @@ def test_silence_ends_a_turn_and_an_exchange_within_the_timeout(talk: Any) -> No
         with pytest.raises(NetworkError, match="sent nothing"):
             wait()
         assert time.monotonic() - started < 2
+
+
+def test_a_divergence_of_one_peer_is_one_of_the_other(talk: Any) -> None:
+    table = talk.Table().open()
+    table.echo.error = Diverged("step 1: the loss is nan; check the model")
+    with pytest.raises(Diverged, match=r"^step 1: the loss is nan; check the model$"):
+        table.client.exchange(talk.activation())
+    table = talk.Table(nested=False)
+    table.client.fail(Diverged("step 1: the gradient of x is not finite"))
+    with pytest.raises(Diverged, match="the gradient of x is not finite"):
+        table.server.turn()

@@ -51,6 +51,33 @@ def test_a_key_that_only_one_peer_knows_is_a_difference(talk: Any) -> None:
             talk.Table(agreement).open()
 
 
+def test_all_differences_are_told_and_nothing_else(talk: Any) -> None:
+    ours = talk.AGREEMENT
+    with pytest.raises(ProtocolError) as caught:
+        compare(ours, ours | {"cut": "4", "seed": "1"})
+    assert str(caught.value) == (
+        "the peers differ in cut: client 3, server 4; seed: client 0, server 1; "
+        "give both the same options"
+    )
+
+
+def test_settings_of_what_only_one_peer_has_are_not_told() -> None:
+    client = {"stack": "none", "seed": "0"}
+    server = {"stack": "adc", "adc's ratio": "0.1", "adc's layers": "3", "seed": "0"}
+    with pytest.raises(ProtocolError, match="differ in stack: client none, server adc; give both"):
+        compare(client, server)
+    with pytest.raises(ProtocolError, match="differ in adc's ratio: client has none, server"):
+        compare({**client, "stack": "adc"}, server)
+
+
+def test_a_peer_that_differs_in_everything_is_told_in_a_bounded_line() -> None:
+    many = {f"key {number}\x1b": "x\x1b" * 10_000 for number in range(1000)}
+    with pytest.raises(ProtocolError, match="; and in 993 more; give") as caught:
+        compare(many, {"cut": "3"})
+    assert len(str(caught.value)) < 4_000
+    assert str(caught.value).isprintable()
+
+
 def test_frame_limits_are_narrow_before_the_handshake_and_fit_batches_after(talk: Any) -> None:
     table = talk.Table()
     assert table.server_end.limits.frame_bytes == 65536
@@ -77,6 +104,16 @@ def test_a_failed_handshake_does_not_open_the_limits(talk: Any) -> None:
     with pytest.raises(ProtocolError):
         table.open()
     assert table.server_end.limits.frame_bytes == table.client_end.limits.frame_bytes == 65536
+
+
+def test_a_reason_cannot_command_the_terminal(talk: Any) -> None:
+    for end in ("client", "server"):
+        table = talk.Table(nested=False)
+        link = table.client_end if end == "client" else table.server_end
+        link.send(Message(Kind.ERROR, meta={"error": "\x1b]0;mine\x07 \r no"}), 1.0)
+        with pytest.raises(LinkError) as caught:
+            table.server.turn() if end == "client" else table.open()
+        assert str(caught.value) == rf"the {end} ended the run: \x1b]0;mine\x07 no"
 
 
 @pytest.mark.parametrize("meta", [{}, {"error": None}, {"error": {"a": [1]}}])
@@ -106,7 +143,18 @@ def test_the_frame_limit_leaves_room_for_small_batches_and_for_values_with_indic
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("a\n b\t c ", "a b c"), ("x" * 5000, "x" * 1000), (None, "None"), ("", "")],
+    [
+        ("a\n b\t c ", "a b c"),
+        ("x" * 5000, "x" * 1000),
+        (None, "None"),
+        ("", ""),
+        ("\x1b[2Jgone\x07\0", r"\x1b[2Jgone\x07\x00"),
+        ("\u202eevil\u2066 \ud800", r"\u202eevil\u2066 \ud800"),
+        (
+            "\N{GREEK SMALL LETTER XI} is 'fine' \\ too",
+            "\N{GREEK SMALL LETTER XI} is 'fine' \\ too",
+        ),
+    ],
 )
 def test_a_line_is_one_line_of_bounded_length(text: object, expected: str) -> None:
     assert line(text) == expected

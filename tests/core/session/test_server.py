@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from splitlab.core import Kind, LinkError, Message, ProtocolError
+from splitlab.core import Kind, LinkError, Message, NetworkError, ProtocolError
+from splitlab.core.contract.peer import Schedule
 from splitlab.core.engine.server import Server
 from splitlab.core.session.protocol import PROTOCOL
 
@@ -32,7 +34,7 @@ def test_a_client_must_begin_with_hello(talk: Any, kind: Kind) -> None:
     assert (table.echo.handled, table.saved) == ([], [])
 
 
-WORDS = ["agreement", "protocol", "run", "step"]
+WORDS = ["agreement", "marks", "protocol", "run", "step"]
 """What a HELLO says."""
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -50,6 +52,8 @@ JSON = st.recursive(
 @example(changes={"step": -1}, more={}, absent=set())
 @example(changes={"protocol": True}, more={}, absent=set())
 @example(changes={"protocol": "1"}, more={}, absent=set())
+@example(changes={"marks": {"run": "x", "seed": "0"}}, more={}, absent=set())
+@example(changes={"marks": {"run": "x", "seed": "0", "plan": 1}}, more={}, absent=set())
 @example(changes={}, more={"cut": None}, absent=set())
 @example(changes={}, more={"more": None}, absent=set())
 @example(changes={}, more={"long\n" * 1000: "x"}, absent=set())
@@ -73,10 +77,11 @@ def test_a_malformed_hello_is_the_clients_error(
         and isinstance(meta["run"], str)
         and type(meta["step"]) is int
         and meta["step"] >= 0
+        and meta["marks"] == talk.MARKS
     )
     if fine:
         assert table.server.turn()
-        assert table.resumed == [(meta["run"], meta["step"])]
+        assert table.resumed == [(meta["run"], meta["step"], talk.MARKS)]
         return
     with pytest.raises(ProtocolError) as caught:
         table.server.turn()
@@ -130,18 +135,76 @@ def test_save_and_finish(talk: Any) -> None:
     table = talk.Table(nested=False)
     answers = []
     for message in (
-        Message(Kind.HELLO, meta=talk.HELLO),
+        Message(Kind.HELLO, meta=talk.HELLO | {"step": 8}),
         Message(Kind.CONTROL, 8, meta={"do": "save"}),
+        talk.activation(8),
         Message(Kind.CONTROL, 9, meta={"do": "finish"}),
     ):
         table.client_end.send(message, 1.0)
         answers.append((table.server.turn(), table.client_end.receive(1.0)))
-    assert [goes_on for goes_on, _ in answers] == [True, True, False]
+    assert [goes_on for goes_on, _ in answers] == [True, True, True, False]
     assert [(m.kind, m.step, m.meta) for _, m in answers[1:]] == [
         (Kind.CONTROL, 8, {"did": "saved"}),
+        (Kind.GRADIENT, 8, {"loss": 1.0}),
         (Kind.CONTROL, 9, {"did": "finished"}),
     ]
     assert table.saved == [8]
+
+
+def control(do: str, step: int) -> Message:
+    return Message(Kind.CONTROL, step, meta={"do": do})
+
+
+@pytest.mark.parametrize("begun", [0, 5])
+@pytest.mark.parametrize("ahead", [-1, 1, 2, 2**40])
+@pytest.mark.parametrize("what", ["activation", "save", "finish"])
+def test_steps_follow_each_other(talk: Any, what: str, ahead: int, begun: int) -> None:
+    table = talk.Table().open(step=begun)
+    table.client.exchange(talk.activation(begun))
+    number = begun + 1 + ahead
+    words = {
+        "activation": f"sent ACTIVATION of step {number + 1}, and step {begun + 2} is due",
+        "save": f"asks to save after step {number}, and {begun + 1} are trained",
+        "finish": f"asks to finish after step {number}, and {begun + 1} are trained",
+    }
+    message = talk.activation(number) if what == "activation" else control(what, number)
+    with pytest.raises(ProtocolError, match=words[what]):
+        table.client.exchange(message)
+    assert [type(error) for error in table.told] == [ProtocolError]
+    assert (len(table.echo.handled), table.saved) == (1, [])
+
+
+def test_batches_of_an_evaluation_have_numbers_of_their_own(talk: Any) -> None:
+    table = talk.Table().open()
+    for number in (0, 1, 0, 7):
+        answer = table.client.exchange(talk.activation(number, training=False))
+        assert answer.kind is Kind.PREDICTION
+    assert table.client.exchange(talk.activation(0)).kind is Kind.GRADIENT
+
+
+@pytest.mark.parametrize("what", ["finish", "save", "activation"])
+def test_nothing_comes_after_the_goodbye(talk: Any, what: str) -> None:
+    table = talk.Table().open()
+    table.client.finish(0)
+    message = talk.activation() if what == "activation" else control(what, 0)
+    with pytest.raises(ProtocolError, match=f"sent <Message {message.kind.name} .* its goodbye"):
+        table.client.exchange(message)
+    assert (table.echo.handled, table.saved) == ([], [])
+
+
+def test_a_turn_may_wait_less_than_the_others(talk: Any) -> None:
+    table = talk.Table(nested=False)
+    waited: list[float] = []
+
+    def receive(timeout: float) -> Message:
+        waited.append(timeout)
+        raise NetworkError("silence")
+
+    table.server_end.receive = receive
+    for timeout in (0.05, None):
+        with pytest.raises(NetworkError, match="silence"):
+            table.server.turn(timeout)
+    assert waited == [0.05, 1.0]
 
 
 def test_a_step_of_two_messages_is_one_step(talk: Any, tiny: Any) -> None:
@@ -190,3 +253,39 @@ def test_the_server_is_told_what_the_client_raised(talk: Any, before: bool) -> N
     ) as caught:
         table.server.turn()
     assert type(caught.value) is LinkError
+
+
+def test_steps_come_one_after_the_other(talk: Any) -> None:
+    table = talk.Table().open(step=3)
+    table.client.exchange(talk.activation(3))
+    table.client.exchange(talk.activation(9, training=False))
+    for step in (3, 5, 2**63):
+        with pytest.raises(ProtocolError, match="and step 5 is due"):
+            table.client.exchange(talk.activation(step))
+
+
+def test_a_server_hears_how_long_the_run_is_to_last(talk: Any) -> None:
+    table = talk.Table()
+    table.echo.peer = SimpleNamespace(schedule=None)
+    table.open(schedule=Schedule(600, "bytes", 5e6))
+    assert table.echo.peer.schedule == Schedule(600, "bytes", 5e6)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        {},
+        {"training_samples": 0, "unit": "steps", "amount": 1},
+        {"training_samples": True, "unit": "steps", "amount": 1},
+        {"training_samples": 1, "unit": 3, "amount": 1},
+        {"training_samples": 1, "unit": "steps", "amount": float("nan")},
+        {"training_samples": 1, "unit": "steps", "amount": "1"},
+        {"training_samples": 1, "unit": "steps", "amount": 1, "more": 1},
+    ],
+)
+def test_a_schedule_that_makes_no_sense_is_the_clients_error(talk: Any, said: Any) -> None:
+    table = talk.Table(nested=False)
+    table.client_end.send(Message(Kind.HELLO, meta=talk.HELLO | {"schedule": said}), 1.0)
+    with pytest.raises(ProtocolError, match="sent a malformed HELLO"):
+        table.server.turn()

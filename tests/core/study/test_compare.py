@@ -49,7 +49,7 @@ def test_default_folder_and_seeds(runs: Any, tmp_path: Path) -> None:
     first, second = (compare(["adc"], config=Config(**FAST)) for _ in range(2))  # type: ignore[arg-type]
     assert first.seeds == (0, 1, 2)
     assert first.folder != second.folder
-    assert first.folder.parent == second.folder.parent == Path("comparisons")
+    assert first.folder.parent == second.folder.parent == Path("comparisons").absolute()
 
 
 @pytest.mark.parametrize(("seeds", "chosen"), [("2", (0, 1)), ("0,1,5", (0, 1, 5)), ([7], (7,))])
@@ -78,9 +78,9 @@ def test_ratio_goes_to_the_first_that_takes_one(runs: Any, tmp_path: Path) -> No
     comparison = compare(stacks, ratio=0.25, seeds=1, **FAST)
     assert [contender.plugins for contender in comparison.contenders] == [
         ("adc:ratio=0.25",),
-        ("mine.py:Mine",),
-        ("mine.py:Mine", "adc-batch-merge:ratio=0.25", "adc-token-select"),
-        ("adc:alloc=fifth", "mine.py:Mine"),
+        (f"{file}:Mine",),  # wherever the next one is started
+        (f"{file}:Mine", "adc-batch-merge:ratio=0.25", "adc-token-select"),
+        ("adc:alloc=fifth", f"{file}:Mine"),
         ("adc-batch-merge:ratio=0.25",),
     ]
     unchanged = "without --ratio 0.25"
@@ -260,7 +260,12 @@ def test_the_reporter_is_told(runs: Any) -> None:
     compare(["adc"], seeds=1, output="c", **FAST)
     log = Log()
     compare(["adc"], seeds=2, output="c", reporter=log, **FAST)
-    assert log.lines == ["begin c 2 1", "run 2 adc 1", "ended adc finished", "end"]
+    assert log.lines == [
+        f"begin {Path('c').absolute()} 2 1",
+        "run 2 adc 1",
+        "ended adc finished",
+        "end",
+    ]
     log = Log()
     with pytest.raises(ConfigError):
         compare(["adc:ratio=2"], reporter=log, **FAST)
@@ -294,6 +299,21 @@ def test_folders_of_something_else(runs: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no comparison"):
         compare(["adc"], **options)
     assert runs.log == []
+
+
+def test_a_folder_in_which_another_compares(runs: Any, tmp_path: Path) -> None:
+    told = []
+
+    def twice(config: Config) -> None:
+        with pytest.raises(ConfigError, match=r"c is in use by process \d+ on .* since ") as caught:
+            compare(["topk"], seeds=1, output="c", **FAST)
+        told.append(caught.value)
+        assert redraw("c").seeds == (0,)  # looking is allowed
+
+    runs.before = twice
+    compare(["adc"], seeds=1, output="c", **FAST)
+    assert len(told) == 1
+    assert not list((tmp_path / "c").glob("*.lock"))
 
 
 def test_a_plugin_file_that_was_changed(runs: Any, tmp_path: Path) -> None:

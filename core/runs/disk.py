@@ -1,0 +1,146 @@
+"""What runs and comparisons do to their folders: written whole or not at all, by one at a time.
+
+A lock is the kernel's, on a file of the folder that names who holds it. It ends with its holder,
+however that ends; a file that is left behind locks nobody out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from splitlab.core.contract.errors import ConfigError
+
+__all__ = ["LOCKS", "DiskError", "append_whole", "hold", "write_whole", "writing"]
+
+LOCKS = ".lock"
+"""What names of lock files end with."""
+
+
+class DiskError(ConfigError):
+    """A file of a run or a comparison cannot be written."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Whatever keeps the block from writing is told in one line, with the path.
+
+    Raises:
+        DiskError: in place of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that others find whole: as it was before, or as it is now.
+
+    Raises:
+        DiskError: it could not be written, and is as it was.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def append_whole(path: Path, text: str, first: str) -> None:
+    """Append to a file; what cannot be appended whole is taken back.
+
+    Args:
+        path: of the file.
+        text: to append.
+        first: what a new file begins with.
+
+    Raises:
+        DiskError: it could not be written.
+    """
+    with writing(path), path.open("ab", buffering=0) as file:
+        start = file.tell()
+        left = memoryview((text if start else first + text).encode())
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except OSError:
+            with suppress(OSError):
+                file.truncate(start)
+            raise
+
+
+@contextmanager
+def hold(folder: Path, who: str, patience: float = 0.0) -> Iterator[None]:
+    """Keep everybody else who would be the same in this folder out of it.
+
+    Args:
+        folder: made if it is not there; taken away again if it is empty in the end.
+        who: such as ``client``: the client and the server of a run share its folder.
+        patience: seconds to wait for another holder, who may be about to end.
+
+    Raises:
+        ConfigError: another process holds it; says which one.
+        DiskError: the folder cannot be written.
+    """
+    path = folder / f"{who}{LOCKS}"
+    deadline = time.monotonic() + patience
+    with writing(folder):
+        made = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        while (descriptor := _lock(path)) is None:
+            if time.monotonic() >= deadline:
+                raise ConfigError(
+                    f"{folder} is in use by {_holder(path) or 'another process'}; wait until that "
+                    "ends, or name another folder"
+                )
+            time.sleep(0.05)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        os.ftruncate(descriptor, 0)
+        text = f"process {os.getpid()} on {platform.node()} since {since}\n"
+        os.pwrite(descriptor, text.encode(), 0)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        os.close(descriptor)
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _lock(path: Path) -> int | None:
+    """Return the descriptor of the locked file; None if another holds it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A holder takes its file away when it ends: this may be the lock of a file that is gone.
+        if os.path.samestat(os.fstat(descriptor), path.stat()):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except OSError:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
