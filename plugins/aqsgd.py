@@ -10,9 +10,10 @@ Both peers hold m(id), float16, for every training sample that has passed.
    in float16. The server goes on with m(id), in either case.
 3. Gradients are quantized by themselves, with more bits.
 
-Quantizer (of the official code): for every feature d a scale s_d, the largest magnitude in the
-batch, as float16; q = round(x / (s_d + 10⁻⁶) · 2^(b-1)), clipped to [-2^(b-1), 2^(b-1) - 1]; its
-value is q / 2^(b-1) · s_d. Rounding is to the nearest.
+Quantizer (of the official code, to the last code): for every feature d a scale s_d, the largest
+magnitude in the batch, as float16; q = round(x / (s_d + 10⁻⁶) · 2^(b-1)), the sum in float16, too,
+clipped to [-2^(b-1), 2^(b-1) - 1]; its value is q / 2^(b-1) · s_d. Rounding is to the nearest. x is
+float32; the official code divides in float16 where the model is in it.
 
 The two m(id) stay the same, bit for bit: both peers compute them from the codes and scales that
 travelled, and q · s_d is exact in float32, so that there is one rounding, to float16, alike on
@@ -410,7 +411,7 @@ def quantize(
         unit: of the scales, a power of two.
     """
     half = 2 ** (bits - 1)
-    step_D = (scale_D.float() + 1e-6) * (unit / half)
+    step_D = (scale_D + 1e-6).float() * (unit / half)
     whole: torch.Tensor = values / step_D
     return whole.round_().clamp_(-half, half - 1).add_(0.0)  # -0 would not survive the packing
 

@@ -3,6 +3,9 @@
 J. Wang, H. Qi, A. S. Rawat, S. Reddi, S. Waghmare, F. X. Yu, G. Joshi, "FedLite: A Scalable
 Approach for Federated Learning on Resource-constrained Clients", 2022, arXiv 2201.11865.
 
+The equations are those on which the abstract and the port of the ADC authors agree; the full text
+was not at hand.
+
 The client, in training:
 
 1. z_b, the activations of sample b as one vector, is cut into q subvectors of s numbers.

@@ -132,13 +132,15 @@ _HEADER_BITS = 8 * 25
 _SEARCHED = 16
 """Parts of all columns that the search for M tries."""
 
-_HALVINGS = 20
+_HALVINGS = 16
 """Of the span that the constant in step 6 may lie in, which is some hundred."""
 
 _LEVELS = torch.tensor(LEVELS, dtype=torch.float64)
 _MIDDLE = (_LEVELS[1:-1] + _LEVELS[2:]) / 2
 _BETWEEN = ((_MIDDLE - 1) ** 3 / _MIDDLE).log()
 """ln u where the solution of (Q - 1)³ = u Q is in the middle between two numbers of levels."""
+
+_WHOLE_LINE = F.pad(F.pad(_BETWEEN, (1, 0), value=-math.inf), (0, 1), value=math.inf)
 
 _EACH, _BITS = torch.tensor([word(levels) for levels in LEVELS[1:]]).unbind(1)
 """Codes of one number, and its bits, for so many levels and not for one."""
@@ -458,8 +460,7 @@ def _most(rising_M: torch.Tensor, weight_0: float, R: int, means: int, bits: int
     M = len(rising_M)
 
     def fits(shift: float) -> bool:
-        above = M - torch.searchsorted(rising_M, _BETWEEN - shift, right=True)
-        count = F.pad(above, (1, 0), value=M) - F.pad(above, (0, 1))
+        count = torch.searchsorted(rising_M, _WHOLE_LINE - shift, right=True).diff()
         words = (R * count + _EACH - 1) // _EACH
         spent = int(((words * _BITS + 7) // 8).sum())
         if means:
@@ -526,7 +527,9 @@ def _encode(
     bits: int,
 ) -> None:
     """Put codes, ends and numbers of levels of the kept columns, times their scale."""
-    values_RK = values_RQ if len(kept_K) == values_RQ.shape[1] else values_RQ[:, kept_K]
+    values_RK = (
+        values_RQ if len(kept_K) == values_RQ.shape[1] else values_RQ.index_select(1, kept_K)
+    )
     low_K, high_K = (end_Q[kept_K] for end_Q in ends_Q)
     mean_K = values_RK.mean(0)
     spread_K = (values_RK - mean_K).square_().mean(0)
@@ -563,7 +566,7 @@ def _encode(
         parts.append(pack_levels(codes, LEVELS[step_0]))
     low, high = (_ends(x, bounds_6, i) / one_K[coded] for i, x in enumerate((low_M, high_M)))
     for levels, members in _by_levels(step_K[step_K > 0], kept_K.device):
-        picked = values_RK[:, coded[members]]
+        picked = values_RK.index_select(1, coded[members])
         parts.append(
             pack_levels(uniform_codes(picked, low[members], high[members], levels), levels)
         )
@@ -610,7 +613,7 @@ def _decode(
     low_M, high_M = (_ends(ends_2M[i], bounds_6, i) * one_M for i in range(2))
     for part, (levels, members) in zip(parts, groups, strict=True):
         columns = uniform_values(part.view(R, -1), low_M[members], high_M[members], levels)
-        values_RK[:, coded[members]] = columns
+        values_RK.index_copy_(1, coded[members], columns)
     return values_RK
 
 

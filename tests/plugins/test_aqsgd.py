@@ -115,6 +115,19 @@ def test_vector() -> None:
     assert dequantize(codes, scale, 4).view(-1).tolist() == [0.875, -0.5, 0.25, 0.125]
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("size", [1e-7, 1e-5, 1e-3, 1.0, 1e3])
+def test_codes_are_those_of_the_official_code(bits: int, size: float) -> None:
+    """It adds 10⁻⁶ to a scale in float16, where that may be nothing, or more."""
+    draw = torch.Generator().manual_seed(bits)
+    values = size * torch.randn(2000, 16, generator=draw) * torch.rand(16, generator=draw)
+    scale = values.abs().amax(0).half()
+    padded = torch.tensor([float(s) + 1e-6 for s in scale]).half()
+    half = 2.0 ** (bits - 1)
+    wanted = (values / padded.float() * half).round().clamp(-half, half - 1)
+    assert torch.equal(quantize(values, scale, bits), wanted)
+
+
 def test_vector_on_the_wire(tiny: Any) -> None:
     """The first visit is 0, so that the change is the vector itself."""
     peers = pair(bits=4, gradient_bits=4)
