@@ -327,7 +327,7 @@ class Loop:
             bytes_down=down,
             stack=tuple(plan.titles),
             transport=plan.config.transport,
-            links=plan.config.links,
+            links=tuple(map(str, plan.links)),
             dataset=plan.data.name,
             model=plan.config.model,
             cut=plan.model.cut,
