@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from splitlab.core.contract.cut import Cut
     from splitlab.core.contract.errors import (
         ConfigError,
+        Diverged,
         LinkError,
         NetworkError,
         PluginError,
@@ -41,6 +42,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Cut",
+    "Diverged",
     "Keys",
     "Kind",
     "Layout",

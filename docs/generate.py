@@ -94,7 +94,7 @@ def plugins_page() -> str:
     parts = [
         _NOTE,
         "# Plugins",
-        "A method whose heading ends in `-recon` was rebuilt from what its abstract says, because "
+        "A method whose heading ends in `-recon` was rebuilt from its abstract, because "
         "its full text or code was not available; its name is typed without the suffix.",
         _table(("plugin", "paper", "summary"), listed),
         "Stacks with a name:",

@@ -13,7 +13,8 @@ The client, in training:
 5. Select: J_i, the special tokens and those with the largest mean attention c_i of the members, k
    in all. Z_i = X̄_i[J_i], tokens in their old order. Ties: the lowest token.
 
-Steps 4 and 5 run as one: what is not kept is never merged (`merge_select`).
+Steps 4 and 5 run as one: what is not kept is never merged (`merge_select`). A row Z_i is NaN if any
+number of its samples is not finite, kept or not.
 
 Up: Z (T, k, D), the class ids (B,) and the cluster ids (B,), one byte each for up to 256 classes
 and clusters. The server counts out the mean label ȳ_i of every cluster from these; probabilities
@@ -62,6 +63,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from splitlab.core import Attention, ConfigError, Cut, Peer, ProtocolError, Traits, hookimpl
+from splitlab.plugins.common.finite import faults, marked
 from splitlab.plugins.common.kmeans import (
     cluster_means,
     kmeans,
@@ -170,7 +172,7 @@ class ADC:
         if self._repo_token_bug and cut.training:
             features_BF = self._merging.features(cut)
             scores_TN = _reference_scores(features_BF, assignment_B, N=scores_TN.shape[1])
-        tokens_TK = self._selection.choose(scores_TN, self._peer.prefix_tokens)
+        tokens_TK = self._selection.choose(scores_TN, self._peer)
         _replace(cut, assignment_B, tokens_TK)
 
     @hookimpl
@@ -180,8 +182,9 @@ class ADC:
 
     @hookimpl
     def nominal_ratio(self) -> tuple[float, float]:
-        """Return ξ, as the authors charge it, for both directions."""
-        return self._ratio, self._ratio
+        """Return ξ, as the authors charge it, for both directions; more if κN is too few tokens."""
+        ratio = self._ratio * (self._selection.nominal(self._peer) / self._selection.kappa)
+        return ratio, ratio
 
     @hookimpl
     def traits(self) -> Traits:
@@ -321,12 +324,13 @@ class ADCTokenSelect:
         if not (cut.training or self._evaluation):
             return
         scores_BN = self._selection.scores(cut)
-        _replace(cut, None, self._selection.choose(scores_BN, self._peer.prefix_tokens))
+        _replace(cut, None, self._selection.choose(scores_BN, self._peer))
 
     @hookimpl
     def nominal_ratio(self) -> tuple[float, float]:
-        """Return κ for both directions."""
-        return self._selection.kappa, self._selection.kappa
+        """Return κ for both directions, or the smallest that the model allows."""
+        kappa = self._selection.nominal(self._peer)
+        return kappa, kappa
 
     @hookimpl
     def traits(self) -> Traits:
@@ -475,13 +479,18 @@ class _Selection:
         """Return what tokens are chosen by: the class token's attention to each of them."""
         return attention_in_cut(cut, self.attention, self.plugin)
 
-    def choose(self, scores_TN: torch.Tensor, prefix: int) -> torch.Tensor | None:
+    def nominal(self, peer: Peer) -> float:
+        """Return κ, or the smallest that the model allows."""
+        return max(self.kappa, peer.least_tokens / peer.tokens)
+
+    def choose(self, scores_TN: torch.Tensor, peer: Peer) -> torch.Tensor | None:
         """Return the tokens kept, (T, K) in ascending order, or None if all are.
 
-        K is `count`, but at least the prefix of special tokens, which is always kept.
+        K is `count`, but at least what the server needs: the prefix of special tokens, which is
+        always kept, and one patch where the head pools patches.
         """
         T, N = scores_TN.shape
-        K = max(self.count(N), prefix)
+        prefix, K = peer.prefix_tokens, max(self.count(N), peer.least_tokens)
         if K >= N:
             return None
         special_TK = torch.arange(prefix, device=scores_TN.device).expand(T, prefix)
@@ -563,11 +572,14 @@ def _replace(cut: Cut, assignment_B: torch.Tensor | None, tokens_TK: torch.Tenso
         return
     if tokens_TK is None:
         T, N = _clusters(assignment_B), cut.activations.shape[1]
-        tokens_TK = torch.arange(N, device=assignment_B.device).expand(T, N)
-    else:
-        kept_TK = tokens_TK
-        bring_attention(cut, lambda attention_TN: attention_TN.gather(1, kept_TK))
-    cut.activations = merge_select(cut.activations, assignment_B, tokens_TK)
+        tokens_TN = torch.arange(N, device=assignment_B.device).expand(T, N)
+        cut.activations = merge_select(cut.activations, assignment_B, tokens_TN)
+        return
+    bring_attention(cut, lambda attention_TN: attention_TN.gather(1, tokens_TK))
+    fault_B = faults(cut.activations)
+    fault_T = fault_B.new_zeros(len(tokens_TK)).index_add(0, assignment_B, fault_B)
+    Z_TKD = merge_select(cut.activations, assignment_B, tokens_TK)
+    cut.activations = marked(Z_TKD, fault_T)
 
 
 def _announce(cut: Cut, assignment_B: torch.Tensor | None) -> None:

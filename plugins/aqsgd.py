@@ -10,9 +10,10 @@ Both peers hold m(id), float16, for every training sample that has passed.
    in float16. The server goes on with m(id), in either case.
 3. Gradients are quantized by themselves, with more bits.
 
-Quantizer (of the official code): for every feature d a scale s_d, the largest magnitude in the
-batch, as float16; q = round(x / (s_d + 10⁻⁶) · 2^(b-1)), clipped to [-2^(b-1), 2^(b-1) - 1]; its
-value is q / 2^(b-1) · s_d. Rounding is to the nearest.
+Quantizer (of the official code, to the last code): for every feature d a scale s_d, the largest
+magnitude in the batch, as float16; q = round(x / (s_d + 10⁻⁶) · 2^(b-1)), the sum in float16, too,
+clipped to [-2^(b-1), 2^(b-1) - 1]; its value is q / 2^(b-1) · s_d. Rounding is to the nearest. x is
+float32; the official code divides in float16 where the model is in it.
 
 The two m(id) stay the same, bit for bit: both peers compute them from the codes and scales that
 travelled, and q · s_d is exact in float32, so that there is one rounding, to float16, alike on
@@ -71,6 +72,7 @@ from splitlab.plugins.common.exchange import (
     payload_name,
     take_checked,
 )
+from splitlab.plugins.common.finite import check_finite
 from splitlab.plugins.common.settings import check_choice, check_share, either, refusal
 
 __all__ = ["AQSGD", "dequantize", "quantize"]
@@ -135,6 +137,7 @@ class AQSGD:
         self._bits = bits
         self._gradient_bits = gradient_bits
         self._memory = memory
+        self._share_new = 0.0
 
     @hookimpl
     def setup(self, peer: Peer) -> None:
@@ -194,9 +197,12 @@ class AQSGD:
         self._samples.load(state)
 
     @hookimpl
-    def nominal_ratio(self) -> tuple[float, float]:
-        """Return bits over 32 up and down, or ξ: that of all visits but the first."""
-        return self._nominal
+    def nominal_ratio(self, step: int | None) -> tuple[float, float]:
+        """Return bits over 32 up and down, or ξ; of a step, with ½ up for its first visits."""
+        up, down = self._nominal
+        if step is None:
+            return up, down
+        return self._share_new / 2 + (1 - self._share_new) * up, down
 
     @hookimpl
     def traits(self) -> Traits:
@@ -225,6 +231,7 @@ class AQSGD:
             )
         slot_B = self._samples.find(ids_B)
         known, new = (slot_B >= 0).nonzero().view(-1), (slot_B < 0).nonzero().view(-1)
+        self._share_new = len(new) / len(ids_B)
         whole = _rows(values_BND, new)
         if len(new):
             _scales(whole, message)
@@ -404,7 +411,7 @@ def quantize(
         unit: of the scales, a power of two.
     """
     half = 2 ** (bits - 1)
-    step_D = (scale_D.float() + 1e-6) * (unit / half)
+    step_D = (scale_D + 1e-6).float() * (unit / half)
     whole: torch.Tensor = values / step_D
     return whole.round_().clamp_(-half, half - 1).add_(0.0)  # -0 would not survive the packing
 
@@ -434,11 +441,7 @@ def _largest(values: torch.Tensor) -> torch.Tensor:
 def _scales(values: torch.Tensor, message: Message) -> torch.Tensor:
     """Return the scale of each feature, (D,) float16; refuse what is not finite."""
     largest_D = _largest(values)
-    if not largest_D.isfinite().all():
-        raise PluginError(
-            f"plugin {_NAME!r}: the activations of {message.when} are not all finite, and both "
-            "peers would remember them; training has diverged: a smaller --lr may help"
-        )
+    check_finite(largest_D, message, _NAME, "the activations")
     return largest_D.clamp(max=_LARGEST).half()
 
 

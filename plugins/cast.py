@@ -4,7 +4,7 @@ The baseline of every compression paper, from no paper itself. The two formats o
 of P. Micikevicius et al., "FP8 Formats for Deep Learning", 2022, arXiv 2209.05433.
 
 1. The sender clamps every payload tensor to the largest number of the format, so that nothing
-   overflows, and rounds to the nearest. Before that, for 8 bits, it divides the tensor by
+   finite overflows, and rounds to the nearest. Before that, for 8 bits, it divides the tensor by
    s = max |x| / (the format's largest number), so that the range is used and nothing underflows
    that matters.
 2. The receiver casts back and multiplies by s.
@@ -14,8 +14,8 @@ not larger than the format already is left alone. Gradient: straight-through; ro
 and the gradient itself is cast on its way back. float16 loses gradients below 6e-8, bfloat16 and
 the scaled formats do not; so bfloat16 is the default.
 
-NaN stays NaN. Infinities become the largest number. In 8 bits what shares a tensor with an infinity
-becomes zero, and a tensor with a NaN in it is clamped, not divided.
+NaN stays NaN, and infinities become NaN: not every format has them. In 8 bits what shares a tensor
+with an infinity becomes zero, and a tensor with a NaN in it is clamped, not divided.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ class Cast:
                 scale = _scale(values, most)
                 message.put(f"cast.{name}", scale, Role.SIDE)
                 values = values / scale
-            message.put(name, values.clamp(-most, most).to(dtype), Role.PAYLOAD)
+            held = values.clamp(-most, most).masked_fill_(values.isinf(), torch.nan)
+            message.put(name, held.to(dtype), Role.PAYLOAD)
         if note:
             message.push("cast", note)
 

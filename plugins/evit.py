@@ -32,8 +32,8 @@ What this file does otherwise than paper and official code, and why:
 - The order of tokens carries no meaning; the official code sorts by attention.
 
 Attention that is not a number counts as the largest. What is not finite in a token stays in it, or
-in the fused token of its row. For a reducer that follows, the fused token has the sum of the
-attention of what it holds.
+in the fused token of its row; with ``fuse=none`` the whole row is NaN. For a reducer that follows,
+the fused token has the sum of the attention of what it holds.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class EViT:
             return
         B, N, _ = cut.activations.shape
         P = self._peer.prefix_tokens
-        M = self._share.patches(N, P)
+        M = self._share.patches(N, self._peer)
         if M >= N - P:
             return
         scores_BN = attention_in_cut(cut, self._attention, "evit")

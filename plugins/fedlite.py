@@ -3,6 +3,9 @@
 J. Wang, H. Qi, A. S. Rawat, S. Reddi, S. Waghmare, F. X. Yu, G. Joshi, "FedLite: A Scalable
 Approach for Federated Learning on Resource-constrained Clients", 2022, arXiv 2201.11865.
 
+The equations are those on which the abstract and the port of the ADC authors agree; the full text
+was not at hand.
+
 The client, in training:
 
 1. z_b, the activations of sample b as one vector, is cut into q subvectors of s numbers.
@@ -39,9 +42,8 @@ What differs from paper and port, and why:
   the last work on ``sample`` subvectors of a group; the last one, over all, gives codes and their
   means. The distortion hardly differs. ``sample=none`` does as the paper does.
 - A centroid that nobody uses moves to a subvector that is far from its own.
-- A number of the activations that is not finite comes back finite (NaN as 0) at the server; at the
-  client the correction, with λ > 0, is then not finite. A token whose gradient is not finite comes
-  back so under ``gradient_bits``.
+- Activations that are not all finite are refused: no centroid could say so. A token whose gradient
+  is not finite comes back so under ``gradient_bits``.
 - If a quantizer stands behind and rounds the codebooks, z̃ at the client is without its error.
 
 Shapes: B rows, N tokens, D width; G = R groups of M subvectors of F = s numbers, L centroids.
@@ -69,6 +71,7 @@ from splitlab.core import (
 )
 from splitlab.plugins.common.bits import pack, packed_bytes, unpack
 from splitlab.plugins.common.exchange import working_dtype
+from splitlab.plugins.common.finite import check_finite
 from splitlab.plugins.common.kmeans import codebooks
 from splitlab.plugins.common.settings import check_share, either, refusal
 
@@ -234,6 +237,7 @@ class FedLite:
 
     def _encode(self, message: Message) -> None:
         z_BND = message.take("activations")
+        check_finite(z_BND, message, "fedlite", "the activations")
         B, N, D = z_BND.shape
         plan = self._plan(z_BND.shape, z_BND.element_size())
         s, L = plan.size, plan.centroids

@@ -51,7 +51,7 @@ from typing import Literal, get_args
 
 import torch
 
-from splitlab.core import ConfigError, Peer, Traits, hookimpl
+from splitlab.core import ConfigError, Kind, Peer, Traits, hookimpl
 from splitlab.plugins.common.low_rank import (
     LowRank,
     Mat,
@@ -172,12 +172,16 @@ class NSCSL(LowRank):
         )
 
     @hookimpl
-    def nominal_ratio(self) -> tuple[float, float]:
-        """Return what the capped rank takes of a full batch; before ``setup`` ξ, if given."""
+    def nominal_ratio(self, step: int | None) -> tuple[float, float]:
+        """Return what the ranks of a step, else the capped one, take of a full batch; or ξ."""
         if not hasattr(self, "_peer"):
             return self._ratio or 1.0, self._ratio or 1.0
         G, M, F = self._full_shape()
-        return shares(self._cap(G, M, F, 4), M, F, natural=self._natural)
+        cap = self._cap(G, M, F, 4)
+        ranks = self._ranks if step is not None else {}
+        up, _ = shares(ranks.get(Kind.ACTIVATION, cap), M, F, natural=self._natural)
+        _, down = shares(ranks.get(Kind.GRADIENT, cap), M, F, natural=self._natural)
+        return up, down
 
     @hookimpl
     def traits(self) -> Traits:

@@ -140,6 +140,7 @@ class SLACC:
         self._bins = bins
         self._evaluation = evaluation
         self._history: torch.Tensor | None = None
+        self._bits_of: dict[Kind, float] = {}
 
     @hookimpl
     def setup(self, peer: Peer) -> None:
@@ -178,6 +179,7 @@ class SLACC:
         group_C, score_G = importance_groups(importance_C, self._groups)
         width_G = self._widths(group_C, score_G, len(values_RC))
 
+        self._note_bits(message, width_G[group_C])
         owner_C = self._owners(group_C).to(values.device)
         count = int(owner_C.max()) + 1
         low_O = low_C.new_full((count,), math.inf).scatter_reduce(0, owner_C, low_C, "amin")
@@ -219,6 +221,7 @@ class SLACC:
             if int(group_C.max()) >= G:
                 raise ProtocolError(f"plugin {_NAME!r}: a channel is in none of the {G} groups")
         width_C = width_G[group_C]
+        self._note_bits(message, width_C)
         owner_C = self._owners(group_C)
         ranges_O2 = side("ranges", torch.float32, int(owner_C.max()) + 1, 2)
         size = coded_bytes(width_C, B * N)
@@ -240,10 +243,13 @@ class SLACC:
         self._history = None if history is None else history.cpu().clone()
 
     @hookimpl
-    def nominal_ratio(self) -> tuple[float, float]:
-        """Return ξ; without one, the middle width over 32, as the widths depend on the data."""
+    def nominal_ratio(self, step: int | None) -> tuple[float, float]:
+        """Return ξ; without one the mean width over 32 of a step, the middle one before it."""
         ratio = self._ratio
         if ratio is None:
+            if step is not None and len(self._bits_of) == 2:
+                up, down = self._bits_of[Kind.ACTIVATION], self._bits_of[Kind.GRADIENT]
+                return up / 32, down / 32
             assert self._max_bits is not None
             ratio = (self._min_bits + self._max_bits) / 64
         return ratio, ratio
@@ -262,6 +268,10 @@ class SLACC:
     def _acts_on(self, message: Message) -> bool:
         wanted = message.training or self._evaluation
         return wanted and message.kind in (Kind.ACTIVATION, Kind.GRADIENT)
+
+    def _note_bits(self, message: Message, width_C: torch.Tensor) -> None:
+        if message.training:
+            self._bits_of[message.kind] = float(width_C.double().mean())
 
     def _owners(self, group_C: torch.Tensor) -> torch.Tensor:
         """Return which range is whose, (C,) int64: that of its group, or its own."""
@@ -306,7 +316,7 @@ def channel_entropy(
     scale_C = torch.where(scale_C.isfinite(), scale_C, 0.0)
     bin_RC = (values_RC - low_C).mul_(scale_C).clamp_(0, bins - 1).to(torch.int32)
     bin_RC += torch.arange(0, C * bins, bins, dtype=torch.int32, device=bin_RC.device)
-    counts_CK = torch.bincount(bin_RC.view(-1), minlength=C * bins).view(C, bins)
+    counts_CK = torch.bincount(bin_RC.flatten(), minlength=C * bins).view(C, bins)
     nats_C: torch.Tensor = torch.special.entr(counts_CK.double() / R).sum(1)
     return nats_C / math.log(2)
 

@@ -74,6 +74,9 @@ from splitlab.plugins.common.settings import DEFAULT_RATIO, check_share, either,
 
 __all__ = ["SLFAC", "dct_basis", "much_energy", "widths_of", "widths_within"]
 
+_LEAST_SHARE = 1e-6
+"""What is charged where nothing needs bits: a ratio is more than 0."""
+
 _NAME = "sl-fac"
 _MIN_BITS, _MAX_BITS = 2, 8
 _LEAST_USEFUL = 4
@@ -127,6 +130,7 @@ class SLFAC:
         self._ratio = ratio
         self._theta = theta
         self._bits = (least, most)
+        self._bits_of: dict[Kind, float] = {}
         self._evaluation = evaluation
 
     @hookimpl
@@ -192,6 +196,7 @@ class SLFAC:
         low_S = torch.where(coded_S | (low_S == high_S), low_S, 0)
         high_S = torch.where(coded_S, high_S, low_S)
         every = torch.arange(len(set_Q), device=values.device)
+        self._note_bits(message, bits_S[set_Q.cpu()])
         codes = encode_columns(spectrum_RQ, every, low_S[set_Q], high_S[set_Q], bits_S[set_Q.cpu()])
         ranges_S2 = torch.stack((low_S, high_S), dim=1).float()
         ranges_S2[broken_D.repeat(2)] = math.nan
@@ -240,6 +245,7 @@ class SLFAC:
             )
         low_S, high_S = take("ranges", torch.float32, 2 * D, 2).unbind(1)
         bits_Q = bits_S[set_Q.cpu()]
+        self._note_bits(message, bits_Q)
         codes = take_checked(message, _NAME, names[0], torch.uint8, [coded_bytes(bits_Q, R)])
         every = torch.arange(F * D, device=codes.device)
         spectrum_RQ = decode_columns(codes, (R, F * D), every, low_S[set_Q], high_S[set_Q], bits_Q)
@@ -250,8 +256,11 @@ class SLFAC:
         message.put(names[0], values, Role.PAYLOAD)
 
     @hookimpl
-    def nominal_ratio(self) -> tuple[float, float]:
-        """Return ξ; without one, the middle width over 32, as the widths depend on the data."""
+    def nominal_ratio(self, step: int | None) -> tuple[float, float]:
+        """Return ξ; without one the mean width over 32 of a step, the middle one before it."""
+        if self._ratio is None and step is not None and len(self._bits_of) == 2:
+            up, down = self._bits_of[Kind.ACTIVATION], self._bits_of[Kind.GRADIENT]
+            return max(up / 32, _LEAST_SHARE), max(down / 32, _LEAST_SHARE)
         ratio = sum(self._bits) / 64 if self._ratio is None else self._ratio
         return ratio, ratio
 
@@ -268,6 +277,10 @@ class SLFAC:
     @property
     def _frequencies(self) -> int:
         return self._grid[0] * self._grid[1]
+
+    def _note_bits(self, message: Message, bits_Q: torch.Tensor) -> None:
+        if message.training:
+            self._bits_of[message.kind] = float(bits_Q.double().mean())
 
     def _spectrum(self, patches_RFD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the cosine transform, (R, Q) float32, and its mean squares, (Q,) float64."""

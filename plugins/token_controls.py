@@ -19,7 +19,7 @@ Gradient: natural. Evaluation: whole batches, or reduced ones on demand; ``rando
 draws by the number of the batch, the same at every evaluation.
 
 Attention, for a reducer that follows, is that of the patches drawn, or summed over windows. Numbers
-that are not finite stay in their token, or spread over their window.
+that are not finite make the whole row NaN, whether drawn or not, or spread over their window.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class RandomTokens:
             return
         B, N, _ = cut.activations.shape
         P = self._peer.prefix_tokens
-        M = self._share.patches(N, P)
+        M = self._share.patches(N, self._peer)
         if M >= N - P:
             return
         generator = self._peer.generator("random-tokens", cut.step)

@@ -17,7 +17,8 @@ The client, until R = N - K tokens are gone:
 
 Up: (B, K, D), the class ids (B,) and, with ``prop_attn``, the sizes (B, K): how many tokens each
 one stands for, uint8 up to N = 255, then uint16. The server adds log sizes to the attention logits
-of all its blocks (proportional attention). Down: ∂L/∂Z (B, K, D). In bytes, float32:
+of all its blocks (proportional attention), and a head that pools tokens counts them by size, too:
+equal tokens may be merged without changing the logits. Down: ∂L/∂Z (B, K, D). In bytes, float32:
 4·B·K·D + B·K + B up, 4·B·K·D down.
 
 Gradient: natural, exact autograd of X ↦ Z with the pairs held fixed: a token gets size / total size
@@ -70,8 +71,8 @@ class ToMe:
             one more. Sizes are not counted. Given neither: ξ = 0.1, or the smallest that the model
             allows.
         metric: what is compared: attention keys (the paper), or the tokens themselves.
-        prop_attn: whether sizes are sent and the server attends in proportion to them. Needs blocks
-            that take an attention mask.
+        prop_attn: whether sizes are sent and the server attends, and pools, in proportion to them.
+            Needs blocks, and a pooling, that can.
         evaluation: whether evaluation batches are merged, too.
     """
 
@@ -160,7 +161,10 @@ class ToMe:
     def nominal_ratio(self) -> tuple[float, float]:
         """Return ξ, the share of tokens that is sent, for both directions; sizes are not in it."""
         N = self._peer.tokens
-        share = (self._ratio or DEFAULT_RATIO) if self._r is None else (N - self._r) / N
+        if self._r is not None:
+            share = (N - self._r) / N
+        else:
+            share = self._ratio or max(DEFAULT_RATIO, self._least(N) / N)
         return share, share
 
     @hookimpl

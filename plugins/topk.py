@@ -5,13 +5,15 @@ Sparsification", IJCAI 2023, arXiv 2305.18469.
 
 The client, for the M activations x of every sample (``scope=token``: of every token, M = D):
 
-1. k = max(1, ⌊rate · M + 1/2⌋), or from ``ratio``, see below. k ≥ M sends everything as it is.
+1. k = max(1, rate · M rounded, one half to even as the code does), or from ``ratio``, see below.
+   k ≥ M sends everything as it is.
 2. S, the k largest |x_j|. Ties: the lowest j. NaN counts as the largest.
 3. RandTopK, in training, exchanges m of S for m others, all sets of m being equally likely.
    ``mode=binomial`` draws m from Binomial(k, alpha), at most M - k. ``mode=multinomial``, the
    code's, means k draws without replacement, one after the other, with probabilities
    (1 - alpha) / k in S and alpha / (M - k) outside; m follows from that, and is more than
-   alpha · k: about 0.19 k for alpha = 0.1.
+   alpha · k: about 0.19 k for alpha = 0.1. A row that is not finite exchanges nothing, so that this
+   arrives.
 
 Up: the k values of every row in the order of j, their places, and the shape of a row. Down: k
 numbers of every row; the client knows the places.
@@ -195,7 +197,7 @@ class TopK:
     def _count(self, M: int) -> int:
         """Return k."""
         if self._rate is not None:
-            return max(1, math.floor(self._rate * M + 0.5))
+            return max(1, round(self._rate * M))
         with_indices = self._ratio / (1 + _index_bits(M) / 64)
         with_mask = self._ratio - 1 / 64
         return max(1, math.floor(max(with_indices, with_mask) * M + 1e-9))
@@ -285,11 +287,14 @@ class RandTopK(TopK):
             count_R = torch.binomial(sizes_R, torch.full((R,), self._alpha), generator=draw).long()
         else:
             count_R = _exchanged(R, M, k, self._alpha, draw)
-        count_R = count_R.clamp_(max=M - k)
+        places_Rk = _places(mask_RM, k)
+        infinity = _magnitudes(cut.activations.new_tensor(torch.inf))
+        broken_R = (keys_RM.gather(1, places_Rk) >= infinity).any(dim=1)
+        count_R = count_R.clamp_(max=M - k).masked_fill_(broken_R.cpu(), 0)
         leaving_Rk, coming = (
             _subsets(count_R, size, draw).to(keys_RM.device) for size in (k, M - k)
         )
-        top_Rk = _places(mask_RM, k) + torch.arange(R, device=keys_RM.device)[:, None] * M
+        top_Rk = places_Rk + torch.arange(R, device=keys_RM.device)[:, None] * M
         flat = mask_RM.view(-1)
         flat[_outside(top_Rk, coming, M)] = True
         flat[top_Rk[leaving_Rk]] = False

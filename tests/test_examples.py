@@ -75,6 +75,21 @@ def test_quickstart() -> None:
     )
 
 
+@pytest.mark.slow
+def test_what_arrives() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples/what_arrives.py"), "cast", "evit"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env=environment(),
+    )
+    cast, evit = done.stdout.strip().splitlines()[2:]
+    assert re.fullmatch(r"\| `cast` \| 0\.500\d \| 0\.0000 \|", cast)
+    assert re.fullmatch(r"\| `evit` \| 0\.\d+ \| nan \|", evit), "fewer tokens"
+
+
 def test_plugin_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plugin = f"{ROOT / 'examples/half_precision.py'}:HalfPrecision"
     arguments = ["--plugin", "adc", "--plugin", f"{plugin}:dtype=bfloat16", "--threads", "1"]
@@ -217,7 +232,7 @@ def test_a_delayed_link_and_a_model_of_ones_own(
     late = run(output=str(tmp_path / "late"), links=[f"{DELAYED}:ms=40"], **common)
     assert late.ledger.counts == bare.ledger.counts
     assert late.summary.loss == bare.summary.loss
-    assert (late.summary.links, bare.summary.links) == ((f"{DELAYED}:ms=40",), ())
+    assert (late.summary.links, bare.summary.links) == (("Delayed:ms=40",), ())
     # Two steps, and in each a message up and one down.
     assert late.summary.link_seconds >= 0.99 * 2 * 2 * 0.040
     # 8 bits for every number of (128, 49, 32).

@@ -6,14 +6,17 @@ bit alike in one process and over a real socket.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from splitlab.core import ConfigError, Kind, Message
 from splitlab.core.catalogue.binding import bind
 from splitlab.core.catalogue.tables import catalogue
+from splitlab.core.engine.conversation import hold
 from splitlab.core.testing import joined
 from splitlab.core.testing.couple import Couple
 from splitlab.core.testing.links import Carry
@@ -88,6 +91,25 @@ def test_a_stack_trains_alike_everywhere_or_is_refused(
         except Exception as error:  # noqa: BLE001 (the others shall be tried all the same)
             failures.append(f"{' + '.join(names)}: {type(error).__name__}: {error}")
     assert not failures, "\n".join(failures)
+
+
+@pytest.mark.parametrize("model", [{}, {"class_token": False, "global_pool": "avg"}])
+@pytest.mark.parametrize("name", catalogue()["plugins"])
+def test_a_batch_of_one_sample_trains(name: str, model: dict[str, Any]) -> None:
+    """The last one of an epoch may be; without a class token it lies channel by channel."""
+    try:
+        client, server = TINY.pair([bind("plugins", name)], **model)
+    except ConfigError as error:
+        if not model or "needs the attention of a class token" not in str(error):
+            raise
+        return
+
+    def ask(message: Message) -> Message:
+        return TINY.travel(server.handle(TINY.travel(message)))
+
+    for step, size in enumerate((TINY.samples, 1, 1)):
+        ended = hold(client.train(TINY.batch(step, size), step), ask)
+        assert math.isfinite(ended.loss)
 
 
 def test_every_plugin_works_with_another() -> None:

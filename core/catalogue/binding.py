@@ -125,7 +125,7 @@ def broken(kind: Kind, entry: Entry) -> str | None:
         if kind == "stacks":
             bind_stack([entry.name])
         elif kind in LOADABLE:
-            loaded = find(kind, entry.name)
+            loaded = find(kind, entry.name, entry=entry)
             _parsed(kind, entry.name, _takes(kind, entry.name, loaded.factory), loaded.settings)
     except SplitlabError as error:
         return str(error)

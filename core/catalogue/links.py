@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from splitlab.core.catalogue.binding import bind
 from splitlab.core.catalogue.tables import entries
-from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError, reason
+from splitlab.core.contract.errors import FAULTS, ConfigError, PluginError, SplitlabError, reason
 from splitlab.core.contract.settings import Bound
 
 if TYPE_CHECKING:  # it imports torch, which a listing does not wait for
@@ -61,7 +61,8 @@ def _built(text: str) -> tuple[Transport, str | None]:
         return transport, transport.unavailable()
     except SplitlabError:
         raise
-    except Exception as error:
+    except FAULTS as error:
         raise PluginError(
-            f"transport {bound.label!r} cannot say whether it works here: {reason(error)}"
+            f"transport {bound.label!r} cannot say whether it works here: "
+            f"{reason(error, transport)}"
         ) from error

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from splitlab.core.catalogue.binding import bind, broken
 from splitlab.core.catalogue.links import lacks
-from splitlab.core.catalogue.loading import load, split
+from splitlab.core.catalogue.loading import find, load, split
 from splitlab.core.catalogue.tables import SINGULAR, Entry, Loadable, entries
-from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError, reason
-from splitlab.core.contract.hooks import HookSpecs, hookimpl
+from splitlab.core.contract.errors import FAULTS, ConfigError, PluginError, SplitlabError, reason
+from splitlab.core.contract.marks import HOOKS, forgotten, marked
 from splitlab.core.contract.settings import Parameter, parameters
 
 __all__ = [
@@ -75,7 +75,8 @@ def _row(kind: Loadable | Literal["stacks"], entry: Entry) -> Row:
     problem = broken(kind, entry)
     summary = entry.summary
     if not (summary or problem or kind == "stacks"):
-        summary = (inspect.getdoc(load(kind, entry.name)) or "").partition("\n")[0]
+        made = find(kind, entry.name, entry=entry).factory
+        summary = (inspect.getdoc(made) or "").partition("\n")[0]
     return {"name": entry.name, "summary": summary, "source": entry.source, "problem": problem}
 
 
@@ -203,15 +204,10 @@ def _setting(kind: Loadable, name: str, takes: Mapping[str, Parameter]) -> str:
 
 def _hooks(kind: Loadable, name: str, factory: Any) -> list[str]:
     """Return the hooks that a class implements, in the order of the menu."""
-    found = [hook for hook in vars(HookSpecs) if not hook.startswith("_")]
-    found = [hook for hook in found if callable(getattr(factory, hook, None))]
-    for hook in found:
-        if not hasattr(getattr(factory, hook), f"{hookimpl.project_name}_impl"):
-            raise PluginError(
-                f"{SINGULAR[kind]} {name!r}: its method {hook!r} is called like a hook and not "
-                "marked as one, so that it would never be called; put @hookimpl above it"
-            )
-    return found
+    if fault := forgotten(factory):
+        raise PluginError(f"{SINGULAR[kind]} {name!r}: {fault}")
+    has = marked(factory)
+    return [hook for hook in HOOKS if hook in has]
 
 
 def _traits(name: str, factory: Any) -> Row | None:
@@ -225,8 +221,8 @@ def _traits(name: str, factory: Any) -> Row | None:
         declared = plugin.traits()
     except SplitlabError:
         raise
-    except Exception as error:
-        raise PluginError(f"plugin {name!r} failed in traits: {reason(error)}") from error
+    except FAULTS as error:
+        raise PluginError(f"plugin {name!r} failed in traits: {reason(error, plugin)}") from error
     if not isinstance(declared, Traits | None):
         raise PluginError(
             f"plugin {name!r} failed in traits: it must return Traits, and returns {declared!r}"

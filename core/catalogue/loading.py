@@ -20,8 +20,9 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from typing import Any
 
-from splitlab.core.catalogue.tables import LOADABLE, SINGULAR, Entry, Loadable, entries
+from splitlab.core.catalogue.tables import SINGULAR, Entry, Kind, Loadable, entries
 from splitlab.core.contract.errors import (
+    FAULTS,
     ConfigError,
     PluginError,
     SplitlabError,
@@ -29,7 +30,7 @@ from splitlab.core.contract.errors import (
     unknown_name,
 )
 
-__all__ = ["Loaded", "find", "known", "load", "split", "takes_classes"]
+__all__ = ["Loaded", "check_kind", "find", "known", "load", "split", "takes_classes"]
 
 _EXAMPLES: Mapping[Loadable, str] = {
     "plugins": "MyMethod",
@@ -38,6 +39,10 @@ _EXAMPLES: Mapping[Loadable, str] = {
     "probes": "MyProbe",
     "models": "my_model",
 }
+
+
+_OPTIONS: Mapping[Kind, str] = {"stacks": "--plugin", "datasets": "--dataset"}
+"""Options that are not called as messages call the kind."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,13 @@ def split(kind: Loadable, text: str) -> tuple[str, dict[str, str]]:
                 f"{what} file {head!r}: name the {_noun(kind)} too, as in {head}:{_EXAMPLES[kind]}"
             )
     given: dict[str, str] = {}
-    for item in filter(None, settings.split(",")):
+    items = list(filter(None, settings.split(",")))
+    if not settings.strip(" ,") and text != head:
+        raise ConfigError(
+            f"{what} {head!r}: nothing stands behind the colon; write {head}:key=value, or {head} "
+            "alone"
+        )
+    for item in items:
         key, equals, value = item.partition("=")
         key = key.strip()
         if not equals:
@@ -101,16 +112,21 @@ def load(kind: Loadable, name: str) -> Any:
     return find(kind, name).factory
 
 
+def check_kind(kind: Kind, name: str) -> None:
+    """Raise `ConfigError` if the name is not of this kind, but of another."""
+    for other in SINGULAR:
+        if other != kind and name in entries(other):
+            option = _OPTIONS.get(other, f"--{SINGULAR[other]}")
+            raise ConfigError(
+                f"{name!r} is a {SINGULAR[other]}, not a {SINGULAR[kind]}; {option} {name} takes it"
+            )
+
+
 def known(kind: Loadable, name: str) -> Entry:
     """Return the entry of this name; `ConfigError` if there is none, or none that can be used."""
     found = entries(kind)
     if name not in found:
-        for other in LOADABLE:
-            if name in entries(other):
-                raise ConfigError(
-                    f"{name!r} is a {SINGULAR[other]}, not a {SINGULAR[kind]}; --{SINGULAR[other]} "
-                    f"{name} takes it"
-                )
+        check_kind(kind, name)
         names = [*found, *entries("stacks")] if kind == "plugins" else [*found]
         remedy = f"; or name a file: path/to/file.py:{'function' if kind == 'models' else 'Class'}"
         raise unknown_name(SINGULAR[kind], name, names, remedy)
@@ -119,25 +135,31 @@ def known(kind: Loadable, name: str) -> Entry:
     return found[name]
 
 
-def find(kind: Loadable, head: str, through: tuple[str, ...] = ()) -> Loaded:
+def find(
+    kind: Loadable, head: str, through: tuple[str, ...] = (), *, entry: Entry | None = None
+) -> Loaded:
     """Import what the name or ``FILE.py:Name`` stands for, through presets to what they set.
 
     Args:
         kind: what it names.
         head: without settings.
         through: the presets that led here.
+        entry: of that name, if it is known.
 
     Raises:
         ConfigError, PluginError: as `load`.
     """
     if ".py:" in head:
         return Loaded(*_load_file(kind, head), {})
-    entry = known(kind, head)
+    entry = entry or known(kind, head)
     what = f"{SINGULAR[kind]} {head!r}"
     if kind == "models" and "preset" in entry.facts:
         if head in through:
             raise ConfigError(f"{what} is a preset of itself: {' -> '.join((*through, head))}")
         base, settings = split(kind, entry.target)
+        rest = next((e for e in entries(kind).values() if "others" in e.facts), None)
+        if rest and ".py:" not in base and base not in entries(kind):
+            base, settings = rest.name, {rest.facts["others"]: base, **settings}
         try:
             inner = find(kind, base, (*through, head))
         except SplitlabError as error:
@@ -150,7 +172,7 @@ def find(kind: Loadable, head: str, through: tuple[str, ...] = ()) -> Loaded:
         return Loaded(factory, f"{head}={identity}", {})
     what = f"{what} ({entry.target}, from {entry.source})"
     module, _, attribute = entry.target.partition(":")
-    with _importing(what):
+    with _importing(what, module):
         factory = getattr(importlib.import_module(module), attribute)
     if not _fits(kind, factory):
         raise PluginError(f"{what} is a {type(factory).__name__}; it must be a {_noun(kind)}")
@@ -174,14 +196,14 @@ def _noun(kind: Loadable) -> str:
 
 
 @contextmanager
-def _importing(what: str) -> Iterator[None]:
+def _importing(what: str, module: str) -> Iterator[None]:
     """Blame whatever an import raises on what was imported; an error of ours keeps its kind."""
     try:
         yield
     except SplitlabError:
         raise
-    except (Exception, SystemExit) as error:
-        raise PluginError(f"{what} cannot be imported: {reason(error)}") from error
+    except FAULTS as error:
+        raise PluginError(f"{what} cannot be imported: {reason(error, module)}") from error
 
 
 def _load_file(kind: Loadable, target: str) -> tuple[Any, str]:
@@ -204,7 +226,7 @@ def _load_file(kind: Loadable, target: str) -> tuple[Any, str]:
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module  # dataclasses and type hints look their module up
         try:
-            with _importing(f"{what} {str(path)!r}"):
+            with _importing(f"{what} {str(path)!r}", module_name):
                 loader.exec_module(module)
         except BaseException:  # an interrupt, too, leaves no half of a module
             del sys.modules[module_name]

@@ -121,16 +121,22 @@ def entries(kind: Kind) -> dict[str, Entry]:
     Raises:
         ConfigError: the file that ``$SPLITLAB_REGISTRY`` names is no registry.
     """
+    brought = "plugins" if kind == "stacks" else kind
+    return dict(_entries(kind, _own(), installed(f"splitlab.{brought}")))
+
+
+@functools.lru_cache(maxsize=32)
+def _entries(kind: Kind, own: _Own, points: tuple[EntryPoint, ...]) -> Mapping[str, Entry]:
     shipped = _shipped(kind)
     found = [*shipped.values()]
-    own = _own().entries.get(kind, {})
-    found += [entry for entry in own.values() if not _ships(entry, shipped)]
+    mine = own.entries.get(kind, {})
+    found += [entry for entry in mine.values() if not _ships(entry, shipped)]
     if kind in LOADABLE:
-        for point in sorted(installed(f"splitlab.{kind}"), key=lambda point: point.name):
+        for point in sorted(points, key=lambda point: point.name):
             source = point.dist.name if point.dist else "entry point"
             found.append(Entry(point.name, point.value, "", source, {}))
     if kind == "stacks":
-        plugins = entries("plugins")
+        plugins = _entries("plugins", own, points)
         found += [plugins[entry.name] for entry in found if entry.name in plugins]
     named: dict[str, Entry] = {}
     for entry in found:
@@ -204,7 +210,7 @@ def _entry(kind: Kind, name: str, table: Mapping[str, Any], source: str, folder:
 # The user's own registry.
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Own:
     """The user's own registry, as far as it can be used.
 
@@ -263,7 +269,7 @@ def _is_checkout(path: Path) -> bool:
 def _project(content: bytes) -> Any:
     """Return the name that a ``pyproject.toml`` gives its project; None if it gives none."""
     try:
-        project = tomllib.loads(content.decode()).get("project")
+        project = tomllib.loads(content.decode("utf-8-sig")).get("project")
     except (ValueError, RecursionError):
         return None
     return project.get("name") if isinstance(project, dict) else None
@@ -272,11 +278,11 @@ def _project(content: bytes) -> Any:
 @functools.lru_cache(maxsize=8)
 def _read(path: Path, content: bytes) -> _Own:
     try:
-        tables = tomllib.loads(content.decode())
+        tables = tomllib.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         return _Own(path, problem=f"is not TOML: {error}")
     ours = [kind for kind in _NEEDED if isinstance(tables.get(kind), dict)]
-    if not ours:
+    if tables and not ours:
         other = next((kind for kind in tables if kind not in _NEEDED), None)
         reason = (
             unknown_name("table", other, _NEEDED) if other else "write [plugins.NAME] and so on"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from splitlab.core.command.imports import heavy_imports
 from splitlab.core.command.options import Parser, add_config, add_quiet, completes, declare, given
 from splitlab.core.command.stop import StopAsked
-from splitlab.core.contract.errors import ConfigError, SplitlabError
+from splitlab.core.contract.errors import ConfigError, Diverged, SplitlabError
 from splitlab.core.runs.config import Config, flag
 
 if TYPE_CHECKING:
@@ -123,7 +123,10 @@ def _compare(arguments: argparse.Namespace) -> int:
     failures = comparison.failures() if stacks else []
     if failures:
         more = f" (and {len(failures) - 1} more runs)" if len(failures) > 1 else ""
-        raise SplitlabError(f"a run failed{more}: {failures[0]}")
+        states = {outcome.state for outcome in comparison.outcomes.values()}
+        if "failed" in states:
+            raise SplitlabError(f"a run failed{more}: {failures[0]}")
+        raise Diverged(f"a run diverged{more}: {failures[0]}")
     return 0
 
 

@@ -83,9 +83,9 @@ def _nearest(name: str, value: str, known: Sequence[str]) -> str:
 def _as_option(parser: argparse.ArgumentParser, word: str) -> str:
     """Say which option takes a name of the catalogue that stands alone."""
     name = word.partition(":")[0].partition("+")[0]
-    kinds: tuple[Kind, ...] = (*LOADABLE, "stacks", "datasets")
-    for kind in kinds:
-        option = {"stacks": "--plugin", "datasets": "--dataset"}.get(kind, f"--{SINGULAR[kind]}")
+    flags: dict[Kind, str] = {kind: f"--{SINGULAR[kind]}" for kind in LOADABLE}
+    flags |= {"stacks": "--plugin", "datasets": "--dataset"}
+    for kind, option in flags.items():
         if name in entries(kind) and option in parser._option_string_actions:
             return f"; use {option} {word}"
     return ""

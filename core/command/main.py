@@ -9,7 +9,10 @@ import argparse
 import contextlib
 import os
 import sys
+import traceback
+import warnings
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 from splitlab import __version__
 from splitlab.core.command import (
@@ -29,11 +32,13 @@ from splitlab.core.command import (
     transports,
 )
 from splitlab.core.command.elsewhere import mistyped
-from splitlab.core.command.options import Formatter, Parser, add_registry
+from splitlab.core.command.options import Formatter, Parser, add_common
 from splitlab.core.command.streams import prepare, visible
-from splitlab.core.contract.errors import ConfigError, Interrupted, SplitlabError
+from splitlab.core.contract.errors import ConfigError, Interrupted, Notice, SplitlabError
 
 __all__ = ["main", "parser"]
+
+_TRACEBACK = "SPLITLAB_TRACEBACK"
 
 _COMMANDS = {
     "train": (run, compare, serve, join),
@@ -73,11 +78,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare()
     try:
         arguments = _parse(argv)
+        if getattr(arguments, "traceback", False):
+            os.environ[_TRACEBACK] = "1"  # of a server process, too, whose errors are in its log
         _use_registry(arguments)
         for notice in _notices():
             _say(f"note: {notice}")
         command: Callable[[argparse.Namespace], int] = arguments.command
-        status = command(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            status = command(arguments)
         sys.stdout.flush()
         return status
     except SplitlabError as error:
@@ -85,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         except OSError:
             _leave_stdout()
+        if os.environ.get(_TRACEBACK):
+            traceback.print_exception(error)
         _say(f"error: {error}")
         return error.status
     except KeyboardInterrupt:
@@ -106,6 +117,20 @@ def _leave_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    if issubclass(category, Notice):
+        _say(f"note: {message}")
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
+
+
 def parser() -> Parser:
     """Return the parser of the whole command line, with every command's own in it."""
     whole = Parser(
@@ -115,7 +140,7 @@ def parser() -> Parser:
         formatter_class=Formatter,
     )
     whole.add_argument("--version", action="version", version=f"splitlab {__version__}")
-    add_registry(whole)
+    add_common(whole)
     # argparse would list all commands in one column; below they are listed by what they are for.
     commands = whole.add_subparsers(
         prog="splitlab", metavar="COMMAND", required=True, help=argparse.SUPPRESS
@@ -149,6 +174,8 @@ def _use_registry(arguments: argparse.Namespace) -> None:
     file = os.path.expanduser(getattr(arguments, "registry", ""))
     if not file:
         return
+    if os.path.isdir(file):
+        raise ConfigError(f"--registry {file} is a folder; name the TOML file in it")
     if not os.path.isfile(file):
         raise ConfigError(f"--registry {file}: no such file; name a TOML file of names of your own")
     os.environ["SPLITLAB_REGISTRY"] = os.path.abspath(file)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import types
 import typing
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from splitlab.core.catalogue.tables import Kind, entries
 from splitlab.core.command.streams import visible
+from splitlab.core.contract.jsonable import json_text
 from splitlab.core.runs.config import GROUPS, Config, flag, read_toml
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Formatter",
     "Parser",
+    "add_common",
     "add_config",
     "add_json",
     "add_quiet",
-    "add_registry",
     "completes",
     "declare",
     "given",
@@ -94,17 +94,23 @@ def declare(
     parser.name = name
     parser.summary = summary
     parser.set_defaults(command=does, parser=parser)
-    add_registry(parser)
+    add_common(parser)
     return parser
 
 
-def add_registry(parser: Parser) -> None:
-    """Add ``--registry``, which every command takes; not given, it is not in the namespace."""
+def add_common(parser: Parser) -> None:
+    """Add what every command takes; what is not given is not in the namespace."""
     parser.add_argument(
         "--registry",
         metavar="FILE.toml",
         default=argparse.SUPPRESS,
         help="read names of your own from this file; sets $SPLITLAB_REGISTRY",
+    )
+    parser.add_argument(
+        "--traceback",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="with an error, show all lines of code that led to it; sets $SPLITLAB_TRACEBACK",
     )
 
 
@@ -120,7 +126,7 @@ def add_json(parser: Parser) -> None:
 
 def print_json(value: Any) -> int:
     """Print a value as JSON; returns the exit status 0."""
-    print(json.dumps(value, indent=2, default=str))
+    print(json_text(value, indent=2, default=str))
     return 0
 
 

@@ -235,7 +235,7 @@ def ending(outcome: Outcome) -> str:
     """Return in words how a run of a comparison ended."""
     summary = outcome.summary
     if summary is None:
-        return f"failed {outcome.error}"
+        return f"{outcome.state} {outcome.error}"
     return (
         f"done   accuracy {summary.accuracy:.4f}, {summary.steps:,} steps, "
         f"up {human_bytes(summary.bytes_up)}, down {human_bytes(summary.bytes_down)}"

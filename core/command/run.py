@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from splitlab.core.command.show import Cell
     from splitlab.core.contract.settings import Bound
     from splitlab.core.runs.plan import Plan
+    from splitlab.core.runs.records import Summary
     from splitlab.core.runs.reporter import Result
 
 __all__ = ["add", "add_resume", "known", "show_plan", "show_result", "train"]
@@ -191,6 +192,7 @@ def show_plan(plan: Plan) -> None:
         ("server part", f"{model.server_parameters:,} parameters"),
         ("data", f"{data.name}, {data.train:,} training images, {plan.classes} classes"),
         *_listed("left out", data.notices),
+        ("normalised by", f"mean {_numbers(data.mean)}, std {_numbers(data.std)}"),
     ]
     facts += _listed("stack", [p.full() for p in plan.stack]) or [("stack", "none")]
     facts += _listed("probes", _as_named("probes", config.probes, plan.probes))
@@ -227,6 +229,10 @@ def _as_named(
     return [member.full(split(kind, text)[0]) for text, member in zip(texts, members, strict=True)]
 
 
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
+
+
 def _every(steps: int) -> str:
     return f"every {steps:,} steps" if steps > 1 else "every step"
 
@@ -240,6 +246,21 @@ def _through(plan: Plan) -> str:
         "compressed": "through the stack",
         "uncompressed": "without the stack",
     }[plan.config.evaluate]
+
+
+def _used(summary: Summary) -> str:
+    """Say how much of the budget was used."""
+    from splitlab.core.command.show import human_bytes
+    from splitlab.core.runs.config import Budget
+
+    budget, used = Budget.parse(summary.budget), summary.budget_used
+    if budget.unit == "bytes":
+        text = f"used {human_bytes(used)} of {human_bytes(budget.amount)}"
+    else:
+        unit = "nominal epochs" if budget.unit == "nominal" else budget.unit
+        text = f"used {used:.4g} of {budget.amount:.4g} {unit}"
+    over = used > budget.amount * (1 + 1e-6)
+    return f"{text}: a step is not divided" if over else text
 
 
 _KINDS = ("activation", "gradient", "targets", "side", "prediction", "header")
@@ -261,6 +282,7 @@ def show_result(result: Result) -> None:
     )
     facts += [
         ("steps", f"{summary.steps:,} ({summary.epochs:.2f} epochs)"),
+        *([("budget", _used(summary))] if summary.budget else []),
         ("ratio", ratio),
         ("time", f"{summary.seconds:.1f} s (training: {parts})"),
         ("run folder", str(result.folder)),

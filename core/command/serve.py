@@ -85,6 +85,7 @@ def add(commands: Commands) -> Parser:
     # The server that a run starts beside itself reads from it what to serve when it has loaded, and
     # writes its address to this file descriptor.
     parser.add_argument("--announce", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--samples", type=int, help=argparse.SUPPRESS)  # of its training data
     add_config(parser, exclude=_CLIENT_ONLY, texts=_TEXTS)
     return parser
 
@@ -107,6 +108,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         wait=arguments.wait,
         announce=arguments.announce,
         patient=arguments.announce is None,  # else the one client is beside it, and ends with it
+        samples=arguments.samples,
     )
 
 
@@ -118,6 +120,7 @@ def serve_config(
     wait: float = _A_DAY,
     announce: int | None = None,
     patient: bool = True,
+    samples: int | None = None,
     quiet: bool = False,
 ) -> int:
     """Serve one client of this configuration; returns the exit status.
@@ -129,6 +132,7 @@ def serve_config(
         wait: seconds to wait for a client.
         announce: file descriptor for the address, if a client on this machine started this server.
         patient: whether to wait for another client if one does not fit.
+        samples: of the data that such a client trains on.
         quiet: print nothing.
     """
     with heavy_imports():
@@ -153,6 +157,7 @@ def serve_config(
         wait=wait,
         peers_here=1 if announce is None else 2,
         patient=patient,
+        samples=samples,
         say=_say_nothing if quiet else _say,
     )
     return 0

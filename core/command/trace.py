@@ -17,7 +17,8 @@ __all__ = ["add", "show_trace"]
 _MORE = """\
 Both peers are in this process and exchange real frames. A line is a tensor
 that the stage made or changed, with its bytes in memory; a frame's lines are
-its bytes by what they are. It runs without probes and link wrappers.
+its bytes by what they are. Probes and link wrappers act as in a run; of probes
+and plugins the numbers of the step are shown, and nothing is reported.
 """
 
 _EXAMPLES = """\
@@ -27,9 +28,7 @@ _EXAMPLES = """\
 
 # Options that say nothing of a single step between peers in this process.
 _NOT_TRACED = (
-    "probes",
     "transport",
-    "links",
     "budget",
     "evaluate",
     "eval_every",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from splitlab.core.contract.errors import when
+from splitlab.core.contract.errors import PluginError, when
 from splitlab.core.contract.measure import Measured, Measurement
 
 __all__ = ["Cut"]
@@ -34,9 +34,11 @@ class Cut:
         weights: (T,) float32 weight of every row in the loss, or None for the plain mean. Server
             only; set it in ``before_server_forward``.
         token_sizes: (rows, tokens) float32, how many tokens each one stands for, or None: the
-            server's attention then counts a token so many times (proportional attention). Server
-            only; set it in ``before_server_forward``.
+            server's attention then counts a token so many times (proportional attention), and so
+            does a head that pools tokens. Server only; set it in ``before_server_forward``.
         gradient: what came back for ``activations``. Client only, in ``gradient_return``.
+        losses: what plugins added with `add_loss`, by their labels and its names.
+        owner: label of the plugin whose hook runs; the engine sets it.
     """
 
     activations: torch.Tensor
@@ -49,6 +51,51 @@ class Cut:
     weights: torch.Tensor | None = None
     token_sizes: torch.Tensor | None = None
     gradient: torch.Tensor | None = None
+    losses: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
+    owner: str = ""
+
+    def add_loss(self, name: str, loss: torch.Tensor) -> None:
+        """Add a loss of the plugin's own to what this peer's backward pass differentiates.
+
+        A commitment to a codebook, a penalty on what is sent: at the server the gradient of the
+        task's loss and of it are one backward pass, and what goes back to the client holds both; at
+        the client the pass waits until the gradient has returned. It is logged with the plugin's
+        metrics, and the loss that is reported stays the task's. An evaluation ignores it. Call it
+        in ``after_client_forward`` or ``gradient_return`` at the client, in
+        ``before_server_forward`` at the server.
+
+        Args:
+            name: what the log calls it; once a step for each plugin.
+            loss: a floating-point scalar () on the autograd graph, on this peer's device, with its
+                weight in it.
+
+        Raises:
+            PluginError: it is none such, or it has that name already.
+        """
+        if not self.training:
+            return
+        if not isinstance(loss, torch.Tensor):
+            raise PluginError(f"the loss {name!r} is a {type(loss).__name__}, not a tensor")
+        if loss.ndim or not loss.is_floating_point():
+            raise PluginError(
+                f"the loss {name!r} is {loss.dtype} {[*loss.shape]}; it must be a floating-point "
+                "scalar, so take its mean() or sum()"
+            )
+        if not loss.requires_grad:
+            raise PluginError(
+                f"the loss {name!r} is detached, so that it has no gradient; compute it from "
+                "cut.activations or from the parameters of a registered module"
+            )
+        if loss.device != self.activations.device:
+            raise PluginError(
+                f"the loss {name!r} is on {loss.device}, the activations are on "
+                f"{self.activations.device}; compute it there"
+            )
+        if not self.owner:
+            raise PluginError(f"the loss {name!r} is added by no plugin; a probe changes nothing")
+        if (self.owner, name) in self.losses:
+            raise PluginError(f"the loss {name!r} is there already; add every loss once a step")
+        self.losses[self.owner, name] = loss
 
     @property
     def when(self) -> str:

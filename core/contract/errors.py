@@ -16,17 +16,21 @@ what the command line exits with.
 from __future__ import annotations
 
 import difflib
+import inspect
 import sys
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 __all__ = [
+    "FAULTS",
     "ConfigError",
     "Diverged",
     "Interrupted",
     "LinkError",
     "NetworkError",
+    "Notice",
     "PluginError",
     "ProtocolError",
     "SplitlabError",
@@ -35,6 +39,9 @@ __all__ = [
     "when",
     "where",
 ]
+
+FAULTS: Final = (Exception, SystemExit)
+"""What code of the user's may raise that is its own fault; an interrupt is nobody's."""
 
 _LIBRARIES = ("numpy", "pluggy", "timm", "torch", "torchvision")
 
@@ -79,6 +86,10 @@ class NetworkError(LinkError):
     """No answer in time, connection lost, address not reachable or in use."""
 
 
+class Notice(UserWarning):
+    """A word to the user that ends nothing; the command line prints it as one line."""
+
+
 def unknown_name(what: str, name: str, known: Iterable[str], remedy: str = "") -> ConfigError:
     """Build the error for a name that is not in a catalogue: the nearest name first, then all.
 
@@ -101,24 +112,50 @@ def when(step: int, training: bool = True) -> str:
     return f"step {step + 1}" if training else f"evaluation batch {step + 1}"
 
 
-def where(error: BaseException) -> str:
-    """Return the innermost line that is not splitlab's that an error passed, as " (m.py:8)".
+def where(error: BaseException, owner: object = None) -> str:
+    """Return the line of the user's code that an error left, as " (m.py:8)"; empty if none.
 
-    That is a line of a plugin, a probe, a model or a link; the text is empty if there is none: the
-    core, transports, and the libraries that they use are not meant.
+    That is the innermost one in a file of the owner's; if it passed none of them, the innermost one
+    of a plugin, a probe, a model or a link: the core, transports, and the libraries that they use
+    are not meant. What cannot be parsed is found where it stands.
+
+    Args:
+        error: as it was caught.
+        owner: a class or function of the user's, an instance of such a class, or the name of a
+            module.
     """
-    found = ""
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        return f" ({Path(error.filename).name}:{error.lineno})"
+    modules = _modules(owner)
+    inner = own = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         module = str(frame.f_globals.get("__name__", ""))
         if module == "__main__" or not _ours(module):
-            found = f" ({Path(frame.f_code.co_filename).name}:{line})"
-    return found
+            inner = f" ({Path(frame.f_code.co_filename).name}:{line})"
+            own = inner if module in modules else own
+    return own or inner
 
 
-def reason(error: BaseException) -> str:
-    """Return an error of the user's code in one line: its kind, its text, and the line it left."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}{': ' if text else ''}{text}{where(error)}"
+def reason(error: BaseException, owner: object = None) -> str:
+    """Return an error of the user's code in one line: its kind, its text, and the line it left.
+
+    Args:
+        error: as it was caught.
+        owner: whose code it is, see `where`.
+    """
+    told = error.msg if isinstance(error, SyntaxError) and where(error) else str(error)
+    text = " ".join(told.split())
+    return f"{type(error).__name__}{': ' if text else ''}{text}{where(error, owner)}"
+
+
+def _modules(owner: object) -> set[str]:
+    """Return the names of the modules that the code of an owner stands in."""
+    if isinstance(owner, str):
+        return {owner}
+    if inspect.isroutine(owner):
+        return {owner.__module__}
+    made = owner if isinstance(owner, type) else type(owner)
+    return {each.__module__ for each in inspect.getmro(made)}
 
 
 def _ours(module: str) -> bool:

@@ -31,6 +31,22 @@ method encodes in ``before_send`` and decodes in ``after_receive``, in both dire
 A step that a hook is given, as ``step``, ``cut.step`` or ``message.step``, counts from 0, and so do
 the draws that are seeded with it; logs and error messages count from 1: step 0 is logged as step 1.
 
+``message.meta`` holds what the engine says besides tensors; read it, and leave notes with
+``message.push`` instead of writing there. A GRADIENT has ``meta["loss"]``, the mean loss of the
+batch as the server computed it (a float, the task's alone), a PREDICTION ``meta["loss_sum"]``, the
+loss summed over its samples; an ACTIVATION has nothing. Both peers see it, in ``before_send`` at
+the server and in ``after_receive`` at the client.
+
+A loss of a plugin's own, such as the commitment of activations to a codebook, is added with
+``cut.add_loss(name, loss)`` at the peer that has its graph: in ``after_client_forward`` or
+``gradient_return`` at the client, in ``before_server_forward`` at the server. It is part of that
+peer's backward pass and logged with the plugin's metrics; the loss that is reported stays the
+task's.
+
+How long the run is to last, ``peer.training_samples``, ``peer.steps_per_epoch`` and
+``peer.budget`` tell, at both peers. A server that waits for its client (``splitlab serve``) learns
+it behind ``setup``, before the first step; there they raise an error in ``setup``.
+
 torch's global random generator is seeded for every plugin in ``setup`` and in the three hooks that
 take a cut, so that modules and dropout repeat themselves; anywhere else, and for draws that both
 peers must share, take ``peer.generator``.
@@ -72,8 +88,8 @@ class HookSpecs:
         """Client, after its part ran, on the autograd graph, in stack order.
 
         May replace ``cut.activations`` by any differentiable function of it, and set
-        ``cut.targets``, ``cut.measured`` and ``cut.side``. Not called in an
-        uncompressed evaluation.
+        ``cut.targets``, ``cut.measured`` and ``cut.side``; may add losses (`Cut.add_loss`). Not
+        called in an uncompressed evaluation.
         """
 
     @hookspec
@@ -82,6 +98,7 @@ class HookSpecs:
 
         May replace, add and remove tensors, and leave notes. ``message.kind`` tells the direction:
         ACTIVATION goes up, GRADIENT and PREDICTION come down. HELLO, CONTROL and ERROR do not pass.
+        ``message.meta`` may be read: ``"loss"`` of a GRADIENT, ``"loss_sum"`` of a PREDICTION.
         """
 
     @hookspec
@@ -98,14 +115,15 @@ class HookSpecs:
 
         ``cut.activations`` is the leaf whose gradient will be sent back. May replace it by any
         differentiable function of it, and set ``cut.targets``, ``cut.weights`` and
-        ``cut.token_sizes``.
+        ``cut.token_sizes``; may add losses (`Cut.add_loss`).
         """
 
     @hookspec
     def gradient_return(self, cut: Cut) -> None:
         """Client, in training, just before its backward pass, in reverse stack order.
 
-        May replace ``cut.gradient``; its shape must stay that of ``cut.activations``.
+        May replace ``cut.gradient``; its shape must stay that of ``cut.activations``. May add
+        losses (`Cut.add_loss`).
         """
 
     # Lifecycle hooks, in stack order.
@@ -138,10 +156,14 @@ class HookSpecs:
     # What a plugin says of itself.
 
     @hookspec
-    def nominal_ratio(self) -> tuple[float, float]:  # type: ignore[empty-body]
+    def nominal_ratio(self, step: int | None) -> tuple[float, float]:  # type: ignore[empty-body]
         """Return the ratios (up, down) in (0, 1] that a paper would report; stacks multiply them.
 
         Shown beside the measured ratio, and charged by the budget ``nominal=``. Without it: (1, 1).
+
+        Asked after ``setup``, with ``step`` None: what most steps are charged. A method whose ratio
+        changes takes ``step``; it is then asked at the client behind every training step, with the
+        number of that step, and what it answers is charged for it. Others leave the argument out.
         """
 
     @hookspec

@@ -17,7 +17,11 @@ from splitlab.core.contract.errors import PluginError, when
 
 __all__ = ["WORDS", "Kind", "Message", "Role"]
 
-WORDS = ("agreement", "did", "do", "error", "loss", "loss_sum", "marks", "protocol", "run", "step")
+WORDS = (
+    *("agreement", "did", "diverged", "do", "error", "loss", "loss_sum", "marks", "protocol"),
+    *("run", "schedule"),
+    "step",
+)
 """The names under which the engine and the session say something in ``Message.meta``."""
 
 
@@ -35,7 +39,8 @@ class Kind(enum.IntEnum):
     CONTROL = 5
     """Either way: checkpoint requests, their answers, goodbye."""
     ERROR = 6
-    """Either way: the sender cannot go on; ``meta["error"]`` says why, in one line."""
+    """Either way: the sender cannot go on; ``meta["error"]`` says why, in one line, and
+    ``meta["diverged"]`` that the training is to blame."""
 
 
 class Role(enum.StrEnum):
@@ -59,7 +64,9 @@ class Message:
         training: whether it belongs to a training step (the ledger counts evaluation apart).
         stacked: whether the stack of plugins acts on it; an uncompressed evaluation says ``False``.
         meta: what the engine and the session say besides tensors: JSON values under names of
-            `WORDS`. Plugins leave notes, with `push`.
+            `WORDS`. A GRADIENT has ``"loss"``, the mean task loss of the batch, a PREDICTION
+            ``"loss_sum"``, the loss summed over the samples of its batch. Plugins may read it, and
+            leave notes, with `push`, instead of writing there.
 
     Attributes:
         elapsed_ns: nanoseconds that the sender computed to produce this message; a fixed-width

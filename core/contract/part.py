@@ -37,6 +37,7 @@ class Layout:
         grid: the other tokens' places in the image (down, across), row by row; None if they have
             no such places.
         any_tokens: whether what stands behind the cut takes other tokens than these, in any number.
+        pools: whether the head reads the patches, pooled, and not the special tokens alone.
     """
 
     tokens: int
@@ -45,6 +46,15 @@ class Layout:
     class_token: bool = False
     grid: tuple[int, int] | None = None
     any_tokens: bool = True
+    pools: bool = False
+
+    @property
+    def least_tokens(self) -> int:
+        """The fewest tokens of which logits can be made, special tokens included.
+
+        One patch is among them where the head pools patches, or has no class token to read.
+        """
+        return self.prefix_tokens + int(self.pools or not self.class_token)
 
 
 class Part(Protocol):
@@ -59,7 +69,8 @@ class Part(Protocol):
             inputs: images (B, channels, height, width) if the first segment is among them,
                 otherwise tokens (rows, tokens, D).
             token_sizes: (rows, tokens), more than 0: how many equal tokens each one stands for,
-                in every attention of this part.
+                in every attention of this part, and where its head pools tokens. A part that
+                cannot weigh them so raises `ConfigError`.
 
         Returns:
             Tokens (rows, tokens, D), or logits (rows, C) if the last segment is among them.

@@ -14,13 +14,28 @@ from splitlab.core.contract.measure import Measurement
 from splitlab.core.contract.part import Layout
 from splitlab.core.contract.seeding import generator
 
-__all__ = ["Peer"]
+__all__ = ["Peer", "Schedule"]
 
 M = TypeVar("M", bound=Measurement)
 
 
 def _anything(request: Measurement) -> None:
     """Return None: everything can be measured."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run is to last, as far as it is decided beforehand.
+
+    Attributes:
+        training_samples: of an epoch.
+        unit: of the budget: ``steps``, ``epochs``, ``bytes`` or ``nominal``.
+        amount: of the budget, in that unit; bytes are those of training, in both directions.
+    """
+
+    training_samples: int
+    unit: str
+    amount: float
 
 
 @dataclass(eq=False, kw_only=True)
@@ -35,6 +50,8 @@ class Peer:
         cut: behind which segment of the model the cut lies.
         batch_size: B of a full batch; the last batch of an epoch may be smaller.
         device: where this peer computes.
+        schedule: how long the run is to last; read it as `training_samples`, `steps_per_epoch` and
+            `budget`. None at a server that its client has not greeted yet.
         augmented: whether the images of a sample differ from epoch to epoch. Client only.
         unable: why the client's part cannot measure something, or None; asked by `request`.
         requests: what was asked for with `request`.
@@ -48,6 +65,7 @@ class Peer:
     cut: int
     batch_size: int
     device: torch.device
+    schedule: Schedule | None = None
     augmented: bool = False
     unable: Callable[[Measurement], str | None] = _anything
     requests: list[Measurement] = field(default_factory=list)
@@ -69,6 +87,11 @@ class Peer:
         return self.layout.prefix_tokens
 
     @property
+    def least_tokens(self) -> int:
+        """The fewest tokens of which the server can make logits, special tokens included."""
+        return self.layout.least_tokens
+
+    @property
     def class_token(self) -> bool:
         """Whether the first special token is a class token."""
         return self.layout.class_token
@@ -77,6 +100,38 @@ class Peer:
     def grid(self) -> tuple[int, int] | None:
         """Patches (down, across); None where the model has no such grid."""
         return self.layout.grid
+
+    @property
+    def training_samples(self) -> int:
+        """How many samples an epoch has."""
+        return self._scheduled("training_samples").training_samples
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training steps of an epoch, of which the last may have a smaller batch."""
+        return -(-self._scheduled("steps_per_epoch").training_samples // self.batch_size)
+
+    @property
+    def budget(self) -> tuple[str, float]:
+        """When the run ends: a unit (``steps``, ``epochs``, ``bytes``, ``nominal``) and its amount.
+
+        Like `training_samples` and `steps_per_epoch`, it is the client's to decide. A server that
+        waits for its client (``splitlab serve``) learns it after ``setup``, before the first step:
+        there, read all three in the hooks of a step.
+
+        Raises:
+            ConfigError: it is not known yet.
+        """
+        schedule = self._scheduled("budget")
+        return schedule.unit, schedule.amount
+
+    def _scheduled(self, what: str) -> Schedule:
+        if self.schedule is None:
+            raise ConfigError(
+                f"peer.{what} is the client's to decide, and this server waits for its client: "
+                "read it in a hook of a step, not in setup"
+            )
+        return self.schedule
 
     def request(self, who: str, what: M) -> M:
         """Ask the client's part to measure something; call it in ``setup``, at either peer.

@@ -12,9 +12,16 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError, reason
+from splitlab.core.contract.errors import (
+    FAULTS,
+    ConfigError,
+    PluginError,
+    SplitlabError,
+    reason,
+)
 
 __all__ = ["Bound", "Parameter", "parameters", "shown"]
 
@@ -68,12 +75,15 @@ def parameters(factory: Any) -> dict[str, Parameter]:
     Raises:
         PluginError: an annotation names what its module does not define.
     """
+    takes = factory.__init__ if inspect.isclass(factory) else factory
     try:
-        hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
-    except Exception as error:
+        hints = typing.get_type_hints(takes)
+    except FAULTS as error:
+        code = getattr(takes, "__code__", None)
+        place = f" ({Path(code.co_filename).name}:{code.co_firstlineno})" if code else ""
         raise PluginError(
             f"the types of the parameters of {factory.__name__} cannot be read: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error}{place}"
         ) from error
     found = {}
     for name, parameter in inspect.signature(factory).parameters.items():
@@ -159,9 +169,9 @@ class Bound:
             if str(error).startswith(owner):
                 raise
             raise type(error)(f"{owner}: {error}") from error
-        except Exception as error:
+        except FAULTS as error:
             raise PluginError(
-                f"{self.kind} {self.label!r} cannot be built: {reason(error)}"
+                f"{self.kind} {self.label!r} cannot be built: {reason(error, self.factory)}"
             ) from error
 
     def __str__(self) -> str:

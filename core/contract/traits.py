@@ -71,9 +71,10 @@ class Traits:
             learned modules). It then implements ``state_dict`` and ``load_state_dict``, unless all
             its state is in modules that it registered.
         once: whether a stack may hold it only once.
-        gradient: ``"natural"``: the client gets the exact gradient of the composed map;
-            ``"straight-through"``: the error of the decoder is ignored; ``"corrected"``: the plugin
-            adds a term of its own in ``gradient_return``.
+        gradient: ``"natural"``: the client gets the exact gradient of the composed map, and of
+            losses that are added with `Cut.add_loss`; ``"straight-through"``: the error of the
+            decoder is ignored; ``"corrected"``: the plugin adds a term of its own in
+            ``gradient_return``.
     """
 
     needs: AbstractSet[str] = frozenset()

@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from splitlab.core.catalogue.loading import check_kind
 from splitlab.core.catalogue.tables import Entry, entries
 from splitlab.core.contract.errors import ConfigError, unknown_name
 
@@ -62,6 +63,7 @@ def dataset_entry(name: str) -> DatasetEntry:
     """
     known = entries("datasets")
     if name not in known:
+        check_kind("datasets", name)
         raise unknown_name("data set", name, known, "; for a folder of images use --data-dir")
     entry = known[name]
     if entry.problem:

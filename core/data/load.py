@@ -45,6 +45,8 @@ class Data:
         fingerprint: 16 hexadecimal digits that change with the classes, the labels, the number of
             images of either part, or the names and sizes of their files; not with the folder.
         notices: what of the data is not read, one line each.
+        mean: what images are normalised by, by channel, in [0, 1].
+        std: the same.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Data:
     test: Split
     fingerprint: str
     notices: tuple[str, ...]
+    mean: Sequence[float]
+    std: Sequence[float]
 
 
 def load_data(
@@ -67,6 +71,7 @@ def load_data(
     label_column: str | None = None,
     test_split: str | None = None,
     test_share: float | None = None,
+    normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Data:
     """Load a data set by name, from a folder, or a named one from a folder.
 
@@ -74,7 +79,8 @@ def load_data(
         dataset: a name of registry.toml: it says where the images are, which columns hold them, and
             their normalisation and number of classes.
         data_dir: a folder or file of one of `words.FORMS`, read instead of the hub. Without a
-            name, images are normalised as ImageNet's (3 channels) or to [-1, 1] (1).
+            name, images are normalised as `normalisation` says, or else as ImageNet's (3 channels)
+            or to [-1, 1] (1).
         image_size: images are resized to this many pixels square, with antialiasing, unless they
             are that large already.
         channels: 1 or 3; images and normalisation are converted.
@@ -86,8 +92,9 @@ def load_data(
         label_column: of a table; what the entry says or a usual name by default.
         test_split: name of the part to test on, instead of the one that the entry or a usual name
             says.
-        test_share: this share of the training part, 0 to 1, becomes the test part; seed and labels
-            decide which images; no ``test_split`` then.
+        test_share: this share of the training part, 0 to 1, becomes the test part, the same for
+            every seed; no ``test_split`` then.
+        normalisation: mean and standard deviation that a model's weights expect, by channel.
 
     Raises ConfigError for a name, folder, file or label that cannot be used; says which and why.
     """
@@ -110,11 +117,12 @@ def load_data(
         name = entry.name
         parts = [entry.train] if whole else [entry.train, test_split or entry.test]
         sources = [_read_entry(entry, part, label_column) for part in parts]
-    train, test = sources if test_share is None else sources[0].divide(test_share, seed)
+    train, test = sources if test_share is None else sources[0].divide(test_share)
     # Of another column than the entry's, the entry does not know the classes.
     known = entry if label_column is None or (entry and label_column == entry.label) else None
     classes, test = _agree_on_classes(train, test, known)
-    mean, std = (entry.mean, entry.std) if entry else NORMALISATION[channels]
+    pixels = (entry.mean, entry.std) if entry else normalisation or NORMALISATION[channels]
+    mean, std = (_to_channels(values, channels) for values in pixels)
 
     def split(part: str, source: Source, augmentation: Augmentation | None) -> Split:
         return Split(
@@ -122,8 +130,8 @@ def load_data(
             name=part,
             classes=classes,
             image_size=image_size,
-            mean=_to_channels(mean, channels),
-            std=_to_channels(std, channels),
+            mean=mean,
+            std=std,
             seed=seed,
             augment=augmentation,
             workers=workers,
@@ -138,6 +146,8 @@ def load_data(
         split("test", test, None),
         _fingerprint(classes, train, test),
         (*notices, *train.notices, *test.notices),
+        mean,
+        std,
     )
 
 

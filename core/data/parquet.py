@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
-
-import torch
+from pathlib import Path, PurePath
+from typing import Any
 
 from splitlab.core.data.entry import DatasetEntry
+from splitlab.core.data.labels import class_ids
 from splitlab.core.data.source import Encoded, Source
 
-__all__ = ["read_known"]
+__all__ = ["contents", "read_known"]
 
 _BARE = '{"info": {"features": {}}}'  # what `datasets` leaves in a file tells of its columns
 
@@ -50,5 +51,24 @@ def read_known(files: Sequence[Path], origin: str, entry: DatasetEntry) -> Sourc
     def read(rows: list[int]) -> list[Encoded]:
         return [image[row].as_py() for row in rows]  # `take` would import pandas
 
-    labels = torch.tensor(label.to_pylist(), dtype=torch.int64)
-    return Source(origin, labels, tuple(names) if names else None, read)
+    labels, _ = class_ids(label.to_pylist(), origin, entry.label)
+    return Source(origin, labels, tuple(names) if names else None, read, contents(image))
+
+
+def contents(images: Any) -> str:
+    """Return a digest of the sizes and names of images, however a `ChunkedArray` is chunked.
+
+    Args:
+        images: a column of bytes, or of structs of ``bytes`` and ``path``.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    sizes: list[int | None] = []
+    names: list[str | None] = []
+    for chunk in images.chunks:
+        structs = pa.types.is_struct(chunk.type)
+        sizes += pc.binary_length(chunk.field("bytes") if structs else chunk).to_pylist()
+        paths = chunk.field("path").to_pylist() if structs else ()
+        names += [path and PurePath(path).name for path in paths]
+    return hashlib.sha256(json.dumps([sizes, names]).encode()).hexdigest()

@@ -52,11 +52,12 @@ class Source:
             return plain(encoded["path"])
         return f"{self.origin}, row {row if self.numbers is None else int(self.numbers[row])}"
 
-    def divide(self, share: float, seed: int) -> tuple[Source, Source]:
-        """Return two parts, to train and to test on; seed and labels alone decide the rows.
+    def divide(self, share: float) -> tuple[Source, Source]:
+        """Return two parts, to train and to test on; the labels alone decide the rows.
 
-        Of each class, the share goes to the test part, rounded, but at least one image; at least
-        one stays in the training part, too, and before that if there is only one.
+        Runs of every seed are tested on the same images. Of each class, the share goes to the test
+        part, rounded, but at least one image; at least one stays in the training part, too, and
+        before that if there is only one.
 
         Raises ConfigError if no class has two images.
         """
@@ -66,7 +67,7 @@ class Source:
         for found in np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1]):
             rows = torch.from_numpy(found)
             count = min(max(round(share * len(rows)), 1), len(rows) - 1)
-            draws = generator(seed, "test share", int(self.labels[rows[0]]))
+            draws = generator(0, "test share", int(self.labels[rows[0]]))
             test[rows[torch.randperm(len(rows), generator=draws)[:count]]] = True
         if not test.any():
             raise ConfigError(

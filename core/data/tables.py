@@ -7,19 +7,18 @@ import, and image folders, arrays and Parquet as `parquet` reads it need none of
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from splitlab.core.catalogue.hub import hub_or_cache
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.data.entry import DatasetEntry
 from splitlab.core.data.labels import class_ids
-from splitlab.core.data.parquet import read_known
+from splitlab.core.data.parquet import contents, read_known
 from splitlab.core.data.source import Encoded, Source
 from splitlab.core.data.words import brief, listing
 
@@ -44,20 +43,16 @@ def read_parquet(
 
     Raises ConfigError if a file cannot be read, no column fits, or a label is missing.
     """
-    small = _is_small(files)
+    try:
+        small = sum(file.stat().st_size for file in files) <= PARQUET_LIMIT
+    except OSError as error:  # a link that leads nowhere
+        raise ConfigError(f"{origin} cannot be read ({error}); are its files complete?") from None
     if small and entry and label_column in (None, entry.label):
         known = read_known(files, origin, entry)
         if known is not None:
             return known
     table = _read_local(lambda: (_in_memory if small else _in_cache)(files), origin)
     return _read_table(table, origin, entry, label_column)
-
-
-def _is_small(files: Sequence[Path]) -> bool:
-    try:
-        return sum(file.stat().st_size for file in files) <= PARQUET_LIMIT
-    except OSError:  # whoever reads it says what is wrong
-        return True
 
 
 def read_saved(
@@ -179,19 +174,7 @@ def _read_table(
         found = images[rows][image]
         return [{"bytes": data, "path": None} for data in found] if raw else found
 
-    return Source(origin, ids, classes, read, _contents(images, image, raw))
-
-
-def _contents(images: Any, column: str, raw: bool) -> str:
-    """Return a digest of the size of every image in a table, or of its file's name."""
-    import pyarrow.compute as pc
-
-    digest = hashlib.sha256()
-    for chunk in images.data[column].chunks:
-        sizes = pc.fill_null(pc.binary_length(chunk if raw else chunk.field("bytes")), -1)
-        names = [] if raw else chunk.field("path").to_pylist()
-        digest.update(f"{sizes.to_pylist()}{[p and PurePath(p).name for p in names]}".encode())
-    return digest.hexdigest()
+    return Source(origin, ids, classes, read, contents(images.data[image]))
 
 
 def _is_bytes(feature: Any) -> bool:

@@ -5,6 +5,7 @@ It imports no link: `train` and `query` are conversations (`splitlab.core.engine
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,24 +13,24 @@ import torch
 
 from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.cut import Cut
-from splitlab.core.contract.errors import PluginError, ProtocolError, when
+from splitlab.core.contract.errors import PluginError
 from splitlab.core.contract.measure import Measured
 from splitlab.core.contract.message import Kind, Message, Role
 from splitlab.core.contract.part import Part
 from splitlab.core.contract.peer import Peer
 from splitlab.core.contract.seeding import isolated_rng
-from splitlab.core.engine.conversation import Conversation
-from splitlab.core.engine.stack import Stack
-from splitlab.core.engine.worker import (
+from splitlab.core.engine.arrival import (
     ACTIVATIONS,
     GRADIENT,
     PREDICTIONS,
     TARGETS,
-    Optimization,
-    Worker,
-    check_tensor,
-    class_ids,
+    check_answer,
+    check_predictions,
+    loss_of,
 )
+from splitlab.core.engine.conversation import Conversation
+from splitlab.core.engine.stack import Stack
+from splitlab.core.engine.worker import Optimization, Worker, check_tensor, class_ids
 
 __all__ = ["Answer", "Client", "Trained"]
 
@@ -71,22 +72,21 @@ class Client(Worker):
         """Train on a batch: an ACTIVATION goes out, a GRADIENT comes in."""
         with isolated_rng(self.peer.seed, "client", step, device=self.peer.device):
             cut = self._cut(batch, step, training=True)
+            made = cut.activations
             self.stack.after_client_forward(cut)
         asked = self._message(cut, stacked=True)
         message = yield asked
-        self._expect(message, Kind.GRADIENT, asked)
+        loss = self._loss(message, Kind.GRADIENT, asked)
         message.to(self.peer.device)
         self.stack.after_receive(message)
         cut.gradient = message[GRADIENT]
         self._check_gradient(cut)
         self.stack.gradient_return(cut)
-        if cut.activations.requires_grad:
-            self._backward(cut.activations, cut.gradient, step)
-        self._step(step)
-        loss = message.meta.get("loss")
-        if not isinstance(loss, float):
-            raise ProtocolError(f"{when(step)}: the server's answer holds no loss")
-        return Trained(step, len(batch.targets), loss, self.stack.metrics(step))
+        on_graph = [cut.activations] if cut.activations.requires_grad else []
+        own = self._backward(cut, on_graph, cut.gradient)
+        passing = _leaving(cut, made) | {"the gradient at the cut, as it came back,": cut.gradient}
+        self._step(step, passing)
+        return Trained(step, len(batch.targets), loss, self.stack.metrics(step, own))
 
     def query(self, batch: Batch, number: int, *, stacked: bool) -> Conversation[Answer]:
         """Evaluate a batch: an ACTIVATION goes out, a PREDICTION comes in.
@@ -100,37 +100,28 @@ class Client(Worker):
             seed = self.peer.seed
             with isolated_rng(seed, "client-evaluation", number, device=self.peer.device):
                 cut = self._cut(batch, number, training=False)
+                made = cut.activations
                 if stacked:
                     self.stack.after_client_forward(cut)
             asked = self._message(cut, stacked=stacked)
         message = yield asked
-        self._expect(message, Kind.PREDICTION, asked)
+        loss = self._loss(message, Kind.PREDICTION, asked)
         with torch.no_grad():
             if stacked:
                 self.stack.after_receive(message.to(self.peer.device))
-        loss = message.meta.get("loss_sum")
-        if not isinstance(loss, float):
-            raise ProtocolError("the server's PREDICTION holds no summed loss")
-        ids = message[PREDICTIONS].cpu().long()
-        if ids.shape != batch.targets.shape:
-            raise PluginError(
-                f"{[*ids.shape]} predictions came back for {len(batch.targets)} samples; the stack "
-                "must keep samples apart in evaluation"
-            )
-        return Answer(ids, loss)
+        self._check_finite(_leaving(cut, made), number, training=False)
+        ids = message[PREDICTIONS].cpu()
+        check_predictions(ids, batch.targets, message.when, self.peer.classes)
+        return Answer(ids.long(), loss)
 
-    def _expect(self, message: Message, kind: Kind, asked: Message) -> None:
-        if message.kind is not kind or message.step != asked.step:
-            raise ProtocolError(
-                f"got a {message.kind.name} for {message.when}, expected a {kind.name} for "
-                f"{asked.when}"
-            )
-        if message.stacked is not asked.stacked:
-            went, came = ("through" if m.stacked else "past" for m in (asked, message))
-            raise ProtocolError(
-                f"{asked.when}: the {kind.name} came {came} the plugins, what was sent went {went} "
-                "them"
-            )
+    def _loss(self, message: Message, kind: Kind, asked: Message) -> float:
+        """Return the loss that an answer holds, once the answer is one."""
+        check_answer(message, kind, asked, plugins=bool(self._plugins))
+        loss = loss_of(message)
+        if not math.isfinite(loss):
+            name = "the loss" if message.training else "the evaluation loss"
+            raise self._diverged(name, loss, message.step, message.training)
+        return loss
 
     def _cut(self, batch: Batch, step: int, *, training: bool) -> Cut:
         return Cut(
@@ -172,3 +163,14 @@ class Client(Worker):
                 f"{[*cut.activations.shape]}; a plugin of the stack does not undo in one direction "
                 f"what it does in the other{self._suspects()}"
             )
+
+
+def _leaving(cut: Cut, made: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return what must be finite of a cut, whose activations were these before the stack's turn.
+
+    It is looked at when the answer has come: a codec may make finite codes of what is not.
+    """
+    leaving = {"an activation at the cut": made}
+    if cut.activations is not made:
+        leaving["an activation that the stack left"] = cut.activations
+    return leaving

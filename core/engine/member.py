@@ -14,16 +14,23 @@ import pluggy
 import torch
 
 from splitlab.core.contract.cut import Cut
-from splitlab.core.contract.errors import PluginError, SplitlabError, reason, unknown_name
+from splitlab.core.contract.errors import (
+    FAULTS,
+    PluginError,
+    SplitlabError,
+    reason,
+    unknown_name,
+    where,
+)
 from splitlab.core.contract.hooks import DATA_HOOKS, HookSpecs
+from splitlab.core.contract.marks import HOOKS, forgotten
+from splitlab.core.contract.measure import Measured
 from splitlab.core.contract.message import Message
 from splitlab.core.contract.peer import Peer
 from splitlab.core.contract.seeding import isolated_rng
 from splitlab.core.contract.traits import Declared, Traits
 
 __all__ = ["Asked", "Manager", "Member", "register"]
-
-_HOOKS = [name for name in vars(HookSpecs) if not name.startswith("_")]
 
 _WATCHED_CALLS = 2
 """So many calls of every data hook are watched for draws from global random state."""
@@ -63,10 +70,14 @@ class Asked:
         """Call a hook and return its answer, None if there is none."""
         try:
             answers = getattr(self._manager.hook, hook)(**arguments)
+        except PluginError as error:
+            if repr(self.label) in str(error) or not where(error, self.plugin):
+                raise
+            raise self._error(hook, f"{error}{where(error, self.plugin)}") from error
         except SplitlabError:
             raise
-        except Exception as error:
-            raise self._error(hook, reason(error)) from error
+        except FAULTS as error:
+            raise self._error(hook, reason(error, self.plugin)) from error
         return answers[0] if answers else None
 
     def metrics(self, step: int) -> dict[str, float]:
@@ -119,8 +130,10 @@ class Member(Asked):
         if isinstance(subject, Cut):
             graph = subject.activations.requires_grad and torch.is_grad_enabled()
             wanted = subject.gradient.shape if subject.gradient is not None else None
+            subject.owner = self.label
             with self._random(hook, subject.step):
                 answer = self.ask(hook, cut=subject)
+            subject.owner = ""
             self._check_cut(hook, subject, graph, wanted)
         else:
             answer = self.ask(hook, message=subject)
@@ -139,9 +152,15 @@ class Member(Asked):
                 "peer.generator(purpose, step), with the peer that setup was given",
             )
 
-    def nominal_ratio(self) -> tuple[float, float]:
-        """Return the plugin's nominal ratios (up, down)."""
-        answer = self.ask("nominal_ratio")
+    @cached_property
+    def charges_by_step(self) -> bool:
+        """Whether the plugin says its nominal ratios of a step."""
+        impls = self._manager.hook.nominal_ratio.get_hookimpls()
+        return any("step" in impl.argnames for impl in impls)
+
+    def nominal_ratio(self, step: int | None = None) -> tuple[float, float]:
+        """Return the plugin's nominal ratios (up, down) of a step that is done, or of most."""
+        answer = self.ask("nominal_ratio", step=step)
         try:
             up, down = (1.0, 1.0) if answer is None else map(float, answer)
         except (TypeError, ValueError):
@@ -163,6 +182,12 @@ class Member(Asked):
     def _check_cut(
         self, hook: str, cut: Cut, graph: bool, gradient_shape: torch.Size | None
     ) -> None:
+        if not isinstance(cut.measured, Mapping):
+            raise self._broken(
+                hook, cut, f"it leaves cut.measured as {type(cut.measured).__name__}, not a mapping"
+            )
+        if not isinstance(cut.measured, Measured):  # which tells a reader what it lacks
+            cut.measured = Measured(cut.measured)
         what = "gradient" if hook == "gradient_return" else "activations"
         value = getattr(cut, what)
         if not isinstance(value, torch.Tensor):
@@ -218,22 +243,16 @@ def register(
     manager: pluggy.PluginManager, label: str, plugin: object, kind: str = "plugin"
 ) -> None:
     """Register a plugin, or raise `PluginError` for what can never be called."""
-    marked = set()
     for name in dir(plugin):
         marks = manager.parse_hookimpl_opts(plugin, name)
         if marks is not None:
             hook = marks.get("specname") or name
-            marked.add(hook)
             wraps = bool(marks.get("wrapper") or marks.get("hookwrapper"))
             fault = _fault(hook, getattr(plugin, name), wraps, kind)
             if fault:
                 raise PluginError(f"{kind} {label!r}: {fault}")
-    for name in _HOOKS:
-        if name not in marked and callable(getattr(plugin, name, None)):
-            raise PluginError(
-                f"{kind} {label!r}: its method {name!r} is called like a hook and not marked as "
-                "one, so that it would never be called; put @hookimpl above it"
-            )
+    if fault := forgotten(plugin):
+        raise PluginError(f"{kind} {label!r}: {fault}")
     manager.register(plugin, name=label)
 
 
@@ -242,8 +261,8 @@ def _fault(hook: str, method: Callable[..., Any], wraps: bool, kind: str) -> str
 
     pluggy would refuse most of it, too, in words of its own.
     """
-    if hook not in _HOOKS:
-        return str(unknown_name("hook", hook, _HOOKS, "; see docs/hooks.md"))
+    if hook not in HOOKS:
+        return str(unknown_name("hook", hook, HOOKS, "; see docs/hooks.md"))
     allowed = [*inspect.signature(getattr(HookSpecs, hook)).parameters][1:]
     for name, argument in inspect.signature(method).parameters.items():
         if argument.kind not in (argument.POSITIONAL_ONLY, argument.POSITIONAL_OR_KEYWORD):

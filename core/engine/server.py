@@ -5,29 +5,30 @@ It imports no link, and keeps what is open by client and step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch.nn import functional as F
 
 from splitlab.core.contract.cut import Cut
-from splitlab.core.contract.errors import PluginError, ProtocolError
+from splitlab.core.contract.errors import PluginError
 from splitlab.core.contract.message import Kind, Message, Role
 from splitlab.core.contract.part import Part
 from splitlab.core.contract.peer import Peer
 from splitlab.core.contract.seeding import isolated_rng
-from splitlab.core.engine.conversation import Conversation
-from splitlab.core.engine.stack import Stack
-from splitlab.core.engine.worker import (
+from splitlab.core.engine.arrival import (
     ACTIVATIONS,
     GRADIENT,
     PREDICTIONS,
     TARGETS,
-    Optimization,
-    Worker,
-    check_tensor,
-    class_ids,
+    check_decoded,
+    check_request,
+    check_server_input,
 )
+from splitlab.core.engine.conversation import Conversation
+from splitlab.core.engine.stack import Stack
+from splitlab.core.engine.worker import Optimization, Worker, check_tensor, class_ids
 
 __all__ = ["Server"]
 
@@ -46,6 +47,8 @@ class Server(Worker):
         super().__init__(part, stack, peer, optimization)
         self.metrics: Mapping[str, Mapping[str, float]] = {}
         self._open: dict[tuple[int, bool, int], Conversation[None]] = {}
+        merged = any("batch" in traits.changes for traits in self._plugins.values())
+        self._most_rows = math.inf if merged else peer.batch_size
 
     def handle(self, message: Message, client: int = 0) -> Message:
         """Take one message of a client and return the answer.
@@ -79,31 +82,15 @@ class Server(Worker):
         yield self._train(cut) if message.training else self._evaluate(cut, message.stacked)
 
     def _arrived(self, message: Message) -> Cut:
-        if message.kind is not Kind.ACTIVATION:
-            raise ProtocolError(
-                f"got a {message.kind.name} for {message.when}, which is not open; expected "
-                "an ACTIVATION"
-            )
+        check_request(message, self.peer, self._dtype, plugins=bool(self._plugins))
         message.to(self.peer.device)
         if message.stacked:
             self.stack.after_receive(message)
-        targets = message[TARGETS]
+        leaf, targets = message[ACTIVATIONS], message[TARGETS]
         if not targets.is_floating_point():
             targets = targets.long()
-            if (
-                targets.numel()
-                and not 0 <= int(targets.min()) <= int(targets.max()) < self.peer.classes
-            ):
-                raise ProtocolError(
-                    f"{message.when}: a class id is outside 0 to {self.peer.classes - 1}"
-                )
+        check_decoded(leaf, targets, message, self.peer, self._most_rows)
         side = {name: message[name] for name in message.names(Role.SIDE)}
-        leaf = message[ACTIVATIONS]
-        if leaf.ndim < 2 or not leaf.is_floating_point():
-            raise ProtocolError(
-                f"{message.when}: activations arrived as {leaf.dtype} {[*leaf.shape]}, and no "
-                f"plugin made floating-point rows of them{self._suspects()}"
-            )
         return Cut(
             activations=leaf,
             targets=targets,
@@ -128,17 +115,23 @@ class Server(Worker):
                 )
             per_row = F.cross_entropy(logits, cut.targets, reduction="none")
             loss = (per_row * cut.weights).sum() / cut.weights.sum()
-        self._backward(loss, None, cut.step)
+        own = self._backward(cut, [loss])
         if leaf.grad is None:
             raise PluginError(
                 f"{cut.when}: after before_server_forward cut.activations no longer depend on "
                 "what the client sent, so there is no gradient to return"
             )
-        self._step(cut.step)
-        answer = Message(Kind.GRADIENT, cut.step, meta={"loss": loss.item()})
+        self._step(cut.step, {"the loss": loss, "the gradient at the cut": leaf.grad})
+        value = loss.item()
+        if value < 0:
+            raise PluginError(
+                f"{cut.when}: the loss is {value}, less than 0; a plugin of the stack makes "
+                "negative cut.weights or cut.targets"
+            )
+        answer = Message(Kind.GRADIENT, cut.step, meta={"loss": value})
         answer.put(GRADIENT, leaf.grad, Role.PAYLOAD)
         self.stack.before_send(answer)
-        self.metrics = self.stack.metrics(cut.step)
+        self.metrics = self.stack.metrics(cut.step, own)
         return answer
 
     @torch.no_grad()
@@ -148,10 +141,16 @@ class Server(Worker):
             if stacked:
                 self.stack.before_server_forward(cut)
             logits = self._logits(cut)
-        loss = F.cross_entropy(logits, cut.targets, reduction="sum").item()
+        total = F.cross_entropy(logits, cut.targets, reduction="sum")
+        self._check_finite({"the evaluation loss": total}, cut.step, training=False)
+        meta = {"loss_sum": total.item()}
         ids = class_ids(logits.argmax(-1), self.peer.classes)
         answer = Message(
-            Kind.PREDICTION, cut.step, training=False, stacked=stacked, meta={"loss_sum": loss}
+            Kind.PREDICTION,
+            cut.step,
+            training=False,
+            stacked=stacked,
+            meta=meta,
         )
         answer.put(PREDICTIONS, ids, Role.PAYLOAD)
         if stacked:
@@ -161,21 +160,13 @@ class Server(Worker):
     def _logits(self, cut: Cut) -> torch.Tensor:
         for name in (ACTIVATIONS, TARGETS):
             check_tensor(cut, f"cut.{name}", getattr(cut, name), "before_server_forward")
-        shape, targets = [*cut.activations.shape], [*cut.targets.shape]
-        D, C = self.peer.width, self.peer.classes
-        wanted = [*shape[:1], C] if cut.targets.is_floating_point() else shape[:1]
-        if len(shape) != 3 or shape[2] != D or targets != wanted:
-            raise PluginError(
-                f"{cut.when}: the stack gives the server activations {shape} and "
-                f"{cut.targets.dtype} targets {targets}; it takes (rows, tokens, {D}) and for "
-                f"every row a class id (rows) or probabilities (rows, {C}){self._suspects()}"
-            )
+        check_server_input(cut, self.peer, self._dtype, self._suspects())
         sizes = cut.token_sizes
         if sizes is not None:
             check_tensor(cut, "cut.token_sizes", sizes, "before_server_forward")
-            if [*sizes.shape] != shape[:2] or not bool((sizes > 0).all()):
+            if sizes.shape != cut.activations.shape[:2] or not bool((sizes > 0).all()):
                 raise PluginError(
                     f"{cut.when}: cut.token_sizes have shape {[*sizes.shape]}; for each of "
-                    f"{shape[:2]} tokens a number above 0 is needed"
+                    f"{[*cut.activations.shape[:2]]} tokens a number above 0 is needed"
                 )
         return self._forward(cut.activations, cut.step, training=cut.training, token_sizes=sizes)

@@ -12,10 +12,11 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from splitlab.core.contract.cut import Cut
-from splitlab.core.contract.errors import PluginError, SplitlabError, reason
+from splitlab.core.contract.errors import FAULTS, PluginError, SplitlabError, reason
 from splitlab.core.contract.hooks import DATA_HOOKS, HookSpecs, hookimpl
 from splitlab.core.contract.message import Message
 from splitlab.core.contract.peer import Peer
@@ -128,9 +129,24 @@ class Stack:
         plugins: dict[str, Asked] = {member.label: member for member in self._members}
         return plugins | {f"probe {probe.label}": probe for probe in self._probes}
 
-    def metrics(self, step: int) -> dict[str, dict[str, float]]:
-        """Return the numbers of every plugin and probe that has some for this step, by label."""
-        found = {each.label: each.metrics(step) for each in self._measuring}
+    def metrics(
+        self, step: int, losses: Mapping[str, Mapping[str, float]] = MappingProxyType({})
+    ) -> dict[str, dict[str, float]]:
+        """Return the numbers of every plugin and probe that has some for this step, by label.
+
+        Args:
+            step: that is over.
+            losses: what plugins added to this peer's backward pass, by label and name.
+        """
+        found = {label: dict(own) for label, own in losses.items()}
+        for each in self._measuring:
+            own = found.setdefault(each.label, {})
+            for name, value in each.metrics(step).items():
+                if name in own:
+                    raise PluginError(
+                        f"plugin {each.label!r} has a loss and a metric {name!r}; rename one"
+                    )
+                own[name] = value
         return {label: numbers for label, numbers in found.items() if numbers}
 
     def report(self, folder: Path) -> None:
@@ -154,9 +170,14 @@ class Stack:
 
     # What the stack says of itself.
 
-    def nominal_ratio(self) -> tuple[float, float]:
-        """Return the product of the plugins' nominal ratios (up, down)."""
-        ratios = [member.nominal_ratio() for member in self._members]
+    @property
+    def charges_by_step(self) -> bool:
+        """Whether the nominal ratio of any plugin may differ from step to step."""
+        return any(member.charges_by_step for member in self._members)
+
+    def nominal_ratio(self, step: int | None = None) -> tuple[float, float]:
+        """Return the product of the plugins' nominal ratios (up, down), of a step or of most."""
+        ratios = [member.nominal_ratio(step) for member in self._members]
         return math.prod(up for up, _ in ratios), math.prod(down for _, down in ratios)
 
     def acts_in_evaluation(self) -> bool:
@@ -184,13 +205,16 @@ class Stack:
             getattr(self._around.hook, hook)(**arguments)
         except SplitlabError:
             raise
-        except Exception as error:
-            raise PluginError(f"{self._guilty(error)} failed in {hook}: {reason(error)}") from error
+        except FAULTS as error:
+            who, guilty = self._guilty(error)
+            raise PluginError(f"{who} failed in {hook}: {reason(error, guilty)}") from error
 
-    def _guilty(self, error: Exception) -> str:
+    def _guilty(self, error: BaseException) -> tuple[str, object]:
         """Return the probe that stands as ``self`` in the traceback, innermost first."""
-        names = {id(observer): name for name, observer in self._around.list_name_plugin()}
-        found = "a probe"
+        names = {
+            id(observer): (name, observer) for name, observer in self._around.list_name_plugin()
+        }
+        found: tuple[str, object] = ("a probe", None)
         trace = error.__traceback__
         while trace:
             found = names.get(id(trace.tb_frame.f_locals.get("self")), found)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,18 +12,20 @@ import torch
 from torch import nn
 
 from splitlab.core.contract.cut import Cut
-from splitlab.core.contract.errors import ConfigError, PluginError, reason, when
+from splitlab.core.contract.errors import (
+    FAULTS,
+    ConfigError,
+    Diverged,
+    PluginError,
+    reason,
+    when,
+)
 from splitlab.core.contract.part import Part
 from splitlab.core.contract.peer import Peer
+from splitlab.core.engine.finite import all_finite, all_of_them_finite
 from splitlab.core.engine.stack import Stack
 
 __all__ = ["Optimization", "Worker", "check_tensor", "class_ids"]
-
-# Names of the tensors that the engine itself puts into messages.
-ACTIVATIONS = "activations"
-GRADIENT = "gradient"
-TARGETS = "targets"
-PREDICTIONS = "predictions"
 
 
 @dataclass(frozen=True)
@@ -59,15 +62,55 @@ class Worker:
         self._part = part
         peer.unable = part.unable
         stack.setup(peer)
-        own = [p for _, p in part.named_parameters() if p.requires_grad]
-        added = [p for module in peer.modules for p in module.parameters() if p.requires_grad]
-        self._optimizer = optimization.build(own + added)
+        own = [(name, p) for name, p in part.named_parameters() if p.requires_grad]
+        added = [
+            (f"a plugin's {type(module).__name__}.{name}", p)
+            for module in peer.modules
+            for name, p in module.named_parameters()
+            if p.requires_grad
+        ]
+        self._trained = own + added
+        self._optimizer = optimization.build([p for _, p in self._trained])
+        kinds = (p.dtype for _, p in part.named_parameters() if p.is_floating_point())
+        self._dtype = next(kinds, torch.float32)
+        self._plugins = stack.traits()
 
-    def _step(self, step: int) -> None:
+    def _step(self, step: int, passing: Mapping[str, torch.Tensor]) -> None:
+        """Train with the gradients that are there.
+
+        Args:
+            step: its number.
+            passing: what else must be finite, by name.
+
+        Raises:
+            Diverged: this, or the gradient of a parameter, is not finite.
+        """
+        gradients = {name: p.grad for name, p in self._trained if p.grad is not None}
+        verdicts = [all_finite(tensor) for tensor in passing.values()]
+        verdicts.append(all_of_them_finite(gradients.values(), self.peer.device))
         if self._optimizer is not None:
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
+        # The one time that a training step waits for the device, when all its work is queued.
+        if not all(torch.stack(verdicts).tolist()):
+            named = {f"the gradient of {name}": tensor for name, tensor in gradients.items()}
+            self._check_finite({**passing, **named}, step)
         self.stack.step_end(step)
+
+    def _check_finite(
+        self, tensors: Mapping[str, torch.Tensor], step: int, *, training: bool = True
+    ) -> None:
+        """Raise `Diverged` with the name of the first of these that is not finite."""
+        for name, tensor in tensors.items():
+            if not all_finite(tensor):
+                value = None if tensor.ndim else tensor.item()
+                raise self._diverged(name, value, step, training)
+
+    def _diverged(self, name: str, value: float | None, step: int, training: bool) -> Diverged:
+        found = "not finite" if value is None else value
+        suspects = "the model and the stack" if self._plugins else "the model"
+        lower = "lower --lr, or " if step or not training else ""  # at first nothing was learned
+        return Diverged(f"{when(step, training)}: {name} is {found}; {lower}check {suspects}")
 
     def _forward(
         self,
@@ -85,12 +128,28 @@ class Worker:
             text = f"{when(step, training)}: {error}{self._suspects()}"
             raise ConfigError(text) from error
 
-    def _backward(self, of: torch.Tensor, gradient: torch.Tensor | None, step: int) -> None:
+    def _backward(
+        self, cut: Cut, of: Sequence[torch.Tensor], gradient: torch.Tensor | None = None
+    ) -> Mapping[str, Mapping[str, float]]:
+        """Go back through the graph, also from plugins' own losses; returns these, by label.
+
+        Args:
+            cut: of the step.
+            of: a tensor with this gradient, or a loss, or nothing.
+            gradient: None of a loss.
+
+        Raises:
+            Diverged: a plugin's own loss is no finite number.
+        """
+        step, own = cut.step, _values(cut)
+        roots, rest = [*of, *cut.losses.values()], [None for _ in cut.losses]
+        if not roots:
+            return own
         try:
-            torch.autograd.backward(of, gradient)
+            torch.autograd.backward(roots, [*(gradient for _ in of), *rest])
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:
+        except FAULTS as error:
             plugins = " + ".join(self.stack.traits())
             if not plugins:
                 raise ConfigError(
@@ -103,6 +162,7 @@ class Worker:
                 f"{reason(error)}; look at autograd functions of the plugins' own, and at changes "
                 "of cut.activations in place; or at those of the model"
             ) from error
+        return own
 
     def _suspects(self) -> str:
         one_sided = self.stack.one_sided()
@@ -134,6 +194,20 @@ class Worker:
             whole = self._optimizer.state_dict()
             whole["state"] = {int(key): value for key, value in tree.get("optimizer", {}).items()}
             self._optimizer.load_state_dict(whole)
+
+
+def _values(cut: Cut) -> dict[str, dict[str, float]]:
+    """Return the losses that plugins added, by label and name."""
+    found: dict[str, dict[str, float]] = {}
+    for (label, name), loss in cut.losses.items():
+        value = loss.item()
+        if not math.isfinite(value):
+            raise Diverged(
+                f"{cut.when}: the loss {name!r} of plugin {label!r} is {value}; guard its "
+                "divisions, logarithms and roots, or lower --lr"
+            )
+        found.setdefault(label, {})[name] = value
+    return found
 
 
 def class_ids(ids: torch.Tensor, classes: int) -> torch.Tensor:

@@ -7,7 +7,6 @@ import hashlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -23,11 +22,14 @@ from splitlab.core.contract.seeding import isolated_rng
 from splitlab.core.contract.settings import Bound, parameters, shown
 from splitlab.core.contract.traits import Ground
 from splitlab.core.models.segments import Segmented
-from splitlab.core.models.timm_models import check_name
+from splitlab.core.models.timm_models import check_name, timm_model
+from splitlab.core.models.weights import load_weights, weights_file
 
 __all__ = ["ModelFacts", "bind_model", "build_model", "describe", "fingerprint"]
 
 _ANY_CLASSES = 10
+_MOST_PIXELS = 4096
+"""Height and width of an image, at most."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class ModelFacts:
         ground: what a stack of plugins can stand on there.
         client_parameters: how many numbers the client trains.
         server_parameters: how many the server trains.
+        normalisation: mean and standard deviation of the images that published weights expect, by
+            channel; None if nobody says.
     """
 
     name: str
@@ -62,6 +66,7 @@ class ModelFacts:
     ground: Ground
     client_parameters: int
     server_parameters: int
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     @property
     def layout(self) -> Layout:
@@ -82,7 +87,15 @@ def bind_model(text: str) -> Bound:
                 f"model {head!r} takes no parameter 'classes', the width of its head; a model is a "
                 "function: def my_model(*, classes: int, …) -> Segments"
             )
-        return bind("models", text)
+        bound = bind("models", text)
+        preset = entries("models").get(head)
+        if preset and bound.factory is timm_model:
+            try:
+                check_name(str(bound.params["name"]), entries("models"))
+            except ConfigError as error:
+                way = f" (preset {preset.target})" if "preset" in preset.facts else ""
+                raise ConfigError(f"model {head!r}{way}: {error}") from error
+        return bound
     check_name(head, entries("models"))
     return bind_as("models", text, "timm", name=head)
 
@@ -124,29 +137,33 @@ def build_model(
         seed: of the initial numbers; global random state is left as it was.
         image_size: input height and width in pixels; None for the model's own.
         pretrained: take timm's published weights (a download).
-        weights: a safetensors file, ``"default"`` for what ships with the model (nothing for a timm
-            name), or ``"none"``. A head for another number of classes is left out.
+        weights: a safetensors file or what ``torch.save`` wrote, ``"default"`` for what ships with
+            the model (nothing for a timm name), or ``"none"``. A head for another number of classes
+            is left out.
 
     Raises:
         ConfigError: an unknown name or setting, a model that cannot be cut, weights that do not fit
             or cannot be had.
     """
     bound = bind_model(name)
+    file = weights_file(name, weights)
     published: dict[str, Any] = {"pretrained": True} if pretrained else {}
     if not published.keys() <= parameters(bound.factory).keys():
         raise ConfigError(f"nobody publishes weights for {name!r}; leave --pretrained out")
     with isolated_rng(seed, "model", device=torch.device("cpu")):
         model = _built(bound, classes, image_size, published)
-    entry = _entry(name)
-    if weights == "default" and entry is not None and "weights" in entry.facts:
-        weights = str(entry.folder / entry.facts["weights"])
-    if weights not in ("default", "none"):
-        _load_weights(model, Path(weights))
+    if file is not None:
+        load_weights(model, *file)
     return model
 
 
 def describe(
-    name: str, *, image_size: int | None = None, cut: int | None = None, classes: int | None = None
+    name: str,
+    *,
+    image_size: int | None = None,
+    cut: int | None = None,
+    classes: int | None = None,
+    weights: str = "default",
 ) -> ModelFacts:
     """Return what a model looks like when it is cut, without drawing its numbers.
 
@@ -155,11 +172,13 @@ def describe(
         image_size: as in `build_model`.
         cut: behind which segment; None for the model's own choice.
         classes: C; without it, the head's parameters are those of ten classes.
+        weights: as in `build_model`; whether there is such a file is looked at.
 
     Raises:
         ConfigError: as `build_model`; or a cut outside of the model.
     """
     bound = bind_model(name)
+    weights_file(name, weights)
     classes = classes or _ANY_CLASSES
     with isolated_rng(0, "model", device=torch.device("cpu")), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `build_model` lets them be heard
@@ -167,8 +186,11 @@ def describe(
             with torch.device("meta"):
                 model = _built(bound, classes, image_size)
         except SplitlabError as error:
-            if not isinstance(error.__cause__, Exception):
-                raise
+            first: BaseException = error
+            while first.__cause__ is not None:
+                first = first.__cause__
+            if isinstance(first, SplitlabError) or not isinstance(first, Exception):
+                raise  # no number would mend it
             model = _built(bound, classes, image_size)  # one that cannot do without numbers
     entry = _entry(name)
     if cut is None:
@@ -190,7 +212,9 @@ def describe(
         model.cut_noun,
         layouts,
         Ground.of(layouts[cut], client.unable),
-        *sizes,
+        sizes[0],
+        sizes[1],
+        model.normalisation,
     )
 
 
@@ -224,6 +248,9 @@ def _built(
                 "other; keep one of them"
             )
         bound = dataclasses.replace(bound, params={**bound.params, "image_size": image_size})
+    size = bound.params.get("image_size")
+    if isinstance(size, int) and size > _MOST_PIXELS:
+        raise ConfigError(f"image_size={size} is not allowed; from 1 to {_MOST_PIXELS}")
     model: Any = bound.build(classes=classes, **more)
     if not isinstance(model, Segmented):
         raise ConfigError(
@@ -240,41 +267,6 @@ def _built(
     except ConfigError as error:
         raise ConfigError(f"model {str(bound)!r}: {error}") from error.__cause__
     return model
-
-
-def _load_weights(model: Segmented, path: Path) -> None:
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise ConfigError(
-            f"--weights {path}: no such file; give a safetensors file, default or none"
-        )
-    try:
-        state = model.adapted(load_file(path))
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ConfigError(
-            f"--weights {path}: not a safetensors file of such a model ({reason})"
-        ) from error
-    target = model.module.state_dict()
-    heads = model.heads
-    fitting = {
-        key: value
-        for key, value in state.items()
-        if not (key.startswith(heads) and (key not in target or target[key].shape != value.shape))
-    }
-    wrong = sorted(
-        key
-        for key in target.keys() | fitting.keys()
-        if not (key in fitting and key in target and target[key].shape == fitting[key].shape)
-        and not (key.startswith(heads) and key not in fitting)
-    )
-    if wrong:
-        raise ConfigError(
-            f"--weights {path} does not fit the model: {len(wrong)} tensors missing, unexpected or "
-            f"of another shape, first {wrong[0]!r}; give weights of the same model, or none"
-        )
-    model.module.load_state_dict(fitting, strict=False)
 
 
 def fingerprint(module: nn.Module) -> str:

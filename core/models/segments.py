@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from splitlab.core.contract.errors import ConfigError, SplitlabError, reason
+from splitlab.core.contract.errors import FAULTS, ConfigError, SplitlabError, reason
 from splitlab.core.contract.measure import Measurement
 from splitlab.core.contract.part import Layout
 from splitlab.core.models.crossing import Leaving, channels_last, from_tokens, seen, to_tokens
@@ -51,6 +51,9 @@ class Segmented(ABC):
     """What listings call models of this kind."""
     heads: tuple[str, ...] = ()
     """How the names begin of what weights for another number of classes do not fit."""
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """Mean and standard deviation by channel, in [0, 1], of the images that published weights were
+    trained on; None if nobody says."""
     in_place: bool = True
     """Whether a segment may change the tokens in place that it is given."""
 
@@ -199,6 +202,8 @@ class Segments(Segmented):
         class_token: whether the first token is a class token.
         prefix_tokens: how many special tokens stand in front, the class token included.
         cut_noun: what a cut counts, in the plural.
+        pools: whether what makes logits reads the other tokens, pooled; it does where there is no
+            class token.
     """
 
     def __init__(
@@ -212,6 +217,7 @@ class Segments(Segmented):
         class_token: bool = False,
         prefix_tokens: int = 0,
         cut_noun: str = "segments",
+        pools: bool = False,
     ) -> None:
         if len(segments) < 2:
             raise ConfigError(f"a model of {len(segments)} segments cannot be cut; 2 or more")
@@ -227,6 +233,7 @@ class Segments(Segmented):
         self._any_tokens = any_tokens
         self._class_token = class_token
         self._prefix_tokens = prefix_tokens or int(class_token)
+        self._pools = pools
         self._left: list[Leaving] = []
 
     def segments(self, module: nn.Module) -> Sequence[Segment]:
@@ -257,6 +264,14 @@ class Segments(Segmented):
                 f"must make one number for each of {classes} classes; give its last layer the "
                 "width `classes`, as the function is given it"
             )
+        for cut in range(self.last_cut + 1):
+            shape = self.shape(cut)
+            if len(shape) == 2 and not 0 <= self._prefix_tokens <= shape[0]:
+                raise ConfigError(
+                    f"prefix_tokens={self._prefix_tokens} is not allowed: segment {cut} makes "
+                    f"{shape[0]} tokens; give 0 to {shape[0]}, or make vectors (B, D) where no "
+                    "tokens are left"
+                )
 
     def layout(self, cut: int) -> Layout:
         """Return what plugins see at this cut."""
@@ -264,7 +279,12 @@ class Segments(Segmented):
         if len(self.shape(cut)) != 2:
             return one
         return Layout(
-            one.tokens, one.width, self._prefix_tokens, self._class_token, None, self._any_tokens
+            one.tokens,
+            one.width,
+            self._prefix_tokens,
+            self._class_token,
+            any_tokens=self._any_tokens,
+            pools=self._pools,
         )
 
 
@@ -300,7 +320,7 @@ def tried(model: Segmented) -> list[Leaving]:
             torch.autograd.grad(x, image, torch.zeros_like(x), allow_unused=True)
     except (SplitlabError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except FAULTS as error:
         raise ConfigError(
             f"segment {min(back, default=len(made) - 1)} of the model cannot go back: "
             f"{reason(error)}; mend its backward pass, or what changes its output in place"
@@ -329,7 +349,7 @@ def ran(
         made: Any = segment(x, **more)
     except (SplitlabError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except FAULTS as error:
         if "more than 1 value per channel" in str(error):
             raise ConfigError(
                 f"batch norm cannot train on a batch of {len(x)} of this image size ({error}); "

@@ -133,11 +133,20 @@ class ViT(Segmented):
             embedded: torch.Tensor = own.norm_pre(own.patch_drop(x))
             return embedded
 
-        def head(x: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = own.forward_head(own.norm(x))
+        def head(x: torch.Tensor, token_sizes: torch.Tensor | None = None) -> torch.Tensor:
+            x = own.norm(x)
+            if token_sizes is None or not self._pools:
+                logits: torch.Tensor = own.forward_head(x)
+            else:
+                logits = own.head(own.head_drop(own.fc_norm(_pooled(own, x, token_sizes))))
             return logits
 
         return [embed, *own.blocks, head]
+
+    @property
+    def _pools(self) -> bool:
+        """Whether the head reads the patches themselves, and not the special tokens alone."""
+        return self.module.global_pool != "token"
 
     def segment_of(self, name: str) -> int:
         """Return 0 for the embedding, c for block c, and the last one for norm and head."""
@@ -162,6 +171,7 @@ class ViT(Segmented):
             prefix,
             self.module.cls_token is not None,
             (int(grid[0]), int(grid[1])) if fits else None,
+            pools=self._pools,
         )
 
     def part(self, index: int, cuts: Sequence[int], device: torch.device) -> ViTPart:
@@ -187,13 +197,15 @@ class ViTPart(SegmentedPart):
     def forward(
         self, inputs: torch.Tensor, token_sizes: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Run the segments; with sizes, every block attends to a token as to so many equal ones.
+        """Run the segments; with sizes, a token counts as so many equal ones.
 
-        Log sizes are added to the attention logits.
+        Log sizes are added to the attention logits of every block and of a head that pools by
+        attention; a head that takes the mean weighs by size.
         """
         if token_sizes is None:
             return super().forward(inputs)
-        bias = token_sizes.to(inputs.dtype).log()[:, None, None, :]
+        sizes = token_sizes.to(inputs.dtype)
+        bias = _bias(sizes)
         x = inputs
         if self._maskless:
             raise ConfigError(
@@ -201,17 +213,19 @@ class ViTPart(SegmentedPart):
                 "by their size needs; choose another model, or a method that sends no token sizes"
             )
         for number, segment in enumerate(self._segments, self._first):
-            weighs: dict[str, Any] = {"attn_mask": bias} if isinstance(segment, nn.Module) else {}
+            block = isinstance(segment, nn.Module)
+            weighs: dict[str, Any] = {"attn_mask": bias} if block else {"token_sizes": sizes}
             x = ran(number, segment, x, **weighs)
         return x
 
     @functools.cached_property
     def _maskless(self) -> str:
-        """What a block of this part is called that takes no attention mask; empty if all do."""
+        """What attends in this part and takes no attention mask; empty if nothing does."""
         blocks = [block for block in self._segments if isinstance(block, nn.Module)]
-        for block in blocks:
-            if "attn_mask" not in inspect.signature(block.forward).parameters:
-                return type(block).__name__
+        pool: Any = self.module.attn_pool if len(blocks) < len(self._segments) else None
+        for module in [*blocks, *([pool] if pool is not None else [])]:
+            if "attn_mask" not in inspect.signature(module.forward).parameters:
+                return type(module).__name__
         return ""
 
     def unable(self, request: Measurement) -> str | None:
@@ -247,6 +261,25 @@ class ViTPart(SegmentedPart):
     def _watched(self, request: Measurement, how: _How) -> Sequence[nn.Module]:
         mine = list(self._blocks[: self._client_blocks])
         return mine if how.every_block(request) else mine[-1:]
+
+
+def _bias(sizes_BN: torch.Tensor) -> torch.Tensor:
+    """Return what is added to attention logits (B, heads, queries, N): a token counts so often."""
+    return sizes_BN.log()[:, None, None, :]
+
+
+def _pooled(module: Any, x_BND: torch.Tensor, sizes_BN: torch.Tensor) -> torch.Tensor:
+    """Return what timm's ``pool`` makes of so many equal tokens each, (B, D)."""
+    first = 0 if module.pool_include_prefix else module.num_prefix_tokens
+    x_BND, sizes_BN = x_BND[:, first:], sizes_BN[:, first:]
+    if module.attn_pool is not None:
+        pooled: torch.Tensor = module.attn_pool(x_BND, attn_mask=_bias(sizes_BN))
+        return pooled
+    most = x_BND.amax(dim=1)  # however many of a token there are
+    if module.global_pool == "max":
+        return most
+    mean = (x_BND * sizes_BN[..., None]).sum(dim=1) / sizes_BN.sum(dim=1, keepdim=True)
+    return mean if module.global_pool == "avg" else (mean + most) / 2
 
 
 class _Reader:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,11 @@ def accuracy_curve(label: str, run_folders: Sequence[Path]) -> Curve:
 
 def _evaluations(run_folder: Path) -> dict[int, tuple[int, float]]:
     """Return training bytes and accuracy of every evaluation, by step."""
-    found = {r.step: (r.training_bytes, r.accuracy) for r in read_evaluations(run_folder)}
+    found = {
+        r.step: (r.training_bytes, r.accuracy)
+        for r in read_evaluations(run_folder)
+        if math.isfinite(r.accuracy)
+    }
     if not found:
         raise ConfigError(
             f"{run_folder} is damaged (it holds no evaluation); delete the run to run it again"

@@ -34,7 +34,8 @@ class Curve:
 
     Attributes:
         label: for the legend.
-        x: where its points are; the last one is the end of the runs.
+        x: where its points are; the last one is the end of the runs. Without any, the label is all
+            that the figure shows of it.
         y: mean of the runs at each of them.
         spread: standard deviation there, or None where there is a single run.
     """
@@ -85,7 +86,7 @@ def draw_curves(
                 linewidth=1.4,
                 marker=marker,
                 markersize=7,
-                markevery=[len(curve.x) - 1],
+                markevery=[len(curve.x) - 1] if curve.x else None,
                 markeredgecolor="white",
                 markeredgewidth=0.5,
                 label=curve.label,

@@ -52,6 +52,7 @@ class Row:
         finished: how many runs are.
         runs: how many there are to be.
         note: failures with their reasons, what is missing, the contender's remark.
+        diverged: how many runs did; they are in no mean.
     """
 
     title: str
@@ -69,9 +70,17 @@ class Row:
     finished: int
     runs: int
     note: str
+    diverged: int = 0
 
     @classmethod
-    def of(cls, title: str, summaries: Sequence[Summary], runs: int, note: str = "") -> Row:
+    def of(
+        cls,
+        title: str,
+        summaries: Sequence[Summary],
+        runs: int,
+        note: str = "",
+        diverged: int = 0,
+    ) -> Row:
         """Summarise the finished ones of so many runs."""
 
         def mean(key: str) -> float | None:
@@ -97,6 +106,7 @@ class Row:
             finished=len(summaries),
             runs=runs,
             note=note,
+            diverged=diverged,
         )
 
 
@@ -115,7 +125,9 @@ class Table:
         unit, size = next((u for u in units if largest >= u[1]), units[-1])
         columns: dict[str, Callable[[Row], str]] = {
             "stack": lambda row: row.title,
-            "accuracy": lambda row: _cell(row.accuracy),
+            "accuracy": lambda row: (
+                "diverged" if row.diverged and not row.finished else _cell(row.accuracy)
+            ),
             "uncompressed": lambda row: _cell(row.uncompressed),
             f"up {unit}": lambda row: _cell(row.bytes_up, ".4g", size),
             f"down {unit}": lambda row: _cell(row.bytes_down, ".4g", size),
@@ -151,7 +163,8 @@ LEGEND = """\
 - nominal: the ratio that the methods' papers would charge. measured: up and down over the
   uncompressed float32 activations and gradients of the same samples.
 - client s, server s, link s: seconds of the training steps.
-- runs: finished of those wanted; every mean is over the finished ones.
+- runs: finished of those wanted; every mean is over the finished ones, and one that diverged
+  (a loss, gradient or evaluation that is no finite number) is not among them.
 """
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -86,7 +87,8 @@ class Checkpoints:
         path = self._path(step)
         # Clones: tensors that share memory are refused by safetensors.
         own = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-        texts = {"values": json.dumps(dict(values)), "marks": json.dumps(self._wanted(step))}
+        worded = json.dumps(_worded(values), allow_nan=False)
+        texts = {"values": worded, "marks": json.dumps(self._wanted(step))}
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         try:
             for folder in (self._folder, path.parent):  # a run folder that is gone stays gone
@@ -127,7 +129,7 @@ class Checkpoints:
         with self._reading(step) as file:
             texts = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            values = json.loads(texts["values"])
+            values = json.loads(texts["values"], object_hook=_unworded)
             checksum = texts.pop("checksum", None)
             if checksum is not None and checksum != _checksum(tensors, texts):
                 raise ValueError("its checksum does not fit what it holds")
@@ -250,3 +252,23 @@ def _checksum(tensors: Mapping[str, torch.Tensor], texts: Mapping[str, str]) -> 
         found = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode(), found)
         found = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, found)
     return f"{found:08x}"
+
+
+# JSON has no word for NaN and infinity, which the state of a plugin may hold.
+
+_WORDED = "not finite"
+
+
+def _worded(value: Any) -> Any:
+    """Return JSON values with an object in place of every number that is not finite."""
+    if isinstance(value, Mapping):
+        return {name: _worded(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_worded(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_WORDED: str(value)}
+    return value
+
+
+def _unworded(values: dict[str, Any]) -> Any:
+    return float(values[_WORDED]) if [*values] == [_WORDED] else values

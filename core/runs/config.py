@@ -145,8 +145,8 @@ class Config:
     )
     weights: str = _option(
         "default",
-        "what to start from: a safetensors FILE, default (what ships with the model) or none "
-        "(random numbers)",
+        "what to start from: a safetensors or .pth FILE, default (what ships with the model) or "
+        "none (random numbers)",
         metavar="FILE|default|none",
         group=_MODEL,
     )
@@ -290,7 +290,7 @@ class Config:
 def read_toml(path: str | Path) -> dict[str, Any]:
     """Return the parsed file; `ConfigError` if it is missing or not TOML."""
     try:
-        return tomllib.loads(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
+        return tomllib.loads(Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -350,7 +350,13 @@ _SIZES |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "": 1}
 
 @dataclass(frozen=True)
 class Budget:
-    """When a run ends: an amount of one unit (``steps``, ``epochs``, ``bytes``, ``nominal``)."""
+    """When a run ends: an amount of one unit (``steps``, ``epochs``, ``bytes``, ``nominal``).
+
+    It is looked at after every step, and the run ends as soon as *at least* so much is used: what
+    can be met exactly is met exactly, as 10 uncompressed epochs by ``nominal=10``. (The reference
+    code of ADC ends when *more* is used, one step later where a step meets its budget exactly.) A
+    step is not divided, so the last one may use more than was left; the summary says how much.
+    """
 
     unit: str
     amount: float

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-import socket
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -109,7 +109,7 @@ def hold(folder: Path, who: str, patience: float = 0.0) -> Iterator[None]:
             time.sleep(0.05)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         os.ftruncate(descriptor, 0)
-        text = f"process {os.getpid()} on {socket.gethostname()} since {since}\n"
+        text = f"process {os.getpid()} on {platform.node()} since {since}\n"
         os.pwrite(descriptor, text.encode(), 0)
     try:
         yield

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
 
-from splitlab.core.contract.errors import PluginError, SplitlabError, reason, where
+from splitlab.core.contract.errors import FAULTS, PluginError, SplitlabError, reason, where
 from splitlab.core.contract.link import Link, PeerRole, WrappedLink
 from splitlab.core.contract.message import Message
 from splitlab.core.contract.settings import Bound
@@ -35,12 +35,12 @@ def called(owner: str, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) 
         return call(*args, **kwargs)
     except SplitlabError:
         raise
-    except (Exception, SystemExit) as error:
+    except FAULTS as error:
         at_the_call = error.__traceback__ is not None and error.__traceback__.tb_next is None
         if not where(error) and not at_the_call:
             raise
-        name = getattr(call, "__name__", "a call")
-        raise PluginError(f"{owner} failed in {name}: {reason(error)}") from error
+        name, code = getattr(call, "__name__", "a call"), getattr(call, "__self__", call)
+        raise PluginError(f"{owner} failed in {name}: {reason(error, code)}") from error
 
 
 def end(link: Link, transport: str, wrappers: Iterable[Bound], role: PeerRole) -> Link:

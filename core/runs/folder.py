@@ -12,7 +12,6 @@ client.lock        while a client runs, and server.lock: see `splitlab.core.runs
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -28,13 +27,16 @@ from typing import Any
 import torch
 
 from splitlab.core.contract.errors import ConfigError
+from splitlab.core.contract.jsonable import json_text
 from splitlab.core.runs.config import Config
 from splitlab.core.runs.disk import DiskError, append_whole, write_whole, writing
 from splitlab.core.runs.records import (
     LEDGER,
     METRICS,
+    STATE,
     SUMMARY,
     EvaluationRecord,
+    State,
     StepRecord,
     Summary,
     check_steps,
@@ -122,7 +124,7 @@ class RunFolder:
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
             **facts,
         }
-        write_whole(self.path / "environment.json", json.dumps(environment, indent=2) + "\n")
+        write_whole(self.path / "environment.json", json_text(environment, indent=2) + "\n")
 
     def log(self, record: StepRecord | EvaluationRecord) -> None:
         """Append one record to ``metrics.jsonl``."""
@@ -166,6 +168,10 @@ class RunFolder:
     def write_summary(self, summary: Summary) -> None:
         """Write the summary."""
         write_whole(self.path / SUMMARY, summary.text())
+
+    def write_state(self, state: State) -> None:
+        """Write how the run stands."""
+        write_whole(self.path / STATE, state.text())
 
     def remove_summary(self) -> None:
         """Take the summary away: the run goes on."""

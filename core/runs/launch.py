@@ -88,10 +88,13 @@ class Launch:
         return self._process.last_words() if self._process else ""
 
     def _arguments(self) -> list[str]:
-        return [
+        arguments = [
             *("--config", str((self._folder.path / "config.toml").absolute())),
             *("--output", str(self._folder.path.absolute())),
             *("--classes", str(self._plan.classes)),
             *("--timeout", str(self._plan.config.timeout)),
             *("--wait", str(STARTUP_SECONDS)),
         ]
+        if self._plan.schedule is not None:
+            arguments += ["--samples", str(self._plan.schedule.training_samples)]
+        return arguments

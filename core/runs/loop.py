@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
 
 from splitlab.core.contract.batch import Batch
-from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted, LinkError, when
+from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted, LinkError
 from splitlab.core.contract.link import Link
 from splitlab.core.data.load import Data
 from splitlab.core.data.split import Split
@@ -21,7 +23,7 @@ from splitlab.core.runs.disk import DiskError, writing
 from splitlab.core.runs.folder import RunFolder
 from splitlab.core.runs.origin import Origin
 from splitlab.core.runs.plan import Plan
-from splitlab.core.runs.records import EvaluationRecord, StepRecord, Summary
+from splitlab.core.runs.records import EvaluationRecord, State, StepRecord, Summary
 from splitlab.core.runs.reporter import Progress, Reporter, Result
 from splitlab.core.session.client import ClientSession
 from splitlab.core.wire.ledger import Ledger
@@ -70,6 +72,7 @@ class Loop:
         self._reporter = reporter
         self._should_stop = should_stop
         self._connect = connect
+        self._begun = False
         self._session = ClientSession(link, self.ledger, plan.config.timeout)
 
     def go(self, last_words: Callable[[], str], from_step: int | None = None) -> Result:
@@ -87,26 +90,41 @@ class Loop:
     def _go(self, last_words: Callable[[], str], from_step: int | None) -> EvaluationRecord:
         try:
             self._restore(from_step)
+            self.folder.write_state(State("running", self.progress.step))
+            self._begun = True
             self._reporter.begin(self.plan, self.folder.path, self.budget_used)
             evaluation = self._train()
             self._session.finish(self.progress.step)
             return evaluation
         except LinkError as error:
-            raise type(error)(f"{error}{last_words()}{self._way_back()}") from error
+            whole = type(error)(f"{error}{last_words()}{self._way_back()}")
+            self._note_end(whole)
+            raise whole from error
         except BaseException as error:
             self._session.fail(error)
+            self._note_end(error)
             raise
 
+    def _note_end(self, error: BaseException) -> None:
+        """Say in the folder why the run ended; one that never began leaves it as it is."""
+        if self._begun:
+            with suppress(DiskError):  # the disk may be full, which is what ended it
+                self.folder.write_state(State.after(error, self.progress.step))
+
     def budget_used(self) -> float:
-        """Return the share of the budget that is used; the run ends at 1."""
-        used = {
+        """Return the share of the budget that is used; the run ends at 1, see `Budget`."""
+        # A sum of many ratios misses its round value by float error.
+        return self._used() / self.plan.budget.amount + 1e-9
+
+    def _used(self) -> float:
+        """Return what is used of the budget, in its unit."""
+        used: dict[str, float] = {
             "steps": self.progress.step,
             "epochs": self.progress.samples / len(self.data.train),
             "bytes": self.ledger.total("up", "training") + self.ledger.total("down", "training"),
             "nominal": self.progress.nominal / len(self.data.train),
-        }[self.plan.budget.unit]
-        # A sum of many ratios misses its round value by float error.
-        return used / self.plan.budget.amount + 1e-9
+        }
+        return used[self.plan.budget.unit]
 
     # Training.
 
@@ -126,7 +144,8 @@ class Loop:
                 self._save()
             if stop:
                 raise Interrupted(f"interrupted after step {progress.step}{self._way_back()}")
-        if evaluation is None or evaluation.step != progress.step:
+        known = evaluation is not None and evaluation.step == progress.step
+        if evaluation is None or not known or not math.isfinite(evaluation.loss):
             evaluation = self._evaluate()
         if progress.step not in self._checkpoints.steps():
             self._save()
@@ -146,15 +165,10 @@ class Loop:
         batch = next(batches)
         server, link, mark = session.server_seconds, session.link_seconds, self.ledger.mark()
         trained = session.hold(self.client.train(batch, progress.step))
-        loss = trained.loss
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            suspects = "the model and the stack" if self.plan.stack else "the model"
-            lower = "lower --lr, or " if progress.step else ""  # at first nothing was learned
-            raise Diverged(f"{when(trained.step)}: the loss is {loss}; {lower}check {suspects}")
         size = self.plan.config.batch_size
         progress.step += 1
         progress.samples += trained.samples
-        progress.nominal += sum(self.plan.nominal) / 2 * trained.samples
+        progress.nominal += sum(self._nominal(trained.step)) / 2 * trained.samples
         progress.base_bytes += 2 * self.plan.batch_bytes * trained.samples // size
         seconds = time.perf_counter() - started
         server, link = session.server_seconds - server, session.link_seconds - link
@@ -164,8 +178,13 @@ class Loop:
         progress.client_seconds += seconds - server - link
         crossed = self.ledger.since(mark)
         up, down = crossed.total("up", "training"), crossed.total("down", "training")
-        self.folder.log(StepRecord(progress.step, loss, up, down, trained.metrics))
-        self._reporter.step(progress, self.ledger, loss)
+        self.folder.log(StepRecord(progress.step, trained.loss, up, down, trained.metrics))
+        self._reporter.step(progress, self.ledger, trained.loss)
+
+    def _nominal(self, step: int) -> tuple[float, float]:
+        """Return the ratios to charge for a step that is done."""
+        stack = self.client.stack
+        return stack.nominal_ratio(step) if stack.charges_by_step else self.plan.nominal
 
     # Evaluation.
 
@@ -201,7 +220,10 @@ class Loop:
         right = seen = 0
         loss = 0.0
         for number, batch in enumerate(split.batches(self.plan.config.batch_size)):
-            answer = self._session.hold(self.client.query(batch, number, stacked=stacked))
+            try:
+                answer = self._session.hold(self.client.query(batch, number, stacked=stacked))
+            except Diverged as error:
+                raise Diverged(f"after step {self.progress.step}: {error}") from error
             right += int((answer.ids == batch.targets).sum())
             loss += answer.loss_sum
             seen += len(batch.targets)
@@ -251,6 +273,7 @@ class Loop:
             step=step,
             marks=marks,
             batch_bytes=self.plan.batch_bytes,
+            schedule=self.plan.schedule,
         )
         kept.forget_after(step)
         self.folder.cut_metrics(logged)
@@ -294,20 +317,27 @@ class Loop:
             client_seconds=progress.client_seconds,
             server_seconds=progress.server_seconds,
             link_seconds=progress.link_seconds,
-            ratio_nominal=sum(plan.nominal) / 2,
+            ratio_nominal=(
+                progress.nominal / progress.samples
+                if self.client.stack.charges_by_step
+                else sum(plan.nominal) / 2
+            ),
             ratio_measured=(up + down) / progress.base_bytes,
             bytes_up=up,
             bytes_down=down,
             stack=tuple(plan.titles),
             transport=plan.config.transport,
-            links=plan.config.links,
+            links=tuple(map(str, plan.links)),
             dataset=plan.data.name,
             model=plan.config.model,
             cut=plan.model.cut,
             seed=plan.config.seed,
+            budget=plan.config.budget,
+            budget_used=self._used(),
         )
         self.folder.write_ledger(self.ledger)
         self.folder.write_summary(summary)
+        self.folder.write_state(State("finished", progress.step))
         with writing(self.folder.probes()):
             self.client.stack.report(self.folder.probes())  # one that fails costs no summary
         return Result(self.folder.path, summary, self.ledger)

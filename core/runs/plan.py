@@ -16,7 +16,7 @@ import torch
 from splitlab.core.catalogue.binding import bind, bind_stack
 from splitlab.core.catalogue.links import bind_wrappers
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.contract.peer import Peer
+from splitlab.core.contract.peer import Peer, Schedule
 from splitlab.core.contract.settings import Bound, shown
 from splitlab.core.contract.traits import Traits
 from splitlab.core.data.load import Data, load_data
@@ -24,6 +24,7 @@ from splitlab.core.data.split import Loading
 from splitlab.core.engine.stack import Stack
 from splitlab.core.models.build import ModelFacts, build_model, describe, fingerprint
 from splitlab.core.models.segments import Segmented
+from splitlab.core.models.weights import weights_file
 from splitlab.core.runs.config import DEFAULT_DATASET, MOST_THREADS, Budget, Config
 
 __all__ = [
@@ -72,7 +73,9 @@ class Decided:
         probes = tuple(bind("probes", text) for text in config.probes)
         tried = Stack(stack, probes)
         links = tuple(bind_wrappers(config.links))
-        model = describe(config.model, image_size=config.image_size, cut=config.cut)
+        model = describe(
+            config.model, image_size=config.image_size, cut=config.cut, weights=config.weights
+        )
         tried.check(model.ground)
         threads = config.threads or _default_threads()
         config = replace(
@@ -101,6 +104,7 @@ class PeerPlan:
         agreement: what both peers must have in common, by the name that the user knows it by.
         device: where this peer computes.
         threads: its CPU threads.
+        schedule: how long the run is to last; None at a server, which hears it from its client.
     """
 
     config: Config
@@ -114,6 +118,7 @@ class PeerPlan:
     agreement: Mapping[str, str]
     device: torch.device
     threads: int
+    schedule: Schedule | None
 
     @property
     def titles(self) -> list[str]:
@@ -127,7 +132,9 @@ class PeerPlan:
 
     def peer(self, role: Literal["client", "server"]) -> Peer:
         """Return the facts of this peer."""
-        return _peer(self.config, self.model, self.classes, role, self.device)
+        peer = _peer(self.config, self.model, self.classes, role, self.device)
+        peer.schedule = self.schedule
+        return peer
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,8 @@ class DataFacts:
         test: how many to evaluate on.
         fingerprint: of what they are, wherever they lie; see `Data`.
         notices: what of the data is not read, one line each.
+        mean: what images are normalised by, by channel, in [0, 1].
+        std: the same.
     """
 
     name: str
@@ -147,6 +156,8 @@ class DataFacts:
     test: int
     fingerprint: str
     notices: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -218,14 +229,23 @@ def make(
     """
     device = choose_device(decided.config.device, "client", peers_here=peers_here)
     data = load_configured_data(decided, loading)
-    shared, model = _plan(decided, len(data.train.classes), device)
     config = decided.config
+    schedule = _schedule(decided, len(data.train))
+    shared, model = _plan(decided, len(data.train.classes), device, "client", schedule)
     every = config.eval_every or -(-len(data.train) // config.batch_size)
     checkpoints = config.checkpoint_every or every
     mine = {"config": replace(config, eval_every=every, checkpoint_every=checkpoints)}
     plan = Plan(
         **vars(shared) | mine,
-        data=DataFacts(data.name, len(data.train), len(data.test), data.fingerprint, data.notices),
+        data=DataFacts(
+            name=data.name,
+            train=len(data.train),
+            test=len(data.test),
+            fingerprint=data.fingerprint,
+            notices=data.notices,
+            mean=tuple(data.mean),
+            std=tuple(data.std),
+        ),
         budget=Budget.parse(config.budget),
         eval_every=every,
         checkpoint_every=checkpoints,
@@ -234,22 +254,27 @@ def make(
 
 
 def make_for_server(
-    decided: Decided, classes: int, *, peers_here: int
+    decided: Decided, classes: int, *, peers_here: int, samples: int | None = None
 ) -> tuple[PeerPlan, Segmented]:
     """Make the server's plan, which knows of the data how many classes they have, and no more.
 
     Args:
         decided: of a configuration that is the client's in everything that both must agree on.
         classes: C.
+        samples: of the client's training data, if the configuration's budget is the client's, too.
         peers_here: 2 if the client is another process on this machine.
     """
     device = choose_device(decided.config.device, "server", peers_here=peers_here)
-    return _plan(decided, classes, device)
+    return _plan(decided, classes, device, "server", _schedule(decided, samples))
 
 
 def load_configured_data(decided: Decided, loading: Loading | None = None) -> Data:
-    """Load the data of a configuration, in the form that its model takes."""
+    """Load the data of a configuration, in the form that its model takes.
+
+    Weights that were trained elsewhere get images normalised as they were there.
+    """
     config = decided.config
+    trained = config.pretrained or weights_file(config.model, config.weights)
     return load_data(
         config.dataset,
         config.data_dir,
@@ -262,10 +287,22 @@ def load_configured_data(decided: Decided, loading: Loading | None = None) -> Da
         label_column=config.label_column,
         test_split=config.test_split,
         test_share=config.test_share,
+        normalisation=decided.model.normalisation if trained else None,
     )
 
 
-def _plan(decided: Decided, classes: int, device: torch.device) -> tuple[PeerPlan, Segmented]:
+def _schedule(decided: Decided, samples: int | None) -> Schedule | None:
+    budget = Budget.parse(decided.config.budget)
+    return Schedule(samples, budget.unit, budget.amount) if samples is not None else None
+
+
+def _plan(
+    decided: Decided,
+    classes: int,
+    device: torch.device,
+    role: Literal["client", "server"],
+    schedule: Schedule | None,
+) -> tuple[PeerPlan, Segmented]:
     config, facts, tried = decided.config, decided.model, decided.tried
     model = build_model(
         config.model,
@@ -281,7 +318,8 @@ def _plan(decided: Decided, classes: int, device: torch.device) -> tuple[PeerPla
             f"with {classes} classes, and {other.tokens} × {other.width} with others; "
             "let the last segment alone depend on classes, or cut elsewhere"
         )
-    peer = _peer(config, facts, classes, "client", torch.device("cpu"))
+    peer = _peer(config, facts, classes, role, torch.device("cpu"))
+    peer.schedule = schedule
     peer.unable = model.part(0, (facts.cut,), torch.device("meta")).unable
     tried.setup(peer)
     plan = PeerPlan(
@@ -296,6 +334,7 @@ def _plan(decided: Decided, classes: int, device: torch.device) -> tuple[PeerPla
         agreement=_agreement(decided, classes, fingerprint(model.module)),
         device=device,
         threads=decided.threads,
+        schedule=schedule,
     )
     tried.run_end()
     return plan, model

@@ -5,6 +5,8 @@ metrics.jsonl         a line that says which version of these records it holds, 
 server-metrics.jsonl  the same of the server, if its plugins or probes have numbers to log
 ledger.json           bytes by phase, direction and kind
 summary.json          what the run ended with; only a run that reached its budget has one
+state.json            how the run stands, for who lists runs; a run that was killed still stands as
+                      running there
 
 A number that is not finite is written as null, since JSON has no other word for it, and read back
 as NaN; a bare NaN, as it was once written, is read as well.
@@ -26,17 +28,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from splitlab.core.contract.errors import ConfigError
+from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted
+from splitlab.core.contract.jsonable import json_text
 from splitlab.core.wire.ledger import Ledger
 
 __all__ = [
     "LEDGER",
     "METRICS",
     "SERVER_METRICS",
+    "STATE",
     "SUMMARY",
     "VERSION",
     "EvaluationRecord",
     "Numbers",
+    "State",
     "StepRecord",
     "Summary",
     "check_steps",
@@ -45,6 +50,7 @@ __all__ = [
     "read_evaluations",
     "read_ledger",
     "read_records",
+    "read_state",
     "read_summary",
     "text_until",
     "typed",
@@ -56,6 +62,7 @@ METRICS = "metrics.jsonl"
 SERVER_METRICS = "server-metrics.jsonl"
 LEDGER = "ledger.json"
 SUMMARY = "summary.json"
+STATE = "state.json"
 
 Numbers = Mapping[str, Mapping[str, float]]
 """What plugins and probes measured: numbers by name, by the label of who returned them."""
@@ -141,6 +148,9 @@ class Summary:
         model: name of the model, with its settings.
         cut: where it was cut.
         seed: of everything.
+        budget: when the run was to end, as the configuration says it; empty in older records.
+        budget_used: of that, in its unit: more than asked for by less than the last step, since a
+            step is not divided.
         version: of this record.
     """
 
@@ -165,6 +175,8 @@ class Summary:
     accuracy_uncompressed: float | None = None
     loss_uncompressed: float | None = None
     links: tuple[str, ...] = ()
+    budget: str = ""
+    budget_used: float = 0.0
     version: int = VERSION
 
     def __getitem__(self, name: str) -> Any:
@@ -175,13 +187,50 @@ class Summary:
     def __contains__(self, name: object) -> bool:
         return name in self.as_dict()
 
+    @property
+    def finite(self) -> bool:
+        """Whether accuracies and losses are numbers, as those of a run that did not diverge."""
+        known = (self.accuracy, self.loss, self.accuracy_uncompressed, self.loss_uncompressed)
+        return all(math.isfinite(number) for number in known if number is not None)
+
     def as_dict(self) -> dict[str, Any]:
         """Return the content of ``summary.json``."""
         return _object(self)
 
     def text(self) -> str:
         """Return the text of ``summary.json``."""
-        return _text(self.as_dict(), indent=2)
+        return json_text(self.as_dict(), indent=2) + "\n"
+
+
+@dataclass(frozen=True)
+class State:
+    """How a run stands.
+
+    Attributes:
+        state: ``running``, ``finished``, ``interrupted``, ``failed`` or ``diverged``.
+        step: training steps done.
+        error: why it failed or diverged, or what interrupted it.
+        version: of this record.
+    """
+
+    state: str
+    step: int
+    error: str = ""
+    version: int = VERSION
+
+    @classmethod
+    def after(cls, error: BaseException, step: int) -> State:
+        """Return that of a run which this error ended."""
+        if isinstance(error, Diverged):
+            state = "diverged"
+        else:
+            stops = (Interrupted, KeyboardInterrupt)
+            state = "interrupted" if isinstance(error, stops) else "failed"
+        return cls(state, step, " ".join(str(error).split()) or type(error).__name__)
+
+    def text(self) -> str:
+        """Return the text of ``state.json``."""
+        return json_text(dataclasses.asdict(self), indent=2) + "\n"
 
 
 def _object(record: Any) -> dict[str, Any]:
@@ -196,24 +245,11 @@ def _object(record: Any) -> dict[str, Any]:
 
 
 def _line(kind: str, record: StepRecord | EvaluationRecord) -> str:
-    return _text({"kind": kind, **_object(record)})
-
-
-def _text(values: Mapping[str, Any], indent: int | None = None) -> str:
-    return json.dumps(_finite(values), indent=indent, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    """Return JSON values with null for every number that is not finite."""
-    if isinstance(value, Mapping):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return json_text({"kind": kind, **_object(record)}) + "\n"
 
 
 def _numbers(text: str) -> Any:
-    """Read what `_text` wrote."""
+    """Read what `json_text` wrote."""
     return json.loads(text, object_hook=_with_nan)
 
 
@@ -223,12 +259,12 @@ def _with_nan(values: dict[str, Any]) -> dict[str, Any]:
 
 def version_line() -> str:
     """Return the first line of ``metrics.jsonl``."""
-    return json.dumps({"kind": "records", "version": VERSION}) + "\n"
+    return json_text({"kind": "records", "version": VERSION}) + "\n"
 
 
 def ledger_text(ledger: Ledger) -> str:
     """Return the text of ``ledger.json``."""
-    return json.dumps({"version": VERSION, **ledger.counts}, indent=2) + "\n"
+    return json_text({"version": VERSION, **ledger.counts}, indent=2) + "\n"
 
 
 # Reading.
@@ -255,6 +291,17 @@ def read_summary(folder: Path) -> Summary:
         _check_version(values.setdefault("version", 1))
         lists = {"stack": values["stack"], "links": values.get("links", ())}
         return typed(Summary, values | {name: _words(items) for name, items in lists.items()})
+
+
+def read_state(folder: Path) -> State | None:
+    """Return how a run stands; None where it was never said, as by older versions."""
+    path = folder / STATE
+    if not path.exists():
+        return None
+    with _naming(path):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        _check_version(values["version"])
+        return typed(State, values)
 
 
 def read_ledger(folder: Path) -> Ledger:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from splitlab.core.catalogue.links import load_transport
-from splitlab.core.contract.errors import ConfigError
+from splitlab.core.contract.errors import ConfigError, Diverged
 from splitlab.core.runs.config import Config, flag
 from splitlab.core.runs.disk import hold
 from splitlab.core.runs.folder import RunFolder
@@ -165,7 +165,10 @@ def _run(
             cleanup.push(_remove_if_unused(folder))
             cleanup.enter_context(hold(folder.path, "client"))
             origin = Origin.of(plan)
-            folder.write_environment(device=str(plan.device), threads=plan.threads)
+            seen = {"mean": plan.data.mean, "std": plan.data.std}
+            folder.write_environment(
+                device=str(plan.device), threads=plan.threads, normalisation=seen
+            )
         else:
             origin = _checked(plan, folder, going_on.accept_changes, reporter)
         origin.write(folder.path)
@@ -198,10 +201,13 @@ def _checked(plan: Plan, folder: RunFolder, accept: bool, reporter: Reporter) ->
 
 
 def _remove_if_unused(folder: RunFolder) -> Callable[..., None]:
-    """Return an exit callback: a failed run that made no step leaves no folder behind."""
+    """Return an exit callback: a failed run that made no step leaves no folder behind.
+
+    One that diverged in its first step does: that is what came of it.
+    """
 
     def leave(kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is not None and not folder.has_records():
+        if kind not in (None, Diverged) and not folder.has_records():
             folder.remove()
 
     return leave

@@ -51,6 +51,7 @@ def serve(
     wait: float = 86400.0,
     peers_here: int = 1,
     patient: bool = True,
+    samples: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> int:
     """Listen, serve one client, and return the number of training steps served.
@@ -66,6 +67,7 @@ def serve(
         peers_here: 2 if the client runs on this machine too; it then has the first GPU.
         patient: whether somebody who is no client, or none that fits, is turned away; otherwise
             that is an error. Until the deadline it then waits for the right one.
+        samples: of the client's training data, if a client on this machine started this server.
         say: is told in a line where it listens, who was turned away, and how it went.
 
     Raises:
@@ -80,7 +82,7 @@ def serve(
         )
     with ExitStack() as cleanup:
         cleanup.enter_context(limited_threads(decided.threads))
-        plan, model = make_for_server(decided, classes, peers_here=peers_here)
+        plan, model = make_for_server(decided, classes, peers_here=peers_here, samples=samples)
         build = partial(_build, plan, model, cleanup)
         server = build()
         owner, place = f"transport {named!r}", address or transport.default_address

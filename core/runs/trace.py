@@ -9,23 +9,24 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from splitlab.core.catalogue.links import load_transport
 from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.errors import ConfigError
+from splitlab.core.contract.link import Link
 from splitlab.core.contract.message import Message
 from splitlab.core.data.split import Split
 from splitlab.core.engine.client import Client
 from splitlab.core.engine.conversation import hold
 from splitlab.core.engine.server import Server
 from splitlab.core.runs.config import Config
-from splitlab.core.runs.plan import Decided, make
+from splitlab.core.runs.ends import end
+from splitlab.core.runs.plan import Decided, Plan, make
 from splitlab.core.runs.stages import CLIENT_BACKWARD, FRAME, Recorder, Stage, watcher
 from splitlab.core.runs.workers import build_client, build_server, limited_threads
-from splitlab.core.wire.decode import decode
-from splitlab.core.wire.encode import encode
 from splitlab.core.wire.ledger import Ledger
 
 __all__ = ["Trace", "trace"]
@@ -52,6 +53,7 @@ class Trace:
         ratio_nominal: what the papers would charge.
         ratio_measured: bytes of both frames over ``base_bytes``.
         stages: in the order in which they happened.
+        metrics: numbers of plugins and probes for the step, by peer, label and name.
     """
 
     stack: tuple[str, ...]
@@ -68,6 +70,7 @@ class Trace:
     ratio_nominal: float
     ratio_measured: float
     stages: tuple[Stage, ...]
+    metrics: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
     def bytes(self, direction: Literal["up", "down"]) -> int:
         """Return the length of the frame of this direction."""
@@ -89,6 +92,11 @@ class Trace:
                 "plugins" if stage.plugin else stage.peer if stage.frame else f"{stage.peer} part"
             )
             spent[kind] += stage.milliseconds or 0.0
+        said = [
+            f"{label} at the {peer}: {', '.join(f'{k} {v:.6g}' for k, v in numbers.items())}"
+            for peer, labels in self.metrics.items()
+            for label, numbers in labels.items()
+        ]
         parts = ", ".join(f"{kind} {ms:.2f}" for kind, ms in spent.items())
         return [
             f"bytes: up {self.bytes('up'):,}, down {self.bytes('down'):,}, uncompressed "
@@ -96,6 +104,7 @@ class Trace:
             f"{self.ratio_nominal:.4f}",
             f"milliseconds: {sum(spent.values()):.2f} ({parts}); medians of {self.repeats} further "
             "steps on the same batch, after one to warm up",
+            *said,
         ]
 
     def as_json(self) -> dict[str, Any]:
@@ -109,8 +118,8 @@ def trace(
     """Trace one training step, both directions, on a batch of the configured data.
 
     Args:
-        config: model, data and stack; what is about the link and the end of a run is not used, and
-            of probes nothing is shown.
+        config: model, data, stack, probes and link wrappers; what is about the transport and the
+            end of a run is not used, and no probe reports.
         step: which one, from 1; those before it are trained first, so that plugins that learn or
             remember have something to show.
         repeats: steps that are timed, on the same batch, after the one that is shown and one more.
@@ -125,7 +134,8 @@ def trace(
     if not 1 <= repeats <= 1000:
         raise ConfigError(f"--repeats {repeats} is not allowed; from 1 to 1000")
     known = dataclasses.asdict(config) if config else {}
-    decided = Decided.of(Config.from_mapping(known | options))
+    asked = Config.from_mapping(known | options)
+    decided = Decided.of(replace(asked, transport=Config().transport))  # of one process
     with limited_threads(decided.threads):
         plan, model, data = make(decided)
         config = plan.config
@@ -133,13 +143,13 @@ def trace(
         client = build_client(plan, model, [watcher("client", recorder)])
         server = build_server(plan, model, [watcher("server", recorder)])
         try:
-            peers = _Peers(client, server, recorder)
+            peers = _Peers(client, server, recorder, plan)
             batches = _batches(data.train, config.batch_size)
             for number in range(step - 1):
                 peers.step(next(batches), number)
             batch = next(batches)
             loss = peers.step(batch, step - 1)
-            shown = recorder.take()
+            shown, metrics = recorder.take(), peers.metrics
             peers.step(batch, step)
             recorder.take()
             times: dict[tuple[str, ...], list[float]] = defaultdict(list)
@@ -171,6 +181,7 @@ def trace(
             replace(stage, milliseconds=statistics.median(times[_identity(stage)]))
             for stage in shown
         ),
+        metrics=metrics,
     )
 
 
@@ -186,32 +197,47 @@ def _batches(split: Split, batch_size: int) -> Iterator[Batch]:
 
 
 class _Peers:
-    """Client and server, and the link between them."""
+    """Client and server, and the link between them.
 
-    def __init__(self, client: Client, server: Server, recorder: Recorder) -> None:
+    Attributes:
+        metrics: of the last step, by peer.
+    """
+
+    def __init__(self, client: Client, server: Server, recorder: Recorder, plan: Plan) -> None:
         self._client = client
         self._server = server
         self._recorder = recorder
+        self._timeout = plan.config.timeout
+        self.metrics: dict[str, Mapping[str, Mapping[str, float]]] = {}
+        name = plan.config.transport
+        transport = load_transport(name)
+        assert transport.place == "inside", name  # `trace` says so
+        near, far = transport.pair(self._serve)
+        self._near = end(near, name, plan.links, "client")
+        self._far = end(far, name, plan.links, "server")
 
     def step(self, batch: Batch, number: int) -> float:
         """Run one training step; returns the loss."""
         self._recorder.begin()
         trained = hold(self._client.train(batch, number), self._ask)
         self._recorder.note("client", CLIENT_BACKWARD)
+        self.metrics = {"client": trained.metrics, "server": self._server.metrics}
         return trained.loss
 
     def _ask(self, message: Message) -> Message:
-        answer = self._server.handle(self._cross(message, "up"))
-        return self._cross(answer, "down")
-
-    def _cross(self, message: Message, direction: Literal["up", "down"]) -> Message:
         self._recorder.restart()
-        frame = encode(message)
-        message.sent(frame.nbytes)
-        arrived = decode(frame.head, bytearray().join(frame.buffers()[1:]))
-        arrived.to(self._recorder.device)
+        self._near.send(message, self._timeout)
+        return self._arrived(self._near, "down")
+
+    def _serve(self) -> None:
+        answer = self._server.handle(self._arrived(self._far, "up"))
+        self._recorder.restart()
+        self._far.send(answer, self._timeout)
+
+    def _arrived(self, link: Link, direction: Literal["up", "down"]) -> Message:
+        arrived = link.receive(self._timeout).to(self._recorder.device)
         ledger = Ledger()
-        ledger.add(message, direction)
+        ledger.add(arrived, direction)
         counts = ledger.counts["training"][direction]
         shown = {kind: counts[kind] for kind in _BYTES if kind in counts}
         self._recorder.note("link", FRAME, frame=shown)

@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 from splitlab.core.contract.errors import NetworkError, ProtocolError
 from splitlab.core.contract.link import Link
 from splitlab.core.contract.message import Kind, Message
+from splitlab.core.contract.peer import Schedule
 from splitlab.core.engine.conversation import Conversation, hold
 from splitlab.core.session.protocol import (
     HELLO_BYTES,
     PROTOCOL,
     Agreement,
+    ended,
     frame_limit,
-    reason,
     tell,
 )
 from splitlab.core.wire.ledger import Ledger
@@ -54,6 +55,7 @@ class ClientSession:
         step: int,
         marks: Mapping[str, str],
         batch_bytes: int,
+        schedule: Schedule | None = None,
     ) -> None:
         """Shake hands.
 
@@ -65,6 +67,7 @@ class ClientSession:
                 ``steps`` and ``again``, which other steps the client has, and the command that goes
                 on with the run.
             batch_bytes: size of one uncompressed batch, from which the frame limit follows.
+            schedule: how long the run is to last, which the server's plugins may ask for.
 
         Raises:
             ProtocolError: the peers do not fit; names both values.
@@ -78,6 +81,8 @@ class ClientSession:
             "step": step,
             "marks": dict(marks),
         }
+        if schedule is not None:
+            hello["schedule"] = dataclasses.asdict(schedule)
         try:
             answer = self.exchange(Message(Kind.HELLO, meta=hello))
         except NetworkError as error:
@@ -101,7 +106,7 @@ class ClientSession:
         self.server_seconds += server
         self.link_seconds += max(0.0, time.perf_counter() - started - server)
         if answer.kind is Kind.ERROR:
-            raise ProtocolError(f"the server ended the run: {reason(answer)}")
+            raise ended(answer, "the server", ProtocolError)
         return answer
 
     def hold(self, conversation: Conversation[R]) -> R:

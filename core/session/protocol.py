@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from splitlab.core.contract.errors import LinkError, ProtocolError, SplitlabError
+from splitlab.core.contract.errors import Diverged, LinkError, ProtocolError, SplitlabError
 from splitlab.core.contract.link import Link
 from splitlab.core.contract.message import Kind, Message
 
@@ -14,6 +14,7 @@ __all__ = [
     "PROTOCOL",
     "Agreement",
     "compare",
+    "ended",
     "frame_limit",
     "line",
     "reason",
@@ -66,9 +67,19 @@ def _value(agreement: Agreement, key: str) -> str:
 def tell(link: Link, error: BaseException, timeout: float) -> None:
     """Tell the other peer, if it still listens, why this one ends."""
     kind = "" if isinstance(error, SplitlabError) else f"{type(error).__name__}: "
+    meta: dict[str, object] = {"error": line(f"{kind}{error}")}
+    if isinstance(error, Diverged):
+        meta["diverged"] = True
     # If the link is what failed, or the peer is gone, nobody is left to be told.
     with contextlib.suppress(LinkError):
-        link.send(Message(Kind.ERROR, meta={"error": line(f"{kind}{error}")}), timeout)
+        link.send(Message(Kind.ERROR, meta=meta), timeout)
+
+
+def ended(message: Message, who: str, kind: type[LinkError]) -> SplitlabError:
+    """Return what to raise of an ERROR message: the other peer's divergence is this one's, too."""
+    if message.meta.get("diverged") is True:
+        return Diverged(reason(message))
+    return kind(f"{who} ended the run: {reason(message)}")
 
 
 def reason(message: Message) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 
 from splitlab.core.contract.errors import LinkError, NetworkError, ProtocolError, when
 from splitlab.core.contract.link import Link
 from splitlab.core.contract.message import Kind, Message
+from splitlab.core.contract.peer import Schedule
 from splitlab.core.engine.server import Server
 from splitlab.core.session.protocol import (
     HELLO_BYTES,
@@ -16,8 +18,8 @@ from splitlab.core.session.protocol import (
     PROTOCOL,
     Agreement,
     compare,
+    ended,
     frame_limit,
-    reason,
     tell,
 )
 
@@ -87,7 +89,7 @@ class ServerSession:
 
     def _answer(self, message: Message) -> Message:
         if message.kind is Kind.ERROR:
-            raise LinkError(f"the client ended the run: {reason(message)}")
+            raise ended(message, "the client", LinkError)
         if not self._open:
             return self._hello(message)
         if self._over:
@@ -144,10 +146,27 @@ class ServerSession:
             or not marks.keys() >= set(MARKS)
         ):
             raise ProtocolError(f"{self._link.remote} sent a malformed HELLO")
+        schedule = _schedule(meta.get("schedule"))
+        if schedule is None and "schedule" in meta:
+            raise ProtocolError(f"{self._link.remote} sent a malformed HELLO")
         compare(theirs, self._agreement)
+        if schedule is not None:
+            self._server.peer.schedule = schedule
         self._resume(run, step, marks)
         self._open, self._trained = True, step
         self._link.limits = dataclasses.replace(
             self._link.limits, frame_bytes=frame_limit(self._batch_bytes)
         )
         return Message(Kind.HELLO, meta={"protocol": PROTOCOL})
+
+
+def _schedule(said: object) -> Schedule | None:
+    """Return what a HELLO says of how long the run is to last; None if it makes no sense."""
+    if not isinstance(said, dict) or said.keys() != Schedule.__dataclass_fields__.keys():
+        return None
+    samples, unit, amount = (said[name] for name in ("training_samples", "unit", "amount"))
+    if type(samples) is not int or samples < 1 or not isinstance(unit, str):
+        return None
+    if type(amount) not in (int, float) or not 0 < amount < math.inf:
+        return None
+    return Schedule(samples, unit, float(amount))

@@ -20,7 +20,7 @@ from typing import Any
 from splitlab.core.catalogue.binding import bind_stack, split_stack
 from splitlab.core.catalogue.links import load_transport
 from splitlab.core.catalogue.tables import entries
-from splitlab.core.contract.errors import ConfigError, Interrupted, SplitlabError
+from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted, SplitlabError
 from splitlab.core.contract.traits import Ground
 from splitlab.core.engine.stack import Stack
 from splitlab.core.runs.config import Config
@@ -326,7 +326,7 @@ def _run_one(
     should_stop: Callable[[], bool],
 ) -> Outcome:
     folder = comparison.run_folder(contender, seed)
-    summary, error = None, ""
+    summary, error, diverged = None, "", False
     try:
         if (folder / "config.toml").is_file():
             result = run(resume=folder, reporter=reporter, should_stop=should_stop)
@@ -337,10 +337,11 @@ def _run_one(
     except Interrupted:
         raise
     except SplitlabError as reason:
+        diverged = isinstance(reason, Diverged)
         error = str(reason).partition("; go on from")[0]
     except (RuntimeError, MemoryError, OSError) as reason:  # no memory, a full disk
         error = " ".join(f"{type(reason).__name__}: {reason}".split())
-    return Outcome(contender.folder, seed, summary, error)
+    return Outcome(contender.folder, seed, summary, error, diverged)
 
 
 def _interrupted(comparison: Comparison, asked: Sequence[tuple[Contender, int]]) -> Interrupted:

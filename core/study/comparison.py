@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Literal
 
 from splitlab.core.contract.errors import ConfigError
+from splitlab.core.contract.jsonable import json_text
 from splitlab.core.report.curves import accuracy_curve
 from splitlab.core.report.figure import Curve, draw_curves
 from splitlab.core.report.table import LEGEND, Row, Table, comma_separated
 from splitlab.core.runs.config import Config, differences
 from splitlab.core.runs.disk import LOCKS, write_whole, writing
-from splitlab.core.runs.records import SUMMARY, Summary, read_summary
+from splitlab.core.runs.records import SUMMARY, Summary, read_state, read_summary
 
 __all__ = ["Comparison", "Contender", "Outcome", "XScale", "differs"]
 
@@ -71,18 +72,22 @@ class Outcome:
         folder: of the contender.
         seed: of the run.
         summary: what it ended with; None unless it is finished.
-        error: why it failed; empty unless it did.
+        error: why it failed or diverged; empty unless it did.
+        diverged: whether a loss, gradient or evaluation of it was not finite.
     """
 
     folder: str
     seed: int
     summary: Summary | None = None
     error: str = ""
+    diverged: bool = False
 
     @property
-    def state(self) -> Literal["finished", "failed", "missing"]:
+    def state(self) -> Literal["finished", "failed", "diverged", "missing"]:
         """``missing`` is a run that was not started, or did not come to its end."""
-        return "finished" if self.summary is not None else "failed" if self.error else "missing"
+        if self.summary is not None:
+            return "finished"
+        return "diverged" if self.diverged else "failed" if self.error else "missing"
 
 
 @dataclass
@@ -155,11 +160,17 @@ class Comparison:
         for contender, seed in itertools.product(self.contenders, self.seeds):
             key, folder = (contender.folder, seed), self.run_folder(contender, seed)
             summary = None
+            error, diverged = errors.get(key, ""), False
             if (folder / "config.toml").is_file():
                 self._check_run(folder, self.run_config(contender, seed))
                 if (folder / SUMMARY).is_file():
-                    summary = read_summary(folder)
-            self.outcomes[key] = Outcome(*key, summary, "" if summary else errors.get(key, ""))
+                    summary, error = read_summary(folder), ""
+                state = read_state(folder)
+                if summary is not None and not summary.finite:  # of an older version
+                    summary, error, diverged = None, "the summary holds no finite result", True
+                elif state is not None and state.state == "diverged":
+                    summary, error, diverged = None, state.error, True
+            self.outcomes[key] = Outcome(*key, summary, error, diverged)
 
     def _check_run(self, folder: Path, wanted: Config) -> None:
         decided = [name for name in _DECIDED_BY_DATA if getattr(wanted, name) is None]
@@ -192,18 +203,29 @@ class Comparison:
                 [o.summary for o in self.of(contender) if o.summary is not None],
                 len(self.seeds),
                 "; ".join(_notes(contender, self.of(contender))),
+                sum(o.state == "diverged" for o in self.of(contender)),
             )
             for contender in self.contenders
         ]
 
     def curves(self) -> list[Curve]:
-        """Return accuracy over training bytes of every stack that has a finished run."""
+        """Return accuracy over training bytes of every stack with a run that ended.
+
+        Runs that diverged are not in the means, and the label says so; if all did, it stands alone.
+        """
         found = []
         for contender in self.contenders:
-            finished = [o.seed for o in self.of(contender) if o.state == "finished"]
+            states = {o.seed: o.state for o in self.of(contender)}
+            finished = [seed for seed, state in states.items() if state == "finished"]
+            diverged = sum(state == "diverged" for state in states.values())
+            label = contender.title
+            if diverged:
+                label += f" ({diverged} of {len(states)} diverged)"
             if finished:
                 folders = [self.run_folder(contender, seed) for seed in finished]
-                found.append(accuracy_curve(contender.title, folders))
+                found.append(accuracy_curve(label, folders))
+            elif diverged:
+                found.append(Curve(label, [], []))
         return found
 
     def failures(self) -> list[str]:
@@ -212,7 +234,7 @@ class Comparison:
             f"{contender.title}, seed {outcome.seed}: {outcome.error}"
             for contender in self.contenders
             for outcome in self.of(contender)
-            if outcome.state == "failed"
+            if outcome.state in ("failed", "diverged")
         ]
 
     def files(self) -> list[Path]:
@@ -240,7 +262,7 @@ class Comparison:
                 for outcome in self.outcomes.values()
             ],
         }
-        self._write(RECORD, json.dumps(record, indent=2) + "\n")
+        self._write(RECORD, json_text(record, indent=2) + "\n")
 
     def write(self, x_scale: XScale = "linear") -> None:
         """Write record, tables and figures."""
@@ -290,12 +312,13 @@ def differs(now: Config, was: Config, ignore: Sequence[str] = PER_RUN) -> str:
 
 
 def _notes(contender: Contender, outcomes: Sequence[Outcome]) -> Iterator[str]:
-    reasons: dict[str, list[int]] = {}
+    reasons: dict[tuple[str, str], list[int]] = {}
     for outcome in outcomes:
-        if outcome.state == "failed":
-            reasons.setdefault(outcome.error, []).append(outcome.seed)
-    for reason, seeds in reasons.items():
-        yield f"{_seeds(seeds)} failed: {reason}"
+        if outcome.state in ("failed", "diverged"):
+            reasons.setdefault((outcome.state, outcome.error), []).append(outcome.seed)
+    for (state, reason), seeds in reasons.items():
+        left_out = " and not in the means" if state == "diverged" else ""
+        yield f"{_seeds(seeds)} {state}{left_out}: {reason}"
     missing = [outcome.seed for outcome in outcomes if outcome.state == "missing"]
     if missing:
         yield f"{_seeds(missing)} not finished"

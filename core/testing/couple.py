@@ -75,14 +75,19 @@ class Couple:
         self._dtype: torch.dtype = settings.get("dtype", torch.float32)
         self._carry = carry or (lambda message, upward: tiny.travel(message))
         more = watching or {}
-        near = [_Watch("client", self.events, enter), *more.get("client", ())]
-        far = [_Watch("server", self.events, leave), *more.get("server", ())]
+        self._cuts: dict[str, Cut] = {}
+        near = [_Watch("client", self.events, enter, self._cuts), *more.get("client", ())]
+        far = [_Watch("server", self.events, leave, self._cuts), *more.get("server", ())]
         self.client = tiny.client(plugins, observers=near, **settings)
         self.server = tiny.server(plugins, observers=far, **settings)
 
     def train(self, batch: Batch, step: int) -> float:
         """Run a training step; returns the loss."""
         return hold(self.client.train(self._as_wanted(batch), step), self._ask).loss
+
+    def own_losses(self) -> float:
+        """Return the sum of what plugins added to the losses of the last step, at both peers."""
+        return sum(loss.item() for cut in self._cuts.values() for loss in cut.losses.values())
 
     def evaluate(
         self, batch: Batch, number: int, *, stacked: bool = True
@@ -116,8 +121,11 @@ class Couple:
 class _Watch:
     """An observer of one peer: notes what every data hook found and what it left."""
 
-    def __init__(self, role: str, events: list[Event], change: Change | None) -> None:
+    def __init__(
+        self, role: str, events: list[Event], change: Change | None, cuts: dict[str, Cut]
+    ) -> None:
         self._role = role
+        self._cuts = cuts
         self._events = events
         self._change = change
 
@@ -151,6 +159,8 @@ class _Watch:
 
     def _around(self, hook: str, subject: Cut | Message) -> Generator[None, object, object]:
         before = Seen.of(subject)
+        if isinstance(subject, Cut):
+            self._cuts[self._role] = subject
         try:
             return (yield)
         finally:  # also when a plugin failed: what it left says why

@@ -6,20 +6,20 @@ import dataclasses
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 
 from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.cut import Cut
-from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError
+from splitlab.core.contract.errors import ConfigError, Diverged, PluginError, SplitlabError
 from splitlab.core.testing.couple import Couple
 from splitlab.core.testing.decoding import decoding_problem
-from splitlab.core.testing.report import Skipped
+from splitlab.core.testing.report import Failed, Skipped
 from splitlab.core.testing.subject import DECODED, Subject, with_activations, with_ratio
 
-__all__ = ["survives_edge_inputs", "takes_half_precision"]
+__all__ = ["bounded", "survives_edge_inputs", "takes_half_precision", "with_one"]
 
 _PATIENCE = 20.0
 """Seconds that an edge input may take."""
@@ -28,13 +28,23 @@ _PATIENCE = 20.0
 def survives_edge_inputs(s: Subject) -> str | None:
     """Nothing crashes, hangs or turns infinite on inputs at the edge."""
     s.working()
+    try:
+        bounded(s, _cases(s))
+    except Failed:
+        s.breaks_at_edges = True
+        raise
+    return f"smallest ratio taken: {s.smallest_ratio:g}" if s.smallest_ratio else None
+
+
+def bounded(s: Subject, cases: Iterable[tuple[str, Callable[[], None]]]) -> None:
+    """Do what the cases say, each within a time; fail with the name of the one that fails."""
     now = ("", time.monotonic())
     failure: list[Exception] = []
 
     def work() -> None:
         nonlocal now
         try:
-            for name, case in _cases(s):
+            for name, case in cases:
                 now = (name, time.monotonic())
                 case()
         except Exception as error:  # noqa: BLE001 (raised again where the check runs)
@@ -49,7 +59,6 @@ def survives_edge_inputs(s: Subject) -> str | None:
             raise s.failed(f"with {name} it does not end in {_PATIENCE:g} s; bound its loops")
     if failure:
         raise s.failed(f"with {now[0]}: {failure[0]}")
-    return f"smallest ratio taken: {s.smallest_ratio:g}" if s.smallest_ratio else None
 
 
 def _cases(s: Subject) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -62,17 +71,21 @@ def _cases(s: Subject) -> Iterator[tuple[str, Callable[[], None]]]:
         )
 
     def outlier(X: torch.Tensor) -> torch.Tensor:
-        return _with_one(X, 1e4)  # within float16, which some methods send
+        return with_one(X, 1e4)  # within float16, which some methods send
 
     def not_a_number(X: torch.Tensor) -> torch.Tensor:
-        return _with_one(X, math.nan)
+        return with_one(X, math.nan)
 
     def finite(couple: Couple, *batches: Batch) -> None:
-        for step, batch in enumerate(batches):
-            couple.train(batch, step)
-        couple.evaluate(batches[-1], 0)
+        guard = "guard divisions, logarithms and roots"
+        try:
+            for step, batch in enumerate(batches):
+                couple.train(batch, step)
+            couple.evaluate(batches[-1], 0)
+        except Diverged as error:
+            raise PluginError(f"{_infinite(couple) or error}; {guard}") from error
         if found := _infinite(couple):
-            raise PluginError(f"{found}; guard divisions, logarithms and roots")
+            raise PluginError(f"{found}; {guard}")
 
     def explained(couple: Couple) -> None:
         try:
@@ -117,9 +130,10 @@ def _fewest(s: Subject) -> int:
     return 1
 
 
-def _with_one(X: torch.Tensor, value: float) -> torch.Tensor:
+def with_one(X: torch.Tensor, value: float) -> torch.Tensor:
+    """Return a copy with this value at one place, which is not the first one."""
     X = X.clone()
-    X[0, min(1, X.shape[1] - 1), min(2, X.shape[2] - 1)] = value
+    X[tuple(min(place, size - 1) for place, size in enumerate(X.shape))] = value
     return X
 
 

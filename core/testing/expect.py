@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from splitlab.core.contract.errors import SplitlabError
+from splitlab.core.contract.errors import FAULTS, SplitlabError, reason
 from splitlab.core.testing.report import Failed
 
 __all__ = ["names", "raises", "within"]
@@ -20,10 +20,8 @@ def raises(kind: type[SplitlabError], what: str, action: Callable[[], object]) -
         if "\n" in str(error) or not str(error):
             raise Failed(f"{what} raises {kind.__name__} without a text of one line") from None
         return str(error)
-    except Exception as error:
-        raise Failed(
-            f"{what} raises {type(error).__name__}: {error}; it must raise {kind.__name__}"
-        ) from error
+    except FAULTS as error:
+        raise Failed(f"{what} raises {reason(error)}; it must raise {kind.__name__}") from error
     raise Failed(f"{what} raises nothing; it must raise {kind.__name__}")
 
 

@@ -30,6 +30,8 @@ from splitlab.core.contract.errors import PluginError, SplitlabError
 from splitlab.core.contract.message import Message
 from splitlab.core.contract.settings import Bound
 from splitlab.core.engine.conversation import hold
+from splitlab.core.engine.worker import Worker
+from splitlab.core.runs.checkpoint import Checkpoints
 from splitlab.core.testing.tiny import Tiny, freeze, thaw
 
 __all__ = ["FreshPeers", "Turn", "address"]
@@ -102,7 +104,8 @@ class FreshPeers:
         Args:
             role: of the fresh peer.
             tiny: makes it, and the client's batches.
-            plugins: where they are, see `address`.
+            plugins: where they are, see `address`; besides, ``checkpoint``, a folder and a step,
+                if the peer goes on from there.
             turns: what it is asked to do, one for every frame.
             frames: what the other peer sent.
 
@@ -227,8 +230,16 @@ def _play(
     request: Mapping[str, Any], stack: Sequence[Bound], frames: Sequence[bytes]
 ) -> list[bytes]:
     tiny = Tiny(**request["tiny"])
+    checkpoint = request["plugins"].get("checkpoint")
+
+    def resumed(worker: Worker) -> None:
+        if checkpoint:
+            folder, step = checkpoint
+            worker.load_state(*Checkpoints(Path(folder), request["role"]).load(step))
+
     if request["role"] == "server":
         server = tiny.server(stack)
+        resumed(server)
         return [freeze(server.handle(thaw(frame))) for frame in frames]
     sent: list[bytes] = []
     answers = iter(frames)
@@ -241,6 +252,7 @@ def _play(
         return thaw(frame)
 
     client = tiny.client(stack)
+    resumed(client)
     for what, number in request["turns"]:
         batch = tiny.batch(number)
         if what == "train":

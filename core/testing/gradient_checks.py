@@ -97,7 +97,7 @@ def _natural(s: Subject) -> str | None:
 
 
 def _derivative(s: Subject, X: torch.Tensor, V: torch.Tensor, G: torch.Tensor) -> float | None:
-    """Return the derivative of the server's loss along V, None if it is not smooth there.
+    """Return the derivative of all losses along V, None if they are not smooth there.
 
     A kink within a step makes a right gradient look wrong and never a wrong one right, so smaller
     steps are tried until one agrees with the gradient.
@@ -110,7 +110,7 @@ def _derivative(s: Subject, X: torch.Tensor, V: torch.Tensor, G: torch.Tensor) -
         at[0] = where
         if couple is None or s.traits.stateful:  # nothing is learned: one step is like the other
             couple = _double(s, lambda cut: with_activations(cut, at[0]), lr=0.0)
-        return couple.train(s.tiny.batch(), 0)
+        return couple.train(s.tiny.batch(), 0) + couple.own_losses()
 
     found = None
     for steps in _SMALLER_STEPS if s.tiny.model else (_STEPS,):
@@ -162,7 +162,9 @@ def _composed(s: Subject, X: torch.Tensor) -> torch.Tensor:
         logits = part.forward(cut.activations, cut.token_sizes)
     loss = F.cross_entropy(logits, cut.targets, reduction="none")
     weights = torch.ones_like(loss) if cut.weights is None else cut.weights
-    gradient: torch.Tensor = torch.autograd.grad((loss * weights).sum() / weights.sum(), leaf)[0]
+    own = [*sent.losses.values(), *cut.losses.values()]
+    whole = sum(own, start=(loss * weights).sum() / weights.sum())
+    gradient: torch.Tensor = torch.autograd.grad(whole, leaf)[0]
     return gradient
 
 

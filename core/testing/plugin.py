@@ -18,6 +18,7 @@ from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.settings import Bound, parameters
 from splitlab.core.runs.workers import limited_threads
 from splitlab.core.testing.edge_checks import survives_edge_inputs, takes_half_precision
+from splitlab.core.testing.finite_checks import shows_what_is_not_finite
 from splitlab.core.testing.fresh import FreshPeers
 from splitlab.core.testing.gradient_checks import gradient_as_declared
 from splitlab.core.testing.hook_checks import (
@@ -27,11 +28,8 @@ from splitlab.core.testing.hook_checks import (
     unpickles_nothing,
 )
 from splitlab.core.testing.report import Check, Report, Row, chosen, run_checks
-from splitlab.core.testing.state_checks import (
-    evaluation_as_declared,
-    repeats_itself,
-    state_survives_resume,
-)
+from splitlab.core.testing.resume_checks import state_survives_resume
+from splitlab.core.testing.state_checks import evaluation_as_declared, repeats_itself
 from splitlab.core.testing.subject import DECODED, GRADIENT, REPEATS, RUNS, TINY, Subject
 from splitlab.core.testing.tiny import Tiny
 from splitlab.core.testing.wire_checks import (
@@ -42,7 +40,7 @@ from splitlab.core.testing.wire_checks import (
 
 __all__ = ["PLUGIN_CHECKS", "check_plugin"]
 
-_FRAMES = "frames-are-enough"
+_FRAMES, _RESUME = "frames-are-enough", "state-survives-resume"
 
 PLUGIN_CHECKS: list[Check[Subject]] = [
     Check(RUNS, "keeping the contract of its hooks", builds_and_runs),
@@ -52,10 +50,11 @@ PLUGIN_CHECKS: list[Check[Subject]] = [
     Check("evaluation-as-declared", "acts there or leaves it alone", evaluation_as_declared),
     Check(GRADIENT, "natural, straight-through or corrected", gradient_as_declared),
     Check("survives-edge-inputs", "constants, outliers, few samples", survives_edge_inputs),
+    Check("shows-what-is-not-finite", "NaN and infinite values", shows_what_is_not_finite),
     Check("takes-half-precision", "bfloat16 and float16 activations", takes_half_precision),
     Check(_FRAMES, "nothing else joins the peers", frames_are_enough),
     Check("same-over-every-link", "bit for bit", same_over_every_link),
-    Check("state-survives-resume", "bit for bit", state_survives_resume),
+    Check(_RESUME, "bit for bit, again and again", state_survives_resume),
     Check("changes-are-declared", "of shapes, targets and numbers", changes_are_declared),
     Check("unpickles-nothing", "no bytes become code", unpickles_nothing),
 ]
@@ -102,7 +101,7 @@ def check_plugin(
             if refusal := _refusal(stack, tiny):
                 row = Row("fits-the-model", "it has what the plugin needs", "failed", refusal)
                 return Report(name, (row,))
-        if fresh is None and (only is None or _FRAMES in only):
+        if fresh is None and (only is None or {_FRAMES, _RESUME} & set(only)):
             fresh = cleanup.enter_context(FreshPeers())  # they start while the first checks run
         return run_checks(name, Subject(stack, text, tiny, fresh), checks)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
-from splitlab.core.contract.errors import SplitlabError, reason, unknown_name
+from splitlab.core.contract.errors import FAULTS, SplitlabError, reason, unknown_name
 
 __all__ = [
     "Check",
@@ -157,6 +157,6 @@ def _run(check: Check[S], subject: S) -> Row:
         outcome, remark = "skipped", str(skip)
     except (Failed, SplitlabError) as error:
         outcome, remark = "failed", str(error)
-    except Exception as error:  # noqa: BLE001 (what is checked may raise anything)
+    except FAULTS as error:  # what is checked may raise anything
         outcome, remark = "failed", reason(error)
     return Row(check.name, check.title, outcome, " ".join(remark.split()))

@@ -1,4 +1,4 @@
-"""Checks of what a step may depend on: neither chance nor evaluations, and saved state only."""
+"""Checks of what a step may depend on: neither chance nor evaluations."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import torch
 
 from splitlab.core.testing.couple import Event
 from splitlab.core.testing.seen import Seen, difference, same
-from splitlab.core.testing.subject import REPEATS, SAVED, TURNS, State, Subject
+from splitlab.core.testing.subject import REPEATS, Subject
 
 __all__ = [
     "evaluation_as_declared",
     "repeats_itself",
     "state_difference",
     "state_of",
-    "state_survives_resume",
 ]
 
 
@@ -105,62 +104,3 @@ def state_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
         if not equal:
             return " / ".join(json.loads(key))
     return None
-
-
-def state_survives_resume(s: Subject) -> str | None:
-    """A run that is resumed from saved state goes on as if it had not ended."""
-    couple, states = s.repeating(), s.base.states
-    if isinstance(states, Exception):
-        raise states
-    expected = couple.arrived[2 * SAVED :]
-    advice = "return it from state_dict and take it back in load_state_dict"
-    if not s.traits.stateful:
-        advice = f"{advice}, and declare stateful=True in traits()"
-    again = s.couple()
-    for role, state in states.items():
-        _load(getattr(again, role), *state)
-    s.run(again, TURNS[SAVED:])
-    if found := difference(expected, again.arrived):
-        raise s.failed(
-            f"a resumed run is another, first in {found}; something that it keeps from earlier "
-            f"steps is not saved: {advice}"
-        )
-    if s.traits.stateful:
-        return "stateful"
-    if found := _depends_on_earlier_steps(s, states, expected):
-        raise s.failed(f"traits() says that it keeps no state, but {found}: {advice}")
-    return "stateless"
-
-
-def _depends_on_earlier_steps(
-    s: Subject, states: dict[str, State], expected: list[Seen]
-) -> str | None:
-    """Return how a run goes otherwise where the plugins forgot all, and only they."""
-    forgetful = s.couple()
-    for role, state in states.items():
-        worker = getattr(forgetful, role)
-        tensors, values = (_forget(a, b) for a, b in zip(state, worker.state(), strict=True))
-        _load(worker, tensors, values)
-    s.run(forgetful, TURNS[SAVED:])
-    if found := difference(expected, forgetful.arrived):
-        return f"a step depends on earlier ones ({found})"
-    client = forgetful.client
-    twice = [Seen.of(next(client.train(s.tiny.batch(), 0))) for _ in range(2)]
-    if found := difference(twice[:1], twice[1:]):
-        return f"encoding one batch twice differs ({found})"
-    return None
-
-
-def _load(worker: Any, tensors: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
-    # Clones: an optimizer goes on with the very tensors that it is given.
-    worker.load_state({name: tensor.clone() for name, tensor in tensors.items()}, values)
-
-
-def _forget(trained: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Return the state of the trained model with plugins as they are when new."""
-
-    def own(key: str) -> bool:
-        return json.loads(key)[0] in ("plugins", "modules")
-
-    kept = {key: value for key, value in trained.items() if not own(key)}
-    return kept | {key: value for key, value in new.items() if own(key)}

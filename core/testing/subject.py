@@ -90,7 +90,12 @@ class Subject:
         text: what users type for it; None for a class.
         tiny: makes its peers.
         fresh: makes peers in other processes; None if no check needs them.
+        breaks_at_edges: whether a check found that it does not survive inputs at the edge.
+        needs_more_than_frames: whether one found that a peer does not go by the frames alone.
     """
+
+    breaks_at_edges = False
+    needs_more_than_frames = False
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ import torch
 from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.message import Message
 from splitlab.core.contract.part import Layout
-from splitlab.core.contract.peer import Peer
+from splitlab.core.contract.peer import Peer, Schedule
 from splitlab.core.contract.seeding import isolated_rng
 from splitlab.core.contract.settings import Bound, parameters
 from splitlab.core.engine.client import Client
@@ -51,6 +51,7 @@ class Tiny:
         heads: attention heads.
         classes: C.
         samples: B of a full batch.
+        batches: how many different ones there are, one after another and again; 0 for no end.
         model: another model, as users type it: ``"resnet18"``, ``"vit:depth=2"``,
             ``"FILE.py:function"``. Of the other attributes, it takes classes and samples.
     """
@@ -62,6 +63,7 @@ class Tiny:
     heads: int = 2
     classes: int = 4
     samples: int = 6
+    batches: int = 0
     model: str | None = None
 
     def vit(self, seed: int = 0, **arguments: Any) -> Any:
@@ -83,6 +85,7 @@ class Tiny:
 
     def batch(self, number: int = 0, size: int | None = None, classes: int | None = None) -> Batch:
         """Make a batch of noise, the same for the same number."""
+        number = number % self.batches if self.batches else number
         generator = torch.Generator().manual_seed(1000 + number)
         B = size or self.samples
         channels, side = self._images
@@ -107,6 +110,7 @@ class Tiny:
             "cut": self._cut,
             "batch_size": self.samples,
             "device": CPU,
+            "schedule": self._schedule,
         }
         layout = (
             self._known.layout
@@ -169,7 +173,15 @@ class Tiny:
         layout = uncut.layout(cut)
         peer = self.peer(role, seed=seed, classes=classes, layout=layout, cut=cut, device=device)
         optimization = Optimization(optimizer, lr, weight_decay)
-        return worker(part, Stack(plugins, observers=observers), peer, optimization)
+        if role == "server":  # as one that hears it from its client
+            peer.schedule = None
+        built = worker(part, Stack(plugins, observers=observers), peer, optimization)
+        peer.schedule = self._schedule
+        return built
+
+    @property
+    def _schedule(self) -> Schedule:
+        return Schedule(3 * self.samples, "steps", 30.0)
 
     # What is known of another model.
 

@@ -86,6 +86,7 @@ def frames_are_enough(s: Subject) -> str | None:
         except LookupError as error:
             raise Skipped(f"no fresh peer in another process: {error}") from None
         except PluginError as error:
+            s.needs_more_than_frames = True
             raise s.failed(
                 f"a fresh {role} in another process cannot go by the frames alone: {error}; put "
                 "all that it needs into the message"
@@ -94,6 +95,7 @@ def frames_are_enough(s: Subject) -> str | None:
             [Seen.of(thaw(raw)) for raw in expected], [Seen.of(thaw(raw)) for raw in sent]
         )
         if found:
+            s.needs_more_than_frames = True
             raise s.failed(
                 f"a fresh {role} in another process answers the same frames otherwise, first in "
                 f"{found}; it must go by the message alone, not by what this process remembers"

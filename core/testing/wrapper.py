@@ -8,6 +8,7 @@ from functools import partial
 
 from splitlab.core.catalogue.binding import bind
 from splitlab.core.catalogue.links import load_transport
+from splitlab.core.contract.errors import FAULTS, reason
 from splitlab.core.contract.link import Link, LinkWrapper, PeerRole
 from splitlab.core.testing.link_checks import LINK_CHECKS
 from splitlab.core.testing.links import Ends, one_of_each_kind
@@ -68,8 +69,8 @@ def _everywhere(check: Check[Ends]) -> Callable[[_Roads], str]:
                 skipped[road] = f"not over {road}: {skip}"
             except Failed as error:
                 raise Failed(f"over {road}: {error}") from error
-            except Exception as error:
-                raise Failed(f"over {road}: {type(error).__name__}: {error}") from error
+            except FAULTS as error:
+                raise Failed(f"over {road}: {reason(error)}") from error
         held = [road for road in roads if road not in skipped]
         if not held:
             raise Skipped("; ".join(skipped.values()) or "no transport works here")

@@ -26,7 +26,7 @@ exec splitlab compare --output "${1:?name a folder for the runs}" \
     --plugin sl-acc \
     --plugin sl-fac \
     --plugin splitfc \
-    --plugin fft-lowpass \
+    --plugin fft-lowpass:ratio=0.1,block=centred \
     --plugin powersgd \
     --plugin powersgd:ratio=0.1,svd=true \
     --plugin nsc-sl \

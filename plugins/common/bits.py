@@ -7,6 +7,8 @@ bytes and relies on little-endian machines, as the frames do.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -14,7 +16,18 @@ import torch
 from splitlab.core import ProtocolError
 from splitlab.plugins.common.exchange import working_dtype
 
-__all__ = ["MOST_BITS", "pack", "packed_bytes", "uniform_codes", "uniform_values", "unpack"]
+__all__ = [
+    "MOST_BITS",
+    "level_bytes",
+    "pack",
+    "pack_levels",
+    "packed_bytes",
+    "uniform_codes",
+    "uniform_values",
+    "unpack",
+    "unpack_levels",
+    "word",
+]
 
 MOST_BITS = 24
 """The widest code that `pack` takes."""
@@ -70,6 +83,57 @@ def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     for here, there in _pieces(count, bits, packed.device):
         decode(packed[there], bits, codes[here])
     return codes
+
+
+@functools.cache
+def word(levels: int) -> tuple[int, int]:
+    """Return how many codes `pack_levels` makes one number of, and how many bits that has.
+
+    The fewest bits for a code with which the number has at most 24.
+    """
+    most = max(1, int(MOST_BITS / math.log2(levels)))
+    words = [(n, (levels**n - 1).bit_length()) for n in range(1, most + 1)]
+    return min(words, key=lambda word: (word[1] / word[0], word[0]))
+
+
+def level_bytes(count: int, levels: int) -> int:
+    """Return the length of the string that `pack_levels` makes of so many codes."""
+    each, bits = word(levels)
+    return packed_bytes(-(-count // each), bits)
+
+
+def pack_levels(codes: torch.Tensor, levels: int) -> torch.Tensor:
+    """Return codes in [0, levels) as a dense string of bits, (`level_bytes`,) uint8.
+
+    Where the levels are no power of two, several codes are the digits of one number, the first one
+    the lowest: log2(levels) bits each and a few hundredths. The last number is filled with zeros.
+
+    Args:
+        codes: any shape and integer type.
+        levels: 2 to 2**24.
+    """
+    each, bits = word(levels)
+    if each == 1:
+        return pack(codes, bits)
+    digits = torch.nn.functional.pad(codes.reshape(-1).int(), (0, -codes.numel() % each))
+    place = levels ** torch.arange(each, dtype=torch.int32, device=codes.device)
+    return pack((digits.view(-1, each) * place).sum(dim=1, dtype=torch.int32), bits)
+
+
+def unpack_levels(packed: torch.Tensor, levels: int, count: int) -> torch.Tensor:
+    """Return the ``count`` codes that `pack_levels` packed, (count,); an integer type.
+
+    Codes of bits that nobody packed may be `levels` or more.
+
+    Raises:
+        ProtocolError: it is not a string of the length that `pack_levels` gives so many codes.
+    """
+    each, bits = word(levels)
+    words = unpack(packed, bits, -(-count // each))
+    if each == 1:
+        return words
+    place = levels ** torch.arange(each, dtype=torch.int32, device=packed.device)
+    return (words.int()[:, None] // place % levels).flatten()[:count]
 
 
 Map = Callable[[torch.Tensor, int, torch.Tensor], None]

@@ -102,6 +102,7 @@ class LowRank(ABC):
         self._feedback = feedback
         self._center = center
         self._tracks = {kind: Track() for kind in _TENSOR}
+        self._ranks: dict[Kind, int] = {}  # R of the last training step's factors
         self._kept: tuple[int, torch.Tensor] | None = None  # Q of a step, until its gradient passes
 
     @abstractmethod
@@ -151,6 +152,8 @@ class LowRank(ABC):
         if self._center:
             self._add_mean(message, rebuilt)
         message.put(_TENSOR[message.kind], rebuilt, Role.PAYLOAD)
+        if message.training:
+            self._ranks[message.kind] = P.shape[-1]
         if message.kind is Kind.ACTIVATION and self._natural and message.training:
             self._kept = message.step, Q
 
@@ -221,6 +224,7 @@ class LowRank(ABC):
 
         if not message.training:
             return
+        self._ranks[message.kind] = P.shape[-1]
         if self._natural:
             self._kept = message.step, Q
         if not bool(P.isfinite().all() & Q.isfinite().all() & P.any() & Q.any()):

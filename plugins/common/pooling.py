@@ -17,6 +17,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from splitlab.core import Attention, ConfigError, Cut, Peer, PluginError
+from splitlab.plugins.common.finite import faults, marked
 from splitlab.plugins.common.settings import DEFAULT_RATIO, check_share, either
 
 __all__ = [
@@ -58,16 +59,17 @@ class Share:
             if value is not None:
                 check_share(name, value)
 
-    def patches(self, N: int, P: int) -> int:
-        """Return how many of N - P patches are kept; N - P means: change nothing."""
+    def patches(self, N: int, peer: Peer) -> int:
+        """Return how many of the patches among N tokens are kept; all means: change nothing."""
+        P = peer.prefix_tokens
         if self.keep is not None:
-            return math.ceil(self.keep * (N - P) - 1e-9)
+            return max(1, math.ceil(self.keep * (N - P) - 1e-9))
         K = floor(N * (self.ratio or DEFAULT_RATIO))
-        return N - P if K >= N else max(K, self._least(P)) - P - self.fused
+        return N - P if K >= N else max(K, self._least(peer)) - P - self.fused
 
     def check(self, peer: Peer) -> None:
-        """Refuse a ξ that special and fused tokens alone exceed."""
-        least, N = self._least(peer.prefix_tokens), peer.tokens
+        """Refuse a ξ that is less than what the server needs and what is fused."""
+        least, N = self._least(peer), peer.tokens
         if self.ratio is not None and floor(N * self.ratio) < least:
             raise unreachable(self.plugin, self.ratio, least, N)
 
@@ -75,12 +77,12 @@ class Share:
         """Return ξ: as asked for, or of the patches that are kept."""
         N, P = peer.tokens, peer.prefix_tokens
         if self.keep is None:
-            return self.ratio or max(DEFAULT_RATIO, self._least(P) / N)
-        M = self.patches(N, P)
+            return self.ratio or max(DEFAULT_RATIO, self._least(peer) / N)
+        M = self.patches(N, peer)
         return 1.0 if M >= N - P else (P + M + self.fused) / N
 
-    def _least(self, P: int) -> int:
-        return max(1, P + self.fused)
+    def _least(self, peer: Peer) -> int:
+        return max(1, peer.prefix_tokens + self.fused, peer.least_tokens)
 
 
 def floor(value: float) -> int:
@@ -119,8 +121,12 @@ def bring_attention(cut: Cut, change: Callable[[torch.Tensor], torch.Tensor]) ->
 
 
 def select_in_cut(cut: Cut, tokens_BK: torch.Tensor) -> None:
-    """Client: leave these tokens, in this order, of activations, attention and token sizes."""
-    cut.activations = select_tokens(cut.activations, tokens_BK)
+    """Client: leave these tokens, in this order, of activations, attention and token sizes.
+
+    A row is sent as NaN if any of its tokens, of those left out too, is not finite.
+    """
+    fault_B = faults(cut.activations)
+    cut.activations = marked(select_tokens(cut.activations, tokens_BK), fault_B)
     bring_attention(cut, lambda attention_BN: attention_BN.gather(1, tokens_BK))
     if SIZES in cut.side:
         sizes_BN = cut.side[SIZES]

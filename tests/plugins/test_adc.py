@@ -508,6 +508,25 @@ def test_extreme_values(criterion: Any, what: str) -> None:
     assert out.backward(torch.ones_like(out.client.activations)).isfinite().all()
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_says_that_a_token_left_out_is_not_finite(bad: float) -> None:
+    for stack in ([ADC(ratio=0.2)], [ADCBatchMerge(ratio=0.45), ADCTokenSelect(ratio=0.45)]):
+        cut, spoilt = make_cut(), make_cut()
+        for each in (cut, spoilt):
+            each.measured[ATTENTION][:, 5] = 0  # never among those that are sent
+        clean = run_step(stack, cut)
+        X = spoilt.activations.detach()
+        X[2, 5, 1] = bad
+        spoilt.activations = X.requires_grad_()
+        out = run_step(stack, spoilt)
+        assert torch.equal(out.clusters, clean.clusters)
+        row = int(out.clusters[2])
+        finite = out.wire["activations"].isfinite().flatten(1)
+        assert finite.all(1).tolist() == [i != row for i in range(len(finite))]
+        others = [i for i in range(len(finite)) if i != row]
+        assert torch.equal(out.wire["activations"][others], clean.wire["activations"][others])
+
+
 def test_more_than_256_clusters_travel_as_uint16() -> None:
     cut = make_cut(600, 3, 2)
     out = run_step([ADCBatchMerge(ratio=0.5, criterion="random")], cut)
@@ -597,10 +616,29 @@ def test_evaluation_may_select_tokens(plugin: Plugin) -> None:
 
 
 def test_nominal_ratios() -> None:
-    assert ADC(ratio=0.05, alloc="quarter_bug").nominal_ratio() == (0.05, 0.05)
-    assert ADC(alloc="explicit", tau=0.5, kappa=0.25).nominal_ratio() == (0.125, 0.125)
-    assert ADCBatchMerge(ratio=0.3).nominal_ratio() == (0.3, 0.3)
-    assert ADCTokenSelect(ratio=0.2).nominal_ratio() == (0.2, 0.2)
+    def nominal(plugin: Any, **facts: Any) -> float:
+        plugin.setup(Tiny().peer(batch_size=40, tokens=40, grid=None, **facts))
+        up, down = plugin.nominal_ratio()
+        assert up == down
+        return float(up)
+
+    assert nominal(ADC(ratio=0.05, alloc="quarter_bug")) == 0.05
+    assert nominal(ADC(alloc="explicit", tau=0.5, kappa=0.25)) == 0.125
+    assert nominal(ADCBatchMerge(ratio=0.3)) == 0.3
+    assert nominal(ADCTokenSelect(ratio=0.2)) == 0.2
+    many = {"prefix_tokens": 9, "class_token": True, "pools": True}  # one patch is sent, too
+    assert nominal(ADCTokenSelect(ratio=0.2), **many) == 0.25
+    assert nominal(ADC(alloc="explicit", tau=0.5, kappa=0.125), **many) == 0.125
+
+
+def test_a_patch_is_left_to_a_head_that_pools_patches() -> None:
+    plugin = ADCTokenSelect(ratio=0.01)
+    scores = torch.arange(12.0).expand(2, 12)
+    kept = plugin._selection.choose(
+        scores, Tiny().peer(tokens=12, prefix_tokens=2, class_token=True, pools=True)
+    )
+    assert kept is not None
+    assert kept.tolist() == [[0, 1, 11]] * 2
 
 
 def test_attention_is_asked_for_where_it_is_used() -> None:

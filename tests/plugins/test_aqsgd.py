@@ -13,7 +13,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitlab.core import ConfigError, Cut, Kind, Message, PluginError, ProtocolError, Role
+from splitlab.core import (
+    ConfigError,
+    Cut,
+    Diverged,
+    Kind,
+    Message,
+    PluginError,
+    ProtocolError,
+    Role,
+)
 from splitlab.core.catalogue.binding import bind
 from splitlab.core.engine.conversation import hold
 from splitlab.core.testing.tiny import Tiny
@@ -104,6 +113,19 @@ def test_vector() -> None:
     codes = quantize(values, scale, 4)
     assert codes.view(-1).tolist() == [7, -4, 2, 1]
     assert dequantize(codes, scale, 4).view(-1).tolist() == [0.875, -0.5, 0.25, 0.125]
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("size", [1e-7, 1e-5, 1e-3, 1.0, 1e3])
+def test_codes_are_those_of_the_official_code(bits: int, size: float) -> None:
+    """It adds 10⁻⁶ to a scale in float16, where that may be nothing, or more."""
+    draw = torch.Generator().manual_seed(bits)
+    values = size * torch.randn(2000, 16, generator=draw) * torch.rand(16, generator=draw)
+    scale = values.abs().amax(0).half()
+    padded = torch.tensor([float(s) + 1e-6 for s in scale]).half()
+    half = 2.0 ** (bits - 1)
+    wanted = (values / padded.float() * half).round().clamp(-half, half - 1)
+    assert torch.equal(quantize(values, scale, bits), wanted)
 
 
 def test_vector_on_the_wire(tiny: Any) -> None:
@@ -209,7 +231,7 @@ def test_gradients(tiny: Any) -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_bytes(bits: int) -> None:
     plugin = make_plugin(bits=bits, gradient_bits=bits)
-    assert plugin.nominal_ratio() == (bits / 32, bits / 32)
+    assert plugin.nominal_ratio(None) == (bits / 32, bits / 32)
 
     def size(ids: list[int]) -> int:
         message = sent(plugin, tokens(), ids)
@@ -236,7 +258,7 @@ def test_ids_that_need_8_bytes(tiny: Any) -> None:
 )
 def test_ratio(tiny: Any, ratio: float, bits: int) -> None:
     client, server = pair(ratio=ratio)
-    assert client.nominal_ratio() == (ratio, ratio)
+    assert client.nominal_ratio(None) == (ratio, ratio)
     ids = list(range(B))
     visit(tiny, (client, server), tokens(0), ids)
     up = sent(client, tokens(1), ids)
@@ -337,13 +359,13 @@ def test_what_is_not_finite(tiny: Any, bad: float) -> None:
     values = tokens()
     values[2, 3, 4] = bad
     for plugin in (client, server):
-        with pytest.raises(PluginError, match=r"not all finite, .* diverged"):
+        with pytest.raises(Diverged, match=r"'aqsgd': the activations hold .* not finite"):
             sent(plugin, values, list(range(B)))
         assert plugin.state_dict() == {}
         sent(plugin, tokens(), list(range(B)))
     before = client.state_dict()["table"]
     for ids in (list(range(B)), [0, 1, 20, 3, 4, 5]):
-        with pytest.raises(PluginError, match=r"not all finite, .* diverged"):
+        with pytest.raises(Diverged, match=r"'aqsgd': the activations hold .* not finite"):
             sent(client, values, ids)
     assert torch.equal(client.state_dict()["table"], before), "nothing of it is remembered"
 
@@ -467,8 +489,8 @@ def test_what_a_client_refuses(exponent: Any) -> None:
 
 def test_by_name() -> None:
     plugin = bind("plugins", "aqsgd:bits=3,memory=device").build()
-    assert plugin.nominal_ratio() == (3 / 32, 0.25)
-    assert AQSGD().nominal_ratio() == (0.125, 0.25)
+    assert plugin.nominal_ratio(None) == (3 / 32, 0.25)
+    assert AQSGD().nominal_ratio(None) == (0.125, 0.25)
 
 
 @pytest.mark.gpu
@@ -481,3 +503,19 @@ def test_a_gpu_and_a_cpu_do_not_drift_apart(tiny: Any) -> None:
         ours, theirs = client.state_dict(), server.state_dict()
         assert torch.equal(ours["table"], theirs["table"])
         assert back.isfinite().all()
+
+
+def test_a_first_visit_is_charged_as_what_it_sends(tiny: Any) -> None:
+    client, server = tiny.pair([tiny.bound(AQSGD)])
+    seen = []
+    for batch in (tiny.batch(0), tiny.batch(0), tiny.batch(1)):
+
+        def ask(message: Any) -> Any:
+            return tiny.travel(server.handle(tiny.travel(message)))
+
+        step = len(seen)
+        hold(client.train(batch, step), ask)
+        seen.append(client.stack.nominal_ratio(step))
+    assert seen == [(0.5, 0.25), (0.125, 0.25), (0.5, 0.25)]
+    assert client.stack.charges_by_step
+    assert client.stack.nominal_ratio() == (0.125, 0.25)

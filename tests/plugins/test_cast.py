@@ -104,10 +104,10 @@ def test_what_is_not_finite(dtype: Any) -> None:
     back = there_and_back(Cast(dtype=dtype), torch.tensor([1.0, torch.nan, 2.0]))
     assert back.isnan().tolist() == [False, True, False]
     assert back[[0, 2]].tolist() == [1, 2]
-    back = there_and_back(Cast(dtype=dtype), torch.tensor([1.0, -torch.inf, 2.0]))
-    assert back.isfinite().all()
-    assert back[1] < -6e4
-    assert back[[0, 2]].tolist() == ([0, 0] if "8" in dtype else [1, 2])
+    for infinity in (torch.inf, -torch.inf):
+        back = there_and_back(Cast(dtype=dtype), torch.tensor([1.0, infinity, 2.0]))
+        assert back.isnan().tolist() == [False, True, False]
+        assert back[[0, 2]].tolist() == ([0, 0] if "8" in dtype else [1, 2])
 
 
 @pytest.mark.parametrize("direction", ["both", "up", "down"])

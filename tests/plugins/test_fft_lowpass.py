@@ -6,6 +6,7 @@ Shapes: B rows, N tokens, D width; M and Q kept of them.
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from splitlab.core.engine.conversation import hold
 from splitlab.plugins.adc import ADC
 from splitlab.plugins.c3sl import C3SL
 from splitlab.plugins.fft_lowpass import SIZE, FFTLowpass, fourier_basis
+
+BLOCKS = ["corner", "mirrored", "centred"]
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -48,40 +51,76 @@ def server_cut(cut: Cut, **params: Any) -> tuple[torch.Tensor, Cut]:
     return leaf, there
 
 
-def lowpass(X: torch.Tensor, M: int, Q: int) -> torch.Tensor:
+def lowpass(X: torch.Tensor, M: int, Q: int, block: str) -> torch.Tensor:
     """The definition: transform all, blank all but the block, transform back."""
-
-    def kept(n: int, m: int) -> torch.Tensor:
-        frequency = torch.fft.fftfreq(n, 1 / n).abs()
-        return torch.ones(n, dtype=torch.bool) if m == n else frequency <= m // 2
-
     _, N, D = X.shape
-    spectrum = torch.fft.fft2(X) * (kept(N, M)[:, None] & kept(D, Q))
-    back = torch.fft.ifft2(spectrum)
-    assert float(back.imag.detach().abs().max()) < 1e-9
+    kept = torch.zeros(N, D, dtype=torch.bool)
+    if block == "centred":
+        down, across = (
+            torch.fft.fftfreq(n, 1 / n).abs() <= (n if m == n else m // 2)
+            for n, m in ((N, M), (D, Q))
+        )
+        kept |= down[:, None] & across
+    elif (M, Q) == (N, D):
+        return X
+    else:
+        kept[:M, : Q // 2] = True
+    if block == "mirrored":
+        kept |= kept.roll((-1, -1), (0, 1)).flip(0, 1)
+    back = torch.fft.ifft2(torch.fft.fft2(X) * kept)
+    if block != "corner":
+        assert float(back.imag.detach().abs().max()) < 1e-9
     return back.real
 
 
-@pytest.mark.parametrize(("N", "D"), [(5, 16), (7, 4), (1, 9), (6, 1)])
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize(("N", "D"), [(5, 16), (7, 4), (1, 9), (6, 1), (4, 6)])
 @pytest.mark.parametrize(("tokens", "width"), [(0.1, 0.5), (0.5, 1.0), (1.0, 0.3), (0.7, 0.7)])
-def test_it_is_fft_block_and_inverse_fft(N: int, D: int, tokens: float, width: float) -> None:
+def test_it_is_fft_block_and_inverse_fft(
+    N: int, D: int, tokens: float, width: float, block: Any
+) -> None:
     X = noise(3, N, D, dtype=torch.float64).requires_grad_()
-    params = {"token_keep": tokens, "width_keep": width}
+    params = {"token_keep": tokens, "width_keep": width, "block": block}
     cut = client_cut(X, **params)
     _, M, Q = cut.activations.shape
     leaf, there = server_cut(cut, **params)
     assert not there.side
-    torch.testing.assert_close(there.activations, lowpass(X, M, Q), rtol=0, atol=1e-12)
+    torch.testing.assert_close(there.activations, lowpass(X, M, Q, block), rtol=0, atol=1e-12)
 
-    # The projection is its own adjoint, so that the gradient is smoothed likewise.
     gradient = noise(3, N, D, seed=1, dtype=torch.float64)
-    down = torch.autograd.grad(there.activations, leaf, gradient)[0]
+    down = gradient
+    if there.activations is not leaf:
+        down = torch.autograd.grad(there.activations, leaf, gradient)[0]
     assert down.shape == (3, M, Q)
-    ours = torch.autograd.grad(cut.activations, X, down)[0]
+    ours = down if cut.activations is X else torch.autograd.grad(cut.activations, X, down)[0]
     Y = X.detach().clone().requires_grad_()
-    theirs = torch.autograd.grad(lowpass(Y, M, Q), Y, gradient)[0]
+    theirs = torch.autograd.grad(lowpass(Y, M, Q, block), Y, gradient)[0]
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
-    torch.testing.assert_close(ours, lowpass(gradient, M, Q), rtol=0, atol=1e-9)
+    # The whole map is symmetric, so that the gradient is smoothed likewise.
+    torch.testing.assert_close(ours, lowpass(gradient, M, Q, block), rtol=0, atol=1e-9)
+
+
+def test_the_corner_in_numbers() -> None:
+    """The paper's steps on a matrix of 4 by 4: the mean, and a wave of each diagonal."""
+    s, d = torch.arange(4.0)[:, None], torch.arange(4.0)
+    falling = torch.cos(math.pi / 2 * (s + d))  # at (1, 1) and (3, 3)
+    rising = torch.cos(math.pi / 2 * (s - d))  # at (1, 3) and (3, 1)
+    X = (3 + 8 * falling + 5 * rising)[None]
+    params: dict[str, Any] = {"token_keep": 0.5, "width_keep": 0.5}
+    sent = client_cut(X, **params).activations
+    expected = torch.zeros(1, 2, 4)
+    expected[0, 0, 0], expected[0, 1, 2] = 4 * 3, 4 * 8 / 2  # Re of (0, 0), Re of (1, 1)
+    torch.testing.assert_close(sent, expected)
+    for block, found in (
+        ("corner", 3 + 4 * falling),
+        ("mirrored", 3 + 8 * falling),
+    ):
+        cut = client_cut(X, block=block, **params)
+        back = server_cut(cut, block=block, **params)[1].activations
+        torch.testing.assert_close(back, found[None])
+    params = {"token_keep": 0.75, "width_keep": 0.75, "block": "centred"}
+    back = server_cut(client_cut(X, **params), **params)[1].activations
+    torch.testing.assert_close(back, X)
 
 
 @settings(max_examples=25, deadline=None)
@@ -100,57 +139,73 @@ def test_the_basis_is_orthonormal(n: int, m: int) -> None:
     N=st.sampled_from([1, 5, 50, 197, 256]),
     D=st.sampled_from([1, 2, 16, 192, 384]),
     ratio=st.floats(0.001, 1),
+    block=st.sampled_from(BLOCKS),
 )
-def test_the_block_fills_the_ratio(N: int, D: int, ratio: float) -> None:
-    M, Q = FFTLowpass(ratio=ratio)._block(N, D)
-    assert M % 2 == 1 or M == N
-    assert Q % 2 == 1 or Q == D
-    assert max(1, ratio * N * D) + 1e-6 >= M * Q
+def test_the_block_fills_the_ratio(N: int, D: int, ratio: float, block: Any) -> None:
+    M, Q = FFTLowpass(ratio=ratio, block=block)._block(N, D)
+    parts = 1 if block == "centred" else 2
+    assert max(parts, ratio * N * D) + 1e-6 >= M * Q or (M, Q) == (N, D) == (1, 1)
+    if block == "centred":
+        assert M % 2 == 1 or M == N
+        assert Q % 2 == 1 or Q == D
+    else:
+        assert (M <= N and Q % 2 == 0 and M * Q < N * D) or (M, Q) == (N, D)
     if N >= 50 and D >= 192 and ratio > 0.05:
         assert 0.9 * ratio * N * D <= M * Q
-        assert 0.8 < (M / N) / ratio**0.5 < 1.2, "both axes alike"
+        if ratio < 1:
+            assert 0.8 < (M / N) / (ratio / parts) ** 0.5 < 1.2, "both axes alike"
 
 
 def test_sizes_of_a_deit() -> None:
     for ratio in (0.05, 0.1, 0.3, 0.5):
-        M, Q = FFTLowpass(ratio=ratio)._block(197, 192)
-        assert 0.97 * ratio < M * Q / (197 * 192) <= ratio
-    assert FFTLowpass(token_keep=0.5, width_keep=0.25)._block(197, 192) == (97, 47)
-    assert FFTLowpass(token_keep=0.5)._block(197, 192) == (97, 192)
+        for block in BLOCKS:
+            M, Q = FFTLowpass(ratio=ratio, block=block)._block(197, 192)  # type: ignore[arg-type]
+            assert 0.97 * ratio < M * Q / (197 * 192) <= ratio
+    both = FFTLowpass(token_keep=0.5, width_keep=0.25)
+    assert both._block(197, 192) == (98, 2 * 48)
+    assert FFTLowpass(token_keep=0.5)._block(197, 192) == (98, 2 * 192)
+    assert FFTLowpass(token_keep=0.6)._block(197, 192) == (197, 192), "no more than everything"
+    both = FFTLowpass(token_keep=0.5, width_keep=0.25, block="centred")
+    assert both._block(197, 192) == (97, 47)
+    assert FFTLowpass(token_keep=0.5, block="centred")._block(197, 192) == (97, 192)
 
 
-def test_everything_kept_is_the_identity() -> None:
+@pytest.mark.parametrize("block", BLOCKS)
+def test_everything_kept_is_the_identity(block: Any) -> None:
     X = noise(3, 5, 16)
-    cut = client_cut(X, ratio=1)
+    cut = client_cut(X, ratio=1, block=block)
     assert torch.equal(cut.activations, X)
-    assert torch.equal(server_cut(cut, ratio=1)[1].activations, X)
+    assert torch.equal(server_cut(cut, ratio=1, block=block)[1].activations, X)
 
 
 def test_what_is_smooth_is_kept_whole_and_what_is_rough_is_lost() -> None:
     tokens, width = fourier_basis(9, 9), fourier_basis(21, 21)
     smooth = (tokens[2][:, None] * width[4])[None]
     rough = (tokens[7][:, None] * width[4])[None]
-    params = {"token_keep": 0.4, "width_keep": 0.3}
+    params: dict[str, Any] = {"token_keep": 0.4, "width_keep": 0.3, "block": "centred"}
     torch.testing.assert_close(
         server_cut(client_cut(smooth, **params), **params)[1].activations, smooth
     )
     assert server_cut(client_cut(rough, **params), **params)[1].activations.norm() < 1e-12
 
 
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
+def test_half_precision_is_computed_in_float32(dtype: torch.dtype, block: Any) -> None:
     X = noise(3, 9, 16).to(dtype).requires_grad_()
-    cut = client_cut(X, ratio=0.3)
+    params: dict[str, Any] = {"ratio": 0.3, "block": block}
+    cut = client_cut(X, **params)
     assert cut.activations.dtype == dtype
-    assert torch.equal(cut.activations, client_cut(X.float(), ratio=0.3).activations.to(dtype))
-    leaf, there = server_cut(cut, ratio=0.3)
+    assert torch.equal(cut.activations, client_cut(X.float(), **params).activations.to(dtype))
+    leaf, there = server_cut(cut, **params)
     assert there.activations.dtype == dtype
     down = torch.autograd.grad(there.activations.sum(), leaf)[0]
     assert torch.autograd.grad(cut.activations, X, down)[0].dtype == dtype
 
 
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("what", ["zeros", "constant", "outlier", "one row", "one token"])
-def test_values_out_of_the_ordinary(what: str) -> None:
+def test_values_out_of_the_ordinary(what: str, block: Any) -> None:
     X = noise(3, 9, 16)
     if what == "zeros":
         X.zero_()
@@ -162,17 +217,19 @@ def test_values_out_of_the_ordinary(what: str) -> None:
         X = X[:1]
     else:
         X = X[:, :1]
-    found = server_cut(client_cut(X))[1].activations
+    found = server_cut(client_cut(X, block=block), block=block)[1].activations
     assert found.shape == X.shape
     assert found.isfinite().all()
     if what in ("zeros", "constant"):
         torch.testing.assert_close(found, X)
 
 
-def test_a_number_that_is_not_finite_spoils_its_sample_alone() -> None:
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+def test_a_number_that_is_not_finite_spoils_its_sample_alone(block: Any, bad: float) -> None:
     X = noise(3, 9, 16)
-    X[1, 2, 3] = torch.inf
-    found = server_cut(client_cut(X))[1].activations
+    X[1, 2, 3] = bad
+    found = server_cut(client_cut(X, block=block), block=block)[1].activations
     assert found.isfinite().flatten(1).all(1).tolist() == [True, False, True]
     assert not found[1].isfinite().any()
 
@@ -180,7 +237,7 @@ def test_a_number_that_is_not_finite_spoils_its_sample_alone() -> None:
 def test_evaluation() -> None:
     X = noise(3, 9, 16)
     assert FFTLowpass().traits().evaluation
-    assert client_cut(X, training=False).activations.shape == (3, 3, 3)
+    assert client_cut(X, training=False).activations.shape == (3, 1, 14)
     assert not FFTLowpass(evaluation=False).traits().evaluation
     cut = client_cut(X, training=False, evaluation=False)
     assert cut.activations is X
@@ -191,7 +248,10 @@ def test_evaluation() -> None:
 def test_nominal_ratios() -> None:
     assert FFTLowpass().nominal_ratio() == (0.1, 0.1)
     assert FFTLowpass(ratio=0.3).nominal_ratio() == (0.3, 0.3)
-    assert FFTLowpass(token_keep=0.5, width_keep=0.25).nominal_ratio() == (0.125, 0.125)
+    both = {"token_keep": 0.5, "width_keep": 0.25}
+    assert FFTLowpass(**both).nominal_ratio() == (0.25, 0.25), "complex numbers"
+    assert FFTLowpass(**both, block="centred").nominal_ratio() == (0.125, 0.125)  # type: ignore[arg-type]
+    assert FFTLowpass(token_keep=0.9).nominal_ratio() == (1, 1)
 
 
 # --- What arrives is not trusted ------------------------------------------------------------------
@@ -220,6 +280,7 @@ def test_a_size_that_does_not_fit_is_refused(size: torch.Tensor) -> None:
         ({"ratio": 0.0}, "ratio=0.0 is refused"),
         ({"token_keep": 1.5}, "token_keep=1.5"),
         ({"width_keep": 0.0}, "width_keep=0.0"),
+        ({"block": "center"}, "block=center is refused; allowed: corner, mirrored, centred"),
         ({"ratio": 0.1, "token_keep": 0.3}, "allowed: one of ratio, token_keep"),
         ({"ratio": 0.1, "width_keep": 0.3}, "allowed: one of ratio, width_keep"),
     ],
@@ -238,14 +299,18 @@ def test_twice_in_a_stack(tiny: Any) -> None:
 
 
 @pytest.mark.parametrize("B", [1, 6])
-def test_bytes(tiny: Any, B: int) -> None:
-    client, server = tiny.pair([tiny.bound(FFTLowpass, ratio=0.3)])
+@pytest.mark.parametrize(
+    ("block", "M", "Q"), [("corner", 2, 12), ("mirrored", 2, 12), ("centred", 3, 7)]
+)
+def test_bytes(tiny: Any, B: int, block: str, M: int, Q: int) -> None:
+    """24 of 5 · 16 numbers allowed: 2 · 6 complex ones, or 3 · 7."""
+    client, server = tiny.pair([tiny.bound(FFTLowpass, ratio=0.3, block=block)])
     up = next(client.train(tiny.batch(size=B), 0))
-    assert up["activations"].shape == (B, 3, 7), "3 · 7 of 24 numbers allowed"
-    assert [up[name].nbytes for name in up.names(Role.PAYLOAD)] == [4 * B * 3 * 7]
+    assert up["activations"].shape == (B, M, Q)
+    assert [up[name].nbytes for name in up.names(Role.PAYLOAD)] == [4 * B * M * Q]
     assert [up[name].nbytes for name in up.names(Role.SIDE)] == [8]
     down = server.handle(tiny.travel(up))
-    assert [down[name].nbytes for name in down] == [4 * B * 3 * 7]
+    assert [down[name].nbytes for name in down] == [4 * B * M * Q]
 
 
 def test_training_repeats_itself_and_resumes(tiny: Any) -> None:
@@ -268,7 +333,7 @@ def test_evaluation_through_frames(tiny: Any) -> None:
 
     def ask(up: Message) -> Message:
         up = tiny.travel(up)
-        assert up["activations"].shape == (6, 1, 7)
+        assert up["activations"].shape == (6, 1, 8), "8 of 80 numbers"
         down = tiny.travel(server.handle(up))
         assert down.kind is Kind.PREDICTION
         return down
@@ -283,7 +348,7 @@ def test_between_adc_and_c3sl(tiny: Any) -> None:
         tiny.bound(C3SL, group=2),
     ]
     up = next(tiny.client(stack).train(tiny.batch(), 0))
-    assert up["activations"].shape == (2, 3, 7), "4 rows of 3 tokens; 3 · 7 of 24; 2 to a sum"
+    assert up["activations"].shape == (2, 1, 24), "4 rows of 3 tokens; 12 complex; 2 to a sum"
     assert all(loss > 0 for loss in tiny.train(*tiny.pair(stack), range(2)))
 
 
@@ -301,8 +366,9 @@ def test_built_by_name() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_gpu_agrees_with_the_cpu() -> None:
     X = noise(8, 197, 192)
-    here, there = client_cut(X), client_cut(X.cuda())
-    torch.testing.assert_close(there.activations.cpu(), here.activations, rtol=1e-4, atol=1e-4)
-    back = server_cut(there)[1].activations.detach().cpu()
-    expected = server_cut(here)[1].activations.detach()
-    torch.testing.assert_close(back, expected, rtol=1e-4, atol=1e-4)
+    for block in BLOCKS:
+        here, there = client_cut(X, block=block), client_cut(X.cuda(), block=block)
+        torch.testing.assert_close(there.activations.cpu(), here.activations, rtol=1e-4, atol=1e-4)
+        back = server_cut(there, block=block)[1].activations.detach().cpu()
+        expected = server_cut(here, block=block)[1].activations.detach()
+        torch.testing.assert_close(back, expected, rtol=1e-4, atol=1e-4)

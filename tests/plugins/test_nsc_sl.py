@@ -206,7 +206,7 @@ def test_ratio_is_a_cap(peers: Any, ratio: float, mat: str, gradient: str) -> No
     _, up = pair.send(Kind.ACTIVATION, X)
     _, down = pair.send(Kind.GRADIENT, X)
     assert (nbytes(up) + nbytes(down)) / 2 <= ratio * X.nbytes
-    assert pair.client.nominal_ratio() == pytest.approx(
+    assert pair.client.nominal_ratio(None) == pytest.approx(
         (nbytes(up) / X.nbytes, nbytes(down) / X.nbytes)
     )
 
@@ -230,7 +230,7 @@ def test_bytes(peers: Any, mat: str, gradient: str, dtype: torch.dtype) -> None:
 def test_default_of_a_deit(tiny: Any) -> None:
     plugin = NSCSL()
     plugin.setup(tiny.peer(batch_size=128, tokens=197, width=192))
-    assert plugin.nominal_ratio() == pytest.approx((0.0997, 0.0990), abs=1e-4)
+    assert plugin.nominal_ratio(None) == pytest.approx((0.0997, 0.0990), abs=1e-4)
 
 
 # --- Gradients and feedback -----------------------------------------------------------------------

@@ -211,7 +211,7 @@ def test_error_and_bytes(tiny: Any, per: Any, params: dict[str, Any]) -> None:
 @pytest.mark.parametrize("kind", [Kind.ACTIVATION, Kind.GRADIENT])
 def test_the_ratio_is_met(ratio: float, kind: Kind) -> None:
     plugin = make_plugin(ratio=ratio)
-    assert plugin.nominal_ratio() == (ratio, ratio)
+    assert plugin.nominal_ratio(None) == (ratio, ratio)
     for seed in range(3):
         message = sent(plugin, tokens(seed) * (1e-7 if kind is Kind.GRADIENT else 1), kind)
         real = sum(message[name].nbytes for name in message) / (4 * B * N * C)
@@ -225,7 +225,7 @@ def test_rule_without_a_ratio() -> None:
     widths, groups = read_widths(sent(plugin, tokens()))
     assert (int(widths.min()), int(widths.max())) == (2, 8)
     assert len(set(zip(widths.tolist(), groups.tolist(), strict=True))) == int(groups.max()) + 1
-    assert plugin.nominal_ratio() == (10 / 64, 10 / 64)
+    assert plugin.nominal_ratio(None) == (10 / 64, 10 / 64)
 
 
 def test_a_constant_channel_costs_least_and_arrives_exactly(tiny: Any) -> None:
@@ -267,6 +267,7 @@ def test_dtypes(tiny: Any, dtype: torch.dtype) -> None:
         tokens(0, 1, 1, C),
         tokens(0, 3, 2, C) * 1e-30,
         tokens(0, 3, 2, C).transpose(0, 1),
+        tokens(0, 1, 7, C).mT.contiguous().mT,  # channel by channel: patches without a class token
     ],
 )
 @pytest.mark.parametrize("per", ["group", "channel"])

@@ -319,11 +319,11 @@ def test_evaluation() -> None:
 
 
 def test_nominal_ratios() -> None:
-    assert SLFAC().nominal_ratio() == (0.1, 0.1)
-    assert SLFAC(ratio=0.2).nominal_ratio() == (0.2, 0.2)
-    assert SLFAC(min_bits=2, max_bits=8).nominal_ratio() == (5 / 32, 5 / 32)
-    assert SLFAC(max_bits=6).nominal_ratio() == (4 / 32, 4 / 32)
-    assert SLFAC(min_bits=10).nominal_ratio() == (10 / 32, 10 / 32)
+    assert SLFAC().nominal_ratio(None) == (0.1, 0.1)
+    assert SLFAC(ratio=0.2).nominal_ratio(None) == (0.2, 0.2)
+    assert SLFAC(min_bits=2, max_bits=8).nominal_ratio(None) == (5 / 32, 5 / 32)
+    assert SLFAC(max_bits=6).nominal_ratio(None) == (4 / 32, 4 / 32)
+    assert SLFAC(min_bits=10).nominal_ratio(None) == (10 / 32, 10 / 32)
 
 
 # --- Refusals -------------------------------------------------------------------------------------

@@ -218,6 +218,16 @@ def test_evaluation_is_reduced_on_demand(kind: type[Plugin]) -> None:
     assert not hasattr(kind, "state_dict")
 
 
+@pytest.mark.parametrize("facts", [{"class_token": False}, {"class_token": True, "pools": True}])
+def test_drawing_leaves_a_patch_to_a_head_that_pools_patches(facts: dict[str, bool]) -> None:
+    cut, plugin = make_cut(2, 17, 3), RandomTokens()
+    run(plugin, cut, prefix_tokens=4, **facts)
+    assert cut.activations.shape == (2, 5, 3)
+    assert plugin.nominal_ratio() == (5 / 17, 5 / 17)
+    with pytest.raises(ConfigError, match="at least 5 are sent"):
+        run(RandomTokens(ratio=0.29), make_cut(2, 17, 3), prefix_tokens=4, **facts)
+
+
 def test_what_random_tokens_refuses() -> None:
     with pytest.raises(ConfigError, match="leave out ratio or keep"):
         RandomTokens(keep=0.5, ratio=0.5)

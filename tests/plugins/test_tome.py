@@ -219,6 +219,13 @@ def test_the_server_attends_as_if_nothing_were_merged(tiny: Any) -> None:
         assert not torch.allclose(part.forward(merged.activations), whole, atol=1e-3)
 
 
+def test_the_smallest_share_of_a_model_is_the_nominal_one() -> None:
+    cut, plugin = make_cut(), ToMe()
+    run(plugin, cut, prefix_tokens=2)
+    assert cut.activations.shape[1] == 3
+    assert plugin.nominal_ratio() == (3 / 9, 3 / 9)
+
+
 def test_without_proportional_attention_no_sizes_travel() -> None:
     cut = make_cut()
     plugin = ToMe(prop_attn=False)

@@ -130,7 +130,7 @@ def test_largest_of_every_row(
     out = run_step(tiny, TopK(rate=rate, scope=scope), X, **facts)
     rows = X.flatten(1) if scope == "sample" else X.reshape(-1, row[-1])
     M = rows.shape[1]
-    k = max(1, math.floor(rate * M + 0.5))
+    k = max(1, round(rate * M))
     mask = by_sorting(rows, k)
     assert torch.equal(out.back, (rows * mask).view(X.shape))
     assert out.back.dtype == dtype
@@ -213,7 +213,7 @@ def test_bytes(tiny: Any, build: Any, scope: Any, rate: float) -> None:
     X = noise(3, 7, 50)
     out = run_step(tiny, build(rate=rate, scope=scope), X)
     R, M, dimensions = (3, 350, 2) if scope == "sample" else (21, 50, 1)
-    k = math.floor(rate * M + 0.5)
+    k = round(rate * M)
     name = build.__name__.lower()
     indices, mask = math.ceil(R * k * bits_of(M) / 8), math.ceil(R * M / 8)
     form = "indices" if indices <= mask else "mask"
@@ -314,9 +314,30 @@ def test_k_different_numbers_whatever_alpha(
 ) -> None:
     X = noise(5, 1, M)
     out = run_step(tiny, RandTopK(rate=rate, alpha=alpha, mode=mode), X, seed=seed)
-    k = max(1, math.floor(rate * M + 0.5))
+    k = max(1, round(rate * M))
     assert (out.chosen.flatten(1).sum(1) == k).all()
     assert torch.equal(out.back, X * out.chosen)
+
+
+@pytest.mark.parametrize(("rate", "k"), [(0.25, 2), (0.35, 4), (0.001, 1)])
+def test_half_a_number_is_rounded_to_even_as_the_official_code_does(
+    tiny: Any, rate: float, k: int
+) -> None:
+    out = run_step(tiny, TopK(rate=rate), noise(3, 1, 10))
+    assert out.sent.shape == (3, k)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("mode", ["multinomial", "binomial"])
+def test_chance_never_takes_away_what_is_not_finite(tiny: Any, mode: Any, bad: float) -> None:
+    X = noise(8, 1, 40)
+    for seed in range(3):
+        whole = run_step(tiny, RandTopK(rate=0.05, alpha=0.99, mode=mode), X, seed=seed)
+        spoilt = X.clone()
+        spoilt[::2, 0, 7] = bad
+        found = run_step(tiny, RandTopK(rate=0.05, alpha=0.99, mode=mode), spoilt, seed=seed)
+        assert found.back.isfinite().flatten(1).all(1).tolist() == [False, True] * 4
+        assert found.chosen.flatten(1).sum(1).tolist() == whole.chosen.flatten(1).sum(1).tolist()
 
 
 def test_seed_and_step_decide_and_nothing_else(tiny: Any) -> None:

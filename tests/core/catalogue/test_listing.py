@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from splitlab.core import ConfigError, PluginError
+from splitlab.core.catalogue import tables
 from splitlab.core.catalogue.binding import bind_stack
 from splitlab.core.catalogue.links import working_transports
 from splitlab.core.catalogue.listing import (
@@ -68,11 +69,14 @@ def test_a_plugin_of_a_file_is_explained(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
         '"""Up: nothing at all."""\n'
+        "from splitlab.core import hookimpl\n"
         "class Mine:\n"
         '    """A method.\n\n    Args:\n        ratio: how much\n            of it.\n    """\n'
+        "    run_end = hookimpl(lambda self: None)\n"
         "    def __init__(self, *, ratio: float = 0.5) -> None: ...\n"
         "class Needs:\n"
         "    def __init__(self, *, rank: int) -> None: ...\n"
+        "    run_end = hookimpl(lambda self: None)\n"
     )
     facts = plugin_facts(f"{file}:Mine")
     assert facts["summary"] == "A method."
@@ -80,7 +84,7 @@ def test_a_plugin_of_a_file_is_explained(tmp_path: Path) -> None:
     assert facts["parameters"][0]["meaning"] == "how much of it."
     assert facts["example"].endswith(":Mine:ratio=0.5")
     assert facts["traits"] is None
-    assert facts["hooks"] == []
+    assert facts["hooks"] == ["run_end"]
     assert plugin_facts(f"{file}:Needs")["example"].endswith(":Needs:rank=…")
     with pytest.raises(ConfigError, match="has settings; explain the plugin without them"):
         plugin_facts(f"{file}:Mine:ratio=0.1")
@@ -286,3 +290,22 @@ def test_what_a_plugin_does_with_no_setting_is_said(name: str) -> None:
         told = " ".join(unset.values())
         words = r"(if|unless) (no|neither|not|both|`|.*not|.*no) |[Gg]iven|[Ww]ithout|by default"
         assert re.search(words, told), f"with nothing set? {told}"
+
+
+@pytest.mark.parametrize("method", ["before_sent", "before_send", "encode"])
+def test_a_plugin_whose_methods_nobody_would_call_is_refused(tmp_path: Path, method: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(f"class Mine:\n    def {method}(self, message): ...\n")
+    with pytest.raises(PluginError, match=r"mine\.py:Mine': it"):
+        plugin_facts(f"{file}:Mine")
+
+
+def test_a_long_registry_is_gone_through_once(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (own.parent / "mine.py").write_text("class Mine:\n    pass\n")
+    count = 200
+    own.write_text("".join(f"[plugins.p{i}]\ntarget = 'mine.py:Mine'\n" for i in range(count)))
+    read: list[object] = []
+    inner = tables._own
+    monkeypatch.setattr(tables, "_own", lambda: (read.append(1), inner())[1])
+    assert len(plugin_rows()) > count
+    assert len(read) < count / 4

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from splitlab.core import ConfigError, PluginError
-from splitlab.core.catalogue.loading import find, load, split
-from splitlab.core.catalogue.tables import LOADABLE, SINGULAR, catalogue
+from splitlab.core.catalogue.loading import check_kind, find, load, split
+from splitlab.core.catalogue.tables import LOADABLE, SINGULAR, Loadable, catalogue
 
 CLASSES: tuple[Any, ...] = tuple(kind for kind in LOADABLE if kind != "models")
 
@@ -39,7 +39,6 @@ def this_file_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     ("text", "head", "given"),
     [
         ("name", "name", {}),
-        ("name:", "name", {}),
         ("name:a=1", "name", {"a": "1"}),
         ("name: a = 1 ,b=x=y,,c=", "name", {"a": "1", "b": "x=y", "c": ""}),
         ("name:a=b:c", "name", {"a": "b:c"}),
@@ -285,17 +284,39 @@ def test_a_preset_is_loaded_as_what_it_names(own: Path, file: Path) -> None:
     assert find("models", "direct").settings == {"depth": "4"}
 
 
+@pytest.mark.parametrize("kind", LOADABLE)
+@pytest.mark.parametrize("text", ["name:", "name: ", "name:,", "file.py:Name:"])
+def test_a_colon_with_nothing_behind_it_is_refused(kind: Loadable, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"nothing stands behind the colon; write .*:key=value"):
+        split(kind, text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "told"),
+    [
+        ("models", "adc", "'adc' is a plugin, not a model; --plugin adc takes it"),
+        ("models", "cifar10", "'cifar10' is a data set, not a model; --dataset cifar10 takes it"),
+        ("models", "tsflora", "'tsflora' is a stack, not a model; --plugin tsflora takes it"),
+        ("plugins", "vit-mini", "'vit-mini' is a model, not a plugin; --model vit-mini takes it"),
+        ("datasets", "tcp", "'tcp' is a transport, not a data set; --transport tcp takes it"),
+    ],
+)
+def test_a_name_of_another_kind_says_what_takes_it(kind: Any, name: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        check_kind(kind, name)
+    check_kind(kind, "nobody")
+
+
 def test_a_preset_that_leads_nowhere_says_which(own: Path) -> None:
     own.write_text(
         "[models.a]\npreset = 'b:x=1'\n[models.b]\npreset = 'a'\n"
-        "[models.lost]\npreset = 'vitt:depth=2'\n[models.odd]\npreset = 'vit:depth'\n"
+        "[models.other]\npreset = 'vitt:depth=2'\n[models.odd]\npreset = 'vit:depth'\n"
     )
     with pytest.raises(ConfigError, match=r"model 'a' is a preset of itself: a -> b -> a"):
         load("models", "a")
-    with pytest.raises(
-        ConfigError, match=r"model 'lost' .preset vitt:depth=2.: unknown model 'vitt' .*'vit'"
-    ):
-        load("models", "lost")
+    found = find("models", "other")  # a name of a library's, which only the models know
+    assert found.factory is load("models", "timm")
+    assert found.settings == {"name": "vitt", "depth": "2"}
     with pytest.raises(ConfigError, match=r"'depth' is not a setting"):
         load("models", "odd")
 

@@ -338,7 +338,6 @@ def test_an_unknown_kind_of_table_beside_known_ones_is_a_notice(own: Path) -> No
     ("content", "reason"),
     [
         (b"[plugin.x]\ntarget = 'a:B'", r"unknown table 'plugin' \(did you mean 'plugins'\?\)"),
-        (b"", "has no table of splitlab's"),
         (b"plugins = 3", "has no table of splitlab's"),
         (b"[plugins", "is not TOML"),
         (b"\xff", "is not TOML"),
@@ -469,3 +468,18 @@ def test_a_package_is_found_where_python_looks_for_it(
 
 def test_every_kind_has_a_word_for_one_of_it() -> None:
     assert SINGULAR.keys() == set(KINDS)
+
+
+@pytest.mark.parametrize("content", [b"", b"# nothing yet\n", b"[plugins]\n"])
+def test_an_empty_registry_adds_nothing(named: Path, own: Path, content: bytes) -> None:
+    named.write_bytes(content)
+    own.write_bytes(content)
+    assert entries("plugins").keys() == catalogue()["plugins"].keys()
+    assert notices() == []
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbf[plugins.x]\ntarget = 'a:B'\n"])
+def test_a_byte_order_mark_is_read_over(own: Path, content: bytes) -> None:
+    own.write_bytes(content)
+    assert entries("plugins")["x"].target == "a:B"
+    assert notices() == []

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import splitlab
 from splitlab.core.command import datasets
 from splitlab.core.command import main as main_module
 from splitlab.core.command.main import main, parser
-from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted, SplitlabError
+from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted, Notice, SplitlabError
 
 COMMANDS = [
     *("check", "compare", "completion", "datasets", "join", "links", "models", "new-plugin"),
@@ -67,6 +68,25 @@ def test_examples_of_all_helps_are_accepted(help_of: Callable[..., str]) -> None
 
 
 # What comes before a command.
+
+
+def test_a_notice_is_one_line_and_a_warning_is_pythons(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def tell(arguments: object) -> int:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("a word", Notice, stacklevel=1)
+            warnings.warn("another", UserWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(datasets, "_datasets", tell)
+    before = warnings.showwarning
+    assert main(["datasets"]) == 0
+    assert warnings.showwarning is before
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "splitlab: note: a word"
+    assert "UserWarning: another" in lines[1]
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -216,3 +236,26 @@ def test_it_is_a_program(tmp_path: Path) -> None:
     )
     assert ended.returncode == ConfigError.status
     assert ended.stderr.startswith("splitlab: error: unknown plugin 'acd' (did you mean 'adc'?)")
+
+
+def test_the_lines_that_led_to_an_error_are_shown_if_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPLITLAB_TRACEBACK", "")  # put back afterwards
+    (tmp_path / "mine.py").write_text("def helps():\n    raise SystemExit(4)\n\n\nhelps()\n")
+    command = ["plugins", f"{tmp_path}/mine.py:Mine"]
+    told = "cannot be imported: SystemExit: 4 (mine.py:2)"
+    assert main(command) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main([*command, "--traceback"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback (most recent call last):")
+    assert 'mine.py", line 5, in <module>' in error
+    last = error.splitlines()[-1]
+    assert last.startswith("splitlab: error: ")
+    assert last.endswith(told)
+
+
+def test_a_folder_is_no_registry(tmp_path: Path, fails: Callable[..., str]) -> None:
+    told = fails("plugins", "--registry", str(tmp_path))
+    assert f"--registry {tmp_path} is a folder; name the TOML file in it" in told

@@ -12,6 +12,9 @@ from splitlab.core.catalogue.tables import entries
 from splitlab.core.command.main import main
 
 MINE = """
+from splitlab.core import hookimpl
+
+
 class Mine:
     \"\"\"Does what I want.
 
@@ -20,6 +23,9 @@ class Mine:
     \"\"\"
 
     def __init__(self, ms: int = 3): ...
+
+    @hookimpl
+    def run_end(self): ...
 """
 
 

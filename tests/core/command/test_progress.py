@@ -140,8 +140,8 @@ def test_a_comparison_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
         "run 4 of 4: a + b, seed 7",
         "done   accuracy 0.5000, 1,000 steps, up 1.5 kB, down 10 B",
     ]
-    failed: Any = SimpleNamespace(summary=None, error="the loss is nan")
-    assert ending(failed) == "failed the loss is nan"
+    ended: Any = SimpleNamespace(summary=None, state="diverged", error="the loss is nan")
+    assert ending(ended) == "diverged the loss is nan"
 
 
 def test_what_the_data_leave_out_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:

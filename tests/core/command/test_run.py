@@ -192,6 +192,7 @@ def result() -> Result:
         **{"accuracy": 0.75, "accuracy_uncompressed": 0.5, "steps": 1200, "epochs": 2.5},
         **{"ratio_measured": 0.11, "ratio_nominal": 0.1, "seconds": 9.0},
         **{"client_seconds": 4.0, "server_seconds": 3.0, "link_seconds": 2.0},
+        **{"budget": "bytes=50", "budget_used": 3_280_000},
     )
     counts = {
         "training": {"up": {"activation": 1500, "header": 40}, "down": {"gradient": 2000}},
@@ -207,6 +208,7 @@ def test_what_came_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
         "accuracy 0.7500",
         "uncompressed 0.5000 (evaluated without the stack)",
         "steps 1,200 (2.50 epochs)",
+        "budget used 3.28 MB of 50 B: a step is not divided",
         "ratio measured 0.1100, nominal ξ 0.1000",
         "time 9.0 s (training: client 4.0 s, server 3.0 s, link 2.0 s)",
         "run folder runs/x",

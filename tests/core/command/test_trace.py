@@ -40,7 +40,7 @@ def test_bad_input(arguments: list[str], told: str, fails: Callable[..., str]) -
     assert told in fails("trace", *arguments)
 
 
-@pytest.mark.parametrize("option", ["--link", "--probe", "--transport", "--budget", "--output"])
+@pytest.mark.parametrize("option", ["--transport", "--budget", "--output"])
 def test_options_that_a_step_would_ignore_are_refused(
     option: str, refuses: Callable[..., str]
 ) -> None:

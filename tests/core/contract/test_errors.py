@@ -71,3 +71,10 @@ def test_what_raised_is_told_in_one_line_with_the_last_line_that_is_not_torchs()
     assert re.search(r" \(test_errors\.py:\d+\)$", told)
     assert reason(ValueError("a\nb")) == "ValueError: a b"
     assert reason(AssertionError()) == "AssertionError"
+
+
+def test_what_cannot_be_parsed_is_found_where_it_stands() -> None:
+    with pytest.raises(SyntaxError) as caught:
+        compile("x = 1\n\ny = (\n", "/somewhere/bad.py", "exec")
+    assert re.fullmatch(r"SyntaxError: .* \(bad\.py:3\)", reason(caught.value))
+    assert "line 3" not in reason(caught.value)

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from splitlab.core import Attention, ConfigError, Keys, Peer
+from splitlab.core.contract.part import Layout
+from splitlab.core.contract.peer import Schedule
 from splitlab.core.models.vit import ViT
 
 
@@ -85,3 +87,16 @@ def test_generators_depend_on_seed_and_purpose_alone(tiny: Any) -> None:
     assert draw(client, "a", 1) == draw(server, "a", 1)
     assert draw(client, "a", 1) != draw(client, "a", 2)
     assert draw(client, "a", 1) != draw(tiny.peer(seed=4), "a", 1)
+
+
+def test_it_tells_how_long_the_run_is_to_last() -> None:
+    layout = Layout(5, 8)
+    facts: dict[str, Any] = {"seed": 0, "classes": 4, "layout": layout, "cut": 1}
+    facts["device"] = torch.device("cpu")
+    peer = Peer(role="server", batch_size=8, schedule=Schedule(20, "epochs", 2.5), **facts)
+    assert (peer.training_samples, peer.steps_per_epoch) == (20, 3)
+    assert peer.budget == ("epochs", 2.5)
+    peer.schedule = None
+    for name in ("training_samples", "steps_per_epoch", "budget"):
+        with pytest.raises(ConfigError, match=f"peer.{name} is the client's .* hook of a step"):
+            getattr(peer, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,24 @@ def test_grey_becomes_colour_and_back_with_its_normalisation(
     pixels = torch.stack([torch.from_numpy(np.array(files.noise(row, mode="L"))) for row in (0, 1)])
     torch.testing.assert_close(grey[:, 0], pixels / 255 / 0.5 - 1)
     torch.testing.assert_close(colour[:, 2], (pixels / 255 - 0.406) / 0.225)
+
+
+def test_weights_say_how_a_folder_is_normalised_and_a_named_set_does_itself(
+    load: Callable[..., Data], files: Any, tmp_path: Path
+) -> None:
+    files.write_image_folder(tmp_path)
+    expected = (0.5, 0.25, 0.5), (0.5, 0.5, 0.25)
+    plain = load(tmp_path)
+    other = load(tmp_path, normalisation=expected)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in expected)
+    usual, usually = (torch.tensor([*v]).view(1, 3, 1, 1) for v in (plain.mean, plain.std))
+    one, two = (next(iter(data.train.batches(1))).images for data in (plain, other))
+    torch.testing.assert_close(two * std + mean, one * usually + usual)
+    assert (other.mean, other.std) == expected
+    grey = load(tmp_path, channels=1, normalisation=expected)
+    assert grey.mean == pytest.approx([1.25 / 3])
+    named = load(None, "fashion-mnist-mini", normalisation=expected)
+    assert named.mean == load(None, "fashion-mnist-mini").mean
 
 
 def test_a_named_sets_normalisation_is_averaged_or_repeated(
@@ -144,7 +163,8 @@ def test_a_share_of_the_training_part(
     assert train.targets.bincount().tolist() == [10 - 10 * share, 20 - 20 * share, 1]
     assert torch.equal(next(again.test.batches(99)).images, test.images)
     assert data.fingerprint == again.fingerprint
-    assert data.fingerprint != load(tmp_path, test_share=share, seed=1).fingerprint
+    assert data.fingerprint == load(tmp_path, test_share=share, seed=1).fingerprint
+    assert data.fingerprint != load(tmp_path, test_share=share / 2).fingerprint
     everything = {image.numpy().tobytes() for batch in (train, test) for image in batch.images}
     assert len(everything) == 20  # the images of a and c are b's first ones
     for name in ("a", "b"):

@@ -14,7 +14,7 @@ import torch
 
 from splitlab.core.data import tables
 from splitlab.core.data.entry import dataset_entry
-from splitlab.core.data.parquet import read_known
+from splitlab.core.data.parquet import contents, read_known
 
 ENTRY = replace(dataset_entry("cifar10"), image="img", label="label")
 
@@ -28,6 +28,7 @@ def test_what_ships_is_read_as_datasets_reads_it(monkeypatch: pytest.MonkeyPatch
         assert known is not None
         assert torch.equal(known.labels, judged.labels)
         assert (known.origin, known.classes) == (judged.origin, judged.classes)
+        assert known.contents == judged.contents != ""
         assert known.read([5, 999, 0, 0]) == judged.read([5, 999, 0, 0])
 
 
@@ -82,3 +83,18 @@ def test_what_cannot_be_read_is_left_to_datasets(files: Any, tmp_path: Path) -> 
     for text in (b"[", b"[]", b'{"info": null}', b'{"info": {"features": {"label": {}}}}'):
         pq.write_table(table.replace_schema_metadata({b"huggingface": text}), good)
         assert read_known([good], "it", ENTRY) is None
+
+
+def test_the_digest_does_not_depend_on_chunks() -> None:
+    rows = [{"bytes": b"x" * n, "path": f"a/{n}.png"} for n in range(4)]
+    whole, other = pa.chunked_array([rows], USUAL), pa.chunked_array([rows[:1], rows[1:]], USUAL)
+    assert contents(whole) == contents(other) == contents(pa.chunked_array([rows * 2])[:4])
+    assert contents(whole) != contents(whole[:3])
+    assert contents(pa.chunked_array([[b"ab", None]])) != contents(pa.chunked_array([[b"a", None]]))
+
+
+def test_a_label_that_no_class_can_be(files: Any, refusal: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    labels = pa.array([0, 2**64 - 1], pa.uint64())
+    pq.write_table(pa.table({"img": IMAGE, "label": labels}), path)
+    assert "row 1: column label holds" in refusal(lambda: read_known([path], "it", ENTRY))

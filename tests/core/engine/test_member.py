@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from splitlab.core import (
+    Attention,
     PluginError,
     hookimpl,
 )
+from splitlab.core.catalogue.binding import bind_stack
 
 
 class Faulty:
@@ -87,3 +91,74 @@ def test_a_misspelt_hook_is_refused(tiny: Any) -> None:
         match=r"'misspelt': unknown hook 'before_sent' \(did you mean 'before_send'\?\); known: ",
     ):
         tiny.client([tiny.bound(Misspelt)])
+
+
+class DropsMeasured:
+    """Replaces what was measured by a plain dictionary."""
+
+    @hookimpl
+    def after_client_forward(self, cut: Any) -> None:
+        cut.measured = {}
+
+
+class ReadsMeasured:
+    """Reads what is no longer there."""
+
+    @hookimpl
+    def after_client_forward(self, cut: Any) -> None:
+        cut.measured[Attention()]
+
+
+def test_what_is_not_measured_is_said_whoever_replaced_the_mapping(tiny: Any) -> None:
+    client = tiny.client([tiny.bound(DropsMeasured), tiny.bound(ReadsMeasured)])
+    with pytest.raises(PluginError, match=r"'readsmeasured' .*is not measured here; ask for it"):
+        next(client.train(tiny.batch(), 0))
+
+
+@pytest.mark.parametrize("method", ["before_sent", "afterReceive", "gradient_returned", "encode"])
+def test_a_class_whose_methods_nobody_would_call_is_refused(tiny: Any, method: str) -> None:
+    plugin = type("Mine", (), {method: lambda self: None})
+    with pytest.raises(PluginError, match="plugin 'mine': it"):
+        tiny.client([tiny.bound(plugin)])
+
+
+HELPER = "import torch\n\n\ndef fails(what):\n    raise what\n"
+
+
+@pytest.mark.parametrize("hook", ["setup", "traits", "before_send", "state_dict", "metrics"])
+def test_the_line_is_the_plugins_own_even_if_a_helper_raised(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: str
+) -> None:
+    (tmp_path / "helper_of_mine.py").write_text(HELPER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from helper_of_mine import fails\nfrom splitlab.core import hookimpl\n\n\nclass Mine:\n"
+        f"    @hookimpl\n    def {hook}(self):\n        fails(SystemExit(3))\n"
+    )
+
+    def live() -> None:
+        client, server = tiny.pair(bind_stack([f"{file}:Mine"]))
+        tiny.train(client, server, [0])
+        client.state()
+
+    with pytest.raises(
+        PluginError, match=rf"'Mine' failed in {hook}: SystemExit: 3 \(mine.py:8\)$"
+    ):
+        live()
+    monkeypatch.delitem(sys.modules, "helper_of_mine")
+
+
+def test_what_the_engine_refuses_of_a_plugin_names_it_and_its_line(tiny: Any) -> None:
+    class Takes:
+        @hookimpl
+        def before_send(self, message: Any) -> None:
+            message.take("nothing")
+
+    line = Takes.before_send.__code__.co_firstlineno + 2
+    with pytest.raises(
+        PluginError,
+        match=r"plugin 'takes' failed in before_send: .*no tensor 'nothing'"
+        rf".* \(test_member.py:{line}\)",
+    ):
+        tiny.train(*tiny.pair([tiny.bound(Takes)]), [0])

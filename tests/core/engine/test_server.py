@@ -66,6 +66,7 @@ def test_a_message_is_frozen_once_it_was_encoded(tiny: Any) -> None:
     with pytest.raises(PluginError, match="was sent already"):
         up.take("activations")
     arrived.put("more", torch.zeros(1), Role.SIDE)  # the receiver's own
+    arrived.take("more")
     with pytest.raises(PluginError, match="ACTIVATION message was sent already"):
         up.put("more", torch.zeros(1), Role.SIDE)
     assert isinstance(server.handle(arrived).meta["loss"], float)

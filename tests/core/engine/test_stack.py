@@ -90,7 +90,8 @@ def test_encoding_is_in_stack_order_and_decoding_in_reverse(tiny: Any) -> None:
 
 def test_nominal_ratios_multiply_and_one_that_acts_in_evaluation_is_enough(tiny: Any) -> None:
     class Silent:
-        pass
+        @hookimpl
+        def run_end(self) -> None: ...
 
     stack = Stack([tiny.bound(Scales, by=2.0), tiny.bound(Silent), tiny.bound(Scales, by=4.0)])
     assert stack.nominal_ratio() == (1 / 8, 1 / 4)
@@ -200,7 +201,8 @@ def test_states_are_kept_by_label_and_given_back_to_their_owner(tiny: Any) -> No
 
 def test_equal_labels_are_numbered(tiny: Any) -> None:
     class Twin:
-        pass
+        @hookimpl
+        def run_end(self) -> None: ...
 
     stack = Stack([tiny.bound(Twin, "a"), tiny.bound(Twin, "b")] + [tiny.bound(Twin, "a")] * 2)
     assert list(stack.traits()) == ["a", "b", "a#2", "a#3"]

@@ -17,6 +17,7 @@ from splitlab.core import (
     hookimpl,
 )
 from splitlab.core.contract.batch import Batch
+from splitlab.core.contract.errors import Diverged
 from splitlab.core.contract.seeding import isolated_rng
 from splitlab.core.engine.client import Client
 from splitlab.core.engine.conversation import hold
@@ -452,6 +453,121 @@ def test_a_peer_without_parameters_has_no_optimizer_and_trains_on(tiny: Any, pee
     assert not any("optimizer" in name for name in still.state()[0])
 
 
+# Losses of a plugin's own.
+
+
+class Commits:
+    """Doubles on the way; a loss of its own at each peer, with these weights."""
+
+    def __init__(self, *, client: float = 0.0, server: float = 0.0, adds: bool = True) -> None:
+        self.client, self.server, self.adds = client, server, adds
+
+    @hookimpl
+    def after_client_forward(self, cut: Any) -> None:
+        if self.adds:
+            cut.add_loss("size", self.client * cut.activations.square().mean())
+        cut.activations = cut.activations * 2
+
+    @hookimpl
+    def before_server_forward(self, cut: Any) -> None:
+        cut.activations = cut.activations / 2
+        if self.adds:
+            cut.add_loss("spread", self.server * cut.activations.std())
+
+
+def gradients(client: Any, server: Any, tiny: Any) -> tuple[dict[str, torch.Tensor], Any, float]:
+    """Return the gradients of both parts in a step, its metrics and its loss."""
+    found: dict[str, torch.Tensor] = {}
+    for worker in (client, server):
+        for name, parameter in worker._part.named_parameters():
+            parameter.register_hook(lambda g, name=name: found.update({name: g.clone()}))
+    trained = hold(client.train(tiny.batch(), 0), lambda up: server.handle(tiny.travel(up)))
+    return found, (trained.metrics, server.metrics), trained.loss
+
+
+def test_own_losses_join_the_backward_pass_of_their_peer(tiny: Any) -> None:
+    bound = tiny.bound(Commits, client=0.3, server=0.7)
+    found, metrics, loss = gradients(*tiny.pair([bound]), tiny)
+    batch, whole = tiny.batch(), tiny.pair(optimizer="sgd", lr=0.0)
+    parts = [worker._part for worker in whole]
+    for part in parts:
+        part.train(True)
+    X = parts[0].forward(batch.images, None)
+    task = F.cross_entropy(parts[1].forward(X, None), batch.targets)
+    size, spread = 0.3 * X.square().mean(), 0.7 * X.std()
+    (task + size + spread).backward()
+    for part in parts:
+        for name, parameter in part.named_parameters():
+            torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
+    assert loss == pytest.approx(task.item())
+    assert metrics[0]["commits"] == {"size": pytest.approx(size.item(), rel=1e-4)}
+    assert metrics[1]["commits"] == {"spread": pytest.approx(spread.item(), rel=1e-4)}
+
+
+def test_who_adds_no_loss_trains_bit_for_bit_as_before(tiny: Any, peers: Any) -> None:
+    runs = []
+    for adds in (True, False):
+        client, server = tiny.pair([tiny.bound(Commits, adds=adds)])
+        losses = tiny.train(client, server, range(2))
+        runs.append((losses, peers.both(client, server)))
+    assert runs[0][0] == runs[1][0]
+    peers.assert_same(runs[0][1], runs[1][1])
+
+
+def test_a_loss_in_gradient_return_counts_and_a_frozen_part_may_have_one(tiny: Any) -> None:
+    class Trains:
+        @hookimpl
+        def setup(self, peer: Any) -> None:
+            self.map = nn.Linear(1, 1)
+            peer.add_module(self.map)
+
+        @hookimpl
+        def gradient_return(self, cut: Any) -> None:
+            cut.add_loss("own", self.map.weight.square().sum())
+
+    frozen = tiny.vit()
+    for parameter in frozen.parameters():
+        parameter.requires_grad_(False)
+    bound = [tiny.bound(Trains)]
+    client, server = tiny.client(bound, model=lambda: frozen), tiny.server(bound)
+    before = client.peer.modules[0].weight.clone()
+    tiny.train(client, server, [0])
+    assert client.peer.modules[0].weight.square().sum() < before.square().sum()
+
+
+@pytest.mark.parametrize("peer", ["client", "server"])
+def test_a_loss_that_is_not_finite_names_plugin_and_name(tiny: Any, peer: str) -> None:
+    name = {"client": "size", "server": "spread"}[peer]
+    bound = tiny.bound(Commits, **{peer: float("nan")})
+    with pytest.raises(Diverged, match=f"step 1: the loss '{name}' of plugin 'commits' is nan"):
+        tiny.train(*tiny.pair([bound]), [0])
+
+
+def test_a_refused_loss_names_plugin_hook_and_line(tiny: Any) -> None:
+    class Detaches:
+        @hookimpl
+        def after_client_forward(self, cut: Any) -> None:
+            cut.add_loss("commit", cut.activations.detach().mean())
+
+    line = Detaches.after_client_forward.__code__.co_firstlineno + 2
+    with pytest.raises(
+        PluginError,
+        match=f"plugin 'detaches' failed in after_client_forward: the loss 'commit' is detached.*"
+        rf"\(test_worker.py:{line}\)",
+    ):
+        tiny.train(*tiny.pair([tiny.bound(Detaches)]), [0])
+
+
+def test_a_loss_and_a_metric_of_one_name_are_refused(tiny: Any) -> None:
+    class Twice(Commits):
+        @hookimpl
+        def metrics(self) -> dict[str, float]:
+            return {"size": 1.0}
+
+    with pytest.raises(PluginError, match="plugin 'twice' has a loss and a metric 'size'"):
+        tiny.train(*tiny.pair([tiny.bound(Twice)]), [0])
+
+
 # Invariant 1: the peers share nothing but the link.
 
 
@@ -461,6 +577,9 @@ def test_every_peer_builds_its_own_plugins(tiny: Any) -> None:
     class Remembers:
         def __init__(self) -> None:
             built.append(self)
+
+        @hookimpl
+        def run_end(self) -> None: ...
 
     bound = [tiny.bound(Remembers), tiny.bound(Remembers)]
     tiny.pair(bound)

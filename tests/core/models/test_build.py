@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from splitlab.core.catalogue.tables import ROOT, catalogue
-from splitlab.core.contract.errors import ConfigError
+from splitlab.core.contract.errors import ConfigError, SplitlabError
 from splitlab.core.contract.seeding import isolated_rng
 from splitlab.core.models import timm_models
 from splitlab.core.models.build import bind_model, build_model, describe, fingerprint
@@ -89,66 +88,6 @@ def test_vit_mini_comes_with_weights_but_no_head() -> None:
     assert not torch.equal(first.head.weight, second.head.weight)
     assert torch.equal(first.head.weight, build(seed=1, weights="none").head.weight)
     assert not torch.equal(first.pos_embed, build(seed=1, weights="none").pos_embed)
-
-
-def test_weights_of_another_number_of_classes_load_without_their_head(tmp_path: Path) -> None:
-    old = build(classes=7, seed=5, weights="none")
-    save_file(old.state_dict(), tmp_path / "old.safetensors")
-    same = build(classes=7, seed=6, weights=str(tmp_path / "old.safetensors"))
-    assert fingerprint(same) == fingerprint(old)
-    new = build(classes=3, seed=6, weights=str(tmp_path / "old.safetensors"))
-    assert torch.equal(new.blocks[0].mlp.fc1.weight, old.blocks[0].mlp.fc1.weight)
-    assert torch.equal(new.head.weight, build(classes=3, seed=6, weights="none").head.weight)
-
-
-def test_weights_of_a_distilled_model_load_without_both_heads(tmp_path: Path) -> None:
-    name = "deit_tiny_distilled_patch16_224"
-    old = build(name, classes=7, image_size=32)
-    save_file(old.state_dict(), tmp_path / "old.safetensors")
-    new = build(name, seed=1, image_size=32, weights=str(tmp_path / "old.safetensors"))
-    assert torch.equal(new.dist_token, old.dist_token)
-    assert new.head_dist.weight.shape[0] == 10
-
-
-def test_weights_without_a_head_load_and_without_anything_else_do_not(tmp_path: Path) -> None:
-    old = build(seed=5, weights="none").state_dict()
-    trunk = {name: t for name, t in old.items() if not name.startswith("head.")}
-    save_file(trunk, tmp_path / "trunk.safetensors")
-    assert torch.equal(
-        build(weights=str(tmp_path / "trunk.safetensors")).norm.bias, old["norm.bias"]
-    )
-    for change in (
-        {"norm.bias": torch.zeros(3)},
-        {"norm.bias": None},
-        {"blocks.99.norm1.bias": torch.zeros(64)},
-    ):
-        bad = {n: t for n, t in (trunk | change).items() if t is not None}
-        save_file(bad, tmp_path / "bad.safetensors")
-        with pytest.raises(ConfigError, match=rf"1 tensors missing.*first '{next(iter(change))}'"):
-            build(weights=str(tmp_path / "bad.safetensors"))
-
-
-def test_weights_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
-    text = tmp_path / "notes.txt"
-    text.write_text("no tensors here")
-    whole = tmp_path / "whole.safetensors"
-    save_file(build(weights="none").state_dict(), whole)
-    torn = tmp_path / "torn.safetensors"
-    torn.write_bytes(whole.read_bytes()[:-100])
-    for path, reason in (
-        (tmp_path / "nothing", "no such file"),
-        (tmp_path, "no such file"),
-        (text, "not a safetensors file"),
-        (torn, "not a safetensors file"),
-    ):
-        with pytest.raises(ConfigError, match=rf"--weights {path}: {reason}"):
-            build(weights=str(path))
-
-
-def test_weights_of_another_model_are_refused(tmp_path: Path, deit: Any) -> None:
-    save_file(deit.state_dict(), tmp_path / "deit.safetensors")
-    with pytest.raises(ConfigError, match=r"does not fit the model: .* give weights of the same"):
-        build(weights=str(tmp_path / "deit.safetensors"))
 
 
 def test_image_size_changes_the_tokens() -> None:
@@ -361,6 +300,41 @@ def test_mistakes_are_those_of_the_name_that_the_user_wrote(text: str, told: str
         describe(text)
 
 
+def test_a_preset_may_name_a_model_of_timms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "registry.toml").write_text(
+        "[models.mine]\npreset = 'resnet18:image_size=32'\n[models.grey]\n"
+        "preset = 'mine:channels=1'\n[models.lost]\npreset = 'resnet1888'\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert describe("mine").layouts == describe("resnet18", image_size=32).layouts
+    facts = describe("grey:image_size=64")
+    assert (facts.channels, facts.image_size) == (1, 64)
+    assert facts.identity.startswith("grey=mine=timm:")
+    with pytest.raises(ConfigError, match=r"'lost' .preset resnet1888.: unknown .*'resnet18'"):
+        describe("lost")
+
+
+@pytest.mark.parametrize("name", ["adc", "timm:name=adc"])
+def test_a_model_that_is_a_plugin_is_told_so(name: str) -> None:
+    with pytest.raises(ConfigError, match="'adc' is a plugin, not a model; --plugin adc takes it"):
+        bind_model(name)
+
+
+@pytest.mark.parametrize("where", ["", "forward"])
+def test_a_model_that_leaves_is_blamed(where: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\nfrom splitlab.core import Segments\n"
+        "class Leaves(nn.Module):\n    def forward(self, x):\n        raise SystemExit(3)\n"
+        "def net(*, classes: int):\n"
+        f"    if not {where!r}:\n        raise SystemExit(3)\n"
+        "    return Segments([Leaves(), nn.Linear(2, classes)], channels=3, image_size=2)\n"
+    )
+    with pytest.raises(SplitlabError, match=r"SystemExit: 3 \(mine.py:"):
+        describe(f"{tmp_path / 'mine.py'}:net")
+
+
 def test_two_image_sizes_exclude_each_other() -> None:
     assert build("vit-mini:image_size=16", image_size=16, weights="none") is not None
     with pytest.raises(ConfigError, match=r"--image-size 32 and image_size=16 .* exclude each"):
@@ -441,8 +415,8 @@ def test_a_function_of_a_file_is_not_the_catalogues_model_of_its_name(
     own = tmp_path / "registry.toml"
     own.write_text('[models.net]\ntarget = "mine.py:net"\nweights = "none.safetensors"\ncut = 1\n')
     monkeypatch.setenv("SPLITLAB_REGISTRY", str(own))
-    assert describe("net").cut == 1
-    with pytest.raises(ConfigError, match="no such file"):
+    assert describe("net", weights="none").cut == 1
+    with pytest.raises(ConfigError, match=r"none.safetensors is no file"):
         build("net")
     assert describe(f"{tmp_path / 'mine.py'}:net").cut == 0
     assert build(f"{tmp_path / 'mine.py'}:net") is not None

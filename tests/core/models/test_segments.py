@@ -346,3 +346,14 @@ def test_memory_that_runs_out_is_not_the_segments_fault() -> None:
     part = Segments([few, nn.Flatten()], channels=3, image_size=8).part(0, (0,), CPU)
     with pytest.raises(torch.OutOfMemoryError, match="full"):
         part.forward(torch.zeros(3, 3, 8, 8))
+
+
+@pytest.mark.parametrize("prefix", [-1, 5])
+def test_more_special_tokens_than_there_are_tokens_are_refused(prefix: int) -> None:
+    def net(prefix: int) -> Segments:
+        made = [Tokens(), nn.Flatten(1), nn.Identity()]
+        return Segments(made, channels=3, image_size=2, prefix_tokens=prefix)
+
+    net(4).check(12)
+    with pytest.raises(ConfigError, match=rf"prefix_tokens={prefix} is .* segment 0 makes 4 tok"):
+        net(prefix).check(12)

@@ -79,6 +79,57 @@ def test_a_model_that_timm_cannot_build_is_the_users_error(monkeypatch: pytest.M
         build("deit_tiny_patch16_224")
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("deit_tiny_patch16_224:image_size=100", "no multiple of the patch, 16 pixels; take 96 or"),
+        ("deit_tiny_patch16_224:image_size=3", "no multiple of the patch, 16 pixels; take 16 or"),
+        ("deit_tiny_patch16_224:image_size=0", "size of 0 is not allowed; take 224, which deit_"),
+        ("resnet18:image_size=0", "size of 0 is not allowed; take 224, which resnet18 was made"),
+        ("resnet18:image_size=-5", "size of -5 is not allowed; take 224"),
+        ("resnet18:image_size=100000", "image_size=100000 is not allowed; from 1 to 4096"),
+        ("vit:image_size=100000", "image_size=100000 is not allowed; from 1 to 4096"),
+        ("vit:image_size=0", "size of 0 is no multiple of the patch, 16 pixels; take 16 or 32"),
+        ("vit-mini:image_size=30", "no multiple of the patch, 4 pixels; take 28 or 32"),
+        ("vgg11:image_size=16", "size of 16 does not fit vgg11: its stages fail .*; take 32$"),
+        ("convnext_atto:image_size=28", "28 does not fit convnext_atto: its stages .*; take 32$"),
+        ("convnext_atto:image_size=66", "first layer leaves the last 2 pixels .*; take 64 or 96$"),
+        ("vit_tiny_r_s16_p8_224:image_size=70", "cannot be built: .*; it was made for .* 224 pix"),
+    ],
+)
+def test_a_size_that_does_not_fit_is_refused_and_one_that_does_is_named(
+    text: str, told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        describe(text)
+    for size in told.partition("; take ")[2].rstrip("$").split(" or "):
+        if size.isdecimal() and size != "224":
+            describe(text.partition(":")[0], image_size=int(size))
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "mobilenetv3_small_050", "edgenext_xx_small"])
+@pytest.mark.parametrize("size", [64, 66, 67])
+def test_every_pixel_reaches_the_model_or_the_size_is_refused(name: str, size: int) -> None:
+    try:
+        model = build(name, image_size=size)
+    except ConfigError as error:
+        if "leaves the last" not in str(error):
+            raise
+        return
+    module = model.module.eval()
+    with torch.no_grad():
+        for row in ((..., -1), (..., -1, slice(None))):
+            image = torch.zeros(1, 3, size, size)
+            image[row] = torch.nan
+            assert module(image).isnan().any()
+
+
+def test_a_hybrid_is_built_for_the_size() -> None:
+    with torch.device("meta"):
+        model = timm_model(classes=5, name="vit_tiny_r_s16_p8_224", image_size=64)
+    assert model.layout(1).tokens == 5
+
+
 def test_oblong_images_need_a_size() -> None:
     with pytest.raises(ConfigError, match=r"takes .* images; choose --image-size"):
         build(_oblong())

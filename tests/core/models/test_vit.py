@@ -305,6 +305,55 @@ def test_a_token_of_size_k_counts_as_k_equal_ones() -> None:
     assert not torch.allclose(server.forward(few, sizes), server.forward(few))
 
 
+POOLING: list[tuple[str, dict[str, Any]]] = [
+    ("deit", {}),
+    ("distilled", {}),
+    ("deit", {"global_pool": "avg"}),
+    ("deit", {"global_pool": "avg", "fc_norm": False}),
+    ("deit", {"global_pool": "avg", "pool_include_prefix": True}),
+    ("deit", {"global_pool": "avgmax"}),
+    ("deit", {"global_pool": "max"}),
+    ("deit", {"global_pool": "map"}),
+    ("deit", {"global_pool": "map", "pool_include_prefix": True}),
+    ("no-class-token", {}),
+    ("map-pooling", {}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), POOLING)
+def test_a_token_counts_as_so_many_equal_ones_in_every_pooling(kind: str, options: Any) -> None:
+    module = narrow(kind, **options)
+    server = server_of(module, 1)
+    server.train(False)
+    P = module.num_prefix_tokens
+    draw = torch.Generator().manual_seed(0)
+    tokens = torch.randn(2, P + 5, 24, generator=draw)
+    sizes = torch.tensor([1] * (P + 3) + [8, 3])
+    with torch.no_grad():
+        whole = server.forward(tokens.repeat_interleave(sizes, 1))
+        merged = server.forward(tokens, sizes.float().expand(2, -1))
+    torch.testing.assert_close(merged, whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "options"), POOLING)
+def test_plugins_see_whether_the_head_pools_patches(kind: str, options: Any) -> None:
+    module = narrow(kind, **options)
+    model = model_of(module)
+    layout, server = model.layout(1), model.part(1, (1,), CPU)
+    assert layout.pools is (module.global_pool != "token")
+    tokens = torch.randn(2, layout.tokens, 24, generator=torch.Generator().manual_seed(0))
+    server.train(False)
+    with torch.no_grad():
+        assert server.forward(tokens[:, : layout.least_tokens]).isfinite().all()
+
+
+def test_a_pooling_that_cannot_weigh_by_size_is_refused() -> None:
+    module = narrow("deit", global_pool="map")
+    module.attn_pool = torch.nn.AdaptiveAvgPool2d(1)
+    with pytest.raises(ConfigError, match="a AdaptiveAvgPool2d of this model takes no attention"):
+        server_of(module, 1).forward(torch.zeros(1, 5, 24), torch.ones(1, 5))
+
+
 def test_blocks_without_a_mask_refuse_token_sizes() -> None:
     module = narrow("vit")
     module.blocks[1] = nn.Identity()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 from pathlib import Path
@@ -305,3 +306,10 @@ def test_a_state_that_does_not_fit_names_the_file(tmp_path: Path) -> None:
     told = r"checkpoint .*client.safetensors does not fit the run \(KeyError: 'x'\)"
     with pytest.raises(ConfigError, match=told), Checkpoints(tmp_path, "client").taking(1):
         raise KeyError("x")
+
+
+def test_numbers_that_are_not_finite_come_back_from_valid_json(tmp_path: Path) -> None:
+    values = {"best": math.inf, "deep": [{"worst": -math.inf}, 1.0], "none": None}
+    Checkpoints(tmp_path, "client").save(1, {}, values)
+    assert b"Infinity" not in file(tmp_path, 1).read_bytes()
+    assert Checkpoints(tmp_path, "client").load(1)[1] == values

@@ -317,3 +317,9 @@ def test_differences_name_every_option() -> None:
         "--plugin was nothing and is now adc",
         "--lr was 0.0003 and is now 0.5",
     ]
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_bytes(b"\xef\xbb\xbfbatch_size = 4\n")
+    assert Config.from_toml(file).batch_size == 4

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +19,7 @@ from splitlab.core.runs.disk import DiskError, append_whole, hold, write_whole, 
 
 def test_the_second_is_told_who_holds_the_folder(tmp_path: Path) -> None:
     with hold(tmp_path, "client"):
-        told = (
-            rf"{tmp_path.name} is in use by process {os.getpid()} on {socket.gethostname()} since"
-        )
+        told = rf"{tmp_path.name} is in use by process {os.getpid()} on {platform.node()} since"
         with pytest.raises(ConfigError, match=told), hold(tmp_path, "client"):
             pass
         with hold(tmp_path, "server"):  # the other peer of the run

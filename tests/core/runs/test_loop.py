@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from splitlab.core import ConfigError, SplitlabError, run
-from splitlab.core.contract.errors import Interrupted
+from splitlab.core.contract.errors import Diverged, Interrupted
 from splitlab.core.runs.checkpoint import Checkpoints
 from splitlab.core.runs.origin import Origin
-from splitlab.core.runs.records import read_records
+from splitlab.core.runs.records import read_records, read_state
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_both_evaluations_are_reported_where_a_plugin_acts(
 
 def test_a_loss_that_is_not_finite_ends_the_run(real: Any, easy_data: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {**real.SMALL, "lr": 1e6, "optimizer": "sgd", "budget": "steps=50"}
-    told = r"the loss is (nan|inf); lower --lr, or check the model$"
+    told = r" is (nan|inf|not finite); lower --lr, or check the model$"
     with pytest.raises(SplitlabError, match=told) as caught:
         run(data_dir=easy_data, output=str(tmp_path / "r"), **options)
     logged = (record.step for record in read_records(tmp_path / "r"))
@@ -84,8 +84,38 @@ def test_a_loss_that_was_never_finite_is_not_put_down_to_the_rate(
         "[Nan(), nn.Linear(784, classes)], channels=1, image_size=28)\n"
     )
     options = {**real.SMALL, "model": f"{model}:made"}
-    with pytest.raises(SplitlabError, match=r"^step 1: the loss is nan; check the model$"):
+    with pytest.raises(Diverged, match=r"step 1: the loss is nan; check the model$"):
         run(data_dir=easy_data, output=str(tmp_path / "r"), budget="steps=2", **options)
+
+
+def test_an_evaluation_that_is_not_finite_ends_the_run(
+    real: Any, easy_data: str, tmp_path: Path
+) -> None:
+    options = {**real.SMALL, "lr": 1e6, "optimizer": "adam", "budget": "steps=1"}
+    with pytest.raises(Diverged, match=r"^after step 1: evaluation batch 1: .* lower --lr"):
+        run(data_dir=easy_data, output=str(tmp_path / "r"), **options)
+    assert not (tmp_path / "r/summary.json").exists()
+    state = read_state(tmp_path / "r")
+    assert state is not None
+    assert (state.state, state.step) == ("diverged", 1)
+    assert "after step 1" in state.error
+
+
+def test_every_step_is_charged_what_its_plugins_say(
+    real: Any, easy_data: str, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "halves.py"
+    plugin.write_text(
+        "from splitlab.core import hookimpl\n"
+        "class Halves:\n"
+        "    @hookimpl\n"
+        "    def nominal_ratio(self, step):\n"
+        "        return (0.5, 0.5) if step is not None and step % 2 else (1.0, 1.0)\n"
+    )
+    options = {"plugins": [f"{plugin}:Halves"], "budget": "steps=2", **real.SMALL}
+    found = run(data_dir=easy_data, output=str(tmp_path / "r"), **options).summary
+    assert found.ratio_nominal == 0.75
+    assert (found.budget, found.budget_used) == ("steps=2", 2)
 
 
 # Going on from a checkpoint.

@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from splitlab.core import Config, ConfigError, ProtocolError
-from splitlab.core.data.load import load_data
+from splitlab.core.data.load import NORMALISATION, load_data
 from splitlab.core.runs.config import DEFAULT_DATASET
-from splitlab.core.runs.plan import Decided, Plan, choose_device, make_for_server
+from splitlab.core.runs.plan import (
+    Decided,
+    Plan,
+    choose_device,
+    load_configured_data,
+    make_for_server,
+)
 from splitlab.core.session.protocol import compare
 
 CPU = torch.device("cpu")
@@ -60,12 +67,31 @@ def test_a_plan_takes_the_data_as_it_is_told(noise_data: str) -> None:
         Plan.of(dataclasses.replace(SMALL, data_dir=noise_data, label_column="x"))
 
 
+@pytest.mark.parametrize(
+    "name", ["deit_tiny_patch16_224", "vit_tiny_patch16_224", "vit_base_patch16_clip_224"]
+)
+def test_weights_from_elsewhere_get_images_as_they_were_trained_on(
+    name: str, noise_data: str, tmp_path: Path
+) -> None:
+    weights = tmp_path / "w.safetensors"
+    weights.touch()  # it is not read yet
+    options: dict[str, Any] = {"model": name, "data_dir": noise_data, "image_size": 32}
+    made_for = timm.get_pretrained_cfg(name)
+    assert made_for is not None
+    for trained in ({"pretrained": True}, {"weights": str(weights)}):
+        data = load_configured_data(Decided.of(Config(**options, **trained)))
+        assert (data.mean, data.std) == (tuple(made_for.mean), tuple(made_for.std))
+    new = load_configured_data(Decided.of(Config(**options)))
+    assert (tuple(new.mean), tuple(new.std)) == NORMALISATION[3]
+
+
 def test_a_plan_knows_the_run_before_its_first_step(noise_data: str) -> None:
     config = dataclasses.replace(SMALL, data_dir=noise_data, budget="epochs=1.5")
     plan = Plan.of(config)
     assert (plan.classes, plan.data.train, plan.data.test) == (4, 20, 8)
     data = load_data(None, noise_data, image_size=28, channels=1, seed=1)
     assert (plan.data.fingerprint, plan.data.notices) == (data.fingerprint, ())
+    assert (plan.data.mean, plan.data.std) == NORMALISATION[1]
     assert plan.steps_per_epoch == plan.eval_every == plan.checkpoint_every == 4
     assert (plan.config.eval_every, plan.config.checkpoint_every) == (4, 4)
     assert plan.nominal == (1, 1)
@@ -104,6 +130,9 @@ built = []
 class Counted:
     def __init__(self):
         built.append(self)
+
+    @hookimpl
+    def run_end(self): ...
 
 
 class Asks:

@@ -33,6 +33,7 @@ def test_run_folder_holds_what_the_documentation_says(
         "metrics.jsonl",
         "ledger.json",
         "summary.json",
+        "state.json",
         "checkpoints",
     }
     records = [json.loads(line) for line in real.losses(folder)]
@@ -211,3 +212,40 @@ def test_a_run_that_goes_on_elsewhere_is_left_alone(
     assert len(told) == 2
     assert not list((tmp_path / "r").glob("*.lock"))
     assert run(resume=tmp_path / "r").summary.steps == 1
+
+
+ASKS = """
+from splitlab.core import hookimpl
+
+
+class Asks:
+    @hookimpl
+    def setup(self, peer):
+        self.peer = peer
+        self.first = peer.training_samples
+
+    @hookimpl
+    def metrics(self):
+        unit, amount = self.peer.budget
+        assert unit == "steps"
+        return {"all": self.first, "epoch": self.peer.steps_per_epoch, "end": amount}
+"""
+
+
+@pytest.mark.parametrize("transport", ["inprocess", "tcp"])
+def test_both_peers_know_how_long_the_run_is_to_last(
+    transport: str, two_classes: str, real: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "asks.py").write_text(ASKS)
+    options = real.SMALL | {"budget": "steps=1", "plugins": [f"{tmp_path}/asks.py:Asks"]}
+    result = run(data_dir=two_classes, output=str(tmp_path / "r"), transport=transport, **options)
+    told = [
+        json.loads(line)["metrics"]["Asks"]
+        for name in ("metrics.jsonl", "server-metrics.jsonl")
+        for line in (result.folder / name).read_text().splitlines()
+        if "Asks" in line
+    ]
+    assert len(told) == 2
+    assert told[0] == told[1]
+    samples, size = told[0]["all"], options["batch_size"]
+    assert told[0] == {"all": samples, "epoch": -(-samples // size), "end": 1.0}

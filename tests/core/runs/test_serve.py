@@ -70,6 +70,13 @@ def activation(step: int) -> Message:
     return made
 
 
+def train_and_save(table: Any, step: int) -> None:
+    """Train the one step that leads to this number of them, and save."""
+    for message in (activation(step - 1), Message(Kind.CONTROL, step, meta={"do": "save"})):
+        table.client_end.send(message, 1.0)
+        assert table.server.turn()
+
+
 def session_with_checkpoints(output: Path | None) -> Any:
     """Return a session that keeps real checkpoints, and the client's end of its link."""
     state: dict[str, torch.Tensor] = {"x": torch.zeros(1)}
@@ -174,21 +181,20 @@ def greet(table: Any, **changes: Any) -> None:
 def test_a_new_run_does_not_forget_what_another_left(tmp_path: Path) -> None:
     first = session_with_checkpoints(tmp_path)
     greet(first)
-    first.client_end.send(Message(Kind.CONTROL, 12, meta={"do": "save"}), 1.0)
-    assert first.server.turn()
+    train_and_save(first, 1)
     first.end()
     other = session_with_checkpoints(tmp_path)
     with pytest.raises(ConfigError, match=r"holds checkpoints of another run, .*--output"):
         greet(other, marks=MARKS | {"run": "another"})
     other.end()
-    kept = tmp_path / "checkpoints" / "step-00000012" / "server.safetensors"
+    kept = tmp_path / "checkpoints" / "step-00000001" / "server.safetensors"
     assert kept.is_file()
     with pytest.raises(
         ConfigError, match=r"server.safetensors is of plan \w+, not of plan another"
     ):
         greet(
             session := session_with_checkpoints(tmp_path),
-            step=12,
+            step=1,
             marks=MARKS | {"plan": "another"},
         )
     session.end()
@@ -212,20 +218,19 @@ def test_a_folder_serves_one_at_a_time(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_client_is_offered_a_step_that_both_have(tmp_path: Path) -> None:
     table = session_with_checkpoints(tmp_path)
     greet(table)
-    for step in (4, 8):
-        table.client_end.send(Message(Kind.CONTROL, step, meta={"do": "save"}), 1.0)
-        assert table.server.turn()
+    for step in (1, 2):
+        train_and_save(table, step)
     table.end()
-    file = tmp_path / "checkpoints" / "step-00000008" / "server.safetensors"
+    file = tmp_path / "checkpoints" / "step-00000002" / "server.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    for steps, older in (("4 8", 4), ("8", 0), ("x -4", 0)):
+    for steps, older in (("1 2", 1), ("2", 0), ("x -1", 0)):
         table = session_with_checkpoints(tmp_path)
         more = {"steps": steps, "again": "splitlab join A --resume R"}
         told = (
             rf"is damaged .*; go on from step {older} with: splitlab join A --resume R --from-step"
         )
         with pytest.raises(ConfigError, match=told):
-            greet(table, step=8, marks=MARKS | more)
+            greet(table, step=2, marks=MARKS | more)
         table.end()
 
 

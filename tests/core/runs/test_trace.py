@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from splitlab.core import Attention, ConfigError, run
+from splitlab.core.catalogue.loading import load
 from splitlab.core.catalogue.tables import ROOT
 from splitlab.core.contract.batch import Batch
 from splitlab.core.runs.stages import TensorFacts
@@ -156,3 +157,43 @@ def test_the_empty_stack(options: dict[str, Any]) -> None:
     assert bare.ratio_nominal == 1
     assert 1 < bare.ratio_measured < 1.01
     assert "the empty stack" in bare.heading()[0]
+
+
+WATCHES = """
+import time
+from splitlab.core import hookimpl
+
+
+class Watches:
+    @hookimpl
+    def metrics(self, step):
+        return {"step": step}
+
+
+class Slow:
+    def wrap(self, link, role):
+        class Slower(type(link)):
+            def send(self, message, timeout):
+                sent.append(role)
+                return super().send(message, timeout)
+
+        link.__class__ = Slower
+        return link
+
+
+sent = []
+"""
+
+
+def test_probes_and_links_act_as_in_a_run(
+    options: dict[str, Any], tmp_path: Path, traced: Trace
+) -> None:
+    file = tmp_path / "watches.py"
+    file.write_text(WATCHES)
+    probes, links = [f"{file}:Watches"], [f"{file}:Slow"]
+    shown = trace(plugins=PLUGINS, repeats=1, probes=probes, links=links, **options)
+    assert shown.metrics == {peer: {"Watches": {"step": 0.0}} for peer in ("client", "server")}
+    assert "Watches at the client: step 0" in shown.totals()
+    assert "Watches" not in " ".join(stage.what for stage in shown.stages)
+    assert [stage.frame for stage in shown.stages] == [stage.frame for stage in traced.stages]
+    assert load("links", links[0]).wrap.__globals__["sent"] == ["client", "server"] * 3

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from splitlab.core import ConfigError, Kind, Message, NetworkError, ProtocolError, Role
+from splitlab.core.contract.errors import Diverged
 from splitlab.core.session.client import ClientSession
 from splitlab.transports.inprocess import InProcess
 
@@ -130,3 +131,14 @@ def test_silence_ends_a_turn_and_an_exchange_within_the_timeout(talk: Any) -> No
         with pytest.raises(NetworkError, match="sent nothing"):
             wait()
         assert time.monotonic() - started < 2
+
+
+def test_a_divergence_of_one_peer_is_one_of_the_other(talk: Any) -> None:
+    table = talk.Table().open()
+    table.echo.error = Diverged("step 1: the loss is nan; check the model")
+    with pytest.raises(Diverged, match=r"^step 1: the loss is nan; check the model$"):
+        table.client.exchange(talk.activation())
+    table = talk.Table(nested=False)
+    table.client.fail(Diverged("step 1: the gradient of x is not finite"))
+    with pytest.raises(Diverged, match="the gradient of x is not finite"):
+        table.server.turn()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import Kind, LinkError, Message, NetworkError, ProtocolError
+from splitlab.core.contract.peer import Schedule
 from splitlab.core.engine.server import Server
 from splitlab.core.session.protocol import PROTOCOL
 
@@ -251,3 +253,39 @@ def test_the_server_is_told_what_the_client_raised(talk: Any, before: bool) -> N
     ) as caught:
         table.server.turn()
     assert type(caught.value) is LinkError
+
+
+def test_steps_come_one_after_the_other(talk: Any) -> None:
+    table = talk.Table().open(step=3)
+    table.client.exchange(talk.activation(3))
+    table.client.exchange(talk.activation(9, training=False))
+    for step in (3, 5, 2**63):
+        with pytest.raises(ProtocolError, match="and step 5 is due"):
+            table.client.exchange(talk.activation(step))
+
+
+def test_a_server_hears_how_long_the_run_is_to_last(talk: Any) -> None:
+    table = talk.Table()
+    table.echo.peer = SimpleNamespace(schedule=None)
+    table.open(schedule=Schedule(600, "bytes", 5e6))
+    assert table.echo.peer.schedule == Schedule(600, "bytes", 5e6)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        {},
+        {"training_samples": 0, "unit": "steps", "amount": 1},
+        {"training_samples": True, "unit": "steps", "amount": 1},
+        {"training_samples": 1, "unit": 3, "amount": 1},
+        {"training_samples": 1, "unit": "steps", "amount": float("nan")},
+        {"training_samples": 1, "unit": "steps", "amount": "1"},
+        {"training_samples": 1, "unit": "steps", "amount": 1, "more": 1},
+    ],
+)
+def test_a_schedule_that_makes_no_sense_is_the_clients_error(talk: Any, said: Any) -> None:
+    table = talk.Table(nested=False)
+    table.client_end.send(Message(Kind.HELLO, meta=talk.HELLO | {"schedule": said}), 1.0)
+    with pytest.raises(ProtocolError, match="sent a malformed HELLO"):
+        table.server.turn()

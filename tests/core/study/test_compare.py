@@ -21,6 +21,9 @@ FAST = {"threads": 1, "budget": "steps=2", "weights": "none", "device": "cpu"}
 
 # What is run.
 
+HOOK = "    from splitlab.core import hookimpl\n    run_end = hookimpl(lambda self: None)\n"
+"""What makes a plugin of a class that does nothing."""
+
 
 def test_every_stack_runs_with_every_seed(runs: Any, tmp_path: Path) -> None:
     stacks = ["adc-batch-merge + adc-token-select:ratio=0.3", "adc"]
@@ -66,7 +69,7 @@ def test_seeds_that_no_run_can_take(seeds: Any, runs: Any) -> None:
 def test_ratio_goes_to_the_first_that_takes_one(runs: Any, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
-        "class Mine:\n    'A plugin.'\n    def __init__(self, rate: float = 1.0): ...\n"
+        "class Mine:\n    'A plugin.'\n    def __init__(self, rate: float = 1.0): ...\n" + HOOK
     )
     stacks = [
         "adc",
@@ -116,7 +119,7 @@ plugins = ["mine.py:Mine:x=3"]
 reconstruction = true
 """
     )
-    source = "class Mine:\n    'A plugin.'\n    def __init__(self, x: int = 1): ...\n"
+    source = "class Mine:\n    'A plugin.'\n    def __init__(self, x: int = 1): ...\n" + HOOK
     (tmp_path / "mine.py").write_text(source)
     stacks = ["guess:x=5", "both:ratio=0.5", "plain+adc", "plain", "retold", "mine.py:Mine:x=4"]
     comparison = compare(stacks, seeds=1, **FAST)
@@ -133,7 +136,10 @@ reconstruction = true
 def test_folder_names(runs: Any, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        source = f"class Mine:\n    'Plugin {folder}.'\n    def __init__(self, x: str = ''): ...\n"
+        source = (
+            f"class Mine:\n    'Plugin {folder}.'\n    def __init__(self, x: str = ''): ...\n"
+            + HOOK
+        )
         (tmp_path / folder / "mine.py").write_text(source)
     stacks = ["adc+a/mine.py:Mine", "adc+b/mine.py:Mine", f"a/mine.py:Mine:x={'y' * 300}"]
     comparison = compare(stacks, seeds=1, **FAST)
@@ -318,9 +324,9 @@ def test_a_folder_in_which_another_compares(runs: Any, tmp_path: Path) -> None:
 
 def test_a_plugin_file_that_was_changed(runs: Any, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
-    file.write_text("class Mine:\n    'A plugin.'\n")
+    file.write_text("class Mine:\n    'A plugin.'\n" + HOOK)
     compare(["mine.py:Mine"], seeds=1, output="c", **FAST)
-    file.write_text("class Mine:\n    'Another plugin.'\n")
+    file.write_text("class Mine:\n    'Another plugin.'\n" + HOOK)
     with pytest.raises(ConfigError, match=r"mine.py:Mine was Mine@\w+ and is now Mine@\w+; give"):
         compare(["mine.py:Mine"], seeds=1, output="c", **FAST)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from splitlab.core import Config, ConfigError
 from splitlab.core.report.table import Spread, Table
 from splitlab.core.runs.folder import RunFolder
-from splitlab.core.runs.records import EvaluationRecord, StepRecord, Summary
+from splitlab.core.runs.records import EvaluationRecord, State, StepRecord, Summary
 from splitlab.core.study.comparison import Comparison, Contender, Outcome, differs
 
 COMMON = Config(dataset="fashion-mnist-mini", cut=3, image_size=28, threads=1, budget="steps=4")
@@ -248,3 +249,22 @@ def test_what_differs() -> None:
     assert differs(replace(COMMON, seed=3, plugins=("x",)), COMMON) == ""
     now = replace(COMMON, eval_every=5)
     assert differs(now, COMMON) == "--eval-every was not given and is now 5"
+
+
+def test_a_run_that_diverged_is_marked_and_in_no_mean(comparison: Comparison) -> None:
+    RunFolder(comparison.run_folder(A, 1)).write_state(State("diverged", 3, "step 4: nan"))
+    old = RunFolder(comparison.run_folder(B, 0))
+    old.write_summary(summary(math.nan))
+    RunFolder(comparison.run_folder(B, 1)).write_state(State("diverged", 0, "step 1: inf"))
+    comparison.look({})
+    a, b = comparison.rows()
+    assert a.accuracy == Spread(0.6, None)
+    assert (a.diverged, a.finished, b.diverged, b.finished) == (1, 1, 2, 0)
+    assert "seed 1 diverged and not in the means: step 4: nan" in a.note
+    assert Table.of([b]).rows[0][1] == "diverged"
+    assert [curve.label for curve in comparison.curves()] == [
+        "a-recon (1 of 2 diverged)",
+        "b + c:bits=4 (2 of 2 diverged)",
+    ]
+    comparison.write()
+    assert "NaN" not in (comparison.folder / "results.json").read_text()

@@ -29,6 +29,20 @@ class Shift:
             cut.activations = cut.activations.tanh() + cut.activations / 4
 
 
+class Commits(Shift):
+    """A loss of its own at each peer."""
+
+    @hookimpl
+    def after_client_forward(self, cut: Cut) -> None:
+        cut.add_loss("size", 0.1 * cut.activations.square().mean())
+        Shift.after_client_forward(self, cut)
+
+    @hookimpl
+    def before_server_forward(self, cut: Cut) -> None:
+        Shift.before_server_forward(self, cut)
+        cut.add_loss("spread", 0.1 * cut.activations.mean().square())
+
+
 class Cast:
     """Detached tensors in both directions: bfloat16 on the wire."""
 

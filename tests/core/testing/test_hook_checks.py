@@ -89,7 +89,9 @@ class HidesItsCodes(Cast):
         for name in message.names(Role.PAYLOAD):
             if message.training:
                 message.push("codes", str(message[name].dtype).partition(".")[2])
-                codes = (message[name].float().clamp(-3, 3) * 1000).nan_to_num()
+                if not message[name].isfinite().all():
+                    raise ValueError("a value is not finite")
+                codes = message[name].float().clamp(-3, 3) * 1000
                 message.put(name, codes.to(torch.int16), Role.PAYLOAD)
 
     @hookimpl

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from right import Cast, Corrects, Remembers, Shift
+from right import Cast, Commits, Corrects, Remembers, Shift
 from test_gradient_checks import DerivesWrongly
 
 from splitlab.core import ConfigError, hookimpl
 from splitlab.core.testing import PLUGIN_CHECKS, FreshPeers, Tiny, check_plugin
 
 
-@pytest.mark.parametrize("plugin", [Shift, Cast, Remembers, Corrects])
+@pytest.mark.parametrize("plugin", [Shift, Cast, Remembers, Corrects, Commits])
 def test_a_plugin_that_is_right_passes(plugin: type, fresh: FreshPeers) -> None:
     report = check_plugin(plugin, fresh=fresh)
     report.raise_if_failed()
@@ -42,7 +42,12 @@ def test_a_plugin_is_named_in_many_ways(tmp_path: Path) -> None:
         return report.subject, report.rows[0].outcome
 
     file = tmp_path / "method.py"
-    file.write_text("class Method:\n    def __init__(self, *, bits: int = 8) -> None: ...\n")
+    file.write_text(
+        "from splitlab.core import hookimpl\n"
+        "class Method:\n"
+        "    def __init__(self, *, bits: int = 8) -> None: ...\n"
+        "    run_end = hookimpl(lambda self: None)\n"
+    )
     assert outcome("adc-token-select:ratio=0.5") == ("adc-token-select:ratio=0.5", "passed")
     assert outcome("adc-q8") == ("adc-q8", "passed")
     assert outcome(f"{file}:Method:bits=4") == (f"{file}:Method:bits=4", "passed")

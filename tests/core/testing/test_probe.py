@@ -62,7 +62,12 @@ def test_a_probe_that_is_right_passes(tmp_path: Path) -> None:
     assert [row.check for row in report.rows] == [check.name for check in PROBE_CHECKS]
     assert report.rows[0].reason == "10 frames, 5 losses and both states are equal"
     file = tmp_path / "mine.py"
-    file.write_text("class Mine:\n    def __init__(self, *, every: int = 1) -> None: ...\n")
+    file.write_text(
+        "from splitlab.core import hookimpl\n"
+        "class Mine:\n"
+        "    def __init__(self, *, every: int = 1) -> None: ...\n"
+        "    run_end = hookimpl(lambda self: None)\n"
+    )
     assert check_probe(f"{file}:Mine:every=3", only=["probe-changes-nothing"]).ok
     with pytest.raises(ConfigError, match="unknown check 'bytes-are-real'"):
         check_probe(Watches, only=["bytes-are-real"])

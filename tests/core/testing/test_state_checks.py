@@ -1,11 +1,10 @@
-"""Plugins that depend on chance, or on what they do not save: each fails one check."""
+"""Plugins that depend on chance, or on how often one evaluates: each fails one check."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -60,32 +59,6 @@ class LearnsFromEvaluation(Remembers):
             self._sum = self._sum + 1
 
 
-class ForgetsItsState(Remembers):
-    @hookimpl
-    def state_dict(self) -> Mapping[str, Any]:
-        return {"sum": torch.zeros(())}
-
-
-class HidesItsState(Remembers):
-    @hookimpl
-    def traits(self) -> Traits:
-        return Traits()
-
-
-class Counts(Cast):
-    def __init__(self) -> None:
-        self._calls = 0
-
-    @hookimpl
-    def before_send(self, message: Message) -> None:
-        self._calls += 1
-        message.put("calls", torch.tensor(self._calls % 2), Role.SIDE)
-
-    @hookimpl
-    def traits(self) -> Traits:
-        return Traits(evaluation=True)
-
-
 WRONG = [
     (DrawsAnywhere, "repeats-itself", "it drew from global random state"),
     (DrawsInSetup, "repeats-itself", "random state of random and numpy"),
@@ -97,13 +70,6 @@ WRONG = [
         "evaluation-as-declared",
         "the client (plugins / LearnsFromEvaluation / sum)",
     ),
-    (
-        ForgetsItsState,
-        "state-survives-resume",
-        "a resumed run is another, first in ACTIVATION of step 3",
-    ),
-    (HidesItsState, "state-survives-resume", "declare stateful=True"),
-    (Counts, "state-survives-resume", "encoding one batch twice differs"),
 ]
 
 

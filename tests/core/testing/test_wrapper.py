@@ -219,7 +219,9 @@ def test_a_wrapper_is_tried_over_a_network_too() -> None:
     outside = links.one_of_each_kind()[1]
     [row] = check_link(BreaksSockets, only=["arrives-in-order"]).rows
     assert row.outcome == "failed"
-    assert row.reason == f"over {outside}: ZeroDivisionError: no shaping here"
+    line = BreaksSockets.receive.__code__.co_firstlineno + 2
+    told = f"ZeroDivisionError: no shaping here (test_wrapper.py:{line})"
+    assert row.reason == f"over {outside}: {told}"
 
 
 def test_what_cannot_be_tried_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

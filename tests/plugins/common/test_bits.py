@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,11 +12,15 @@ from hypothesis import strategies as st
 from splitlab.core import ProtocolError
 from splitlab.plugins.common.bits import (
     MOST_BITS,
+    level_bytes,
     pack,
+    pack_levels,
     packed_bytes,
     uniform_codes,
     uniform_values,
     unpack,
+    unpack_levels,
+    word,
 )
 
 
@@ -206,3 +212,24 @@ def test_gpu_agrees_with_the_cpu(bits: int) -> None:
     packed = pack(codes.cuda(), bits)
     assert torch.equal(packed.cpu(), pack(codes, bits))
     assert torch.equal(unpack(packed, bits, len(codes)).cpu().int(), codes)
+
+
+@settings(max_examples=25, deadline=None)
+@given(levels=st.integers(2, 2**15), count=st.integers(0, 60), seed=st.integers(0, 9))
+def test_codes_of_any_number_of_levels(levels: int, count: int, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    codes = torch.randint(levels, (count,), generator=draw)
+    packed = pack_levels(codes, levels)
+    assert packed.shape == (level_bytes(count, levels),)
+    assert torch.equal(unpack_levels(packed, levels, count).long(), codes)
+    each, bits = word(levels)
+    assert levels**each <= 2**bits <= 2**24
+    assert math.log2(levels) <= bits / each < math.log2(levels) + 1
+
+
+def test_three_levels_in_bytes() -> None:
+    """Five digits to the base of 3 are a byte."""
+    assert pack_levels(torch.tensor([1, 2, 0, 0, 2, 1]), 3).tolist() == [1 + 2 * 3 + 2 * 81, 1]
+    assert level_bytes(6, 3) == 2
+    with pytest.raises(ProtocolError, match="2 codes of 8 bits are 2 bytes"):
+        unpack_levels(torch.zeros(3, dtype=torch.uint8), 3, 6)

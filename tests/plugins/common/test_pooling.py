@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core import Attention, ConfigError, Cut, Keys
+from splitlab.core.testing import Tiny
 from splitlab.plugins.common.pooling import (
     SIZES,
     Share,
@@ -116,7 +119,7 @@ def test_attention_and_sizes_follow_the_tokens(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(
     ("share", "N", "P", "patches"),
-    [
+    [  # P = 0: no class token, so that one patch is needed
         (Share("x", None, 0.29), 100, 1, 28),  # 0.29 * 100 is 28.999999999999996
         (Share("x", None, 0.29, fused=1), 100, 1, 27),
         (Share("x", None, 1.0, fused=1), 100, 1, 99),  # everything: nothing is fused
@@ -125,11 +128,24 @@ def test_attention_and_sizes_follow_the_tokens(dtype: torch.dtype) -> None:
         (Share("x", 0.7, None), 197, 1, 138),  # ⌈137.2⌉
         (Share("x", 0.07, None), 101, 1, 7),  # 0.07 * 100 is 7.000000000000001
         (Share("x", 1e-9, None), 11, 1, 1),
+        (Share("x", 1e-12, None), 11, 1, 1),
     ],
 )
 def test_how_many_patches_a_share_keeps(share: Share, N: int, P: int, patches: int) -> None:
     # A share of the patches never rounds to none.
-    assert share.patches(N, P) == patches
+    peer = Tiny().peer(tokens=N, prefix_tokens=P, class_token=P == 1, grid=None)
+    assert share.patches(N, peer) == patches
+
+
+@pytest.mark.parametrize("fused", [0, 1])
+@pytest.mark.parametrize("facts", [{"class_token": False}, {"class_token": True, "pools": True}])
+def test_a_patch_is_left_to_a_head_that_pools_patches(facts: Any, fused: int) -> None:
+    peer = Tiny().peer(tokens=17, prefix_tokens=4, grid=None, **facts)
+    share = Share("x", None, None, fused)
+    assert share.patches(17, peer) + fused == 1
+    assert share.nominal(peer) == 5 / 17
+    with pytest.raises(ConfigError, match=r"at least 5 are sent; allowed here: ratio=0.2942 to 1"):
+        Share("x", None, 0.29, fused).check(peer)
 
 
 def test_shares_that_are_refused() -> None:
@@ -170,3 +186,16 @@ def test_gpu_repeats_itself_and_agrees_with_the_cpu(dtype: torch.dtype) -> None:
     for one, two, cpu in zip(first, second, run("cpu"), strict=True):
         assert torch.equal(one, two)
         torch.testing.assert_close(one, cpu)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_says_that_a_token_left_out_is_not_finite(bad: float) -> None:
+    x = noise(3, 4, 2)
+    kept = torch.tensor([[0, 2]]).expand(3, 2)
+    cut = Cut(
+        activations=x.clone(), targets=torch.zeros(3, dtype=torch.int64), step=0, training=True
+    )
+    cut.activations[1, 3, 0] = bad
+    select_in_cut(cut, kept)
+    assert cut.activations[1].isnan().all()
+    assert torch.equal(cut.activations[[0, 2]], x[[0, 2]][:, [0, 2]])
