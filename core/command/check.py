@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from splitlab.core.catalogue.tables import SINGULAR
 from splitlab.core.command.options import Parser, add_json, completes, declare, print_json
+from splitlab.core.command.streams import say
 from splitlab.core.contract.errors import ConfigError, SplitlabError
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def show_report(report: Report) -> None:
     """Print what every check found, one line a check."""
     from splitlab.core.command.show import print_table
 
-    print(f"{report.subject}: {report.counts()}\n")
+    say(f"{report.subject}: {report.counts()}\n")
     print_table(
         ("", "check", "what is checked", ""),
         [

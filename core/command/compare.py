@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from splitlab.core.command.imports import heavy_imports
 from splitlab.core.command.options import Parser, add_config, add_quiet, completes, declare, given
 from splitlab.core.command.stop import StopAsked
+from splitlab.core.command.streams import say
 from splitlab.core.contract.errors import ConfigError, Diverged, SplitlabError
 from splitlab.core.runs.config import Config, flag
 
@@ -137,7 +138,7 @@ def show_comparison(comparison: Comparison) -> None:
 
     cells = Table.of(comparison.rows())
     print()
-    print(comparison.description())
+    say(comparison.description())
     # Numbers are never folded: where they do not all fit beside each other, two tables do.
     numbers = [i for i, name in enumerate(cells.header) if name not in ("stack", "note")]
     wide = 24 + sum(2 + max(len(row[i]) for row in (cells.header, *cells.rows)) for i in numbers)
@@ -155,4 +156,4 @@ def show_comparison(comparison: Comparison) -> None:
     for row in comparison.rows():
         if row.note:
             print_line(f"{row.title}: {row.note}")
-    print(f"written: {', '.join(map(str, comparison.files()))}")
+    say(f"written: {', '.join(map(str, comparison.files()))}")

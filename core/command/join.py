@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from splitlab.core.command.options import Parser, add_config, add_json, add_quiet, declare
 from splitlab.core.command.run import add_resume, known, train
+from splitlab.core.command.streams import say
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
@@ -54,9 +55,8 @@ def add(commands: Commands) -> Parser:
 def _join(arguments: argparse.Namespace) -> int:
     if not (arguments.quiet or arguments.json):  # at once: what comes next takes a while
         patience = known(arguments).timeout
-        print(
+        say(
             f"join   {arguments.address}: loads first, then waits up to {patience:g} s for a "
-            "server there",
-            flush=True,
+            "server there"
         )
     return train(arguments, connect=arguments.address)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from splitlab.core.command.options import Parser, add_json, completes, declare, print_json
+from splitlab.core.command.streams import say
 
 if TYPE_CHECKING:
     from splitlab.core.catalogue.tables import Loadable
@@ -105,7 +106,7 @@ def show_facts(facts: Facts) -> None:
             ("parameter", "type", "default", "meaning"),
             [(p["name"], p["type"], p["default_text"], p["meaning"]) for p in facts["parameters"]],
         )
-    print(f"\nexample: {facts['example']}")
+    say(f"\nexample: {facts['example']}")
 
 
 def _lines(facts: Facts) -> list[tuple[str, str]]:

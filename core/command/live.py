@@ -14,6 +14,7 @@ from rich.text import Text
 
 from splitlab.core.command.progress import ComparisonState, RunState, ending
 from splitlab.core.command.show import human_bytes
+from splitlab.core.command.streams import visible
 
 if TYPE_CHECKING:
     from splitlab.core.runs.plan import Plan
@@ -47,12 +48,14 @@ class LiveReporter(RunState):
         """Show what runs and where it is written, and what of the data is left out."""
         self.total = used
         for notice in self.news(plan):
-            self._live.console.print(f"note: {notice}", highlight=False, markup=False)
+            self._live.console.print(_plain(f"note: {notice}"))
         config = plan.config
         self._title = Text.assemble(
-            (" + ".join(plan.titles) or "none", "bold"),
-            f"  {config.dataset or config.data_dir} · {config.model} · cut {config.cut} · "
-            f"{config.link} · {folder}",
+            (visible(" + ".join(plan.titles) or "none"), "bold"),
+            _plain(
+                f"  {config.dataset or config.data_dir} · {config.model} · cut {config.cut} · "
+                f"{config.link} · {folder}"
+            ),
         )
         self._note = f"budget {config.budget}"
         self._draw()
@@ -65,7 +68,7 @@ class LiveReporter(RunState):
     def accepted(self, changes: Sequence[str]) -> None:
         """Leave lines above the display that say what has changed since the run began."""
         for change in changes:
-            self._live.console.print(f"accepted: {change}", highlight=False, markup=False)
+            self._live.console.print(_plain(f"accepted: {change}"))
 
     def step(self, progress: Progress, ledger: Ledger, loss: float) -> None:
         """Show all numbers anew."""
@@ -151,7 +154,7 @@ class LiveComparison(ComparisonState):
 
     def ended(self, contender: Contender, outcome: Outcome) -> None:
         """Leave a line above the display."""
-        self.live.console.print(f"{self._now}: {ending(outcome)}", highlight=False, markup=False)
+        self.live.console.print(_plain(f"{self._now}: {ending(outcome)}"))
 
     def end(self) -> None:
         """Take the display away."""
@@ -164,6 +167,10 @@ def _live() -> Live:
 
 def _bar(done: float, note: str) -> Table:
     bar = Table.grid(padding=(0, 2))
-    # The note holds names of folders and plugins, which are no markup.
-    bar.add_row(ProgressBar(total=1.0, completed=done, width=30), f"{done:.0%}", Text(note))
+    bar.add_row(ProgressBar(total=1.0, completed=done, width=30), f"{done:.0%}", _plain(note))
     return bar
+
+
+def _plain(text: str) -> Text:
+    """Return a text with names of folders and plugins, which are no markup and no commands."""
+    return Text(visible(text))

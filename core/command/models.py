@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from splitlab.core.command.options import Parser, add_json, completes, declare, print_json
+from splitlab.core.command.streams import say
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
@@ -167,7 +168,7 @@ def _explain(text: str, as_json: bool) -> int:
             ("setting", "type", "value", "meaning"),
             [(p["name"], p["type"], p["value"], p["meaning"]) for p in settings],
         )
-    print(f"\nexample: splitlab run --model {text}")
+    say(f"\nexample: splitlab run --model {text}")
     return 0
 
 

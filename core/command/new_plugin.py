@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from splitlab.core.command.options import Parser, declare
+from splitlab.core.command.streams import say
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
@@ -46,8 +47,8 @@ def _new_plugin(arguments: argparse.Namespace) -> int:
     name, directory = arguments.name, arguments.directory
     folder = new_plugin(name, Path(directory) if directory else None)
     for path in sorted(folder.iterdir()):
-        print(f"wrote {path}")
-    print(
+        say(f"wrote {path}")
+    say(
         f"\nIt works as it is; make it yours in {folder / name.replace('-', '_')}.py. Then:\n\n"
         f"    pip install -e {folder}\n"
         f"    splitlab check {name}\n"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splitlab.core.command.show import human_bytes
+from splitlab.core.command.streams import say
 
 if TYPE_CHECKING:
     from splitlab.core.runs.plan import Plan
@@ -129,15 +130,15 @@ class PlainReporter(RunState):
         """Print what runs and where it is written, and what of the data is left out."""
         self.total = used
         for notice in self.news(plan):
-            print(f"note   {notice}")
+            say(f"note   {notice}")
         if not self._alone:
             return
         config, stack = plan.config, " + ".join(plan.titles) or "none"
-        print(
+        say(
             f"run    {stack} on {config.dataset or config.data_dir}, {config.model}, "
             f"cut {config.cut}"
         )
-        print(f"link   {config.link}, budget {config.budget}, folder {folder}", flush=True)
+        say(f"link   {config.link}, budget {config.budget}, folder {folder}")
 
     def loading(self, part: str, done: int, total: int) -> None:
         """Print how many images are decoded, if it takes long."""
@@ -146,7 +147,7 @@ class PlainReporter(RunState):
     def accepted(self, changes: Sequence[str]) -> None:
         """Print what has changed since the run began."""
         for change in changes:
-            print(f"accept {change}", flush=True)
+            say(f"accept {change}")
 
     def step(self, progress: Progress, ledger: Ledger, loss: float) -> None:
         """Print a line, if the last one is some seconds old."""
@@ -167,11 +168,10 @@ class PlainReporter(RunState):
         """Print the accuracy."""
         both = record.accuracy_uncompressed
         more = f", uncompressed {both:.4f}" if both is not None else ""
-        print(
+        say(
             f"eval   step {record.step}: accuracy {record.accuracy:.4f}{more}, "
             f"loss {record.loss:.4f}, "
             f"{human_bytes(record.training_bytes)} of training traffic",
-            flush=True,
         )
 
     def end(self, result: Result | None) -> None:
@@ -182,7 +182,7 @@ class PlainReporter(RunState):
         self._last = self._last or now
         if now - self._last >= _PLAIN_SECONDS:
             self._last = now
-            print(line, flush=True)
+            say(line)
 
 
 class ComparisonState:
@@ -216,16 +216,16 @@ class PlainComparison(ComparisonState):
         """Print what there is to do."""
         super().begin(folder, runs, finished)
         before = f", {finished} of them finished before" if finished else ""
-        print(f"compare {runs} runs in {folder}{before}", flush=True)
+        say(f"compare {runs} runs in {folder}{before}")
 
     def run(self, number: int, contender: Contender, seed: int) -> PlainReporter:
         """Print which run begins."""
-        print(self.what(number, contender, seed), flush=True)
+        say(self.what(number, contender, seed))
         return PlainReporter(alone=False, told=self.told)
 
     def ended(self, contender: Contender, outcome: Outcome) -> None:
         """Print how a run ended."""
-        print(ending(outcome), flush=True)
+        say(ending(outcome))
 
     def end(self) -> None:
         """Do nothing: every line is printed."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from splitlab.core.command.imports import heavy_imports
 from splitlab.core.command.options import Parser, add_config, declare, given
+from splitlab.core.command.streams import say
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.runs.config import Config
 from splitlab.core.runs.process import orders
@@ -158,7 +159,7 @@ def serve_config(
         peers_here=1 if announce is None else 2,
         patient=patient,
         samples=samples,
-        say=_say_nothing if quiet else _say,
+        say=_say_nothing if quiet else say,
     )
     return 0
 
@@ -171,10 +172,6 @@ def _count_classes(decided: Decided) -> int:
     from splitlab.core.runs.plan import load_configured_data
 
     return len(load_configured_data(decided).train.classes)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)  # whoever waits for the address may read from a pipe
 
 
 def _say_nothing(line: str) -> None:

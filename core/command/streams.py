@@ -12,7 +12,7 @@ import re
 import sys
 import unicodedata
 
-__all__ = ["prepare", "visible"]
+__all__ = ["prepare", "say", "visible"]
 
 _WORDS = {
     "±": "+/-",
@@ -58,6 +58,11 @@ def prepare() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="splitlab")
+
+
+def say(line: str) -> None:
+    """Print a line that users or the other peer have words in, at once: a pipe may be read."""
+    print(visible(line), flush=True)
 
 
 def visible(text: str) -> str:

@@ -30,8 +30,8 @@ def test_no_server_at_the_address(fails: Callable[..., str]) -> None:
 
 def test_json_is_all_that_a_client_prints(capsys: pytest.CaptureFixture[str]) -> None:
     for quiet in (["--json"], []):
-        assert main(["join", "nowhere", *quiet, *FAST]) == ConfigError.status
-        assert ("join   nowhere" in capsys.readouterr().out) is (not quiet)
+        assert main(["join", "no\x1bwhere", *quiet, *FAST]) == ConfigError.status
+        assert ("join   no\\x1bwhere" in capsys.readouterr().out) is (not quiet)
 
 
 MINE = """

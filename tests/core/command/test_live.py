@@ -15,7 +15,7 @@ from splitlab.core.runs.reporter import Progress
 
 LEDGER: Any = SimpleNamespace(total=lambda way, phase: 1500 if way == "up" else 500)
 CONFIG = Config(dataset="data", cut=3, budget="steps=9", transport="link", links=("slow",))
-DATA: Any = SimpleNamespace(notices=("pets: left out [x]",))
+DATA: Any = SimpleNamespace(notices=("pets: left out [x]\x1b[31m",))
 PLAN: Any = SimpleNamespace(config=CONFIG, titles=("a [b]", "c"), data=DATA)
 
 
@@ -39,7 +39,7 @@ def test_a_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     text = shown(capsys)
     assert "a [b] + c  data · vit-mini · cut 3 · link + slow · runs/x" in text
     assert "budget steps=9" in text
-    assert "note: pets: left out [x]" in text
+    assert "note: pets: left out [x]\\x1b[31m" in text
     record: Any = SimpleNamespace(step=1, accuracy=0.5, loss=1.25, training_bytes=2000)
     display.evaluated(record)
     assert "step      1   accuracy 0.5000   loss 1.2500   2 kB" in shown(capsys)

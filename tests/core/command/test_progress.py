@@ -154,6 +154,22 @@ def test_what_the_data_leave_out_is_told_once(capsys: pytest.CaptureFixture[str]
     ]  # fmt: skip
 
 
+def test_no_name_commands_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    red = "\x1b[31m"
+    lines = PlainReporter()
+    lines.begin(plan(Config(data_dir=red), red, notices=(red,)), Path(red), lambda: 0.0)
+    lines.accepted([red])
+    comparison = PlainComparison()
+    comparison.begin(Path(red), 1, 0)
+    contender: Any = SimpleNamespace(title=red)
+    comparison.run(1, contender, seed=0)
+    failed: Any = SimpleNamespace(summary=None, state="failed", error=red)
+    comparison.ended(contender, failed)
+    text = capsys.readouterr().out
+    assert "\x1b" not in text
+    assert text.count("\\x1b[31m") == 8
+
+
 def test_the_output_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(reporter(quiet=True)) is Reporter
     assert type(comparison_reporter(quiet=True)) is ComparisonReporter

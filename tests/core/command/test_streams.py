@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from splitlab.core.command import streams
-from splitlab.core.command.streams import prepare, visible
+from splitlab.core.command.streams import prepare, say, visible
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,10 @@ def test_what_the_sources_print_has_words_in_ascii() -> None:
 )
 def test_control_characters_are_shown(text: str, shown: str) -> None:
     assert visible(text) == shown
+
+
+def test_a_line_is_printed_with_its_control_characters_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    say("serving \x1b[31mred")
+    assert capsys.readouterr().out == "serving \\x1b[31mred\n"
