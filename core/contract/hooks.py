@@ -31,8 +31,8 @@ method encodes in ``before_send`` and decodes in ``after_receive``, in both dire
 A step that a hook is given, as ``step``, ``cut.step`` or ``message.step``, counts from 0, and so do
 the draws that are seeded with it; logs and error messages count from 1: step 0 is logged as step 1.
 
-``message.meta`` may be read: a GRADIENT has the mean task loss of the batch, ``"loss"``, a PREDICTION
-its sum, ``"loss_sum"``. ``cut.add_loss`` adds a loss to a peer's backward pass. `Peer` tells how long
+``message.meta`` may be read: a GRADIENT has ``"loss"``, the mean task loss of a batch, a PREDICTION
+``"loss_sum"``. ``cut.add_loss`` adds a loss to a peer's backward pass. `Peer` tells how long
 the run is to last; a server of ``splitlab serve`` knows it behind ``setup``, at the first step.
 
 torch's global random generator is seeded for every plugin in ``setup`` and in the three hooks that
