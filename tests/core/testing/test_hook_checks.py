@@ -9,7 +9,7 @@ import pytest
 import torch
 from right import SMALL, Cast, Shift
 
-from splitlab.core import Cut, Kind, Message, Role, Traits, hookimpl
+from splitlab.core import Cut, Kind, Message, PluginError, Role, Traits, hookimpl
 from splitlab.core.testing import PLUGIN_CHECKS, check_plugin, hook_checks
 
 
@@ -90,7 +90,7 @@ class HidesItsCodes(Cast):
             if message.training:
                 message.push("codes", str(message[name].dtype).partition(".")[2])
                 if not message[name].isfinite().all():
-                    raise ValueError("a value is not finite")
+                    raise PluginError("a value is not finite")
                 codes = message[name].float().clamp(-3, 3) * 1000
                 message.put(name, codes.to(torch.int16), Role.PAYLOAD)
 
