@@ -201,7 +201,7 @@ def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
 def test_an_output_that_is_full_is_one_line_and_no_success(words: list[str]) -> None:
     with open("/dev/full", "w") as full:
         ended = subprocess.run(
-            [sys.executable, "-m", "splitlab.core.command", *words],
+            [sys.executable, "-m", "splitlab", *words],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
