@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splitlab.core.command.show import human_bytes
+from splitlab.core.command.show import human_bytes, near
 
 if TYPE_CHECKING:
     from splitlab.core.runs.plan import Plan
@@ -137,7 +137,7 @@ class PlainReporter(RunState):
             f"run    {stack} on {config.dataset or config.data_dir}, {config.model}, "
             f"cut {config.cut}"
         )
-        print(f"link   {config.link}, budget {config.budget}, folder {folder}", flush=True)
+        print(f"link   {config.link}, budget {config.budget}, folder {near(folder)}", flush=True)
 
     def loading(self, part: str, done: int, total: int) -> None:
         """Print how many images are decoded, if it takes long."""
@@ -216,7 +216,7 @@ class PlainComparison(ComparisonState):
         """Print what there is to do."""
         super().begin(folder, runs, finished)
         before = f", {finished} of them finished before" if finished else ""
-        print(f"compare {runs} runs in {folder}{before}", flush=True)
+        print(f"compare {runs} runs in {near(folder)}{before}", flush=True)
 
     def run(self, number: int, contender: Contender, seed: int) -> PlainReporter:
         """Print which run begins."""

@@ -105,7 +105,7 @@ WRONG = [
     (Unmarked, "builds-and-runs", "'after_receive' is called like a hook and not marked"),
     (Returns, "builds-and-runs", "it returned a Tensor"),
     (Fails, "builds-and-runs", "KeyError"),
-    (ForgetsToDecode, "decoded-fits-the-model", "the activations are torch.bfloat16"),
+    (ForgetsToDecode, "decoded-fits-the-model", "activations of torch.bfloat16"),
     (ForgetsTheTokens, "decoded-fits-the-model", "the stack gives the server activations [4, 40]"),
     (ForgetsTheGradient, "decoded-fits-the-model", "the gradient is torch.float32 [4, 4, 8]"),
     (LosesTheGradient, "decoded-fits-the-model", "cut.gradient as NoneType, not a tensor"),
