@@ -106,6 +106,7 @@ def test_nobody_imports_the_bare_folders(name: str) -> None:
         ("rich", "core/command/show.py core/command/live.py"),
         ("matplotlib", "core/report/figure.py"),
         ("datasets", "core/data/tables.py"),
+        ("huggingface_hub", "core/catalogue/hub.py"),
         ("torchvision", "core/data/images.py"),
         ("pluggy", "core/contract/hooks.py core/engine/"),
         ("socket", "transports/tcp.py"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from splitlab.core.command.options import Parser, add_config, add_quiet, declare
+from splitlab.core.command.options import Parser, add_config, add_json, add_quiet, declare
 from splitlab.core.command.run import add_resume, known, train
 
 if TYPE_CHECKING:
@@ -46,12 +46,13 @@ def add(commands: Commands) -> Parser:
     )
     add_resume(parser)
     add_quiet(parser)
+    add_json(parser)
     add_config(parser, texts=_TEXTS)
     return parser
 
 
 def _join(arguments: argparse.Namespace) -> int:
-    if not arguments.quiet:  # at once: what comes next imports torch and reads the data
+    if not (arguments.quiet or arguments.json):  # at once: what comes next takes a while
         patience = known(arguments).timeout
         print(
             f"join   {arguments.address}: loads first, then waits up to {patience:g} s for a "

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from splitlab.core.catalogue.loading import split
 from splitlab.core.command.imports import heavy_imports
-from splitlab.core.command.options import Parser, add_config, add_quiet, declare, given
+from splitlab.core.command.options import (
+    Parser,
+    add_config,
+    add_json,
+    add_quiet,
+    declare,
+    given,
+    print_json,
+)
 from splitlab.core.command.serve import scheme, serve_config
 from splitlab.core.command.stop import StopAsked
 from splitlab.core.runs.config import Config
@@ -48,6 +56,7 @@ _EXAMPLES = """\
                --augment paper --budget nominal=10 --plugin adc
   splitlab run --config runs/NAME/config.toml --seed 1
   splitlab run --resume runs/NAME
+  splitlab run --plugin adc --json                what came of it, for a program
   splitlab run --plugin adc --dry-run             what would run, and what it would send
 """
 
@@ -65,7 +74,9 @@ def add(commands: Commands) -> Parser:
     )
     add_resume(parser)
     add_quiet(parser)
-    parser.add_argument(
+    either = parser.add_mutually_exclusive_group()
+    add_json(either)
+    either.add_argument(
         "--dry-run",
         action="store_true",
         help="print the plan of the run and end; nothing is trained or written",
@@ -152,6 +163,7 @@ def _train(
         load_transport(config.transport)  # one that cannot work is refused here, too
         show_plan(Plan.of(config))
         return 0
+    quiet = arguments.quiet or arguments.json
     transport = load_transport(config.transport)
     launched = transport.launched() if transport.place == "beside" else None
     if launched and launched[0] == "server":
@@ -163,18 +175,26 @@ def _train(
             address=launched[1],
             classes=classes,
             patient=False,  # a launcher joins two peers once
-            quiet=arguments.quiet,
+            quiet=quiet,
         )
     result = run(
         resume=arguments.resume,
         from_step=arguments.from_step,
         accept_changes=arguments.accept_changes,
         connect=connect,
-        reporter=reporter(arguments.quiet),
+        reporter=reporter(quiet),
         should_stop=StopAsked(),
         server=server,
         **options,
     )
+    if arguments.json:
+        return print_json(
+            {
+                "folder": str(result.folder),
+                "summary": result.summary.as_dict(),
+                "ledger": result.ledger.counts,
+            }
+        )
     if not arguments.quiet:
         show_result(result)
     return 0

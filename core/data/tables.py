@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from splitlab.core.catalogue.hub import hub_or_cache
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.data.entry import DatasetEntry
 from splitlab.core.data.labels import class_ids
@@ -82,15 +83,16 @@ def read_hub(entry: DatasetEntry, split: str, label_column: str | None = None) -
     """
     import datasets
 
-    try:
-        table = datasets.load_dataset(entry.hub, entry.config, split=split)
-    # The hub's client passes on the errors of several network libraries.
-    except Exception as error:  # noqa: BLE001
-        raise ConfigError(
-            f"data set {entry.name}: {entry.hub} cannot be loaded from the Hugging Face hub "
-            f"({brief(error)}); download its Parquet files where the hub can be reached and give "
-            f"their folder: --dataset {entry.name} --data-dir FOLDER"
-        ) from None
+    with hub_or_cache() as absent:
+        try:
+            table = datasets.load_dataset(entry.hub, entry.config, split=split)
+        # The hub's client passes on the errors of several network libraries.
+        except Exception as error:  # noqa: BLE001
+            raise ConfigError(
+                f"data set {entry.name}: {entry.hub} cannot be loaded from the Hugging Face hub "
+                f"({absent or brief(error)}); download its Parquet files where the hub can be "
+                f"reached and give their folder: --dataset {entry.name} --data-dir FOLDER"
+            ) from None
     return _read_table(table, f"{entry.hub} ({split})", entry, label_column)
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import timm
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from splitlab.core.catalogue.hub import hub_or_cache
 from splitlab.core.catalogue.loading import check_kind
 from splitlab.core.contract.errors import ConfigError, unknown_name
 from splitlab.core.models.cnn import StagedCNN
@@ -93,14 +95,19 @@ def timm_model(
     options: dict[str, Any] = {} if channels == 3 else {"in_chans": channels}
     if size != height and _takes_image_size(name):
         options["img_size"] = size
-    try:
-        module: Any = timm.create_model(name, pretrained=pretrained, num_classes=classes, **options)
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        way_out = "" if size == height else f"; it was made for images of {height} pixels"
-        if pretrained:
-            way_out = "; download the file elsewhere and pass it with --weights FILE"
-        raise ConfigError(f"model {name!r} cannot be built: {reason[:300]}{way_out}") from error
+    with hub_or_cache() if pretrained else nullcontext("") as absent:
+        try:
+            module: Any = timm.create_model(
+                name, pretrained=pretrained, num_classes=classes, **options
+            )
+        except Exception as error:
+            reason = str(error).strip().split("\n")[0] or type(error).__name__
+            if absent and isinstance(error, FileNotFoundError):
+                reason = f"its weights are the hub's, and {absent}"
+            way_out = "" if size == height else f"; it was made for images of {height} pixels"
+            if pretrained:
+                way_out = "; download the file elsewhere and pass it with --weights FILE"
+            raise ConfigError(f"model {name!r} cannot be built: {reason[:300]}{way_out}") from error
     model: Segmented
     if isinstance(module, VisionTransformer):
         model = ViT(module, channels=channels, image_size=size)

@@ -96,3 +96,19 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> str:
             head = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
             (folder / f"{prefix}-{what}-ubyte").write_bytes(head + array.tobytes())
     return str(folder)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Let the Hugging Face hub fail with these words, or with none of them answer."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+    def set_to(failure: str) -> None:
+        class Session:
+            def head(self, url: str, *, timeout: float) -> None:
+                if failure:
+                    raise ConnectionError(failure)
+
+        monkeypatch.setattr("huggingface_hub.get_session", Session)
+
+    return set_to

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from splitlab.core.command.main import main
+from splitlab.core.contract.errors import ConfigError
 from splitlab.core.runs.folder import RunFolder
 
 HERE = ["--weights", "none", "--threads", "1", "--device", "cpu"]
@@ -25,6 +26,12 @@ def test_no_server_at_the_address(fails: Callable[..., str]) -> None:
     assert f"127.0.0.1:{port}" in line
     assert "splitlab serve" in line
     assert "names no transport" in fails("join", "localhost:1", *FAST)
+
+
+def test_json_is_all_that_a_client_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    for quiet in (["--json"], []):
+        assert main(["join", "nowhere", *quiet, *FAST]) == ConfigError.status
+        assert ("join   nowhere" in capsys.readouterr().out) is (not quiet)
 
 
 MINE = """

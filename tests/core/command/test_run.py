@@ -43,6 +43,19 @@ def test_run_prints_accuracy_bytes_and_folder(
         assert word in text
 
 
+def test_json_is_all_that_a_run_prints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], refuses: Callable[..., str]
+) -> None:
+    folder = tmp_path / "r"
+    assert main(["run", "--json", *FAST, "--output", str(folder)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told.keys() == {"folder", "summary", "ledger"}
+    assert told["folder"] == str(folder)
+    assert told["summary"] == json.loads((folder / "summary.json").read_text())
+    assert told["ledger"].items() < json.loads((folder / "ledger.json").read_text()).items()
+    assert "--dry-run: not allowed with argument --json" in refuses("run", "--json", "--dry-run")
+
+
 def test_a_dry_run_prints_the_plan_and_makes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -246,10 +246,11 @@ def test_the_manner_of_datasets_is_put_back(
     "name", [name for name, table in catalogue()["datasets"].items() if "hub" in table]
 )
 def test_the_request(
-    files: Any, load: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: Any, load: Any, hub: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import datasets
 
+    hub("")
     entry = dataset_entry(name)
     labels = list(range(entry.classes))
     image = {"bytes": files.png(files.noise(0)), "path": None}
@@ -279,8 +280,12 @@ def test_the_request(
     assert next(data.test.batches(200)).targets.tolist() == labels
 
 
-def test_out_of_reach(load: Any, refusal: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_fails(
+    load: Any, refusal: Any, hub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
+
+    hub("")
 
     def load_dataset(*_: object, **__: object) -> object:
         raise ConnectionError("Couldn't reach 'uoft-cs/cifar10' on the Hub\nmany lines\nmore")
@@ -290,6 +295,27 @@ def test_out_of_reach(load: Any, refusal: Any, monkeypatch: pytest.MonkeyPatch) 
     assert "uoft-cs/cifar10 cannot be loaded from the Hugging Face hub" in message
     assert "Couldn't reach" in message
     assert "--dataset cifar10 --data-dir FOLDER" in message
+
+
+def test_a_hub_out_of_reach_is_asked_once(
+    load: Any, refusal: Any, hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
+    asked: list[bool] = []
+    original = datasets.load_dataset
+
+    def load_dataset(*arguments: Any, **options: Any) -> Any:
+        asked.append(datasets.config.HF_HUB_OFFLINE)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    hub("no route")
+    message = refusal(lambda: load(None, "cifar10"))
+    assert "cannot be reached: no route; it is not in the cache" in message
+    assert "--dataset cifar10 --data-dir FOLDER" in message
+    assert asked == [True]
 
 
 def test_a_label_is_missing(files: Any, load: Any, refusal: Any, tmp_path: Path) -> None:

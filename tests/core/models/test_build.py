@@ -112,7 +112,8 @@ def test_unknown_models_name_the_nearest(name: str, hint: str) -> None:
         assert len(str(caught.value)) < 600
 
 
-def test_pretrained_needs_weights_that_timm_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretrained_needs_weights_that_timm_has(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub("")
     with pytest.raises(ConfigError, match="nobody publishes weights for 'vit-mini'"):
         build(pretrained=True)
 
@@ -124,7 +125,8 @@ def test_pretrained_needs_weights_that_timm_has(monkeypatch: pytest.MonkeyPatch)
         build("deit_tiny_patch16_224", pretrained=True)
 
 
-def test_pretrained_reaches_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretrained_reaches_timm(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub("")
     asked: list[Any] = []
     original = timm.create_model
 

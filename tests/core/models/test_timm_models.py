@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from splitlab.core.contract.errors import ConfigError
@@ -139,3 +141,26 @@ def _oblong() -> str:
         if made_for and made_for.input_size[1] != made_for.input_size[2]:
             return str(name)
     pytest.skip("timm has no model for oblong images")
+
+
+def test_without_the_hub_weights_come_from_its_cache(
+    hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    hub("no route")
+    name = "test_vit.r160_in1k"
+    lacking = "hub's, and .* cannot be reached: no route; it is not in the cache; .* --weights FILE"
+    with pytest.raises(ConfigError, match=lacking):
+        build(name, pretrained=True)
+
+    with isolated_rng(0, "published", device=torch.device("cpu")):
+        published = timm.create_model(name)
+    repository = tmp_path / "models--timm--test_vit.r160_in1k"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("1234")
+    (repository / "snapshots" / "1234").mkdir(parents=True)
+    save_file(published.state_dict(), repository / "snapshots" / "1234" / "model.safetensors")
+    model = build(name, pretrained=True)
+    torch.testing.assert_close(
+        model.module.patch_embed.proj.weight, published.patch_embed.proj.weight, rtol=0, atol=0
+    )
