@@ -232,7 +232,7 @@ def test_a_delayed_link_and_a_model_of_ones_own(
     late = run(output=str(tmp_path / "late"), links=[f"{DELAYED}:ms=40"], **common)
     assert late.ledger.counts == bare.ledger.counts
     assert late.summary.loss == bare.summary.loss
-    assert (late.summary.links, bare.summary.links) == (("Delayed:ms=40",), ())
+    assert (late.summary.links, bare.summary.links) == (("Delayed:ms=40.0",), ())
     # Two steps, and in each a message up and one down.
     assert late.summary.link_seconds >= 0.99 * 2 * 2 * 0.040
     # 8 bits for every number of (128, 49, 32).

@@ -133,7 +133,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def show_comparison(comparison: Comparison) -> None:
     """Print the table of a comparison, and where it is written."""
-    from splitlab.core.command.show import print_line, print_table, width
+    from splitlab.core.command.show import near, print_line, print_table, width
     from splitlab.core.report.table import Table
 
     cells = Table.of(comparison.rows())
@@ -156,4 +156,4 @@ def show_comparison(comparison: Comparison) -> None:
     for row in comparison.rows():
         if row.note:
             print_line(f"{row.title}: {row.note}")
-    say(f"written: {', '.join(map(str, comparison.files()))}")
+    say(f"written: {', '.join(map(near, comparison.files()))}")

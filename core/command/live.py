@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from splitlab.core.command.progress import ComparisonState, RunState, ending
-from splitlab.core.command.show import human_bytes
+from splitlab.core.command.show import human_bytes, near
 from splitlab.core.command.streams import visible
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class LiveReporter(RunState):
             (visible(" + ".join(plan.titles) or "none"), "bold"),
             _plain(
                 f"  {config.dataset or config.data_dir} · {config.model} · cut {config.cut} · "
-                f"{config.link} · {folder}"
+                f"{config.link} · {near(folder)}"
             ),
         )
         self._note = f"budget {config.budget}"
@@ -150,7 +150,9 @@ class LiveComparison(ComparisonState):
 
     def bar(self, share: float) -> Table:
         """Return the bar of the whole comparison, of whose present run this share is done."""
-        return _bar((self._number - 1 + share) / max(self.runs, 1), f"{self._now}, {self.folder}")
+        return _bar(
+            (self._number - 1 + share) / max(self.runs, 1), f"{self._now}, {near(self.folder)}"
+        )
 
     def ended(self, contender: Contender, outcome: Outcome) -> None:
         """Leave a line above the display."""

@@ -181,8 +181,9 @@ def _option(spec: dataclasses.Field[Any], hint: Any, text: str | None) -> dict[s
     """Return what `add_argument` takes for a field of this type, with this help or its own."""
     if text is None:
         text = spec.metadata["help"].replace("%", "%%")
-        if spec.default not in (None, ()) and spec.default is not False:
-            text += f" (default: {spec.default})"
+        default = spec.metadata.get("unset", spec.default)
+        if default not in (None, ()) and default is not False:
+            text += f" (default: {default})".replace("%", "%%")
     option: dict[str, Any] = {"dest": spec.name, "default": argparse.SUPPRESS, "help": text}
     if hint is bool:
         return option | {"action": "store_true"}

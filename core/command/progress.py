@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splitlab.core.command.show import human_bytes
+from splitlab.core.command.show import human_bytes, near
 from splitlab.core.command.streams import say
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class PlainReporter(RunState):
             f"run    {stack} on {config.dataset or config.data_dir}, {config.model}, "
             f"cut {config.cut}"
         )
-        say(f"link   {config.link}, budget {config.budget}, folder {folder}")
+        say(f"link   {config.link}, budget {config.budget}, folder {near(folder)}")
 
     def loading(self, part: str, done: int, total: int) -> None:
         """Print how many images are decoded, if it takes long."""
@@ -216,7 +216,7 @@ class PlainComparison(ComparisonState):
         """Print what there is to do."""
         super().begin(folder, runs, finished)
         before = f", {finished} of them finished before" if finished else ""
-        say(f"compare {runs} runs in {folder}{before}")
+        say(f"compare {runs} runs in {near(folder)}{before}")
 
     def run(self, number: int, contender: Contender, seed: int) -> PlainReporter:
         """Print which run begins."""

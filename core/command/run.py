@@ -288,7 +288,7 @@ _KINDS = ("activation", "gradient", "targets", "side", "prediction", "header")
 
 def show_result(result: Result) -> None:
     """Print what came of a run: its summary, and its bytes by phase, direction and kind."""
-    from splitlab.core.command.show import human_bytes, print_facts, print_table, width
+    from splitlab.core.command.show import human_bytes, near, print_facts, print_table, width
 
     summary, ledger = result.summary, result.ledger.counts
     facts: list[tuple[str, Cell]] = [("accuracy", (f"{summary.accuracy:.4f}", "bold"))]
@@ -305,7 +305,7 @@ def show_result(result: Result) -> None:
         *([("budget", _used(summary))] if summary.budget else []),
         ("ratio", ratio),
         ("time", f"{summary.seconds:.1f} s (training: {parts})"),
-        ("run folder", str(result.folder)),
+        ("run folder", near(result.folder)),
     ]
     print()
     print_facts(facts)

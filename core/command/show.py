@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +16,7 @@ from rich.text import Text
 
 from splitlab.core.command.streams import visible
 
-__all__ = ["Cell", "human_bytes", "print_facts", "print_line", "print_table", "width"]
+__all__ = ["Cell", "human_bytes", "near", "print_facts", "print_line", "print_table", "width"]
 
 # A text, or a text and rich's name of a style.
 Cell = str | tuple[str, str]
@@ -28,6 +29,12 @@ def human_bytes(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def near(path: Path) -> str:
+    """Return a path as one would type it here: relative, if it is below the working folder."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def width() -> int:

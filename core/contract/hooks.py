@@ -31,21 +31,9 @@ method encodes in ``before_send`` and decodes in ``after_receive``, in both dire
 A step that a hook is given, as ``step``, ``cut.step`` or ``message.step``, counts from 0, and so do
 the draws that are seeded with it; logs and error messages count from 1: step 0 is logged as step 1.
 
-``message.meta`` holds what the engine says besides tensors; read it, and leave notes with
-``message.push`` instead of writing there. A GRADIENT has ``meta["loss"]``, the mean loss of the
-batch as the server computed it (a float, the task's alone), a PREDICTION ``meta["loss_sum"]``, the
-loss summed over its samples; an ACTIVATION has nothing. Both peers see it, in ``before_send`` at
-the server and in ``after_receive`` at the client.
-
-A loss of a plugin's own, such as the commitment of activations to a codebook, is added with
-``cut.add_loss(name, loss)`` at the peer that has its graph: in ``after_client_forward`` or
-``gradient_return`` at the client, in ``before_server_forward`` at the server. It is part of that
-peer's backward pass and logged with the plugin's metrics; the loss that is reported stays the
-task's.
-
-How long the run is to last, ``peer.training_samples``, ``peer.steps_per_epoch`` and
-``peer.budget`` tell, at both peers. A server that waits for its client (``splitlab serve``) learns
-it behind ``setup``, before the first step; there they raise an error in ``setup``.
+``message.meta`` may be read: a GRADIENT has ``"loss"``, the mean task loss of a batch, a PREDICTION
+``"loss_sum"``. ``cut.add_loss`` adds a loss to a peer's backward pass. `Peer` tells how long
+the run is to last; a server of ``splitlab serve`` knows it behind ``setup``, at the first step.
 
 torch's global random generator is seeded for every plugin in ``setup`` and in the three hooks that
 take a cut, so that modules and dropout repeat themselves; anywhere else, and for draws that both
@@ -98,7 +86,6 @@ class HookSpecs:
 
         May replace, add and remove tensors, and leave notes. ``message.kind`` tells the direction:
         ACTIVATION goes up, GRADIENT and PREDICTION come down. HELLO, CONTROL and ERROR do not pass.
-        ``message.meta`` may be read: ``"loss"`` of a GRADIENT, ``"loss_sum"`` of a PREDICTION.
         """
 
     @hookspec

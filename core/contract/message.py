@@ -17,11 +17,9 @@ from splitlab.core.contract.errors import PluginError, when
 
 __all__ = ["WORDS", "Kind", "Message", "Role"]
 
-WORDS = (
-    *("agreement", "did", "diverged", "do", "error", "loss", "loss_sum", "marks", "protocol"),
-    *("run", "schedule"),
-    "step",
-)
+_ENGINE = ("loss", "loss_sum", "step")
+_SESSION = ("agreement", "did", "diverged", "do", "error", "marks", "protocol", "run", "schedule")
+WORDS = (*_ENGINE, *_SESSION)
 """The names under which the engine and the session say something in ``Message.meta``."""
 
 
@@ -64,9 +62,8 @@ class Message:
         training: whether it belongs to a training step (the ledger counts evaluation apart).
         stacked: whether the stack of plugins acts on it; an uncompressed evaluation says ``False``.
         meta: what the engine and the session say besides tensors: JSON values under names of
-            `WORDS`. A GRADIENT has ``"loss"``, the mean task loss of the batch, a PREDICTION
-            ``"loss_sum"``, the loss summed over the samples of its batch. Plugins may read it, and
-            leave notes, with `push`, instead of writing there.
+            `WORDS`, of a GRADIENT ``"loss"``, the mean over the batch, of a PREDICTION
+            ``"loss_sum"``. Plugins read it, and leave notes with `push`.
 
     Attributes:
         elapsed_ns: nanoseconds that the sender computed to produce this message; a fixed-width

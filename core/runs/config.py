@@ -33,15 +33,15 @@ _NOMINAL_HELP = (
 
 # What a field is about: how its option is grouped where all are explained, in this order.
 GROUPS = (
-    "the stack",
     "the data",
     "the model",
+    "the method",
     "the training",
     "the link",
-    "when it ends, what is measured and written",
+    "the run: its end, what is measured and written",
     "the machine",
 )
-_STACK, _DATA, _MODEL, _TRAINING, _LINK, _END, _MACHINE = GROUPS
+_DATA, _MODEL, _METHOD, _TRAINING, _LINK, _END, _MACHINE = GROUPS
 
 
 def _option(default: Any, help: str, *, group: str, **metadata: Any) -> Any:
@@ -63,7 +63,7 @@ class Config:
         flag="--plugin",
         metavar="NAME[:key=value,…][+NAME…]",
         kinds=("plugins", "stacks"),
-        group=_STACK,
+        group=_METHOD,
     )
     probes: tuple[str, ...] = _option(
         (),
@@ -71,7 +71,7 @@ class Config:
         flag="--probe",
         metavar="NAME[:key=value,…]",
         kinds=("probes",),
-        group=_STACK,
+        group=_METHOD,
     )
     transport: str = _option(
         "inprocess",
@@ -90,7 +90,8 @@ class Config:
     )
     dataset: str | None = _option(
         None,
-        f"data set by name (see `splitlab datasets`); {DEFAULT_DATASET}, which ships, by default",
+        "data set by name (see `splitlab datasets`)",
+        unset=f"{DEFAULT_DATASET}, which ships",
         metavar="NAME",
         kinds=("datasets",),
         group=_DATA,
@@ -104,13 +105,15 @@ class Config:
     )
     label_column: str | None = _option(
         None,
-        "column of a table that holds the classes; label and other usual names by default",
+        "column of a table that holds the classes",
+        unset="label, or another usual name",
         metavar="NAME",
         group=_DATA,
     )
     test_split: str | None = _option(
         None,
-        "part of the data to evaluate on; test and other usual names by default",
+        "part of the data to evaluate on",
+        unset="test, or another usual name",
         metavar="NAME",
         group=_DATA,
     )
@@ -135,7 +138,8 @@ class Config:
     )
     image_size: int | None = _option(
         None,
-        "input height and width in pixels; the model's own by default",
+        "input height and width in pixels",
+        unset="the model's own",
         group=_MODEL,
     )
     pretrained: bool = _option(
@@ -152,7 +156,8 @@ class Config:
     )
     cut: int | None = _option(
         None,
-        "what the client runs, 0 for the least; the model's own by default (see `splitlab models`)",
+        "what the client runs, 0 for the least (see `splitlab models`)",
+        unset="the model's own",
         group=_MODEL,
     )
     batch_size: int = _option(128, "samples per step", group=_TRAINING)
@@ -173,10 +178,10 @@ class Config:
         group=_END,
     )
     eval_every: int | None = _option(
-        None, "steps between evaluations; one epoch by default", group=_END
+        None, "steps between evaluations", unset="one epoch", group=_END
     )
     checkpoint_every: int | None = _option(
-        None, "steps between checkpoints; at every evaluation by default", group=_END
+        None, "steps between checkpoints", unset="at every evaluation", group=_END
     )
     device: str = _option(
         "auto",
@@ -185,7 +190,7 @@ class Config:
         group=_MACHINE,
     )
     threads: int | None = _option(
-        None, "CPU threads of each peer; $OMP_NUM_THREADS or all cores by default", group=_MACHINE
+        None, "CPU threads of each peer", unset="$OMP_NUM_THREADS, or all cores", group=_MACHINE
     )
     workers: int = _option(
         0, "threads that decode images ahead; 0 decodes in the client's own", group=_MACHINE
@@ -197,7 +202,7 @@ class Config:
         group=_LINK,
     )
     output: str | None = _option(
-        None, "the run folder; runs/STACK-TIME by default", metavar="DIR", group=_END
+        None, "the run folder", unset="runs/STACK-TIME", metavar="DIR", group=_END
     )
 
     def __post_init__(self) -> None:

@@ -87,7 +87,8 @@ def hold(folder: Path, who: str, patience: float = 0.0) -> Iterator[None]:
     """Keep everybody else who would be the same in this folder out of it.
 
     Args:
-        folder: made if it is not there; taken away again if it is empty in the end.
+        folder: made if it is not there, with those above it; taken away again if it is empty in
+            the end.
         who: such as ``client``: the client and the server of a run share its folder.
         patience: seconds to wait for another holder, who may be about to end.
 
@@ -98,7 +99,7 @@ def hold(folder: Path, who: str, patience: float = 0.0) -> Iterator[None]:
     path = folder / f"{who}{LOCKS}"
     deadline = time.monotonic() + patience
     with writing(folder):
-        made = not folder.exists()
+        made = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         while (descriptor := _lock(path)) is None:
             if time.monotonic() >= deadline:
@@ -117,9 +118,9 @@ def hold(folder: Path, who: str, patience: float = 0.0) -> Iterator[None]:
         with suppress(OSError):
             path.unlink()
         os.close(descriptor)
-        if made:
-            with suppress(OSError):
-                folder.rmdir()
+        with suppress(OSError):  # if anything is in it
+            for each in made:
+                each.rmdir()
 
 
 def _lock(path: Path) -> int | None:

@@ -200,7 +200,7 @@ def _with_ratio(members: tuple[str, ...], ratio: float) -> tuple[str, ...]:
     for i, member in enumerate(members):
         takes = next((p for p in bind_stack([member]) if "ratio" in p.params), None)
         if takes is not None:
-            rest = member.rstrip(":").rpartition(".py:")[2]
+            rest = member.rpartition(".py:")[2]
             joint = "," if ":" in rest else ":"
             given = member if takes.given else f"{member.rstrip(':')}{joint}ratio={ratio!r}"
             return (*members[:i], given, *members[i + 1 :])

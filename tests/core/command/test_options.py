@@ -66,6 +66,8 @@ def test_help_tells_defaults_and_choices() -> None:
     assert "samples per step (default: 128)" in text
     assert "fixes everything that is random (default: 0)" in text
     assert "weight decay of both parts (default: 0.0)" in text
+    assert "(default: the model's own)" in text
+    assert "by default" not in text
     assert "(downloads them) --" in text  # no default of what is off
     assert "--optimizer adam|adamw|sgd" in text
     assert "--device DEVICE mine alone --" in text

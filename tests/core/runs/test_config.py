@@ -78,7 +78,7 @@ def test_every_field_has_help_and_a_flag() -> None:
 
 def test_nothing_is_said_of_a_field_that_nobody_reads() -> None:
     said = {key for spec in dataclasses.fields(Config) for key in spec.metadata}
-    assert said == {"help", "group", "flag", "metavar", "choices", "kinds"}
+    assert said == {"help", "group", "flag", "metavar", "choices", "kinds", "unset"}
 
 
 def test_a_configuration_cannot_be_changed() -> None:

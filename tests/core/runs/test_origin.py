@@ -15,7 +15,12 @@ from splitlab.core.runs.config import Config
 from splitlab.core.runs.origin import Origin
 from splitlab.core.runs.reporter import Reporter
 
-PLUGIN = "from splitlab.core import hookimpl\nclass Mine:\n    'A plugin.'\n"
+PLUGIN = """
+from splitlab.core import hookimpl
+class Mine:
+    @hookimpl
+    def step_end(self): ...
+"""
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ SMALL = Config(image_size=8, batch_size=6, cut=1, threads=1, seed=3, weights="no
 def test_both_peers_agree_and_share_no_tensor(noise_data: str) -> None:
     config = dataclasses.replace(SMALL, plugins=("adc",), data_dir=noise_data)
     plan, model, _ = make(Decided.of(config))
-    served, served_model = make_for_server(Decided.of(config), 4, peers_here=1)
+    served, served_model = make_for_server(Decided.of(config), 4, peers_here=1, samples=20)
     client, server = build_client(plan, model), build_server(served, served_model)
     assert plan.agreement == served.agreement
     assert plan.batch_bytes == served.batch_bytes == 4 * 6 * 5 * 64

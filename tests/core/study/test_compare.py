@@ -76,7 +76,7 @@ def test_ratio_goes_to_the_first_that_takes_one(runs: Any, tmp_path: Path) -> No
         "mine.py:Mine",
         "mine.py:Mine+adc-batch-merge+adc-token-select",
         "adc:alloc=fifth+mine.py:Mine",
-        "adc-batch-merge:",
+        "adc-batch-merge",
     ]
     comparison = compare(stacks, ratio=0.25, seeds=1, **FAST)
     assert [contender.plugins for contender in comparison.contenders] == [
@@ -181,7 +181,7 @@ def test_an_interrupted_run_is_resumed(runs: Any) -> None:
 
     runs.before = stop
     options: dict[str, Any] = {"seeds": 2, "output": "c", **FAST}
-    with pytest.raises(Interrupted, match=r"1 of 2 runs are finished; go on .* --output c"):
+    with pytest.raises(Interrupted, match=r"1 of 2 runs are finished; go on .* --output .*c$"):
         compare(["adc"], **options)
     assert redraw("c").rows()[0].note == "seed 1 not finished"
     runs.before = lambda config: None

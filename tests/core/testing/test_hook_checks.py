@@ -9,7 +9,7 @@ import pytest
 import torch
 from right import SMALL, Cast, Shift
 
-from splitlab.core import Cut, Kind, Message, Role, Traits, hookimpl
+from splitlab.core import Cut, Kind, Message, PluginError, Role, Traits, hookimpl
 from splitlab.core.testing import PLUGIN_CHECKS, check_plugin, hook_checks
 
 
@@ -90,7 +90,7 @@ class HidesItsCodes(Cast):
             if message.training:
                 message.push("codes", str(message[name].dtype).partition(".")[2])
                 if not message[name].isfinite().all():
-                    raise ValueError("a value is not finite")
+                    raise PluginError("a value is not finite")
                 codes = message[name].float().clamp(-3, 3) * 1000
                 message.put(name, codes.to(torch.int16), Role.PAYLOAD)
 
@@ -105,7 +105,7 @@ WRONG = [
     (Unmarked, "builds-and-runs", "'after_receive' is called like a hook and not marked"),
     (Returns, "builds-and-runs", "it returned a Tensor"),
     (Fails, "builds-and-runs", "KeyError"),
-    (ForgetsToDecode, "decoded-fits-the-model", "the activations are torch.bfloat16"),
+    (ForgetsToDecode, "decoded-fits-the-model", "activations of torch.bfloat16"),
     (ForgetsTheTokens, "decoded-fits-the-model", "the stack gives the server activations [4, 40]"),
     (ForgetsTheGradient, "decoded-fits-the-model", "the gradient is torch.float32 [4, 4, 8]"),
     (LosesTheGradient, "decoded-fits-the-model", "cut.gradient as NoneType, not a tensor"),
