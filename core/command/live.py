@@ -60,6 +60,11 @@ class LiveReporter(RunState):
         self._note = f"budget {config.budget}"
         self._draw()
 
+    def starting(self, what: str) -> None:
+        """Show what is done before the first step."""
+        self._note = what
+        self._draw()
+
     def loading(self, part: str, done: int, total: int) -> None:
         """Show how many images are decoded."""
         self._note = f"loading {part}: {done:,} of {total:,} images"

@@ -35,12 +35,8 @@ __all__ = [
 _PLAIN_SECONDS = 5.0
 
 
-def reporter(quiet: bool) -> Any:
+def reporter() -> Any:
     """Return the reporter of a run that suits the output."""
-    from splitlab.core.runs.reporter import Reporter
-
-    if quiet:
-        return Reporter()
     if not sys.stdout.isatty():
         return PlainReporter()
     from splitlab.core.command.live import LiveReporter
@@ -139,6 +135,11 @@ class PlainReporter(RunState):
             f"cut {config.cut}"
         )
         say(f"link   {config.link}, budget {config.budget}, folder {near(folder)}")
+
+    def starting(self, what: str) -> None:
+        """Print what is done before the first step."""
+        if self._alone:
+            say(f"start  {what}")
 
     def loading(self, part: str, done: int, total: int) -> None:
         """Print how many images are decoded, if it takes long."""

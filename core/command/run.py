@@ -151,9 +151,27 @@ def _train(
     options: dict[str, Any],
     server: ServerProcess | None,
 ) -> int:
+    from splitlab.core.command.progress import reporter
+
+    if arguments.quiet or arguments.json or getattr(arguments, "dry_run", False):
+        return _followed(arguments, connect, options, server, None)
+    following = reporter()
+    try:
+        following.starting("importing torch and timm")
+        return _followed(arguments, connect, options, server, following)
+    finally:
+        following.end(None)  # if the run did not come to do so
+
+
+def _followed(
+    arguments: argparse.Namespace,
+    connect: str | None,
+    options: dict[str, Any],
+    server: ServerProcess | None,
+    following: Any,
+) -> int:
     with heavy_imports():
         from splitlab.core.catalogue.links import load_transport
-        from splitlab.core.command.progress import reporter
         from splitlab.core.runs.run import chosen, run
 
     config, folder = chosen(None, arguments.resume, options)
@@ -163,26 +181,27 @@ def _train(
         load_transport(config.transport)  # one that cannot work is refused here, too
         show_plan(Plan.of(config))
         return 0
-    quiet = arguments.quiet or arguments.json
     transport = load_transport(config.transport)
     launched = transport.launched() if transport.place == "beside" else None
     if launched and launched[0] == "server":
         if folder is not None:
             config = replace(config, output=str(folder.path))
         classes = getattr(arguments, "classes", None)
+        if following is not None:
+            following.end(None)  # from here on it is the server's lines that are printed
         return serve_config(
             config,
             address=launched[1],
             classes=classes,
             patient=False,  # a launcher joins two peers once
-            quiet=quiet,
+            quiet=following is None,
         )
     result = run(
         resume=arguments.resume,
         from_step=arguments.from_step,
         accept_changes=arguments.accept_changes,
         connect=connect,
-        reporter=reporter(quiet),
+        reporter=following,
         should_stop=StopAsked(),
         server=server,
         **options,

@@ -72,6 +72,9 @@ class Result:
 class Reporter:
     """Is told how a run goes. This one stays silent; the command line's show."""
 
+    def starting(self, what: str) -> None:
+        """This is done before the run begins: ``"reading the data"``."""
+
     def begin(self, plan: Plan, folder: Path, used: Callable[[], float]) -> None:
         """The run begins; ``used()`` is the share of the budget that is used, 0 to 1."""
 

@@ -150,11 +150,12 @@ def _run(
             process = cleanup.enter_context(ServerProcess())  # it loads while this one does
         if folder is not None:
             cleanup.enter_context(hold(folder.path, "client"))
-            if config.data_dir and not Path(config.data_dir).is_dir():
+            if config.data_dir and not Path(config.data_dir).exists():
                 raise ConfigError(
                     f"the data folder {config.data_dir} is gone; if it was moved, say where to "
                     "with --data-dir"
                 )
+        reporter.starting("reading the data, building the model")
         decided = Decided.of(config)
         cleanup.enter_context(limited_threads(decided.threads))
         plan, model, data = make(decided, loading=reporter.loading, peers_here=1 if alone else 2)
@@ -182,6 +183,8 @@ def _run(
         else:
             del model  # the server makes its own
             launch = Launch(plan, folder, process if address is None else None)
+            whom = f"connecting to {address}" if address else "waiting for the server's process"
+            reporter.starting(whom)
             last_words = launch.last_words
             link = cleanup.enter_context(launch.link(transport, address))
         loop = Loop(plan, data, client, link, folder, origin, reporter, should_stop, connect)

@@ -21,7 +21,7 @@ from splitlab.core.command.progress import (
 )
 from splitlab.core.runs.config import Config
 from splitlab.core.runs.records import EvaluationRecord
-from splitlab.core.runs.reporter import Progress, Reporter
+from splitlab.core.runs.reporter import Progress
 from splitlab.core.study.compare import ComparisonReporter
 
 LEDGER: Any = SimpleNamespace(total=lambda way, phase: 1500 if way == "up" else 2_000_000)
@@ -81,6 +81,8 @@ def test_speed_is_of_this_session() -> None:
 
 def test_a_run_in_lines(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     lines = PlainReporter()
+    lines.starting("reading the data")
+    assert capsys.readouterr().out == "start  reading the data\n"
     config = Config(dataset="data", cut=3, budget="steps=9", transport="link")
     lines.begin(plan(config, "a", "b"), Path("runs/x"), lambda: 0.25)
     assert capsys.readouterr().out == (
@@ -171,12 +173,11 @@ def test_no_name_commands_the_terminal(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_output_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert type(reporter(quiet=True)) is Reporter
     assert type(comparison_reporter(quiet=True)) is ComparisonReporter
-    assert type(reporter(quiet=False)) is PlainReporter
+    assert type(reporter()) is PlainReporter
     assert type(comparison_reporter(quiet=False)) is PlainComparison
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    display = reporter(quiet=False)
+    display = reporter()
     display.end(None)
     assert type(display) is LiveReporter
     assert type(comparison_reporter(quiet=False)) is LiveComparison

@@ -39,6 +39,7 @@ def test_run_prints_accuracy_bytes_and_folder(
     summary = json.loads((tmp_path / "r" / "summary.json").read_text())
     assert f"{summary['accuracy']:.4f}" in text
     assert str(tmp_path / "r") in text
+    assert text.startswith("start  importing torch and timm\nstart  reading the data, building")
     for word in ("activation", "gradient", "targets", "side", "header", "measured", "nominal"):
         assert word in text
 
