@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from splitlab.core.contract.errors import (
         ConfigError,
         Diverged,
+        Interrupted,
         LinkError,
         NetworkError,
         PluginError,
@@ -43,6 +44,7 @@ __all__ = [
     "ConfigError",
     "Cut",
     "Diverged",
+    "Interrupted",
     "Keys",
     "Kind",
     "Layout",

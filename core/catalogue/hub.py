@@ -1,4 +1,4 @@
-"""The Hugging Face hub: whether it can be reached is asked once, before its clients are.
+"""The Hugging Face hub: whether it can be reached is asked before its clients are.
 
 They would ask again and again, for a minute, before they say that there is no network.
 """

@@ -17,7 +17,7 @@ _ELSEWHERE = {
     "--budget steps={}": "max-steps steps num-steps total-steps iterations iters max-iters n-steps",
     "--budget epochs={}": "epochs epoch num-epochs max-epochs n-epochs num-train-epochs",
     "--budget bytes={}": "bytes max-bytes communication-budget",
-    "--lr {}": "learning-rate learningrate base-lr alpha",
+    "--lr {}": "learning-rate learningrate base-lr",
     "--batch-size {}": "bs batch batchsize train-batch-size per-device-train-batch-size b",
     "--data-dir {}": "data-path data-folder dataroot root train-dir imagenet image-folder",
     "--dataset {}": "data-set dataset-name",
@@ -74,7 +74,7 @@ def _nearest(name: str, value: str, known: Sequence[str]) -> str:
     for here, others in _ELSEWHERE.items():
         if bare in map(_bare, others.split()) and here.split()[0] in known:
             return f"; use {here.format(value or '…')}"
-    if name in map(flag, Config.__dataclass_fields__):
+    if name in ("--plugin", "--quiet", *map(flag, Config.__dataclass_fields__)):
         return ": other commands take it, this one does not"
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     return f" (did you mean {near[0]}?)" if near else ""
@@ -82,6 +82,8 @@ def _nearest(name: str, value: str, known: Sequence[str]) -> str:
 
 def _as_option(parser: argparse.ArgumentParser, word: str) -> str:
     """Say which option takes a name of the catalogue that stands alone."""
+    if "://" in word and "--address" in parser._option_string_actions:
+        return f"; use --address {word}"
     name = word.partition(":")[0].partition("+")[0]
     flags: dict[Kind, str] = {kind: f"--{SINGULAR[kind]}" for kind in LOADABLE}
     flags |= {"stacks": "--plugin", "datasets": "--dataset"}

@@ -12,6 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import TextIO
 
 from splitlab import __version__
@@ -34,7 +35,13 @@ from splitlab.core.command import (
 from splitlab.core.command.elsewhere import mistyped
 from splitlab.core.command.options import Formatter, Parser, add_common
 from splitlab.core.command.streams import prepare, visible
-from splitlab.core.contract.errors import ConfigError, Interrupted, Notice, SplitlabError
+from splitlab.core.contract.errors import (
+    ConfigError,
+    Interrupted,
+    Notice,
+    SplitlabError,
+    unknown_name,
+)
 
 __all__ = ["main", "parser"]
 
@@ -106,6 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         _leave_stdout()
+        if os.environ.get(_TRACEBACK):
+            traceback.print_exception(error)
         where = error.filename or "what is printed cannot be written"
         _say(f"error: {where}: {error.strerror or error}")
         return SplitlabError.status
@@ -153,12 +162,20 @@ def parser() -> Parser:
     return whole
 
 
+def _all_commands() -> list[ModuleType]:
+    return [module for modules in _COMMANDS.values() for module in modules]
+
+
 def _say(line: str) -> None:
     print(visible(f"splitlab: {line}"), file=sys.stderr)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     whole = parser()
+    words = sys.argv[1:] if argv is None else argv
+    known = [module.__name__.rpartition(".")[2].replace("_", "-") for module in _all_commands()]
+    if words and not words[0].startswith("-") and words[0] not in known:
+        whole.error(str(unknown_name("command", words[0], known)))
     if "_ARGCOMPLETE" in os.environ:  # the shell asks how a word may go on; answers and ends
         import argcomplete
 

@@ -155,6 +155,8 @@ def add_config(
             action = group.add_argument(flag(spec.name), **_option(spec, hints[spec.name], text))
             if kinds := spec.metadata.get("kinds"):
                 completes(action, *kinds)
+            elif choices := spec.metadata.get("choices"):
+                action.completer = lambda choices=choices, **rest: choices  # type: ignore[attr-defined]
 
 
 def completes(action: argparse.Action, *kinds: Kind) -> None:

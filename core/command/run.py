@@ -24,6 +24,7 @@ from splitlab.core.command.options import (
 )
 from splitlab.core.command.serve import scheme, serve_config
 from splitlab.core.command.stop import StopAsked
+from splitlab.core.contract.errors import ConfigError
 from splitlab.core.runs.config import Config
 from splitlab.core.runs.process import ServerProcess
 
@@ -195,6 +196,11 @@ def _followed(
             classes=classes,
             patient=False,  # a launcher joins two peers once
             quiet=following is None,
+        )
+    if launched is None and getattr(arguments, "classes", None) is not None:
+        raise ConfigError(
+            f"--classes {arguments.classes} is for the server that a launcher starts; a client "
+            "counts the classes of its data: drop it"
         )
     result = run(
         resume=arguments.resume,

@@ -19,7 +19,7 @@ __all__ = ["WORDS", "Kind", "Message", "Role"]
 
 _ENGINE = ("loss", "loss_sum", "step")
 _SESSION = ("agreement", "did", "diverged", "do", "error", "marks", "protocol", "run", "schedule")
-WORDS = (*_ENGINE, *_SESSION)
+WORDS = tuple(sorted((*_ENGINE, *_SESSION)))
 """The names under which the engine and the session say something in ``Message.meta``."""
 
 

@@ -108,11 +108,12 @@ def hold(folder: Path, who: str, patience: float = 0.0) -> Iterator[None]:
                     "ends, or name another folder"
                 )
             time.sleep(0.05)
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        os.ftruncate(descriptor, 0)
-        text = f"process {os.getpid()} on {platform.node()} since {since}\n"
-        os.pwrite(descriptor, text.encode(), 0)
     try:
+        with writing(path):
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            os.ftruncate(descriptor, 0)
+            text = f"process {os.getpid()} on {platform.node()} since {since}\n"
+            os.pwrite(descriptor, text.encode(), 0)
         yield
     finally:
         with suppress(OSError):

@@ -19,6 +19,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,7 +30,7 @@ import torch
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.jsonable import json_text
 from splitlab.core.runs.config import Config
-from splitlab.core.runs.disk import DiskError, append_whole, write_whole, writing
+from splitlab.core.runs.disk import LOCKS, DiskError, append_whole, write_whole, writing
 from splitlab.core.runs.records import (
     LEDGER,
     METRICS,
@@ -48,6 +49,9 @@ from splitlab.core.runs.records import (
 from splitlab.core.wire.ledger import Ledger
 
 __all__ = ["RunFolder", "append", "cut_after", "run_name"]
+
+CONFIG = "config.toml"
+_PROPOSAL = "config.next.toml"
 
 _PACKAGES = (
     "splitlab",
@@ -80,11 +84,16 @@ class RunFolder:
 
     @classmethod
     def create(cls, output: str | None, plugins: Sequence[str]) -> RunFolder:
-        """Make a new folder; one that exists already is refused."""
+        """Make a new folder; one that exists already is refused.
+
+        What is left of a run that was killed before it had written what it is, is no run.
+        """
         path = Path(output) if output else _free(Path("runs") / run_name(plugins))
         try:
             path.mkdir(parents=True)
         except FileExistsError:
+            if _is_unbegun(path):
+                return cls(path)
             raise ConfigError(
                 f"--output {path} exists already; go on with --resume {path}, "
                 "or name another folder"
@@ -96,17 +105,31 @@ class RunFolder:
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
         """Find the folder of an earlier run."""
-        if not (Path(path) / "config.toml").is_file():
+        if not (Path(path) / CONFIG).is_file():
             raise ConfigError(f"--resume {path}: no run folder (it has no config.toml)")
         return cls(Path(path))
 
     def read_config(self) -> Config:
         """Return the configuration of the run."""
-        return Config.from_toml(self.path / "config.toml")
+        return Config.from_toml(self.path / CONFIG)
 
-    def write_config(self, config: Config) -> None:
+    def write_config(self, config: Config, name: str = CONFIG) -> None:
         """Write the configuration of the run, but for ``output``: the folder may be moved."""
-        write_whole(self.path / "config.toml", replace(config, output=None).to_toml())
+        write_whole(self.path / name, replace(config, output=None).to_toml())
+
+    def propose(self, config: Config) -> None:
+        """Write what a run that goes on would go on with, for the server of a second process."""
+        self.write_config(config, _PROPOSAL)
+
+    def drop_proposal(self) -> None:
+        """Take away what `propose` wrote."""
+        with suppress(OSError):
+            (self.path / _PROPOSAL).unlink()
+
+    def config_for_server(self) -> Path:
+        """Return the file that the server of a second process is to read."""
+        proposal = self.path / _PROPOSAL
+        return proposal if proposal.is_file() else self.path / CONFIG
 
     def write_environment(self, **facts: Any) -> None:
         """Write versions and hardware, and the facts given."""
@@ -209,6 +232,13 @@ def cut_after(path: Path, step: int) -> None:
     """
     if path.exists():
         write_whole(path, text_until(path, step))
+
+
+def _is_unbegun(path: Path) -> bool:
+    names = [each.name for each in path.iterdir()] if path.is_dir() else []
+    return bool(names) and all(
+        name == "run.json" or name.endswith((LOCKS, ".tmp")) for name in names
+    )
 
 
 def _free(path: Path) -> Path:

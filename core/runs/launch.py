@@ -89,8 +89,8 @@ class Launch:
 
     def _arguments(self) -> list[str]:
         arguments = [
-            *("--config", str((self._folder.path / "config.toml").absolute())),
-            *("--output", str(self._folder.path.absolute())),
+            *("--config", str(self._folder.config_for_server())),
+            *("--output", str(self._folder.path)),
             *("--classes", str(self._plan.classes)),
             *("--timeout", str(self._plan.config.timeout)),
             *("--wait", str(STARTUP_SECONDS)),

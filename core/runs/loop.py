@@ -83,11 +83,11 @@ class Loop:
             from_step: of the checkpoint to go on from, the newest by default; 0 is the beginning.
         """
         try:
-            return self._finish(self._go(last_words, from_step))
+            return self._go(last_words, from_step)
         except DiskError as error:
             raise DiskError(f"{error}{self._way_back()}") from error
 
-    def _go(self, last_words: Callable[[], str], from_step: int | None) -> EvaluationRecord:
+    def _go(self, last_words: Callable[[], str], from_step: int | None) -> Result:
         try:
             self._restore(from_step)
             self.folder.write_state(State("running", self.progress.step))
@@ -95,7 +95,7 @@ class Loop:
             self._reporter.begin(self.plan, self.folder.path, self.budget_used)
             evaluation = self._train()
             self._session.finish(self.progress.step)
-            return evaluation
+            return self._finish(evaluation)
         except LinkError as error:
             whole = type(error)(f"{error}{last_words()}{self._way_back()}")
             self._note_end(whole)
@@ -261,6 +261,8 @@ class Loop:
         except DiskError:
             raise
         except ConfigError as error:
+            if step and step not in kept.steps():
+                raise  # it names those that there are
             older = kept.older(step, self._can_go_on)
             again = f"{self._again()} --from-step {older}"
             raise ConfigError(f"{error}; go on from step {older} with: {again}") from error
@@ -275,6 +277,9 @@ class Loop:
             batch_bytes=self.plan.batch_bytes,
             schedule=self.plan.schedule,
         )
+        # Now it goes on: what was given or accepted anew is kept.
+        self._origin.write(self.folder.path)
+        self.folder.write_config(self.plan.config)
         kept.forget_after(step)
         self.folder.cut_metrics(logged)
         self.folder.remove_summary()

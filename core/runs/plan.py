@@ -271,7 +271,8 @@ def make_for_server(
 def load_configured_data(decided: Decided, loading: Loading | None = None) -> Data:
     """Load the data of a configuration, in the form that its model takes.
 
-    Weights that were trained elsewhere get images normalised as they were there.
+    Local data that no name describes are normalised as those were on which weights from elsewhere
+    were trained.
     """
     config = decided.config
     trained = config.pretrained or weights_file(config.model, config.weights)

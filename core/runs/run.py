@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ __all__ = ["chosen", "run"]
 
 _FREE = {"budget", "timeout"}
 """What may change when a run goes on."""
-_MOVABLE = {"data_dir", "weights", "model", "plugins", "probes", "links"}
+_MOVABLE = {"data_dir", "weights", "model", "plugins", "probes", "links", "transport"}
 """What may name the same in another place; `Origin` tells whether it is the same."""
 
 
@@ -74,15 +74,20 @@ def run(
     reporter = reporter or Reporter()
     result = None
     try:
-        config, folder = chosen(config, resume, options)
-        if folder is None and (from_step is not None or accept_changes):
-            name = "--accept-changes" if from_step is None else f"--from-step {from_step}"
-            raise ConfigError(f"{name} goes with --resume RUN, the run to go on with; drop it")
-        if from_step is not None and from_step < 0:
-            raise ConfigError(f"--from-step {from_step} is not allowed; a checkpoint's step, or 0")
-        going_on = _GoingOn(folder, from_step, accept_changes)
-        result = _run(config.placed(), going_on, connect, observers, reporter, should_stop, server)
-        return result
+        with server or nullcontext():
+            config, folder = chosen(config, resume, options)
+            if folder is None and (from_step is not None or accept_changes):
+                name = "--accept-changes" if from_step is None else f"--from-step {from_step}"
+                raise ConfigError(f"{name} goes with --resume RUN, the run to go on with; drop it")
+            if from_step is not None and from_step < 0:
+                raise ConfigError(
+                    f"--from-step {from_step} is not allowed; a checkpoint's step, or 0"
+                )
+            going_on = _GoingOn(folder, from_step, accept_changes)
+            result = _run(
+                config.placed(), going_on, connect, observers, reporter, should_stop, server
+            )
+            return result
     finally:
         reporter.end(result)
 
@@ -144,9 +149,7 @@ def _run(
     address = connect or (launched[1] if launched else None)
     folder = going_on.folder
     with ExitStack() as cleanup:
-        if process is not None:
-            cleanup.enter_context(process)
-        elif transport.place == "beside" and address is None:
+        if process is None and transport.place == "beside" and address is None:
             process = cleanup.enter_context(ServerProcess())  # it loads while this one does
         if folder is not None:
             cleanup.enter_context(hold(folder.path, "client"))
@@ -166,14 +169,16 @@ def _run(
             cleanup.push(_remove_if_unused(folder))
             cleanup.enter_context(hold(folder.path, "client"))
             origin = Origin.of(plan)
+            origin.write(folder.path)
+            folder.write_config(plan.config)
             seen = {"mean": plan.data.mean, "std": plan.data.std}
             folder.write_environment(
                 device=str(plan.device), threads=plan.threads, normalisation=seen
             )
         else:
             origin = _checked(plan, folder, going_on.accept_changes, reporter)
-        origin.write(folder.path)
-        folder.write_config(plan.config)  # the server of a second process reads it
+            cleanup.callback(folder.drop_proposal)
+            folder.propose(plan.config)
         last_words: Callable[[], str] = str
         if transport.place == "inside":
             server = build_server(plan, model, observers)

@@ -13,7 +13,6 @@ from pathlib import Path
 from splitlab.core.catalogue.links import load_transport
 from splitlab.core.contract.errors import (
     ConfigError,
-    LinkError,
     NetworkError,
     PluginError,
     ProtocolError,
@@ -163,8 +162,8 @@ class _Clients:
                 except SplitlabError as error:
                     if not self._patient:
                         raise
-                    if not isinstance(error, LinkError):
-                        server = build()  # a checkpoint may have been loaded in part
+                    if session.resumed:
+                        server = build()  # a checkpoint may have been loaded, or a part of it
                     self._away += 1
                     self._last = line(error)
                     if link.remote not in self._last:

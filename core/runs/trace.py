@@ -10,6 +10,7 @@ import dataclasses
 import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -136,14 +137,14 @@ def trace(
     known = dataclasses.asdict(config) if config else {}
     asked = Config.from_mapping(known | options)
     decided = Decided.of(replace(asked, transport=Config().transport))  # of one process
-    with limited_threads(decided.threads):
+    with limited_threads(decided.threads), ExitStack() as cleanup:
         plan, model, data = make(decided)
         config = plan.config
         recorder = Recorder(plan.device)
         client = build_client(plan, model, [watcher("client", recorder)])
         server = build_server(plan, model, [watcher("server", recorder)])
         try:
-            peers = _Peers(client, server, recorder, plan)
+            peers = cleanup.enter_context(closing(_Peers(client, server, recorder, plan)))
             batches = _batches(data.train, config.batch_size)
             for number in range(step - 1):
                 peers.step(next(batches), number)
@@ -215,6 +216,11 @@ class _Peers:
         near, far = transport.pair(self._serve)
         self._near = end(near, name, plan.links, "client")
         self._far = end(far, name, plan.links, "server")
+
+    def close(self) -> None:
+        """Close the link, and the wrappers around it."""
+        self._near.close()
+        self._far.close()
 
     def step(self, batch: Batch, number: int) -> float:
         """Run one training step; returns the loss."""

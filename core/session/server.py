@@ -63,6 +63,7 @@ class ServerSession:
         self._over = False
         self._trained = 0  # steps of the whole run, those before it was resumed among them
         self.steps = 0
+        self.resumed = False
         link.limits = dataclasses.replace(link.limits, frame_bytes=HELLO_BYTES)
 
     def turn(self, timeout: float | None = None) -> bool:
@@ -152,6 +153,7 @@ class ServerSession:
         compare(theirs, self._agreement)
         if schedule is not None:
             self._server.peer.schedule = schedule
+        self.resumed = True
         self._resume(run, step, marks)
         self._open, self._trained = True, step
         self._link.limits = dataclasses.replace(

@@ -40,6 +40,7 @@ def test_commands_options_and_names_are_completed(tmp_path: Path) -> None:
     registry = {"SPLITLAB_REGISTRY": str(tmp_path / "mine.toml")}
     assert {"run", "runs"} & _completed("splitlab ru", tmp_path) == {"run"}
     assert "--batch-size" in _completed("splitlab run --ba", tmp_path)
+    assert {"adam", "adamw"} <= _completed("splitlab run --optimizer ad", tmp_path)
     assert {"adc", "adc-token-select"} <= _completed("splitlab run --plugin ad", tmp_path)
     assert {"adc+quantize"} <= _completed("splitlab run --plugin adc+qu", tmp_path)
     assert {"mymethod"} <= _completed("splitlab compare --plugin my", tmp_path, **registry)

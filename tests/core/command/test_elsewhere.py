@@ -27,6 +27,7 @@ from splitlab.core.command.main import parser
         (["run", "adc+quantize:bits=8"], "use --plugin adc+quantize:bits=8"),
         (["run", "adc-q4"], "unexpected argument 'adc-q4';"),
         (["run", "cifar10"], "unexpected argument 'cifar10'; use --dataset cifar10"),
+        (["serve", "tcp://0.0.0.0:4711"], "use --address tcp://0.0.0.0:4711"),
         (["run", "tcp"], "unexpected argument 'tcp'; use --transport tcp"),
     ],
 )

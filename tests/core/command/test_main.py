@@ -134,7 +134,7 @@ def test_notices_come_first_and_on_stderr(
     ("words", "told"),
     [
         ([], "required: COMMAND; see `splitlab --help`"),
-        (["rnu"], "invalid choice: 'rnu'"),
+        (["rnu"], "unknown command 'rnu' (did you mean 'run'?); known: check, compare,"),
         (
             ["run", "--sede", "1"],
             "--sede (did you mean --seed?); see `splitlab run --help`",

@@ -249,8 +249,14 @@ def test_a_step_to_go_on_from_must_be_one(real: Any, noise_data: str, tmp_path: 
     run(data_dir=noise_data, output=str(tmp_path / "r"), budget="steps=4", **options)
     with pytest.raises(ConfigError, match=r"--from-step -1 is not allowed"):
         run(resume=tmp_path / "r", from_step=-1)
-    with pytest.raises(ConfigError, match=r"no checkpoint of step 3 .*go on from step 2 with"):
+    with pytest.raises(ConfigError, match=r"no checkpoint of step 3 .*\(it has: 2, 4\)$"):
         run(resume=tmp_path / "r", from_step=3)
+    refused: dict[str, Any] = {"resume": tmp_path / "r", "budget": "steps=9", "from_step": 3}
+    before = (tmp_path / "r/config.toml").read_bytes()
+    with pytest.raises(ConfigError, match="no checkpoint of step 3"):
+        run(**refused)
+    assert (tmp_path / "r/config.toml").read_bytes() == before  # a refused run changes nothing
+    assert not (tmp_path / "r/config.next.toml").exists()
 
 
 @pytest.mark.parametrize(

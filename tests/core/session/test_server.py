@@ -289,3 +289,14 @@ def test_a_schedule_that_makes_no_sense_is_the_clients_error(talk: Any, said: An
     table.client_end.send(Message(Kind.HELLO, meta=talk.HELLO | {"schedule": said}), 1.0)
     with pytest.raises(ProtocolError, match="sent a malformed HELLO"):
         table.server.turn()
+
+
+def test_a_session_says_whether_a_state_may_have_been_loaded(talk: Any) -> None:
+    table = talk.Table(nested=False)
+    assert not table.server.resumed
+    hello = talk.HELLO | {"agreement": {"stack": "another"}}
+    table.client_end.send(Message(Kind.HELLO, meta=hello), 1.0)
+    with pytest.raises(ProtocolError):
+        table.server.turn()
+    assert not table.server.resumed
+    assert talk.Table().open().server.resumed
