@@ -85,9 +85,7 @@ class CollectiveLink(ABC):
         head = torch.frombuffer(bytearray(frame.head), dtype=torch.uint8)
         parts = [head[:OPENING_BYTES], head[OPENING_BYTES:], *map(flat, frame.tensors)]
         parts = [part.to(self.device) for part in parts]
-        self._move(
-            "send", parts, timeout, f"the other end took nothing for {round(timeout, 2):g} s"
-        )
+        self._move("send", parts, timeout, f"the other end took nothing for {timeout:g} s")
         return frame.nbytes
 
     def receive(self, timeout: float) -> Message:
@@ -119,9 +117,7 @@ class CollectiveLink(ABC):
         return part.cpu().numpy().tobytes()
 
     def _receive_into(self, parts: Sequence[torch.Tensor], timeout: float) -> None:
-        self._move(
-            "recv", parts, timeout, f"the other end sent nothing for {round(timeout, 2):g} s"
-        )
+        self._move("recv", parts, timeout, f"the other end sent nothing for {timeout:g} s")
 
     def _move(
         self, operation: str, parts: Sequence[torch.Tensor], timeout: float, silence: str
@@ -253,7 +249,7 @@ class CollectiveListener:
             return _meet_by_torchrun(self._link, _SERVER, self._device, timeout)
         if self._store is None:
             raise NetworkError(f"{self.address}: this listener is closed")
-        silence = f"no client came in {round(timeout, 2):g} s; start one with `splitlab join {self.address}`"
+        silence = f"no client came in {timeout:g} s; start one with `splitlab join {self.address}`"
         store = dist.PrefixStore(f"link{self._turn}", self._store)
         try:
             store.wait(["interface"], timedelta(seconds=timeout))
@@ -325,7 +321,7 @@ class _Collective:
             return self.link(store, _CLIENT, device, own, address, left)
         except RuntimeError as error:
             raise _translate(
-                address, error, f"the server accepted nobody for {round(timeout, 2):g} s"
+                address, error, f"the server accepted nobody for {timeout:g} s"
             ) from None
 
     def _check_device(self, device: torch.device) -> None:
@@ -407,9 +403,7 @@ def _meet_by_torchrun(
     except ValueError as error:
         raise ConfigError(f"torchrun's variables cannot be used: {error}") from None
     except RuntimeError as error:
-        raise _translate(
-            _TORCHRUN, error, f"the other end did not come in {round(timeout, 2):g} s"
-        ) from None
+        raise _translate(_TORCHRUN, error, f"the other end did not come in {timeout:g} s") from None
 
 
 def _translate(remote: str, error: RuntimeError, silence: str) -> NetworkError:

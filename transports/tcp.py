@@ -84,7 +84,7 @@ class TcpListener:
             connection, where = self._socket.accept()
         except TimeoutError:
             raise NetworkError(
-                f"no client came to {self.address} in {round(timeout, 2):g} s; "
+                f"no client came to {self.address} in {timeout:g} s; "
                 f"start one with `splitlab join {self.address}`"
             ) from None
         except OSError as error:
@@ -129,7 +129,7 @@ class TcpLink:
             while buffers:
                 buffers = self._send_some(buffers)
         except OSError as error:
-            raise self._blame(error, f"took nothing for {round(timeout, 2):g} s") from None
+            raise self._blame(error, f"took nothing for {timeout:g} s") from None
         return frame.nbytes
 
     def receive(self, timeout: float) -> Message:
@@ -145,7 +145,7 @@ class TcpLink:
                 if message is not None:
                     return message
         except OSError as error:
-            raise self._blame(error, f"sent nothing for {round(timeout, 2):g} s") from None
+            raise self._blame(error, f"sent nothing for {timeout:g} s") from None
 
     def close(self) -> None:
         """Close the connection; what was sent is still delivered."""
@@ -223,6 +223,6 @@ def dial(address: Address, timeout: float) -> socket.socket:
             return connection
         connection.close()
     raise NetworkError(
-        f"no server at {address} after {round(timeout, 2):g} s; start one with "
+        f"no server at {address} after {timeout:g} s; start one with "
         f"`splitlab serve --address {address}` (one that has its client takes no other)"
     )

@@ -174,7 +174,7 @@ class _Clients:
                 return session, report
 
     def _accept(self) -> Link:
-        left = max(0.001, self._until - time.monotonic())
+        left = max(0.001, round(self._until - time.monotonic(), 3))
         owner = f"transport {self._plan.config.transport!r}"
         try:
             return called(owner, self._listener.accept, left)
