@@ -116,6 +116,8 @@ def load_data(
     else:
         name = entry.name
         parts = [entry.train] if whole else [entry.train, test_split or entry.test]
+        if test_split == entry.train:
+            raise ConfigError(f"--test-split {test_split} is the part to train on; name another")
         sources = [_read_entry(entry, part, label_column) for part in parts]
     train, test = sources if test_share is None else sources[0].divide(test_share)
     # Of another column than the entry's, the entry does not know the classes.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import re
@@ -56,10 +55,14 @@ def read_local(
     Raises ConfigError if there is no such form, a part is missing, or a file cannot be read.
     """
     names = _names_in(place)
+    if test_split and (test_split in (".", "..") or "/" in test_split):
+        raise ConfigError(
+            f"--test-split {test_split}: a part is called by its name, without a path"
+        )
     tests = (test_split,) if test_split else TEST_NAMES
     sought = (*TRAIN_NAMES, *TEST_NAMES, *((test_split,) if test_split else ()))
-    found = [(find(place, names, sought), read) for find, read in _FORMS]
-    found = [(parts, read) for parts, read in found if parts]
+    found = [(find(place, names, sought), read, form) for find, read, form in _FORMS]
+    found = [each for each in found if each[0]]
     if not found:
         raise ConfigError(f"data folder {place} holds {listing(names)}; {ACCEPTED}")
 
@@ -71,16 +74,27 @@ def read_local(
         return train + [name for name in tests if name in parts][:1]
 
     wanted = 1 if whole else 2
-    parts, read = next((f for f in found if len(choose(f[0])) == wanted), found[0])
+    taken = next((f for f in found if len(choose(f[0])) == wanted), found[0])
+    parts, read, form = taken
     chosen = choose(parts)
     if len(chosen) < wanted:
         raise _incomplete(place, parts, chosen, test_split)
     used = [parts[name] for name in chosen]
+    if len(used) == 2 and used[0] == used[1]:
+        raise ConfigError(
+            f"--test-split {chosen[1]} is the part to train on; name another, or take "
+            "--test-share 0.2 of it"
+        )
     idle = [name for name, part in parts.items() if name and part not in used]
     notices = [
         f"{plain(place)}: the part {name} is not used; --test-split {name} tests on it"
         for name in idle
         if all(part != parts[name] for part in used)
+    ]
+    notices += [
+        f"{plain(place)}: {other} are there, too, and are not used; {form} are"
+        for *_, other in found
+        if other != form
     ]
     titles = ("the whole",) if chosen == [""] else ("training part", "test part")
     sources = [
@@ -170,7 +184,9 @@ def _find_parquet(place: Path, names: Sequence[str], sought: Sequence[str]) -> P
     for folder in (place, place / "data", *(folders if len(folders) == 1 else ())):
         parts = {}
         for part in sought:
-            files = sorted(folder.glob(f"{glob.escape(part)}*.parquet"))
+            # Not train of training.parquet.
+            named = re.compile(rf"{re.escape(part)}([^A-Za-z].*)?\.parquet")
+            files = sorted(path for path in folder.glob("*.parquet") if named.fullmatch(path.name))
             if not files and not has_folders(folder / part):
                 files = sorted((folder / part).glob("*.parquet"))
             if files:
@@ -211,10 +227,10 @@ def _refuse_column(columns: tuple[object, ...], what: str) -> None:
         raise ConfigError(f"--label-column {columns[-1]}: {what} have no columns; leave it out")
 
 
-_FORMS: tuple[tuple[Callable[..., Parts], Callable[..., Source]], ...] = (
-    (_find_idx, _read_idx),
-    (_find_saved, read_saved),
-    (_find_parquet, read_parquet),
-    (_find_npz, _read_npz),
-    (_find_image_folders, _read_image_folders),
+_FORMS: tuple[tuple[Callable[..., Parts], Callable[..., Source], str], ...] = (
+    (_find_idx, _read_idx, "IDX files"),
+    (_find_saved, read_saved, "files of save_to_disk"),
+    (_find_parquet, read_parquet, "Parquet files"),
+    (_find_npz, _read_npz, ".npz arrays"),
+    (_find_image_folders, _read_image_folders, "image folders"),
 )

@@ -61,6 +61,8 @@ class Source:
 
         Raises ConfigError if no class has two images.
         """
+        if not len(self.labels):
+            raise ConfigError(f"{self.origin} holds no images, so that nothing can be divided off")
         test = torch.zeros(len(self.labels), dtype=torch.bool)
         labels = self.labels.numpy()
         sizes = np.unique(labels, return_counts=True)[1]

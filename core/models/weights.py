@@ -70,7 +70,7 @@ def load_weights(model: Segmented, who: str, path: Path) -> None:
     found, stripped = _unwrapped(_read(who, path), target)
     odd = next((key for key, value in found.items() if not isinstance(value, torch.Tensor)), None)
     if odd is not None or not found:
-        what = "nothing" if odd is None else f"{odd!r}, a {type(found[odd]).__name__}, which"
+        what = "nothing" if odd is None else f"{odd!r}, a {type(found[odd]).__name__},"
         raise ConfigError(f"{who}: it holds {what} where tensors by name are expected")
     if stripped:
         told = f"{who}: {' and '.join(map(repr, stripped))} taken off the names of its tensors"

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from splitlab.core.contract.errors import ConfigError
+from splitlab.core.data.local import _find_parquet, read_local
+
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_idx(files: Any, load: Any, tmp_path: Path, suffix: str) -> None:
@@ -187,6 +190,7 @@ def test_what_lies_beside_does_no_harm(files: Any, load: Any, tmp_path: Path) ->
     data = load(tmp_path)
     assert (len(data.train), len(data.test), data.train.classes) == (6, 4, ("cat", "dog"))
     assert data.notices == (
+        f"{tmp_path}: Parquet files are there, too, and are not used; image folders are",
         f"{tmp_path} (training part): left out 1 file that is no image (.csv)",
         f"{tmp_path} (test part): left out 1 file that is no image (.jsonl)",
     )
@@ -207,3 +211,35 @@ def test_home(files: Any, load: Any, refusal: Any, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     assert len(load("~/pets").train) == 6
     assert os.strerror(errno.ENOENT) in refusal(lambda: load("~nobody-of-this-name/pets"))
+
+
+def test_a_part_is_called_by_its_name_and_is_not_the_training_part(
+    files: Any, tmp_path: Path
+) -> None:
+    files.write_image_folder(tmp_path)
+    for name in (str(tmp_path / "test"), "../x", ".."):
+        with pytest.raises(ConfigError, match="without a path"):
+            read_local(tmp_path, test_split=name)
+    with pytest.raises(ConfigError, match="--test-split train is the part to train on"):
+        read_local(tmp_path, test_split="train")
+
+
+def test_another_form_beside_the_one_that_is_read_is_told(files: Any, tmp_path: Path) -> None:
+    files.write_image_folder(tmp_path)
+    (tmp_path / "more.parquet").touch()
+    _, notices = read_local(tmp_path)
+    assert notices == [
+        f"{tmp_path}: Parquet files are there, too, and are not used; image folders are"
+    ]
+
+
+def test_parquet_files_of_another_part_are_not_taken(tmp_path: Path) -> None:
+    for name in ("train", "train-00000-of-00001", "train_extra", "training-meta", "tests_old"):
+        (tmp_path / f"{name}.parquet").touch()
+    names = sorted(path.name for path in tmp_path.iterdir())
+    parts = _find_parquet(tmp_path, names, ("train", "training", "test"))
+    found = {part: [file.stem for file in files] for part, files in parts.items()}
+    assert found == {
+        "train": ["train-00000-of-00001", "train", "train_extra"],
+        "training": ["training-meta"],
+    }
