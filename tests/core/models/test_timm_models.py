@@ -125,7 +125,7 @@ def test_every_pixel_reaches_the_model_or_the_size_is_refused(name: str, size: i
 
 
 def test_a_hybrid_is_built_for_the_size() -> None:
-    with torch.device("meta"):
+    with isolated_rng(0, "model", device=torch.device("cpu")):
         model = timm_model(classes=5, name="vit_tiny_r_s16_p8_224", image_size=64)
     assert model.layout(1).tokens == 5
 
