@@ -91,7 +91,7 @@ class Worker:
         if self._optimizer is not None:
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)
-        # The one time that a training step waits for the device, when all its work is queued.
+        # Waits for the device, when all work of the step is queued.
         if not all(torch.stack(verdicts).tolist()):
             named = {f"the gradient of {name}": tensor for name, tensor in gradients.items()}
             self._check_finite({**passing, **named}, step)

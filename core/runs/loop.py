@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -68,7 +67,6 @@ class Loop:
         seed, plan_now = str(plan.config.seed), origin.plans[-1]
         self._marks = {"run": origin.id, "seed": seed, "plan": plan_now}
         self._checkpoints = Checkpoints(folder.path, "client", self._marks)
-        self._restored = False
         self._reporter = reporter
         self._should_stop = should_stop
         self._connect = connect
@@ -83,15 +81,19 @@ class Loop:
             from_step: of the checkpoint to go on from, the newest by default; 0 is the beginning.
         """
         try:
-            return self._go(last_words, from_step)
+            result = self._go(last_words, from_step)
+            # It is complete by now: a probe that fails costs no summary.
+            with writing(self.folder.probes()):
+                self.client.stack.report(self.folder.probes())
+            return result
         except DiskError as error:
             raise DiskError(f"{error}{self._way_back()}") from error
 
     def _go(self, last_words: Callable[[], str], from_step: int | None) -> Result:
         try:
             self._restore(from_step)
-            self.folder.write_state(State("running", self.progress.step))
             self._begun = True
+            self.folder.write_state(State("running", self.progress.step))
             self._reporter.begin(self.plan, self.folder.path, self.budget_used)
             evaluation = self._train()
             self._session.finish(self.progress.step)
@@ -144,8 +146,7 @@ class Loop:
                 self._save()
             if stop:
                 raise Interrupted(f"interrupted after step {progress.step}{self._way_back()}")
-        known = evaluation is not None and evaluation.step == progress.step
-        if evaluation is None or not known or not math.isfinite(evaluation.loss):
+        if evaluation is None or evaluation.step != progress.step:
             evaluation = self._evaluate()
         if progress.step not in self._checkpoints.steps():
             self._save()
@@ -283,7 +284,6 @@ class Loop:
         kept.forget_after(step)
         self.folder.cut_metrics(logged)
         self.folder.remove_summary()
-        self._restored = True
 
     def _load(self, step: int) -> tuple[int, tuple[dict[str, torch.Tensor], dict[str, Any]]]:
         """Take back what the loop keeps; returns how long the log was, and the client's state."""
@@ -343,12 +343,10 @@ class Loop:
         self.folder.write_ledger(self.ledger)
         self.folder.write_summary(summary)
         self.folder.write_state(State("finished", progress.step))
-        with writing(self.folder.probes()):
-            self.client.stack.report(self.folder.probes())  # one that fails costs no summary
         return Result(self.folder.path, summary, self.ledger)
 
     def _way_back(self) -> str:
-        if not self.progress.step or not self._restored or not self.folder.path.is_dir():
+        if not self.progress.step or not self._begun or not self.folder.path.is_dir():
             return ""
         step = max(self._checkpoints.steps(), default=0)
         start = f"the checkpoint of step {step}" if step else "the beginning"

@@ -166,8 +166,8 @@ def _run(
         cleanup.callback(client.stack.run_end)
         if folder is None:
             folder = RunFolder.create(config.output, plan.titles)
-            cleanup.push(_remove_if_unused(folder))
             cleanup.enter_context(hold(folder.path, "client"))
+            cleanup.push(_remove_if_unused(folder))  # not before: it may be another's by now
             origin = Origin.of(plan)
             origin.write(folder.path)
             folder.write_config(plan.config)

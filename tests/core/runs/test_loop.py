@@ -342,3 +342,27 @@ def test_a_run_that_is_led_elsewhere_stays_in_its_folder(
     assert result.folder == tmp_path / "r"
     assert (tmp_path / "r" / "summary.json").is_file()
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+FAILING_REPORT = """
+from splitlab.core import hookimpl
+
+
+class Fails:
+    @hookimpl
+    def report(self, folder):
+        raise ZeroDivisionError("no picture")
+"""
+
+
+def test_a_probe_that_cannot_report_leaves_a_finished_run(
+    real: Any, noise_data: str, tmp_path: Path
+) -> None:
+    (tmp_path / "fails.py").write_text(FAILING_REPORT)
+    options = {**real.SMALL, "probes": [f"{tmp_path}/fails.py:Fails"], "budget": "steps=1"}
+    with pytest.raises(SplitlabError, match=r"no picture .*the run is complete, its summary is in"):
+        run(data_dir=noise_data, output=str(tmp_path / "r"), **options)
+    state = read_state(tmp_path / "r")
+    assert state is not None
+    assert (state.state, state.step) == ("finished", 1)
+    assert (tmp_path / "r" / "summary.json").is_file()

@@ -14,6 +14,7 @@ import torch
 
 from splitlab.core import ConfigError, SplitlabError, hookimpl, run
 from splitlab.core.runs import plan as plans
+from splitlab.core.runs.disk import hold
 from splitlab.core.runs.records import read_ledger, read_summary
 from splitlab.core.runs.reporter import Reporter
 
@@ -249,3 +250,16 @@ def test_both_peers_know_how_long_the_run_is_to_last(
     assert told[0] == told[1]
     samples, size = told[0]["all"], options["batch_size"]
     assert told[0] == {"all": samples, "epoch": -(-samples // size), "end": 1.0}
+
+
+def test_a_folder_that_another_run_begins_in_is_left_to_it(
+    real: Any, noise_data: str, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {**real.SMALL, "data_dir": noise_data, "budget": "steps=1"}
+    with hold(tmp_path / "r", "client"):  # it has written nothing yet
+        with pytest.raises(ConfigError, match=r"r is in use by process \d+"):
+            run(output=str(tmp_path / "r"), **options)
+        assert (tmp_path / "r" / "client.lock").is_file()
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "run.json").touch()  # what a run leaves that is killed in this moment
+    assert run(output=str(tmp_path / "r"), **options).summary.steps == 1
