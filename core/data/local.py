@@ -61,7 +61,7 @@ def read_local(
         )
     tests = (test_split,) if test_split else TEST_NAMES
     sought = (*TRAIN_NAMES, *TEST_NAMES, *((test_split,) if test_split else ()))
-    found = [(find(place, names, sought), read, form) for find, read, form in _FORMS]
+    found = [(find(place, names, sought), read, form) for form, (find, read) in _FORMS.items()]
     found = [each for each in found if each[0]]
     if not found:
         raise ConfigError(f"data folder {place} holds {listing(names)}; {ACCEPTED}")
@@ -74,8 +74,7 @@ def read_local(
         return train + [name for name in tests if name in parts][:1]
 
     wanted = 1 if whole else 2
-    taken = next((f for f in found if len(choose(f[0])) == wanted), found[0])
-    parts, read, form = taken
+    parts, read, form = next((f for f in found if len(choose(f[0])) == wanted), found[0])
     chosen = choose(parts)
     if len(chosen) < wanted:
         raise _incomplete(place, parts, chosen, test_split)
@@ -85,23 +84,38 @@ def read_local(
             f"--test-split {chosen[1]} is the part to train on; name another, or take "
             "--test-share 0.2 of it"
         )
-    idle = [name for name, part in parts.items() if name and part not in used]
-    notices = [
-        f"{plain(place)}: the part {name} is not used; --test-split {name} tests on it"
-        for name in idle
-        if all(part != parts[name] for part in used)
+    told = [
+        f"the part {name} is not used; --test-split {name} tests on it"
+        for name, part in parts.items()
+        if name and part not in used
     ]
-    notices += [
-        f"{plain(place)}: {other} are there, too, and are not used; {form} are"
-        for *_, other in found
-        if other != form
-    ]
+    others = (other for *_, other in found if other != form)
+    told += [f"{other} are there, too, and are not used; {form} are" for other in others]
+    if beside := _beside(place, names, parts):
+        told.append(f"left out what is no part: {listing(beside)}")
     titles = ("the whole",) if chosen == [""] else ("training part", "test part")
     sources = [
         read(part, f"{plain(place)} ({title})", entry, label_column)
         for part, title in zip(used, titles, strict=False)
     ]
-    return sources, notices
+    return sources, [f"{plain(place)}: {line}" for line in told]
+
+
+def _beside(place: Path, names: Sequence[str], parts: Parts) -> list[str]:
+    """Return the folders of images, or the Parquet files, that lie beside the parts of their kind.
+
+    Data that are in no parts are read whole.
+    """
+    some = next(iter(parts.values()))
+    if "" in parts:
+        return []
+    if isinstance(some, Path):  # of an image folder
+        folders = (name for name in names if name not in parts and not name.startswith("."))
+        return [f"{name}/" for name in folders if os.path.isdir(place / name)]
+    if isinstance(some, list):
+        taken = {file for files in parts.values() for file in files}
+        return sorted(file.name for file in some[0].parent.glob("*.parquet") if file not in taken)
+    return []
 
 
 def _incomplete(
@@ -227,10 +241,11 @@ def _refuse_column(columns: tuple[object, ...], what: str) -> None:
         raise ConfigError(f"--label-column {columns[-1]}: {what} have no columns; leave it out")
 
 
-_FORMS: tuple[tuple[Callable[..., Parts], Callable[..., Source], str], ...] = (
-    (_find_idx, _read_idx, "IDX files"),
-    (_find_saved, read_saved, "files of save_to_disk"),
-    (_find_parquet, read_parquet, "Parquet files"),
-    (_find_npz, _read_npz, ".npz arrays"),
-    (_find_image_folders, _read_image_folders, "image folders"),
-)
+_FORMS: Mapping[str, tuple[Callable[..., Parts], Callable[..., Source]]] = {
+    "IDX files": (_find_idx, _read_idx),
+    "save_to_disk folders": (_find_saved, read_saved),
+    "Parquet files": (_find_parquet, read_parquet),
+    "NumPy archives": (_find_npz, _read_npz),
+    "image folders": (_find_image_folders, _read_image_folders),
+}
+"""By their names in `words.FORMS`."""

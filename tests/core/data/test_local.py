@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.data.local import _find_parquet, read_local
+from splitlab.core.data.local import _FORMS, _find_parquet, read_local
+from splitlab.core.data.words import FORMS
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
@@ -158,7 +159,10 @@ def test_the_part_to_test_on(files: Any, load: Any, tmp_path: Path) -> None:
     (tmp_path / "more" / "hold [out]").rename(tmp_path / "hold [out]")
     data = load(tmp_path, test_split="hold [out]")
     assert len(data.test) == 4
-    assert data.notices == (f"{tmp_path}: the part val is not used; --test-split val tests on it",)
+    assert data.notices == (
+        f"{tmp_path}: the part val is not used; --test-split val tests on it",
+        f"{tmp_path}: left out what is no part: more/",
+    )
     files.write_parquet(tmp_path / "p", "train.parquet", [0, 1])
     files.write_parquet(tmp_path / "p", "odd[1]-0.parquet", [1])
     files.write_parquet(tmp_path / "p", "test.parquet", [0, 1])
@@ -191,6 +195,7 @@ def test_what_lies_beside_does_no_harm(files: Any, load: Any, tmp_path: Path) ->
     assert (len(data.train), len(data.test), data.train.classes) == (6, 4, ("cat", "dog"))
     assert data.notices == (
         f"{tmp_path}: Parquet files are there, too, and are not used; image folders are",
+        f"{tmp_path}: left out what is no part: other/",
         f"{tmp_path} (training part): left out 1 file that is no image (.csv)",
         f"{tmp_path} (test part): left out 1 file that is no image (.jsonl)",
     )
@@ -243,3 +248,14 @@ def test_parquet_files_of_another_part_are_not_taken(tmp_path: Path) -> None:
         "train": ["train-00000-of-00001", "train", "train_extra"],
         "training": ["training-meta"],
     }
+
+
+def test_what_lies_beside_the_parts_is_named(files: Any, load: Any, tmp_path: Path) -> None:
+    for name in ("train", "test", "unsupervised", "tests_old"):
+        files.write_parquet(tmp_path, f"{name}.parquet", [0, 1])
+    told = f"{tmp_path}: left out what is no part: tests_old.parquet, unsupervised.parquet"
+    assert load(tmp_path).notices == (told,)
+
+
+def test_forms_are_called_alike_everywhere() -> None:
+    assert [name for name, _ in FORMS][:-1] == [*_FORMS]
