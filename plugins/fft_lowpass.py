@@ -261,7 +261,7 @@ def _from_corner(block_BKQ: torch.Tensor, N: int, D: int, *, mirrored: bool) -> 
     dtype = working_dtype(block_BKQ.dtype)
     corner_BKL = torch.view_as_complex(block_BKQ.to(dtype).reshape(-1, K, Q // 2, 2))
     if mirrored:
-        corner_BKL = corner_BKL * _heights(K, Q // 2, N, D).to(block_BKQ.device, dtype)
+        corner_BKL = corner_BKL * _heights(K, Q // 2, N, D, dtype, block_BKQ.device)
     halfway_BNL = _waves(N, K, dtype, block_BKQ.device).mH @ corner_BKL
     parts_DQ = _parts(_waves(D, Q // 2, dtype, block_BKQ.device))
     return (torch.view_as_real(halfway_BNL).flatten(-2) @ parts_DQ.T).to(block_BKQ.dtype)
@@ -281,10 +281,13 @@ def _parts(waves_LD: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(waves_LD).transpose(0, 1).flatten(1)
 
 
-def _heights(K: int, L: int, N: int, D: int) -> torch.Tensor:
+@functools.lru_cache(maxsize=16)
+def _heights(
+    K: int, L: int, N: int, D: int, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
     """Return 1 for what has its conjugate in the corner, 2 for what stands for it, too, (K, L)."""
     u_K1, v_L = torch.arange(K)[:, None], torch.arange(L)
-    return 2.0 - ((-u_K1 % N < K) & (-v_L % D < L)).double()
+    return 2.0 - ((-u_K1 % N < K) & (-v_L % D < L)).to(device, dtype)
 
 
 def _whole(whole: int, share: float) -> int:

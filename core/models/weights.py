@@ -56,7 +56,8 @@ def weights_file(name: str, weights: str) -> tuple[str, Path] | None:
 def load_weights(model: Segmented, who: str, path: Path) -> None:
     """Load a file into a model; a head for another number of classes is left out.
 
-    Names may carry what wrappers put in front of them; a `Notice` says what was taken off.
+    Names may carry what wrappers put in front of them; a `Notice` says what was taken off, and one
+    says that a head was left out.
 
     Args:
         model: to load into.
@@ -82,11 +83,12 @@ def load_weights(model: Segmented, who: str, path: Path) -> None:
             f"{who}: not weights of such a model ({type(error).__name__}: {error})"
         ) from error
     heads = model.heads
-    state = {
-        key: value
+    other = [
+        key
         for key, value in state.items()
-        if not (key.startswith(heads) and (key not in target or target[key].shape != value.shape))
-    }
+        if key.startswith(heads) and (key not in target or target[key].shape != value.shape)
+    ]
+    state = {key: value for key, value in state.items() if key not in other}
     wrong = _wrong(state, target, heads)
     if wrong:
         raise ConfigError(
@@ -94,6 +96,9 @@ def load_weights(model: Segmented, who: str, path: Path) -> None:
             "none"
         )
     model.module.load_state_dict(state, strict=False)
+    if other:
+        told = f"{who}: its head ({', '.join(other)}) is left out; the model's own begins random"
+        warnings.warn(told, Notice, stacklevel=2)
 
 
 def _read(who: str, path: Path) -> Any:

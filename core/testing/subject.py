@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +16,6 @@ from splitlab.core.contract.errors import ConfigError, SplitlabError
 from splitlab.core.contract.message import Message
 from splitlab.core.contract.settings import Bound, parameters
 from splitlab.core.contract.traits import Gradient, Traits
-from splitlab.core.runs.checkpoint import Checkpoints
 from splitlab.core.testing.couple import Couple
 from splitlab.core.testing.decoding import decoding_problem
 from splitlab.core.testing.fresh import FreshPeers, Turn
@@ -32,7 +29,6 @@ __all__ = [
     "GRADIENT",
     "REPEATS",
     "RUNS",
-    "SAVED",
     "TINY",
     "TURNS",
     "State",
@@ -51,8 +47,6 @@ TINY = Tiny(image=16, patch=4, width=32, depth=2, samples=10)
 """N = 17: a class token and 4 x 4 patches, so that pooling and merging have something to do."""
 
 TURNS: list[Turn] = [("train", 0), ("train", 1), ("evaluate", 0), ("train", 2), ("evaluate", 1)]
-SAVED = 2
-"""Turns before the state is saved."""
 _RATIOS = (1e-6, 1e-5, 1e-4, 1e-3, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2)
 
 State = tuple[dict[str, torch.Tensor], dict[str, Any]]
@@ -66,7 +60,6 @@ class _Base:
     Attributes:
         couple: the peers; None if they could not be built.
         frames: up and down by turns.
-        states: of client and server after the first two steps, or why they have none.
         shared: what both instances can reach and one of them changed.
         disturbed: the global random generators that were drawn from.
         error: what ended the run, and which check it belongs to.
@@ -74,7 +67,6 @@ class _Base:
 
     couple: Couple | None
     frames: list[bytes]
-    states: dict[str, State] | Exception
     shared: list[str]
     disturbed: list[str]
     error: Exception | None = None
@@ -129,14 +121,12 @@ class Subject:
             dataclasses.replace(bound, factory=partial(build, bound.factory))
             for bound in self.stack
         ]
-        base = _Base(None, frames, {}, [], [])
+        base = _Base(None, frames, [], [])
         with GlobalRandom(1) as world:
             try:
                 base.couple = Couple(self.tiny, stack, carry=carry)
                 belongings = [Belongings(instance) for instance in instances]
-                self.run(base.couple, TURNS[:SAVED])
-                base.states = _saved(base.couple)
-                self.run(base.couple, TURNS[SAVED:])
+                self.run(base.couple)
                 for client, server in zip(belongings, belongings[len(stack) :], strict=False):
                     base.shared += Belongings.changed_together(client, server)
             except Exception as error:  # noqa: BLE001 (it is a plugin's)
@@ -250,20 +240,6 @@ def _whose(base: _Base) -> str:
     behind = (event.role, event.hook, event.training) == ("server", "before_server_forward", True)
     # The server's part ran on what was decoded, and its gradient has nowhere to go.
     return GRADIENT if behind and "no gradient" in str(base.error) else RUNS
-
-
-def _saved(couple: Couple) -> dict[str, State] | Exception:
-    """Return what a checkpoint file gives back of both peers."""
-    states: dict[str, State] = {}
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            for role in ("client", "server"):
-                checkpoints = Checkpoints(Path(folder), role)
-                checkpoints.save(SAVED, *getattr(couple, role).state())
-                states[role] = checkpoints.load(SAVED)
-    except Exception as error:  # noqa: BLE001 (it is a plugin's)
-        return error
-    return states
 
 
 def with_ratio(s: Subject, ratio: float) -> list[Bound]:

@@ -24,7 +24,9 @@ def test_weights_of_another_number_of_classes_load_without_their_head(tmp_path: 
     save_file(old.state_dict(), tmp_path / "old.safetensors")
     same = build(classes=7, seed=6, weights=str(tmp_path / "old.safetensors"))
     assert fingerprint(same) == fingerprint(old)
-    new = build(classes=3, seed=6, weights=str(tmp_path / "old.safetensors"))
+    told = r"old.safetensors: its head \(head.bias, head.weight\) is left out; .* begins random"
+    with pytest.warns(Notice, match=told):
+        new = build(classes=3, seed=6, weights=str(tmp_path / "old.safetensors"))
     assert torch.equal(new.blocks[0].mlp.fc1.weight, old.blocks[0].mlp.fc1.weight)
     assert torch.equal(new.head.weight, build(classes=3, seed=6, weights="none").head.weight)
 
@@ -33,7 +35,8 @@ def test_weights_of_a_distilled_model_load_without_both_heads(tmp_path: Path) ->
     name = "deit_tiny_distilled_patch16_224"
     old = build(name, classes=7, image_size=32)
     save_file(old.state_dict(), tmp_path / "old.safetensors")
-    new = build(name, seed=1, image_size=32, weights=str(tmp_path / "old.safetensors"))
+    with pytest.warns(Notice, match=r"head_dist.bias, head_dist.weight\) is left out"):
+        new = build(name, seed=1, image_size=32, weights=str(tmp_path / "old.safetensors"))
     assert torch.equal(new.dist_token, old.dist_token)
     assert new.head_dist.weight.shape[0] == 10
 
