@@ -16,7 +16,7 @@ from pathlib import Path
 
 from splitlab.core.contract.errors import ConfigError
 
-__all__ = ["LOCKS", "DiskError", "append_whole", "hold", "write_whole", "writing"]
+__all__ = ["LOCKS", "DiskError", "HeldError", "append_whole", "hold", "write_whole", "writing"]
 
 LOCKS = ".lock"
 """What names of lock files end with."""
@@ -24,6 +24,10 @@ LOCKS = ".lock"
 
 class DiskError(ConfigError):
     """A file of a run or a comparison cannot be written."""
+
+
+class HeldError(ConfigError):
+    """Another process is the same in this folder."""
 
 
 @contextmanager
@@ -93,7 +97,7 @@ def hold(folder: Path, who: str, patience: float = 0.0) -> Iterator[None]:
         patience: seconds to wait for another holder, who may be about to end.
 
     Raises:
-        ConfigError: another process holds it; says which one.
+        HeldError: another process holds it; says which one.
         DiskError: the folder cannot be written.
     """
     path = folder / f"{who}{LOCKS}"
@@ -103,7 +107,7 @@ def hold(folder: Path, who: str, patience: float = 0.0) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         while (descriptor := _lock(path)) is None:
             if time.monotonic() >= deadline:
-                raise ConfigError(
+                raise HeldError(
                     f"{folder} is in use by {_holder(path) or 'another process'}; wait until that "
                     "ends, or name another folder"
                 )
