@@ -15,7 +15,7 @@ from splitlab.core.runs.config import Config, flag
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
-    from splitlab.core.study.comparison import Comparison
+    from splitlab.core.studies.comparison import Comparison
 
 __all__ = ["add", "show_comparison"]
 
@@ -102,7 +102,7 @@ def _compare(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"{unused[0]} without --plugin: nothing is run; drop it")
     with heavy_imports():
         from splitlab.core.command.progress import comparison_reporter
-        from splitlab.core.study.compare import compare, redraw
+        from splitlab.core.studies.compare import compare, redraw
 
     scale = arguments.x_scale
     if stacks is None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from splitlab.core.runs.plan import Plan
     from splitlab.core.runs.records import EvaluationRecord
     from splitlab.core.runs.reporter import Progress, Result
-    from splitlab.core.study.comparison import Contender, Outcome
+    from splitlab.core.studies.comparison import Contender, Outcome
     from splitlab.core.wire.ledger import Ledger
 
 __all__ = ["LiveComparison", "LiveReporter"]

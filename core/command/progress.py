@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from splitlab.core.runs.plan import Plan
     from splitlab.core.runs.records import EvaluationRecord
     from splitlab.core.runs.reporter import Progress, Result
-    from splitlab.core.study.comparison import Contender, Outcome
+    from splitlab.core.studies.comparison import Contender, Outcome
     from splitlab.core.wire.ledger import Ledger
 
 __all__ = [
@@ -46,7 +46,7 @@ def reporter() -> Any:
 
 def comparison_reporter(quiet: bool) -> Any:
     """Return the reporter of a comparison that suits the output."""
-    from splitlab.core.study.compare import ComparisonReporter
+    from splitlab.core.studies.compare import ComparisonReporter
 
     if quiet:
         return ComparisonReporter()

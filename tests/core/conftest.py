@@ -67,11 +67,11 @@ class Runs:
 def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
     fake = Runs()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("splitlab.core.study.compare.run", fake)
-    monkeypatch.setattr("splitlab.core.study.compare._check_what_all_share", lambda config: None)
+    monkeypatch.setattr("splitlab.core.studies.compare.run", fake)
+    monkeypatch.setattr("splitlab.core.studies.compare._check_what_all_share", lambda config: None)
     slow = SimpleNamespace(collect=lambda: 0)
-    monkeypatch.setattr("splitlab.core.study.compare.gc", slow)
-    monkeypatch.setattr("splitlab.core.study.comparison.draw_curves", lambda *args, **options: None)
+    monkeypatch.setattr("splitlab.core.studies.compare.gc", slow)
+    monkeypatch.setattr("splitlab.core.studies.comparison.draw_curves", lambda *args, **options: None)
     return fake
 
 

@@ -16,7 +16,7 @@ from splitlab.core import Config, ConfigError
 from splitlab.core.report.table import Spread, Table
 from splitlab.core.runs.folder import RunFolder
 from splitlab.core.runs.records import EvaluationRecord, State, StepRecord, Summary
-from splitlab.core.study.comparison import Comparison, Contender, Outcome, differs
+from splitlab.core.studies.comparison import Comparison, Contender, Outcome, differs
 
 COMMON = Config(dataset="fashion-mnist-mini", cut=3, image_size=28, threads=1, budget="steps=4")
 A = Contender("a", "a-recon", "a", ("a:ratio=0.1",), "a:ratio=0.1")
@@ -132,7 +132,7 @@ def test_table_as_text(comparison: Comparison) -> None:
 def test_files(comparison: Comparison, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr(
-        "splitlab.core.study.comparison.draw_curves", lambda *args, **_: drawn.append(args)
+        "splitlab.core.studies.comparison.draw_curves", lambda *args, **_: drawn.append(args)
     )
     comparison.contenders = (replace(A, title="a|b"), B)
     comparison.write()

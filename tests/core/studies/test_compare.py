@@ -14,8 +14,8 @@ from splitlab.core import Config, ConfigError, SplitlabError, run
 from splitlab.core.contract.errors import Interrupted
 from splitlab.core.runs.folder import RunFolder
 from splitlab.core.runs.reporter import Reporter
-from splitlab.core.study.compare import ComparisonReporter, compare, redraw
-from splitlab.core.study.comparison import Comparison, Contender, Outcome
+from splitlab.core.studies.compare import ComparisonReporter, compare, redraw
+from splitlab.core.studies.comparison import Comparison, Contender, Outcome
 
 FAST = {"threads": 1, "budget": "steps=2", "weights": "none", "device": "cpu"}
 
@@ -334,7 +334,7 @@ def test_a_plugin_file_that_was_changed(runs: Any, tmp_path: Path) -> None:
 def test_not_under_a_launcher(runs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     launched = SimpleNamespace(place="beside", launched=lambda: ("client", "gloo://127.0.0.1:1"))
-    monkeypatch.setattr("splitlab.core.study.compare.load_transport", lambda name: launched)
+    monkeypatch.setattr("splitlab.core.studies.compare.load_transport", lambda name: launched)
     with pytest.raises(ConfigError, match="start it without a launcher"):
         compare(["adc"], transport="gloo", **FAST)
 

@@ -2,7 +2,7 @@
 
 Every run is an ordinary run folder. A comparison that was interrupted goes on with what is missing
 when it is started again with the same folder, and grows when it is given more stacks or seeds. What
-it leaves behind is described in `splitlab.core.study.comparison`.
+it leaves behind is described in `splitlab.core.studies.comparison`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from splitlab.core.runs.disk import hold
 from splitlab.core.runs.plan import Decided, make
 from splitlab.core.runs.reporter import Reporter
 from splitlab.core.runs.run import run
-from splitlab.core.study.comparison import Comparison, Contender, Outcome, XScale, differs
+from splitlab.core.studies.comparison import Comparison, Contender, Outcome, XScale, differs
 
 __all__ = ["ComparisonReporter", "compare", "redraw"]
 
