@@ -83,7 +83,7 @@ def add(commands: Commands) -> Parser:
         choices=("linear", "log"),
         help="of the figure's bytes (default: linear)",
     )
-    add_config(parser, exclude=("plugins", "output"))
+    add_config(parser, exclude=("plugins", "output", "name"))
     return parser
 
 

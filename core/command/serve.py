@@ -46,6 +46,8 @@ _CLIENT_ONLY = (
     "eval_every",
     "checkpoint_every",
     "workers",
+    "name",
+    "tags",
 )
 
 _TEXTS = {

@@ -35,6 +35,8 @@ _NOT_TRACED = (
     "checkpoint_every",
     "timeout",
     "output",
+    "name",
+    "tags",
 )
 
 

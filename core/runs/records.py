@@ -26,11 +26,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted
 from splitlab.core.contract.jsonable import json_text
-from splitlab.core.wire.ledger import Ledger
+
+if TYPE_CHECKING:  # it imports torch, and a list of runs does not wait for that
+    from splitlab.core.wire.ledger import Counts, Ledger
 
 __all__ = [
     "LEDGER",
@@ -47,6 +49,7 @@ __all__ = [
     "check_steps",
     "ledger_text",
     "parse_record",
+    "read_counts",
     "read_evaluations",
     "read_ledger",
     "read_records",
@@ -268,7 +271,6 @@ def ledger_text(ledger: Ledger) -> str:
 
 
 # Reading.
-
 T = TypeVar("T")
 
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
@@ -306,11 +308,19 @@ def read_state(folder: Path) -> State | None:
 
 def read_ledger(folder: Path) -> Ledger:
     """Return the ledger of a run."""
+    from splitlab.core.wire.ledger import Ledger
+
+    with _naming(folder / LEDGER):
+        return Ledger(read_counts(folder))
+
+
+def read_counts(folder: Path) -> Counts:
+    """Return the bytes of a run's ledger, by phase, direction and kind."""
     path = folder / LEDGER
     with _naming(path):
-        values = json.loads(path.read_text(encoding="utf-8"))
-        _check_version(values.pop("version", 1))
-        return Ledger(values)
+        counts: Counts = json.loads(path.read_text(encoding="utf-8"))
+        _check_version(counts.pop("version", 1))
+        return counts
 
 
 def read_records(folder: Path, name: str = METRICS) -> list[StepRecord | EvaluationRecord]:
@@ -325,7 +335,7 @@ def read_evaluations(folder: Path) -> list[EvaluationRecord]:
     """Return the evaluations of a run, in their order; skips steps without parsing them."""
     path = folder / METRICS
     with _naming(path):
-        lines = path.read_text(encoding="utf-8").splitlines()
+        *lines, _ = path.read_text(encoding="utf-8").split("\n")  # the last may be half written
         found = [parse_record(line) for line in lines if '"train"' not in line[:20]]
         return [record for record in found if isinstance(record, EvaluationRecord)]
 
