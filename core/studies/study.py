@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -25,9 +24,10 @@ from splitlab.core.contract.jsonable import json_text
 from splitlab.core.report.naming import name_all, option, plan_key
 from splitlab.core.report.results import Point, Results, Row, RunResult
 from splitlab.core.runs.config import Budget, Config
-from splitlab.core.runs.disk import HeldError, hold, write_whole, writing
+from splitlab.core.runs.disk import hold, write_whole, writing
 from splitlab.core.runs.folder import CONFIG
-from splitlab.core.runs.records import METRICS, SUMMARY, read_evaluations, read_state, read_summary
+from splitlab.core.runs.listing import read_run
+from splitlab.core.runs.records import EvaluationRecord
 from splitlab.core.studies.definition import Definition
 from splitlab.core.studies.grid import Cell
 from splitlab.core.studies.job import Job, failure
@@ -191,36 +191,19 @@ def result(folder: Path, budget: str, seed: int, *, logs: bool = True) -> RunRes
     if not (folder / CONFIG).is_file():
         state, error = failed or ("missing", "")
         return RunResult(folder, seed, state, error)
-    state, error, summary = "interrupted", "", None
-    if (folder / SUMMARY).is_file() and Config.from_toml(folder / CONFIG).budget == budget:
-        summary = read_summary(folder)
-        state = "finished"
-    if summary is not None and not summary.finite:  # of an older version
-        state, error, summary = "diverged", "the summary holds no finite result", None
-    if failed and summary is None:
+    run = read_run(folder)
+    state, error, summary = run.state, run.error, run.summary
+    if run.config is None or run.config.budget != budget:  # it was made to another one
+        state, error, summary = "interrupted", "", None
+    elif failed and state != "finished":
         state, error = failed
-    elif summary is None and _running(folder):
-        state = "running"
-    elif summary is None and (told := read_state(folder)) is not None and told.state == "diverged":
-        state, error = told.state, told.error
-    return RunResult(folder, seed, state, error, summary, tuple(points(folder)) if logs else ())
+    found = tuple(map(point, run.evaluations())) if logs else ()
+    return RunResult(folder, seed, state, error, summary, found)
 
 
-def points(folder: Path) -> Iterator[Point]:
-    """Yield the evaluations of a run."""
-    if not (folder / METRICS).is_file():
-        return
-    for record in read_evaluations(folder):
-        if math.isfinite(record.accuracy):
-            yield Point(record.step, record.accuracy, record.loss, record.training_bytes)
-
-
-def _running(folder: Path) -> bool:
-    try:
-        with hold(folder.parent, folder.name):
-            return False
-    except HeldError:
-        return True
+def point(record: EvaluationRecord) -> Point:
+    """Return an evaluation as reports see it."""
+    return Point(record.step, record.accuracy, record.loss, record.training_bytes)
 
 
 def _goes_on(old: Config, new: Config) -> bool:
