@@ -44,6 +44,10 @@ _CLIENT_ONLY = (
     "budget",
     "evaluate",
     "eval_every",
+    "eval_points",
+    "eval_samples",
+    "patience",
+    "keep",
     "checkpoint_every",
     "workers",
 )

@@ -27,7 +27,7 @@ from splitlab.core.runs.workers import build_client, build_server, limited_threa
 
 __all__ = ["chosen", "run"]
 
-_FREE = {"budget", "timeout"}
+_FREE = {"budget", "timeout", "patience"}
 """What may change when a run goes on."""
 _MOVABLE = {"data_dir", "weights", "model", "plugins", "probes", "links", "transport"}
 """What may name the same in another place; `Origin` tells whether it is the same."""
@@ -51,8 +51,8 @@ def run(
     Args:
         config: the run; ``run(plugins=["adc"], seed=1)`` is short for
             ``run(Config(plugins=("adc",), seed=1))``.
-        resume: go on with the run in this folder; of the options only ``budget`` and ``timeout``
-            may be given then, and anew what names files, if their content is the same.
+        resume: go on with the run in this folder; of the options only ``budget``, ``timeout`` and
+            ``patience`` may be given then, and anew what names files, if their content is the same.
         from_step: go on from this checkpoint, or from 0, the beginning; newer ones are forgotten.
             From the newest by default.
         accept_changes: go on although data, files, versions or configuration have changed.
@@ -113,7 +113,7 @@ def chosen(
             what = ", ".join(map(flag, fixed)) or "a configuration"
             raise ConfigError(
                 f"{what} cannot be given with --resume: the run goes on as it began; "
-                "only --budget and --timeout may change, and where files and data lie"
+                "only --budget, --timeout and --patience may change, and where files and data lie"
             )
         config = folder.read_config()
     known = dataclasses.asdict(config) if config else {}
