@@ -12,7 +12,6 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from splitlab.core.catalogue.binding import bind_stack, split_stack
@@ -188,7 +187,6 @@ def _members(texts: tuple[str, ...]) -> tuple[_Member, ...]:
     return tuple(_member(member) for text in texts for member in split_stack(text))
 
 
-@lru_cache(maxsize=4096)
 def _member(text: str) -> _Member:
     head, given = split("plugins", text)
     try:
