@@ -50,6 +50,8 @@ _CLIENT_ONLY = (
     "keep",
     "checkpoint_every",
     "workers",
+    "name",
+    "tags",
 )
 
 _TEXTS = {

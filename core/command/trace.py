@@ -39,6 +39,8 @@ _NOT_TRACED = (
     "checkpoint_every",
     "timeout",
     "output",
+    "name",
+    "tags",
 )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from splitlab.core.catalogue.binding import split_stack
 from splitlab.core.contract.errors import ConfigError, unknown_name
 
-__all__ = ["GROUPS", "MOST_THREADS", "Budget", "Config", "differences"]
+__all__ = ["GROUPS", "LABELS", "MOST_THREADS", "Budget", "Config", "differences"]
 
 DEFAULT_DATASET = "fashion-mnist-mini"
 MOST_THREADS = 4096
@@ -42,6 +42,13 @@ GROUPS = (
     "the machine",
 )
 _DATA, _MODEL, _METHOD, _TRAINING, _LINK, _END, _MACHINE = GROUPS
+
+
+LABELS = ("name", "tags")
+"""Fields that only say what a run is called: they decide no number, and may change at any time."""
+
+_LABEL = re.compile(r"\w[\w.+=@ -]{0,79}")
+_LABEL_RULE = "up to 80 letters, digits, spaces and . _ + - = @, a letter or digit first"
 
 
 def _option(default: Any, help: str, *, group: str, **metadata: Any) -> Any:
@@ -230,7 +237,21 @@ class Config:
         group=_LINK,
     )
     output: str | None = _option(
-        None, "the run folder", unset="runs/STACK-TIME", metavar="DIR", group=_END
+        None, "the run folder", unset="runs/STACK-TIME, or runs/NAME", metavar="DIR", group=_END
+    )
+    name: str | None = _option(
+        None,
+        "what lists call the run, and its folder without --output",
+        unset="its folder's name",
+        metavar="NAME",
+        group=_END,
+    )
+    tags: tuple[str, ...] = _option(
+        (),
+        "a word to find the run by (see `splitlab runs`); repeat it for several",
+        flag="--tag",
+        metavar="TAG",
+        group=_END,
     )
 
     def __post_init__(self) -> None:
@@ -268,6 +289,10 @@ class Config:
         if self.eval_points is not None:
             self._check_points(self.eval_points)
         Budget.parse(self.budget)
+        named = () if self.name is None else (self.name,)
+        for option, label in [*(("--name", n) for n in named), *(("--tag", t) for t in self.tags)]:
+            if not _LABEL.fullmatch(label):
+                raise ConfigError(f"{option} {label!r} is not allowed; {_LABEL_RULE}")
         for name in ("data_dir", "weights", "output"):  # the shell leaves --output=~/x as it is
             if value := getattr(self, name):
                 object.__setattr__(self, name, os.path.expanduser(value))

@@ -23,9 +23,7 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.jsonable import json_text
@@ -48,7 +46,9 @@ from splitlab.core.runs.records import (
     text_until,
     version_line,
 )
-from splitlab.core.wire.ledger import Ledger
+
+if TYPE_CHECKING:
+    from splitlab.core.wire.ledger import Ledger
 
 __all__ = ["RunFolder", "append", "cut_after", "run_name"]
 
@@ -86,12 +86,14 @@ class RunFolder:
         self._times = self.path / TIMES
 
     @classmethod
-    def create(cls, output: str | None, plugins: Sequence[str]) -> RunFolder:
-        """Make a new folder; one that exists already is refused.
+    def create(
+        cls, output: str | None, plugins: Sequence[str], name: str | None = None
+    ) -> RunFolder:
+        """Make a new folder: this one, or below ``runs`` a free one of this name or the stack's.
 
         What is left of a run that was killed before it had written what it is, is no run.
         """
-        path = Path(output) if output else _free(Path("runs") / run_name(plugins))
+        path = Path(output) if output else _free(Path("runs") / (name or run_name(plugins)))
         try:
             path.mkdir(parents=True)
         except FileExistsError:
@@ -136,6 +138,8 @@ class RunFolder:
 
     def write_environment(self, **facts: Any) -> None:
         """Write versions and hardware, and the facts given."""
+        import torch
+
         versions = {}
         for name in _PACKAGES:
             try:

@@ -25,12 +25,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from splitlab.core.contract.errors import Diverged, Interrupted
 from splitlab.core.contract.jsonable import json_text
 from splitlab.core.runs.reading import DAMAGE, VERSION, check_version, naming, typed, words
-from splitlab.core.wire.ledger import Ledger
+
+if TYPE_CHECKING:  # it imports torch, and a list of runs does not wait for that
+    from splitlab.core.wire.ledger import Counts, Ledger
 
 __all__ = [
     "LEDGER",
@@ -49,6 +51,7 @@ __all__ = [
     "check_steps",
     "ledger_text",
     "parse_record",
+    "read_counts",
     "read_evaluations",
     "read_ledger",
     "read_records",
@@ -310,6 +313,8 @@ def ledger_text(ledger: Ledger) -> str:
 
 # Reading.
 
+T = TypeVar("T")
+
 
 def read_summary(folder: Path) -> Summary:
     """Return the summary of a run.
@@ -338,11 +343,19 @@ def read_state(folder: Path) -> State | None:
 
 def read_ledger(folder: Path) -> Ledger:
     """Return the ledger of a run."""
+    from splitlab.core.wire.ledger import Ledger
+
+    with naming(folder / LEDGER):
+        return Ledger(read_counts(folder))
+
+
+def read_counts(folder: Path) -> Counts:
+    """Return the bytes of a run's ledger, by phase, direction and kind."""
     path = folder / LEDGER
     with naming(path):
-        values = json.loads(path.read_text(encoding="utf-8"))
-        check_version(values.pop("version", 1))
-        return Ledger(values)
+        counts: Counts = json.loads(path.read_text(encoding="utf-8"))
+        check_version(counts.pop("version", 1))
+        return counts
 
 
 def read_records(folder: Path, name: str = METRICS) -> list[StepRecord | EvaluationRecord]:
@@ -357,7 +370,7 @@ def read_evaluations(folder: Path) -> list[EvaluationRecord]:
     """Return the evaluations of a run, in their order; skips steps without parsing them."""
     path = folder / METRICS
     with naming(path):
-        lines = path.read_text(encoding="utf-8").splitlines()
+        *lines, _ = path.read_text(encoding="utf-8").split("\n")  # the last may be half written
         found = [parse_record(line) for line in lines if '"train"' not in line[:20]]
         return [record for record in found if isinstance(record, EvaluationRecord)]
 
@@ -423,9 +436,6 @@ def parse_record(line: str) -> StepRecord | EvaluationRecord | None:
         "eval": EvaluationRecord,
     }
     return _parsed(line, kinds)
-
-
-T = TypeVar("T")
 
 
 def _parsed(line: str, kinds: Mapping[str, type[T]]) -> T | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -329,3 +330,17 @@ def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_bytes(b"\xef\xbb\xbfbatch_size = 4\n")
     assert Config.from_toml(file).batch_size == 4
+
+
+@pytest.mark.parametrize("label", ["a", "My run 2", "ab_x-1.5+y=2@z", "größe", "x" * 80])
+def test_names_and_tags_can_be_those_of_a_folder(label: str) -> None:
+    assert Config(name=label, tags=(label, "b")).name == label
+
+
+@pytest.mark.parametrize("label", ["", ".", "..", "a/b", "-x", " x", "x\n", "a,b", "a:b", "x" * 81])
+def test_others_are_refused(label: str) -> None:
+    allowed = "is not allowed; up to 80 letters, digits, spaces and . _"
+    with pytest.raises(ConfigError, match="--name .*" + re.escape(allowed)):
+        Config(name=label)
+    with pytest.raises(ConfigError, match="--tag .*" + re.escape(allowed)):
+        Config(tags=("a", label))

@@ -69,6 +69,9 @@ def test_a_folder_without_a_name_is_made_under_runs(
     paths = [RunFolder.create(None, ["adc"]).path for _ in range(3)]
     names = ["runs/same", "runs/same-2", "runs/same-3"]
     assert paths == [tmp_path / name for name in names]  # wherever the process goes
+    paths = [RunFolder.create(None, ["adc"], "mine").path.name for _ in range(2)]
+    assert paths == ["mine", "mine-2"]
+    assert RunFolder.create("there", ["adc"], "mine").path == tmp_path / "there"
 
 
 def test_a_folder_that_exists_is_refused_with_the_way_to_go_on(tmp_path: Path) -> None:
