@@ -316,7 +316,7 @@ def _through(plan: Plan) -> str:
 def _used(summary: Summary) -> str:
     """Say how much of the budget was used."""
     from splitlab.core.command.show import human_bytes
-    from splitlab.core.runs.config import Budget
+    from splitlab.core.runs.budget import Budget
 
     budget, used = Budget.parse(summary.budget), summary.budget_used
     if budget.unit == "bytes":
