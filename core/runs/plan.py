@@ -25,7 +25,8 @@ from splitlab.core.engine.stack import Stack
 from splitlab.core.models.build import ModelFacts, build_model, describe, fingerprint
 from splitlab.core.models.segments import Segmented
 from splitlab.core.models.weights import weights_file
-from splitlab.core.runs.config import DEFAULT_DATASET, MOST_THREADS, Budget, Config
+from splitlab.core.runs.budget import Budget
+from splitlab.core.runs.config import DEFAULT_DATASET, MOST_THREADS, Config
 
 __all__ = [
     "DataFacts",

@@ -44,7 +44,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def plan(config: Config, *titles: str, notices: tuple[str, ...] = ()) -> Any:
-    return SimpleNamespace(config=config, titles=titles, data=SimpleNamespace(notices=notices))
+    data = SimpleNamespace(notices=notices, test=1000)
+    return SimpleNamespace(config=config, titles=titles, data=data)
 
 
 def progress(step: int, samples: int, seconds: float) -> Progress:
@@ -116,10 +117,13 @@ def test_a_run_in_lines(clock: Clock, capsys: pytest.CaptureFixture[str]) -> Non
         training_bytes=999,
     )
     lines.evaluated(record)
-    lines.evaluated(replace(record, accuracy_uncompressed=0.75))
+    lines.evaluated(replace(record, accuracy_uncompressed=0.75, samples=1000))
+    lines.evaluated(replace(record, samples=40))
     assert capsys.readouterr().out.splitlines() == [
         "eval   step 2: accuracy 0.5000, loss 1.0000, 999 B of training traffic",
         "eval   step 2: accuracy 0.5000, uncompressed 0.7500, loss 1.0000, "
+        "999 B of training traffic",
+        "eval   step 2: accuracy 0.5000 on 40 of 1,000 images, loss 1.0000, "
         "999 B of training traffic",
     ]
     lines.end(None)
