@@ -118,3 +118,9 @@ def numbers() -> Callable[[Job], Any]:
         return log, timeless, ledger["training"], ledger["evaluation"]
 
     return read
+
+
+@pytest.fixture
+def with_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Ray seem to be installed."""
+    monkeypatch.setattr("splitlab.core.studies.ray.find_spec", lambda name: name)

@@ -11,11 +11,6 @@ from splitlab.core.studies.processes import Processes
 from splitlab.core.studies.ray import Ray
 
 
-@pytest.fixture
-def with_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("splitlab.core.studies.ray.find_spec", lambda name: name)
-
-
 def test_executors_by_their_text(with_ray: None) -> None:
     assert isinstance(executor("inside"), Inside)
     processes = executor("processes:3")
