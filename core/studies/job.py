@@ -23,7 +23,16 @@ from splitlab.core.runs.records import SUMMARY, Summary, read_summary
 from splitlab.core.runs.reporter import Reporter
 from splitlab.core.runs.run import run
 
-__all__ = ["Executor", "Job", "JobReporter", "Outcome", "failure", "note_failure", "perform"]
+__all__ = [
+    "Executor",
+    "Job",
+    "JobReporter",
+    "Outcome",
+    "failure",
+    "note_failure",
+    "perform",
+    "told",
+]
 
 
 @dataclass(frozen=True)
@@ -128,14 +137,14 @@ def _performed(job: Job, reporter: Reporter, should_stop: Callable[[], bool]) ->
     except Interrupted:
         raise
     except Diverged as reason:
-        return Outcome("diverged", _told(reason))
+        return Outcome("diverged", told(reason))
     except SplitlabError as reason:
-        return Outcome("failed", _told(reason))
+        return Outcome("failed", told(reason))
     except (RuntimeError, MemoryError, OSError) as reason:  # no memory, a full disk
         return Outcome("failed", " ".join(f"{type(reason).__name__}: {reason}".split()))
 
 
-def _told(error: SplitlabError) -> str:
+def told(error: SplitlabError) -> str:
     """Return an error without the way to go on with the run, which is the study's to say."""
     return str(error).partition("; go on from")[0]
 
