@@ -23,6 +23,7 @@ from splitlab.core.command import (
     datasets,
     join,
     links,
+    loggers,
     models,
     new_plugin,
     plugins,
@@ -49,7 +50,7 @@ _TRACEBACK = "SPLITLAB_TRACEBACK"
 
 _COMMANDS = {
     "train": (run, compare, serve, join),
-    "look": (trace, plugins, models, datasets, transports, links, probes),
+    "look": (trace, plugins, models, datasets, transports, links, probes, loggers),
     "write a method": (new_plugin, check),
     "set up": (completion,),
 }

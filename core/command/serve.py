@@ -48,6 +48,7 @@ _CLIENT_ONLY = (
     "workers",
     "name",
     "tags",
+    "loggers",
 )
 
 _TEXTS = {

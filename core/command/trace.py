@@ -37,6 +37,7 @@ _NOT_TRACED = (
     "output",
     "name",
     "tags",
+    "loggers",
 )
 
 
