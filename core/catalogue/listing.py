@@ -11,8 +11,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from splitlab.core.catalogue.binding import bind, broken
 from splitlab.core.catalogue import links, loggers
+from splitlab.core.catalogue.binding import bind, broken
 from splitlab.core.catalogue.loading import find, load, split
 from splitlab.core.catalogue.tables import OPTION, SINGULAR, Entry, Loadable, entries
 from splitlab.core.contract.errors import FAULTS, ConfigError, PluginError, SplitlabError, reason

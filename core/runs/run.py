@@ -197,7 +197,9 @@ def _run(
             reporter.starting(whom)
             last_words = launch.last_words
             link = cleanup.enter_context(launch.link(transport, address))
-        loop = Loop(plan, data, client, link, folder, origin, reporter, should_stop, connect, loggers)
+        loop = Loop(
+            plan, data, client, link, folder, origin, reporter, should_stop, connect, loggers
+        )
         return loop.go(last_words, going_on.from_step)
 
 

@@ -46,7 +46,7 @@ class TensorBoard(Logger):
         options = {**run.options, "tags": " ".join(run.tags)}
         results = dict.fromkeys((f"summary/{name}" for name in _RESULTS), 0.0)
         # Not `add_hparams`: it would make a folder, and so a second run, of its own.
-        for part in hparams(options, results):
+        for part in hparams(options, results):  # type: ignore[no-untyped-call]
             self._writer.file_writer.add_summary(part)
 
     def _place(self, run: LoggedRun) -> Path:

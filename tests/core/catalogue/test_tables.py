@@ -55,7 +55,8 @@ def test_every_summary_is_one_short_line() -> None:
 
 def test_root_is_where_the_catalogue_lies() -> None:
     assert (ROOT / "registry.toml").is_file()
-    assert {"plugins", "stacks", "transports", "datasets", "models", "probes"} <= set(catalogue())
+    kinds = {"plugins", "stacks", "transports", "datasets", "models", "probes", "loggers"}
+    assert kinds <= set(catalogue())
     assert catalogue().keys() <= set(KINDS)
 
 
