@@ -48,7 +48,7 @@ class LiveReporter(RunState):
 
     def begin(self, plan: Plan, folder: Path, used: Callable[[], float]) -> None:
         """Show what runs and where it is written, and what of the data is left out."""
-        self.total = used
+        self.total, self.test = used, plan.data.test
         for notice in self.news(plan):
             self._live.console.print(_plain(f"note: {notice}"))
         config = plan.config
@@ -115,7 +115,8 @@ class LiveReporter(RunState):
         if self._study is None:
             self._live.console.print(
                 f"step {record.step:>6,}   accuracy {record.accuracy:.4f}   "
-                f"loss {record.loss:.4f}   {human_bytes(record.training_bytes)}",
+                f"loss {record.loss:.4f}   {human_bytes(record.training_bytes)}"
+                f"{self.among(record)}",
                 highlight=False,
             )
         self._draw()

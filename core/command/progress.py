@@ -63,6 +63,7 @@ class RunState:
 
     Attributes:
         total: returns the share of the budget that is used.
+        test: how many test images there are.
 
     Args:
         told: what was said of the data before, by other runs of a study.
@@ -70,6 +71,7 @@ class RunState:
 
     def __init__(self, told: set[str] | None = None) -> None:
         self.total: Callable[[], float] = lambda: 0.0
+        self.test = 0
         self._told = set() if told is None else told
         self._first: tuple[float, int] | None = None
         self._begun: tuple[float, float] | None = None
@@ -86,6 +88,15 @@ class RunState:
         if used <= before or used >= 1:
             return ""
         return f"{_clock((now - started) * (1 - used) / (used - before))} left"
+
+    def among(self, record: EvaluationRecord) -> str:
+        """Return on how many of the test images an evaluation was: `` on 40 of 1,000 images``.
+
+        Empty if it was on all of them.
+        """
+        if record.samples in (None, self.test):
+            return ""
+        return f" on {record.samples:,} of {self.test:,} images"
 
     def news(self, plan: Plan) -> list[str]:
         """Return what of the data is left out, unless it was told before."""
@@ -125,7 +136,7 @@ class PlainReporter(RunState):
 
     def begin(self, plan: Plan, folder: Path, used: Callable[[], float]) -> None:
         """Print what runs and where it is written, and what of the data is left out."""
-        self.total = used
+        self.total, self.test = used, plan.data.test
         for notice in self.news(plan):
             say(f"note   {notice}")
         if not self._alone:
@@ -171,7 +182,8 @@ class PlainReporter(RunState):
         both = record.accuracy_uncompressed
         more = f", uncompressed {both:.4f}" if both is not None else ""
         say(
-            f"eval   step {record.step}: accuracy {record.accuracy:.4f}{more}, "
+            f"eval   step {record.step}: accuracy {record.accuracy:.4f}{more}"
+            f"{self.among(record)}, "
             f"loss {record.loss:.4f}, "
             f"{human_bytes(record.training_bytes)} of training traffic",
         )

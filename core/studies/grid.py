@@ -93,8 +93,9 @@ def _with_ratio(members: Sequence[str], ratio: float) -> tuple[str, ...]:
         takes = next((p for p in bind_stack([member]) if RATIO in p.params), None)
         if takes is not None:
             head, given = split("plugins", member)
-            own = member if given else f"{head}:{RATIO}={ratio!r}"
-            return (*members[:i], own, *members[i + 1 :])
+            settings = {**given, RATIO: repr(ratio)}
+            told = ",".join(f"{key}={value}" for key, value in settings.items())
+            return (*members[:i], member if takes.given else f"{head}:{told}", *members[i + 1 :])
     return tuple(members)
 
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from splitlab.core.contract.errors import Diverged, Interrupted, SplitlabError
 from splitlab.core.contract.jsonable import json_text
@@ -118,7 +118,7 @@ def _performed(job: Job, reporter: Reporter, should_stop: Callable[[], bool]) ->
         if not (folder / CONFIG).is_file():
             result = run(job.config, reporter=reporter, should_stop=should_stop)
             return Outcome("finished", summary=result.summary)
-        more = {}
+        more: dict[str, Any] = {}
         if Config.from_toml(folder / CONFIG).budget != job.config.budget:
             more = {"budget": job.config.budget}
         elif (folder / SUMMARY).is_file():  # another process was faster

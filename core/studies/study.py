@@ -99,7 +99,7 @@ class Study:
         """Return every run that there is to be, seed by seed, so that all rows grow alike."""
         titles = [named.title for named in name_all([cell.config for cell in self.cells])[1]]
         places = [self._place(cell, title) for cell, title in zip(self.cells, titles, strict=True)]
-        found = []
+        found: list[Job] = []
         for seed in self.definition.seeds:
             for cell, title, place in zip(self.cells, titles, places, strict=True):
                 folder = str(place / f"seed-{seed}")
