@@ -51,13 +51,8 @@ __all__ = ["main", "parser"]
 _TRACEBACK = "SPLITLAB_TRACEBACK"
 
 _COMMANDS = {
-<<<<<<< HEAD
-    "train": (run, compare, serve, join),
-    "look": (trace, plugins, models, datasets, transports, links, probes, loggers),
-=======
     "train": (run, study, compare, serve, join),
-    "look": (trace, studies, plugins, models, datasets, transports, links, probes),
->>>>>>> main
+    "look": (trace, studies, plugins, models, datasets, transports, links, probes, loggers),
     "write a method": (new_plugin, check),
     "set up": (completion,),
 }

@@ -123,13 +123,9 @@ class Loop:
         """Say in the folder why the run ended; one that never began leaves it as it is."""
         if self._begun:
             with suppress(DiskError):  # the disk may be full, which is what ended it
-<<<<<<< HEAD
-                self.folder.write_state(State.after(error, self.progress.step))
-            self._loggers.end(State.after(error, self.progress.step).state)
-=======
                 step, best = self.progress.step, self._best()
                 self.folder.write_state(State.after(error, step, best[0] if best else None))
->>>>>>> main
+            self._loggers.end(State.after(error, self.progress.step).state)
 
     def budget_used(self) -> float:
         """Return the share of the budget that is used; the run ends at 1, see `Budget`."""
@@ -275,16 +271,11 @@ class Loop:
             samples=len(self.data.test) if rows is None else len(rows),
             accuracy_subset=among,
         )
-<<<<<<< HEAD
-        self.progress.seconds += time.perf_counter() - started
-        self._log(record)
-=======
         progress = self.progress
         progress.seconds += time.perf_counter() - started
         spent = progress.client_seconds + progress.server_seconds + progress.link_seconds
-        self.folder.log(record)
+        self._log(record)
         self.folder.log_time(TimeRecord(progress.step, progress.seconds, spent))
->>>>>>> main
         self._reporter.evaluated(record)
         return record
 
@@ -434,12 +425,8 @@ class Loop:
         )
         self.folder.write_ledger(self.ledger)
         self.folder.write_summary(summary)
-<<<<<<< HEAD
-        self.folder.write_state(State("finished", progress.step))
-        self._loggers.end("finished", summary)
-=======
         self.folder.write_state(State("finished", progress.step, best_step=summary.best_step))
->>>>>>> main
+        self._loggers.end("finished", summary)
         return Result(self.folder.path, summary, self.ledger)
 
     def _way_back(self) -> str:

@@ -54,12 +54,8 @@ def run(
         config: the run; ``run(plugins=["adc"], seed=1)`` is short for
             ``run(Config(plugins=("adc",), seed=1))``.
         resume: go on with the run in this folder; of the options only ``budget``, ``timeout``,
-<<<<<<< HEAD
-            ``name``, ``tags`` and ``loggers`` may be given then, and anew what names files, if
-=======
-            ``patience``, ``name`` and ``tags`` may be given then, and anew what names files, if
->>>>>>> main
-            their content is the same.
+            ``patience``, ``name``, ``tags`` and ``loggers`` may be given then, and anew what names
+            files, if their content is the same.
         from_step: go on from this checkpoint, or from 0, the beginning; newer ones are forgotten.
             From the newest by default.
         accept_changes: go on although data, files, versions or configuration have changed.
@@ -120,12 +116,7 @@ def chosen(
             what = ", ".join(map(flag, fixed)) or "a configuration"
             raise ConfigError(
                 f"{what} cannot be given with --resume: the run goes on as it began; "
-<<<<<<< HEAD
-                "only --budget, --timeout, --name, --tag and --log may change, and where files and "
-                "data lie"
-=======
                 f"only {', '.join(map(flag, _FREE))} may change, and where files and data lie"
->>>>>>> main
             )
         config = folder.read_config()
     known = dataclasses.asdict(config) if config else {}
