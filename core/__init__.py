@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from splitlab.core.contract.hooks import hookimpl
     from splitlab.core.contract.link import Link, PeerRole, WrappedLink
+    from splitlab.core.contract.logger import LoggedRun, Logger
     from splitlab.core.contract.measure import Attention, Keys, Measurement
     from splitlab.core.contract.message import Kind, Message, Role
     from splitlab.core.contract.part import Layout
@@ -51,6 +52,8 @@ __all__ = [
     "Layout",
     "Link",
     "LinkError",
+    "LoggedRun",
+    "Logger",
     "Measurement",
     "Message",
     "NetworkError",
@@ -82,6 +85,8 @@ _HOMES = {
     "Keys": "contract.measure",
     "Layout": "contract.part",
     "Link": "contract.link",
+    "LoggedRun": "contract.logger",
+    "Logger": "contract.logger",
     "Measurement": "contract.measure",
     "PeerRole": "contract.link",
     "Plan": "runs.plan",

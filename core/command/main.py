@@ -23,6 +23,7 @@ from splitlab.core.command import (
     datasets,
     join,
     links,
+    loggers,
     models,
     new_plugin,
     plugins,
@@ -51,7 +52,7 @@ _TRACEBACK = "SPLITLAB_TRACEBACK"
 
 _COMMANDS = {
     "train": (run, study, compare, serve, join),
-    "look": (trace, studies, plugins, models, datasets, transports, links, probes),
+    "look": (trace, studies, plugins, models, datasets, transports, links, probes, loggers),
     "write a method": (new_plugin, check),
     "set up": (completion,),
 }
