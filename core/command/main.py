@@ -28,6 +28,7 @@ from splitlab.core.command import (
     plugins,
     probes,
     run,
+    runs,
     serve,
     trace,
     transports,
@@ -49,7 +50,7 @@ _TRACEBACK = "SPLITLAB_TRACEBACK"
 
 _COMMANDS = {
     "train": (run, compare, serve, join),
-    "look": (trace, plugins, models, datasets, transports, links, probes),
+    "look": (runs, trace, plugins, models, datasets, transports, links, probes),
     "write a method": (new_plugin, check),
     "set up": (completion,),
 }
@@ -66,6 +67,7 @@ examples:
   splitlab run                                    the same without compression
   splitlab run --plugin adc:ratio=0.05 --transport tcp         two processes, a real socket
   splitlab compare --plugin none --plugin adc --plugin topk --ratio 0.1 --seeds 3
+  splitlab runs --sort accuracy                   what there is, the best last
   splitlab trace --plugin adc                     what one step does, sends and takes
   splitlab plugins adc                            what a plugin does and takes
 

@@ -20,7 +20,7 @@ from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted, No
 
 COMMANDS = [
     *("check", "compare", "completion", "datasets", "join", "links", "models", "new-plugin"),
-    *("plugins", "probes", "run", "serve", "trace", "transports"),
+    *("plugins", "probes", "run", "runs", "serve", "trace", "transports"),
 ]
 
 
