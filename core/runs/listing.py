@@ -8,6 +8,7 @@ looked at in a fraction of a second. A folder that is damaged is a run like the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -344,15 +345,16 @@ def stack_title(plugins: tuple[str, ...]) -> str:
 def _title(member: str) -> str:
     """Return a plugin without the folder of its file, and marked where it is a reconstruction."""
     name, colon, settings = re.sub(r".*\.py:", "", member).partition(":")
-    entry = None
+    mark = "-recon" if ".py:" not in member and _is_rebuilt(name) else ""
+    return f"{name}{mark}{colon}{settings}"
+
+
+@functools.cache
+def _is_rebuilt(name: str) -> bool:
     with suppress(ConfigError):  # a registry that cannot be read
-        entry = None if ".py:" in member else _known().get(name)
-    rebuilt = entry is not None and entry.facts.get("reconstruction")
-    return f"{name}{'-recon' if rebuilt else ''}{colon}{settings}"
-
-
-def _known() -> dict[str, Any]:
-    return entries("plugins") | entries("stacks")
+        entry = (entries("plugins") | entries("stacks")).get(name)
+        return entry is not None and bool(entry.facts.get("reconstruction"))
+    return False
 
 
 def _below(place: Path) -> Iterator[Path]:

@@ -192,6 +192,7 @@ def test_stacks_are_called_as_tables_call_them(tmp_path: Path) -> None:
     assert stack_title(("adc:ratio=0.05+quantize",)) == "adc:ratio=0.05 + quantize"
     assert stack_title((f"{tmp_path}/my_method.py:MyMethod:x=1",)) == "MyMethod:x=1"
     assert stack_title(("gone-since:x=1",)) == "gone-since:x=1"
+    assert stack_title(("sl-acc:bits=4", "tsflora")) == "sl-acc-recon:bits=4 + tsflora-recon"
     assert stack_title(("+",)) == "+"  # what no run could have had is shown as it stands
 
 
