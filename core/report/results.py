@@ -1,6 +1,6 @@
 """What came of many runs, as tables, figures and pages see it: rows of runs that differ by seed.
 
-A study makes it of its plan and its run folders (`splitlab.core.study`), `splitlab report` of any
+A study makes it of its plan and its run folders (`splitlab.core.studies`), `splitlab report` of any
 run folders (`splitlab.core.report.collect`). Everything that draws, prints or exports takes it, and
 nothing else.
 """

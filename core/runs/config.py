@@ -188,6 +188,34 @@ class Config:
     eval_every: int | None = _option(
         None, "steps between evaluations", unset="one epoch", group=_END
     )
+    eval_points: int | None = _option(
+        None,
+        "evaluations at this many even shares of the budget, and one before the first step, "
+        "instead of --eval-every",
+        metavar="N",
+        group=_END,
+    )
+    eval_samples: int | None = _option(
+        None,
+        "evaluate on this many test samples, of every class alike and the same for every seed; the "
+        "last evaluation is on all of them, as always",
+        unset="all of them",
+        metavar="N",
+        group=_END,
+    )
+    patience: int | None = _option(
+        None,
+        "end the run after this many evaluations in a row without a better accuracy",
+        unset="the budget ends it",
+        metavar="N",
+        group=_END,
+    )
+    keep: str = _option(
+        "newest",
+        "keep the two newest checkpoints, or that of the best accuracy besides",
+        choices=("newest", "best"),
+        group=_END,
+    )
     checkpoint_every: int | None = _option(
         None, "steps between checkpoints", unset="at every evaluation", group=_END
     )
@@ -237,6 +265,9 @@ class Config:
             ("weight_decay", 0.0, 1e6),
             ("seed", 0, 2**63 - 1),
             ("eval_every", 1, 2**63 - 1),
+            ("eval_points", 1, 1_000_000),
+            ("eval_samples", 1, 2**63 - 1),
+            ("patience", 1, 2**63 - 1),
             ("checkpoint_every", 1, 2**63 - 1),
             ("threads", 1, MOST_THREADS),
             ("workers", 0, 256),
@@ -256,6 +287,8 @@ class Config:
             )
         if self.test_share is not None and self.test_split:
             raise ConfigError("--test-share and --test-split exclude each other; keep one of them")
+        if self.eval_points is not None:
+            self._check_points(self.eval_points)
         Budget.parse(self.budget)
         named = () if self.name is None else (self.name,)
         for option, label in [*(("--name", n) for n in named), *(("--tag", t) for t in self.tags)]:
@@ -264,6 +297,16 @@ class Config:
         for name in ("data_dir", "weights", "output"):  # the shell leaves --output=~/x as it is
             if value := getattr(self, name):
                 object.__setattr__(self, name, os.path.expanduser(value))
+
+    def _check_points(self, points: int) -> None:
+        if self.eval_every is not None:
+            raise ConfigError("--eval-every and --eval-points exclude each other; keep one of them")
+        # The first one of a trained model is always the best so far.
+        if self.patience is not None and self.patience >= points:
+            raise ConfigError(
+                f"--patience {self.patience} ends no run of {points} evaluations; give less, or "
+                "more --eval-points"
+            )
 
     @property
     def link(self) -> str:

@@ -41,10 +41,12 @@ from splitlab.core.runs.records import (
     METRICS,
     STATE,
     SUMMARY,
+    TIMES,
     EvaluationRecord,
     State,
     StepRecord,
     Summary,
+    TimeRecord,
     check_steps,
     ledger_text,
     read_evaluations,
@@ -88,6 +90,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self._metrics = self.path / METRICS
+        self._times = self.path / TIMES
 
     @classmethod
     def create(
@@ -164,6 +167,10 @@ class RunFolder:
         """Append one record to ``metrics.jsonl``."""
         append(self._metrics, record)
 
+    def log_time(self, record: TimeRecord) -> None:
+        """Append one record to ``times.jsonl``."""
+        append(self._times, record)
+
     def has_records(self) -> bool:
         """Return whether anything was logged."""
         return self._metrics.is_dir() or self.metrics_size() > 0
@@ -173,6 +180,10 @@ class RunFolder:
         if self._metrics.is_dir():
             raise DiskError(f"{self._metrics} is no file; move it away")
         return self._metrics.stat().st_size if self._metrics.exists() else 0
+
+    def times_size(self) -> int:
+        """Return how long ``times.jsonl`` is, in bytes."""
+        return self._times.stat().st_size if self._times.is_file() else 0
 
     def check_metrics(self, size: int, step: int) -> None:
         """Check that the log holds what was logged until a checkpoint.
@@ -189,11 +200,19 @@ class RunFolder:
         if size:
             check_steps(self._metrics, size, step)
 
-    def cut_metrics(self, size: int) -> None:
-        """Forget what was logged after the first bytes, which `check_metrics` has checked."""
+    def cut_metrics(self, size: int, times: int) -> None:
+        """Forget what was logged after the first bytes, which `check_metrics` has checked.
+
+        Args:
+            size: bytes of ``metrics.jsonl`` to leave.
+            times: bytes of ``times.jsonl`` to leave.
+        """
         if self._metrics.exists():
             with writing(self._metrics):
                 os.truncate(self._metrics, size)
+        if self.times_size() > times:
+            with writing(self._times):
+                os.truncate(self._times, times)
 
     def write_ledger(self, ledger: Ledger) -> None:
         """Write the bytes counted so far."""
@@ -220,17 +239,16 @@ class RunFolder:
         """Return where probes write; the folder of each is made when it does."""
         return self.path / "probes"
 
-    def last_evaluation(self) -> EvaluationRecord | None:
-        """Return the newest evaluation that was logged."""
-        found = read_evaluations(self.path) if self.has_records() else []
-        return found[-1] if found else None
+    def evaluations(self) -> list[EvaluationRecord]:
+        """Return the evaluations that were logged, in their order."""
+        return read_evaluations(self.path) if self.has_records() else []
 
     def remove(self) -> None:
         """Delete the folder of a run that never made a step."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def append(path: Path, record: StepRecord | EvaluationRecord) -> None:
+def append(path: Path, record: StepRecord | EvaluationRecord | TimeRecord) -> None:
     """Append a record to a log; a new log begins with the version of its records."""
     append_whole(path, record.line(), first=version_line())
 

@@ -27,7 +27,7 @@ from splitlab.core.runs.workers import build_client, build_server, limited_threa
 
 __all__ = ["chosen", "run"]
 
-_FREE = {"budget", "timeout", *LABELS}
+_FREE = ("budget", "timeout", "patience", *LABELS)
 """What may change when a run goes on."""
 _MOVABLE = {"data_dir", "weights", "model", "plugins", "probes", "links", "transport"}
 """What may name the same in another place; `Origin` tells whether it is the same."""
@@ -52,8 +52,8 @@ def run(
         config: the run; ``run(plugins=["adc"], seed=1)`` is short for
             ``run(Config(plugins=("adc",), seed=1))``.
         resume: go on with the run in this folder; of the options only ``budget``, ``timeout``,
-            ``name`` and ``tags`` may be given then, and anew what names files, if their content is
-            the same.
+            ``patience``, ``name`` and ``tags`` may be given then, and anew what names files, if
+            their content is the same.
         from_step: go on from this checkpoint, or from 0, the beginning; newer ones are forgotten.
             From the newest by default.
         accept_changes: go on although data, files, versions or configuration have changed.
@@ -109,13 +109,12 @@ def chosen(
     Config.from_mapping(options)  # a key that does not exist is the first thing to say
     folder = RunFolder.open(resume) if resume is not None else None
     if folder is not None:
-        fixed = sorted(options.keys() - _FREE - _MOVABLE)
+        fixed = sorted(options.keys() - {*_FREE} - _MOVABLE)
         if config is not None or fixed:
             what = ", ".join(map(flag, fixed)) or "a configuration"
             raise ConfigError(
                 f"{what} cannot be given with --resume: the run goes on as it began; "
-                "only --budget, --timeout, --name and --tag may change, and where files and data "
-                "lie"
+                f"only {', '.join(map(flag, _FREE))} may change, and where files and data lie"
             )
         config = folder.read_config()
     known = dataclasses.asdict(config) if config else {}

@@ -22,7 +22,7 @@ from splitlab.core.command.progress import (
 from splitlab.core.runs.config import Config
 from splitlab.core.runs.records import EvaluationRecord
 from splitlab.core.runs.reporter import Progress
-from splitlab.core.study.compare import ComparisonReporter
+from splitlab.core.studies.compare import ComparisonReporter
 
 LEDGER: Any = SimpleNamespace(total=lambda way, phase: 1500 if way == "up" else 2_000_000)
 

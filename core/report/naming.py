@@ -1,0 +1,229 @@
+"""Rows and their names: runs with the same effective settings are a row, whoever wrote them how.
+
+A row is called by its stack and by those options in which the rows differ; of a plugin's settings,
+by those that the user set and those that differ. So two rows never have the same name, and a
+default that matters here is named, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from splitlab.core.catalogue.binding import bind_stack, split_stack
+from splitlab.core.catalogue.loading import split
+from splitlab.core.catalogue.tables import entries
+from splitlab.core.contract.errors import SplitlabError
+from splitlab.core.contract.settings import shown
+from splitlab.core.report.results import Axis, Row, RunResult
+from splitlab.core.runs.config import LABELS, Config, flag
+
+__all__ = ["Named", "name_all", "option", "plan_key", "rows_of"]
+
+_APART = ("plugins", "seed", "output", *LABELS)
+"""Fields that are no settings of a row: the stack is looked at more closely."""
+_OF_THE_PLACE = ("device", "threads", "workers", "timeout", "checkpoint_every")
+"""Fields that are not meant to decide a number."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a configuration is called among others.
+
+    Attributes:
+        title: see `Row`; so are the others.
+        method: see there.
+        settings: by the name of the axis.
+    """
+
+    title: str
+    method: str
+    settings: Mapping[str, Any]
+
+
+def option(field: str) -> str:
+    """Return what tables call an option: ``batch_size`` → ``batch-size``."""
+    return flag(field).removeprefix("--")
+
+
+def plan_key(config: Config, besides: Iterable[str] = ()) -> str:
+    """Return 10 hexadecimal digits that change with whatever decides numbers, but for the seed.
+
+    Args:
+        config: decided, so that the same run has the same key however it was asked for.
+        besides: fields that count, although they are not meant to decide a number.
+    """
+    ignored = {*_APART, *_OF_THE_PLACE} - {*besides}
+    settings: dict[str, Any] = {"stack": [member.identity for member in _members(config.plugins)]}
+    settings |= {
+        spec.name: getattr(config, spec.name)
+        for spec in dataclasses.fields(Config)
+        # What is not given is left out: a new option leaves the keys of older runs as they are.
+        if spec.name not in ignored and getattr(config, spec.name) != spec.default
+    }
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def rows_of(
+    runs: Sequence[tuple[Config, RunResult]],
+) -> tuple[tuple[Axis, ...], tuple[Row, ...]]:
+    """Group runs into rows, in the order in which they come, and name these.
+
+    Args:
+        runs: each with its configuration, decided.
+    """
+    groups: dict[str, list[tuple[Config, RunResult]]] = {}
+    for config, result in runs:
+        groups.setdefault(plan_key(config), []).append((config, result))
+    axes, names = name_all([members[0][0] for members in groups.values()])
+    rows = [
+        Row(
+            named.title,
+            named.method,
+            named.settings,
+            tuple(sorted((result for _, result in members), key=lambda result: result.seed)),
+        )
+        for named, members in zip(names, groups.values(), strict=True)
+    ]
+    return axes, tuple(rows)
+
+
+def name_all(configs: Sequence[Config]) -> tuple[tuple[Axis, ...], tuple[Named, ...]]:
+    """Name every one of some configurations among all of them."""
+    stacks = [_members(config.plugins) for config in configs]
+    kinds = [tuple(member.label for member in stack) for stack in stacks]
+    alike: dict[tuple[str, ...], list[tuple[_Member, ...]]] = {}
+    for kind, stack in zip(kinds, stacks, strict=True):
+        alike.setdefault(kind, []).append(stack)
+    differing = {kind: _differing(members) for kind, members in alike.items()}
+    options = [
+        spec.name
+        for spec in dataclasses.fields(Config)
+        if spec.name not in _APART
+        and len({str(getattr(config, spec.name)) for config in configs}) > 1
+    ]
+    whole = _ambiguous(differing.values(), ["stack", *map(option, options)])
+    found: list[Named] = []
+    for config, kind, stack in zip(configs, kinds, stacks, strict=True):
+        keys = differing[kind]
+        settings: dict[str, Any] = {"stack": " + ".join(kind) or "none"}
+        for label, member, own in zip(_distinct(kind), stack, keys, strict=True):
+            settings |= {f"{label}.{k}" if k in whole else k: member.params.get(k) for k in own}
+        chosen = {option(name): _plain(getattr(config, name)) for name in options}
+        members = [*zip(stack, keys, strict=True)]
+        title = " + ".join(member.title(own) for member, own in members) or "none"
+        title = ", ".join([title, *(f"{name} {value}" for name, value in chosen.items())])
+        if any(title == named.title for named in found):  # files with classes of one name
+            title = f"{title} [{plan_key(config)}]"
+        method = " + ".join(member.title((), without=own) for member, own in members) or "none"
+        found.append(Named(title, method, settings | chosen))
+    return _axes(found)
+
+
+def _axes(found: Sequence[Named]) -> tuple[tuple[Axis, ...], tuple[Named, ...]]:
+    """Return in what all of them differ, and them with their values there alone."""
+    every = dict.fromkeys(name for named in found for name in named.settings)
+    axes = [
+        Axis(name, tuple(dict.fromkeys(named.settings.get(name) for named in found)))
+        for name in every
+    ]
+    axes = [axis for axis in axes if len(axis.values) > 1]
+    return tuple(axes), tuple(
+        dataclasses.replace(
+            named, settings={axis.name: named.settings.get(axis.name) for axis in axes}
+        )
+        for named in found
+    )
+
+
+def _ambiguous(kinds: Iterable[Sequence[Sequence[str]]], options: Collection[str]) -> set[str]:
+    """Return the parameters that need their plugin's name before them.
+
+    Args:
+        kinds: of every kind of stack, the parameters in which it differs, for every member.
+        options: names that are taken.
+    """
+    found = {*options}
+    for members in kinds:
+        keys = [key for own in members for key in own]
+        found |= {key for key in keys if keys.count(key) > 1}
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of an option as a cell holds it."""
+    return " ".join(value) or "none" if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One member of a stack as the user wrote it: a plugin, or the name of a stack.
+
+    Attributes:
+        label: what tables call it.
+        identity: of its plugins with all their parameters.
+        params: every parameter; of a named stack, those that reach the first plugin with it.
+        given: the parameters that the user set.
+    """
+
+    label: str
+    identity: str
+    params: Mapping[str, Any]
+    given: tuple[str, ...]
+
+    def title(self, more: Iterable[str], without: Iterable[str] = ()) -> str:
+        """Return its label with what the user set and these parameters, but for those."""
+        keys = [key for key in (*self.given, *more) if key not in {*without}]
+        told = ",".join(f"{key}={shown(self.params[key])}" for key in dict.fromkeys(keys))
+        return f"{self.label}:{told}" if told else self.label
+
+
+def _members(texts: tuple[str, ...]) -> tuple[_Member, ...]:
+    return tuple(_member(member) for text in texts for member in split_stack(text))
+
+
+@lru_cache(maxsize=4096)
+def _member(text: str) -> _Member:
+    head, given = split("plugins", text)
+    try:
+        bound = bind_stack([text])
+    except SplitlabError:  # a file that is gone, of a run that was: its text is what is left
+        return _Member(head, text, dict(given), tuple(given))
+    rebuilt = any(plugin.reconstruction for plugin in bound)
+    label = bound[0].title
+    params: dict[str, Any] = {}
+    for plugin in reversed(bound):
+        params |= plugin.params
+    if (stack := entries("stacks").get(head)) is not None and "plugins" in stack.facts:
+        label = f"{head}-recon" if rebuilt or stack.facts.get("reconstruction") else head
+    identity = " + ".join(plugin.agreement() for plugin in bound)
+    return _Member(label, identity, params, tuple(given))
+
+
+def _differing(stacks: Sequence[tuple[_Member, ...]]) -> list[tuple[str, ...]]:
+    """Return the parameters in which stacks of the same members differ, for every member."""
+    found = []
+    for members in zip(*stacks, strict=True):
+        keys = dict.fromkeys(key for member in members for key in member.params)
+        found.append(
+            tuple(
+                key
+                for key in keys
+                if len({shown(member.params.get(key)) for member in members}) > 1
+            )
+        )
+    return found
+
+
+def _distinct(labels: Sequence[str]) -> list[str]:
+    """Return labels of which none comes twice: the second ``quantize`` is ``quantize#2``."""
+    return [
+        label if labels.count(label) == 1 else f"{label}#{labels[:i].count(label) + 1}"
+        for i, label in enumerate(labels)
+    ]
