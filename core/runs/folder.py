@@ -57,7 +57,7 @@ from splitlab.core.runs.records import (
 if TYPE_CHECKING:
     from splitlab.core.wire.ledger import Ledger
 
-__all__ = ["RunFolder", "append", "cut_after", "relabel", "remove_run", "run_name"]
+__all__ = ["RunFolder", "append", "cut_after", "failure_note", "relabel", "remove_run", "run_name"]
 
 CONFIG = "config.toml"
 _PROPOSAL = "config.next.toml"
@@ -287,7 +287,7 @@ def relabel(
 
 
 def remove_run(path: Path) -> None:
-    """Delete the folder of a run that nobody works on, be it alone or in a study.
+    """Delete the folder of a run that nobody works on, and what its study noted beside it.
 
     Raises:
         HeldError: a process does.
@@ -295,6 +295,12 @@ def remove_run(path: Path) -> None:
     """
     with hold(path.parent, path.name), hold(path, "client"), hold(path, "server"), writing(path):
         shutil.rmtree(path)
+        failure_note(path).unlink(missing_ok=True)
+
+
+def failure_note(path: Path) -> Path:
+    """Return where a study keeps why a run failed: beside its folder, which may not be there."""
+    return path.with_name(f"{path.name}.failed.json")
 
 
 def _is_unbegun(path: Path) -> bool:
