@@ -6,6 +6,7 @@ Every field's help text and group stand beside it and are what ``splitlab run --
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -345,7 +346,7 @@ class Config:
             ConfigError: an unknown key (names the nearest known one) or a value of the wrong type.
         """
         prefix = f"{where}: " if where else ""
-        hints = typing.get_type_hints(cls)
+        hints = _hints()
         checked = {}
         for key, value in values.items():
             if key not in hints:
@@ -410,6 +411,11 @@ def _placed(text: str) -> str:
     placed = f"{path.absolute()}:{rest}"
     # A folder's name may look like the end of a file's.
     return placed if separator and path.is_file() and placed.count(".py:") == 1 else text
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    return typing.get_type_hints(Config)
 
 
 def _coerce(hint: Any, value: Any, where: str) -> Any:

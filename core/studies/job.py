@@ -18,7 +18,7 @@ from splitlab.core.contract.errors import Diverged, Interrupted, SplitlabError
 from splitlab.core.contract.jsonable import json_text
 from splitlab.core.runs.config import Config
 from splitlab.core.runs.disk import HeldError, hold, write_whole, writing
-from splitlab.core.runs.folder import CONFIG
+from splitlab.core.runs.folder import CONFIG, failure_note
 from splitlab.core.runs.records import SUMMARY, Summary, read_summary
 from splitlab.core.runs.reporter import Reporter
 from splitlab.core.runs.run import run
@@ -151,7 +151,7 @@ def told(error: SplitlabError) -> str:
 
 def note_failure(job: Job, outcome: Outcome | None) -> None:
     """Keep why a job failed beside its folder, which may not be there; None forgets it."""
-    path = _failure_file(job.folder)
+    path = failure_note(job.folder)
     if outcome is not None and outcome.state in ("failed", "diverged"):
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,13 +164,9 @@ def note_failure(job: Job, outcome: Outcome | None) -> None:
 def failure(folder: Path) -> tuple[str, str] | None:
     """Return state and reason of a job that failed or diverged, by the folder of its run."""
     try:
-        values = json.loads(_failure_file(folder).read_text(encoding="utf-8"))
+        values = json.loads(failure_note(folder).read_text(encoding="utf-8"))
         return str(values["state"]), str(values["error"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:
-        return "failed", f"{_failure_file(folder)} cannot be read ({error})"
-
-
-def _failure_file(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.failed.json")
+        return "failed", f"{failure_note(folder)} cannot be read ({error})"
