@@ -39,7 +39,6 @@ _SPECIAL = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    "'": r"\textquotesingle{}",
     "`": r"\textasciigrave{}",
     "-": "-{}",  # two of them would be a dash, and flags have two
     "—": "---",
@@ -112,7 +111,7 @@ def latex_table(results: Results, label: str = "") -> str:
     else:
         lines = [
             *("\\begin{table}", "\\centering\\footnotesize\\setlength{\\tabcolsep}{4pt}"),
-            *(caption, mark, f"\\begin{{tabular}}{{@{{}}{columns}@{{}}}}"),
+            *(caption, mark, "\\smallskip", f"\\begin{{tabular}}{{@{{}}{columns}@{{}}}}"),
             *(*head, *body, "\\bottomrule", "\\end{tabular}", *notes, "\\end{table}"),
         ]
     return "\n".join([*_comment(results), *lines, ""])
@@ -172,7 +171,7 @@ def _caption(results: Results, table: Cells) -> str:
     if results.paper:
         told.append(f"Reproduces {results.paper}.")
     if results.common:
-        told.append(", ".join(f"{name} {value}" for name, value in results.common) + ".")
+        told.append("All runs: " + ", ".join(f"{n} {value}" for n, value in results.common) + ".")
     told.append(
         "Accuracy: mean over the seeds ± half the 95% interval of the mean (Student's t); "
         "n: finished runs (of those wanted)."
