@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from splitlab.core.models.build import build_model
     from splitlab.core.models.segments import Segmented, Segments
     from splitlab.core.runs.config import Config
+    from splitlab.core.runs.listing import Runs, load_runs
     from splitlab.core.runs.plan import Plan
     from splitlab.core.runs.reporter import Result
     from splitlab.core.runs.run import run
@@ -60,6 +61,7 @@ __all__ = [
     "ProtocolError",
     "Result",
     "Role",
+    "Runs",
     "Segmented",
     "Segments",
     "SplitlabError",
@@ -68,6 +70,7 @@ __all__ = [
     "build_model",
     "hookimpl",
     "load_data",
+    "load_runs",
     "run",
 ]
 
@@ -93,6 +96,8 @@ _HOMES = {
     "Peer": "contract.peer",
     "Result": "runs.reporter",
     "run": "runs.run",
+    "Runs": "runs.listing",
+    "load_runs": "runs.listing",
     "Traits": "contract.traits",
     "hookimpl": "contract.hooks",
 }

@@ -43,7 +43,7 @@ __all__ = [
 ROOT: Final = Path(__file__).resolve().parents[2]
 
 Loadable = Literal["plugins", "transports", "links", "probes", "models"]
-Kind = Loadable | Literal["stacks", "datasets"]
+Kind = Loadable | Literal["stacks", "datasets", "studies"]
 
 LOADABLE: Final[tuple[Loadable, ...]] = get_args(Loadable)
 
@@ -55,6 +55,7 @@ SINGULAR: Final[Mapping[Kind, str]] = {
     "probes": "probe",
     "models": "model",
     "datasets": "data set",
+    "studies": "study",
 }
 """One of each kind, as messages call it."""
 
@@ -69,6 +70,7 @@ _NEEDED: Final[Mapping[Kind, tuple[str, ...]]] = {
     "probes": ("target",),
     "models": ("target", "preset"),
     "datasets": (),  # `splitlab.core.data.entry` checks them
+    "studies": (),  # `splitlab.core.studies.definition` does
 }
 """Exactly one of these keys is in each table of the kind."""
 
@@ -98,7 +100,8 @@ class Entry:
     Attributes:
         name: as users type it.
         target: ``module:Class`` or ``FILE.py:Class``; of a stack, its plugins joined by ``" + "``;
-            of a preset, the model with its settings; of a data set, where its images are.
+            of a preset, the model with its settings; of a data set, where its images are; of a
+            study, its stacks.
         summary: one sentence; empty for entry points, which are not imported to be listed.
         source: ``"splitlab"``, the package that brings it, or the user's registry file.
         facts: the other keys of its table.
@@ -199,6 +202,8 @@ def _entry(kind: Kind, name: str, table: Mapping[str, Any], source: str, folder:
         files = table.get("files")
         places = files.values() if isinstance(files, Mapping) else ()
         target = str(table.get("hub", ", ".join(map(str, places))))
+    elif kind == "studies":
+        target = ", ".join(map(str, table.get("stacks", ())))
     else:
         target = next(table[key] for key in _NEEDED[kind] if key in table)
         target = " + ".join(target) if kind == "stacks" else target
@@ -312,11 +317,11 @@ def _own_entry(kind: Kind, name: str, table: Any, path: Path) -> Entry:
         problem = f"the registry {path}: {wrong}"
         return Entry(name, "", "", str(path), {}, path.parent, problem)
     placed = dict(table)
-    for key in _NEEDED[kind]:
+    for key in (*_NEEDED[kind], "stacks"):
         value = placed.get(key)
         if isinstance(value, list):
-            placed[key] = [_placed(text, path.parent) for text in value]
-        elif value is not None:
+            placed[key] = [_placed(str(text), path.parent) for text in value]
+        elif isinstance(value, str):
             placed[key] = _placed(value, path.parent)
     return _entry(kind, name, placed, str(path), path.parent)
 

@@ -21,11 +21,11 @@ from splitlab.core.catalogue.tables import entries
 from splitlab.core.contract.errors import SplitlabError
 from splitlab.core.contract.settings import shown
 from splitlab.core.report.results import Axis, Row, RunResult
-from splitlab.core.runs.config import Config, flag
+from splitlab.core.runs.config import LABELS, Config, flag
 
 __all__ = ["Named", "name_all", "option", "plan_key", "rows_of"]
 
-_APART = ("plugins", "seed", "output")
+_APART = ("plugins", "seed", "output", *LABELS)
 """Fields that are no settings of a row: the stack is looked at more closely."""
 _OF_THE_PLACE = ("device", "threads", "workers", "timeout", "checkpoint_every")
 """Fields that are not meant to decide a number."""
@@ -58,7 +58,7 @@ def plan_key(config: Config, besides: Iterable[str] = ()) -> str:
         config: decided, so that the same run has the same key however it was asked for.
         besides: fields that count, although they are not meant to decide a number.
     """
-    ignored = {*_APART, *_OF_THE_PLACE, *_labels()} - {*besides}
+    ignored = {*_APART, *_OF_THE_PLACE} - {*besides}
     settings: dict[str, Any] = {"stack": [member.identity for member in _members(config.plugins)]}
     settings |= {
         spec.name: getattr(config, spec.name)
@@ -105,7 +105,7 @@ def name_all(configs: Sequence[Config]) -> tuple[tuple[Axis, ...], tuple[Named, 
     options = [
         spec.name
         for spec in dataclasses.fields(Config)
-        if spec.name not in (*_APART, *_labels())
+        if spec.name not in _APART
         and len({str(getattr(config, spec.name)) for config in configs}) > 1
     ]
     whole = _ambiguous(differing.values(), ["stack", *map(option, options)])
@@ -154,13 +154,6 @@ def _ambiguous(kinds: Iterable[Sequence[Sequence[str]]], options: Collection[str
         keys = [key for own in members for key in own]
         found |= {key for key in keys if keys.count(key) > 1}
     return found
-
-
-def _labels() -> tuple[str, ...]:
-    """Return the fields that only say what a run is called, or who is told how it goes."""
-    return tuple(
-        spec.name for spec in dataclasses.fields(Config) if spec.metadata.get("decides") is False
-    )
 
 
 def _plain(value: Any) -> Any:

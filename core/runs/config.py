@@ -19,7 +19,7 @@ from typing import Any
 from splitlab.core.catalogue.binding import split_stack
 from splitlab.core.contract.errors import ConfigError, unknown_name
 
-__all__ = ["GROUPS", "MOST_THREADS", "Budget", "Config", "differences"]
+__all__ = ["GROUPS", "LABELS", "MOST_THREADS", "Budget", "Config", "differences"]
 
 DEFAULT_DATASET = "fashion-mnist-mini"
 MOST_THREADS = 4096
@@ -42,6 +42,13 @@ GROUPS = (
     "the machine",
 )
 _DATA, _MODEL, _METHOD, _TRAINING, _LINK, _END, _MACHINE = GROUPS
+
+
+LABELS = ("name", "tags")
+"""Fields that only say what a run is called: they decide no number, and may change at any time."""
+
+_LABEL = re.compile(r"\w[\w.+=@ -]{0,79}")
+_LABEL_RULE = "up to 80 letters, digits, spaces and . _ + - = @, a letter or digit first"
 
 
 def _option(default: Any, help: str, *, group: str, **metadata: Any) -> Any:
@@ -180,6 +187,34 @@ class Config:
     eval_every: int | None = _option(
         None, "steps between evaluations", unset="one epoch", group=_END
     )
+    eval_points: int | None = _option(
+        None,
+        "evaluations at this many even shares of the budget, and one before the first step, "
+        "instead of --eval-every",
+        metavar="N",
+        group=_END,
+    )
+    eval_samples: int | None = _option(
+        None,
+        "evaluate on this many test samples, of every class alike and the same for every seed; the "
+        "last evaluation is on all of them, as always",
+        unset="all of them",
+        metavar="N",
+        group=_END,
+    )
+    patience: int | None = _option(
+        None,
+        "end the run after this many evaluations in a row without a better accuracy",
+        unset="the budget ends it",
+        metavar="N",
+        group=_END,
+    )
+    keep: str = _option(
+        "newest",
+        "keep the two newest checkpoints, or that of the best accuracy besides",
+        choices=("newest", "best"),
+        group=_END,
+    )
     checkpoint_every: int | None = _option(
         None, "steps between checkpoints", unset="at every evaluation", group=_END
     )
@@ -202,7 +237,21 @@ class Config:
         group=_LINK,
     )
     output: str | None = _option(
-        None, "the run folder", unset="runs/STACK-TIME", metavar="DIR", group=_END
+        None, "the run folder", unset="runs/STACK-TIME, or runs/NAME", metavar="DIR", group=_END
+    )
+    name: str | None = _option(
+        None,
+        "what lists call the run, and its folder without --output",
+        unset="its folder's name",
+        metavar="NAME",
+        group=_END,
+    )
+    tags: tuple[str, ...] = _option(
+        (),
+        "a word to find the run by (see `splitlab runs`); repeat it for several",
+        flag="--tag",
+        metavar="TAG",
+        group=_END,
     )
 
     def __post_init__(self) -> None:
@@ -215,6 +264,9 @@ class Config:
             ("weight_decay", 0.0, 1e6),
             ("seed", 0, 2**63 - 1),
             ("eval_every", 1, 2**63 - 1),
+            ("eval_points", 1, 1_000_000),
+            ("eval_samples", 1, 2**63 - 1),
+            ("patience", 1, 2**63 - 1),
             ("checkpoint_every", 1, 2**63 - 1),
             ("threads", 1, MOST_THREADS),
             ("workers", 0, 256),
@@ -234,10 +286,26 @@ class Config:
             )
         if self.test_share is not None and self.test_split:
             raise ConfigError("--test-share and --test-split exclude each other; keep one of them")
+        if self.eval_points is not None:
+            self._check_points(self.eval_points)
         Budget.parse(self.budget)
+        named = () if self.name is None else (self.name,)
+        for option, label in [*(("--name", n) for n in named), *(("--tag", t) for t in self.tags)]:
+            if not _LABEL.fullmatch(label):
+                raise ConfigError(f"{option} {label!r} is not allowed; {_LABEL_RULE}")
         for name in ("data_dir", "weights", "output"):  # the shell leaves --output=~/x as it is
             if value := getattr(self, name):
                 object.__setattr__(self, name, os.path.expanduser(value))
+
+    def _check_points(self, points: int) -> None:
+        if self.eval_every is not None:
+            raise ConfigError("--eval-every and --eval-points exclude each other; keep one of them")
+        # The first one of a trained model is always the best so far.
+        if self.patience is not None and self.patience >= points:
+            raise ConfigError(
+                f"--patience {self.patience} ends no run of {points} evaluations; give less, or "
+                "more --eval-points"
+            )
 
     @property
     def link(self) -> str:

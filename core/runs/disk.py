@@ -16,7 +16,16 @@ from pathlib import Path
 
 from splitlab.core.contract.errors import ConfigError
 
-__all__ = ["LOCKS", "DiskError", "HeldError", "append_whole", "hold", "write_whole", "writing"]
+__all__ = [
+    "LOCKS",
+    "DiskError",
+    "HeldError",
+    "append_whole",
+    "hold",
+    "holder",
+    "write_whole",
+    "writing",
+]
 
 LOCKS = ".lock"
 """What names of lock files end with."""
@@ -126,6 +135,22 @@ def hold(folder: Path, who: str, patience: float = 0.0) -> Iterator[None]:
         with suppress(OSError):  # if anything is in it
             for each in made:
                 each.rmdir()
+
+
+def holder(folder: Path, who: str) -> str:
+    """Return who holds a folder as this, such as ``process 12 on HOST since …``; "" if nobody does.
+
+    Nothing is written, and nobody is kept out but for the moment of a look at a dead holder's lock.
+    """
+    path = folder / f"{who}{LOCKS}"
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(path) or "another process"
+    except OSError:  # it is not there, or not ours to look at
+        pass
+    return ""
 
 
 def _lock(path: Path) -> int | None:

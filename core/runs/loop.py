@@ -15,14 +15,14 @@ from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted, LinkError
 from splitlab.core.contract.link import Link
 from splitlab.core.data.load import Data
-from splitlab.core.data.split import Split
 from splitlab.core.engine.client import Client
 from splitlab.core.runs.checkpoint import Checkpoints
 from splitlab.core.runs.disk import DiskError, writing
+from splitlab.core.runs.evaluation import Standing, points_reached
 from splitlab.core.runs.folder import RunFolder
 from splitlab.core.runs.origin import Origin
 from splitlab.core.runs.plan import Plan
-from splitlab.core.runs.records import EvaluationRecord, State, StepRecord, Summary
+from splitlab.core.runs.records import EvaluationRecord, State, StepRecord, Summary, TimeRecord
 from splitlab.core.runs.reporter import Progress, Reporter, Result
 from splitlab.core.session.client import ClientSession
 from splitlab.core.wire.ledger import Ledger
@@ -71,6 +71,9 @@ class Loop:
         self._should_stop = should_stop
         self._connect = connect
         self._begun = False
+        self._standing = Standing()
+        test, samples = data.test, plan.eval_samples
+        self._subset = test.balanced(samples) if samples < len(test) else None
         self._session = ClientSession(link, self.ledger, plan.config.timeout)
 
     def go(self, last_words: Callable[[], str], from_step: int | None = None) -> Result:
@@ -111,7 +114,8 @@ class Loop:
         """Say in the folder why the run ended; one that never began leaves it as it is."""
         if self._begun:
             with suppress(DiskError):  # the disk may be full, which is what ended it
-                self.folder.write_state(State.after(error, self.progress.step))
+                step, best = self.progress.step, self._best()
+                self.folder.write_state(State.after(error, step, best[0] if best else None))
 
     def budget_used(self) -> float:
         """Return the share of the budget that is used; the run ends at 1, see `Budget`."""
@@ -132,25 +136,60 @@ class Loop:
 
     def _train(self) -> EvaluationRecord:
         """Train until the budget is used up; returns the last evaluation."""
-        plan, progress = self.plan, self.progress
-        evaluation = self.folder.last_evaluation()
+        progress, evaluations = self.progress, self.folder.evaluations()
+        self._standing = Standing(evaluations)
+        evaluation = evaluations[-1] if evaluations else None
         batches = self._batches()
         if self._should_stop():
             raise Interrupted(f"interrupted before step {progress.step + 1}{self._way_back()}")
-        while self.budget_used() < 1:
+        if self.plan.config.eval_points is not None and not progress.step:
+            self._evaluate()
+        while not self._over():
+            before = self.budget_used()
             self._step(batches)
-            if progress.step % plan.eval_every == 0:
+            due = self._evaluation_due(before)
+            if due:
                 evaluation = self._evaluate()
             stop = self._should_stop()
-            if stop or progress.step % plan.checkpoint_every == 0:
+            if stop or self._checkpoint_due(evaluated=due):
                 self._save()
             if stop:
                 raise Interrupted(f"interrupted after step {progress.step}{self._way_back()}")
-        if evaluation is None or evaluation.step != progress.step:
+        if (
+            evaluation is None
+            or evaluation.step != progress.step
+            or evaluation.samples not in (None, len(self.data.test))
+        ):
             evaluation = self._evaluate()
         if progress.step not in self._checkpoints.steps():
             self._save()
         return evaluation
+
+    def _over(self) -> bool:
+        """Return whether no step is due: the budget is used up, or the patience."""
+        patience = self.plan.config.patience
+        return self.budget_used() >= 1 or (
+            patience is not None and self._standing.stale >= patience
+        )
+
+    def _evaluation_due(self, before: float) -> bool:
+        """Return whether to evaluate after a step.
+
+        Args:
+            before: share of the budget that was used before it.
+        """
+        if self._over():
+            return True  # before the checkpoint, which then has it
+        points, every = self.plan.config.eval_points, self.plan.eval_every
+        if points is not None:
+            return points_reached(self.budget_used(), points) > points_reached(before, points)
+        return every is not None and self.progress.step % every == 0
+
+    def _checkpoint_due(self, *, evaluated: bool) -> bool:
+        step, best, every = self.progress.step, self._best(), self.plan.checkpoint_every
+        if every is None:
+            return evaluated
+        return step % every == 0 or (best is not None and best[0] == step)
 
     def _batches(self) -> Iterator[Batch]:
         epoch, skip = divmod(self.progress.step, self.plan.steps_per_epoch)
@@ -194,10 +233,15 @@ class Loop:
         mark = self.ledger.mark()
         wanted = self.plan.config.evaluate
         acts = self.client.stack.acts_in_evaluation() and wanted != "uncompressed"
-        accuracy, loss = self._score(self.data.test, stacked=acts)
+        rows, among = self._subset, None
+        accuracy, loss = self._score(rows, stacked=acts)
+        self._standing.add(self.progress.step, accuracy)
+        if rows is not None and self._over():
+            rows, among = None, accuracy
+            accuracy, loss = self._score(rows, stacked=acts)
         plain: tuple[float, float] | tuple[None, None] = (None, None)
         if acts and wanted == "both":
-            plain = self._score(self.data.test, stacked=False)
+            plain = self._score(rows, stacked=False)
         crossed = self.ledger.since(mark)
         record = EvaluationRecord(
             step=self.progress.step,
@@ -210,17 +254,22 @@ class Loop:
             + self.ledger.total("down", "training"),
             accuracy_uncompressed=plain[0],
             loss_uncompressed=plain[1],
+            samples=len(self.data.test) if rows is None else len(rows),
+            accuracy_subset=among,
         )
-        self.progress.seconds += time.perf_counter() - started
+        progress = self.progress
+        progress.seconds += time.perf_counter() - started
+        spent = progress.client_seconds + progress.server_seconds + progress.link_seconds
         self.folder.log(record)
+        self.folder.log_time(TimeRecord(progress.step, progress.seconds, spent))
         self._reporter.evaluated(record)
         return record
 
-    def _score(self, split: Split, *, stacked: bool) -> tuple[float, float]:
-        """Return accuracy and mean loss over the split, every sample weighing the same."""
-        right = seen = 0
-        loss = 0.0
-        for number, batch in enumerate(split.batches(self.plan.config.batch_size)):
+    def _score(self, rows: torch.Tensor | None, *, stacked: bool) -> tuple[float, float]:
+        """Return accuracy and mean loss over rows of the test part, or all; each weighs alike."""
+        test, right, seen, loss = self.data.test, 0, 0, 0.0
+        total = len(test) if rows is None else len(rows)
+        for number, batch in enumerate(test.batches(self.plan.config.batch_size, rows=rows)):
             try:
                 answer = self._session.hold(self.client.query(batch, number, stacked=stacked))
             except Diverged as error:
@@ -228,8 +277,12 @@ class Loop:
             right += int((answer.ids == batch.targets).sum())
             loss += answer.loss_sum
             seen += len(batch.targets)
-            self._reporter.evaluating(seen, len(split))
+            self._reporter.evaluating(seen, total)
         return right / seen, loss / seen
+
+    def _best(self) -> tuple[int, float] | None:
+        """Return step and accuracy of the best evaluation, if its checkpoint is kept."""
+        return self._standing.best() if self.plan.config.keep == "best" else None
 
     # Checkpoints, resume, summary.
 
@@ -237,25 +290,36 @@ class Loop:
         step, logged = self.progress.step, self.folder.metrics_size()
         if step and not logged:
             raise DiskError(f"{self.folder.path} has lost its log")
-        self._session.save(step)
+        keep = self._steps_to_keep()
+        self._session.save(step, keep)
         tensors, values = self.client.state()
         values["run"] = {
             "progress": dataclasses.asdict(self.progress),
             "ledger": self.ledger.counts,
             "metrics_bytes": logged,
+            "times_bytes": self.folder.times_size(),
         }
-        self._checkpoints.save(step, tensors, values)
+        self._checkpoints.save(step, tensors, values, keep)
         self.folder.write_ledger(self.ledger)
+
+    def _steps_to_keep(self) -> list[int]:
+        """Return what was best at the last checkpoint, and what is now.
+
+        The run may have to go back to that one: a peer is killed before it has the new one.
+        """
+        before = max(self._checkpoints.steps(), default=0)
+        found = (self._standing.best(until=before), self._best())
+        return sorted({best[0] for best in found if best}) if self._best() else []
 
     def _restore(self, from_step: int | None) -> None:
         """Load a checkpoint, if there is any, and shake hands."""
         kept = self._checkpoints
         step = max(kept.steps(), default=0) if from_step is None else from_step
-        marks, logged = self._marks, 0
+        marks, logged, times = self._marks, 0, 0
         state = None
         try:
             if step:
-                logged, state = self._load(step)
+                (logged, times), state = self._load(step)
                 others = {"steps": " ".join(map(str, kept.steps())), "again": self._again()}
                 marks = kept.marks(step) | others
             self.folder.check_metrics(logged, step)
@@ -282,20 +346,22 @@ class Loop:
         self._origin.write(self.folder.path)
         self.folder.write_config(self.plan.config)
         kept.forget_after(step)
-        self.folder.cut_metrics(logged)
+        self.folder.cut_metrics(logged, times)
         self.folder.remove_summary()
 
-    def _load(self, step: int) -> tuple[int, tuple[dict[str, torch.Tensor], dict[str, Any]]]:
-        """Take back what the loop keeps; returns how long the log was, and the client's state."""
+    def _load(
+        self, step: int
+    ) -> tuple[tuple[int, int], tuple[dict[str, torch.Tensor], dict[str, Any]]]:
+        """Take back what the loop keeps; returns how long the logs were, and the client's state."""
         tensors, values = self._checkpoints.load(step, self._origin.plans)
         with self._checkpoints.taking(step):
             own = values.pop("run")
             self.progress = Progress.read(own["progress"], step)
             self.ledger.counts = Ledger(own["ledger"]).counts
-            logged = own["metrics_bytes"]
-            if not all(type(n) is int and n >= 0 for n in (logged, *self.ledger.numbers())):
-                raise ValueError(f"its ledger is {own['ledger']}, its log {logged!r} bytes long")
-        return int(logged), (tensors, values)
+            logged = own["metrics_bytes"], own.get("times_bytes", 0)  # which older ones lack
+            if not all(type(n) is int and n >= 0 for n in (*logged, *self.ledger.numbers())):
+                raise ValueError(f"its ledger is {own['ledger']}, its logs {logged!r} bytes long")
+        return logged, (tensors, values)
 
     def _can_go_on(self, step: int) -> bool:
         """Return whether the rest of what a checkpoint needs is whole, as far as it is here."""
@@ -309,7 +375,7 @@ class Loop:
         return self._connect is not None or servers.whole(step, self._origin.plans)
 
     def _finish(self, evaluation: EvaluationRecord) -> Result:
-        progress, plan = self.progress, self.plan
+        progress, plan, best = self.progress, self.plan, self._best()
         up, down = self.ledger.total("up", "training"), self.ledger.total("down", "training")
         summary = Summary(
             accuracy=evaluation.accuracy,
@@ -339,10 +405,13 @@ class Loop:
             seed=plan.config.seed,
             budget=plan.config.budget,
             budget_used=self._used(),
+            stopped_early=self.budget_used() < 1,
+            best_step=best[0] if best else None,
+            best_accuracy=best[1] if best else None,
         )
         self.folder.write_ledger(self.ledger)
         self.folder.write_summary(summary)
-        self.folder.write_state(State("finished", progress.step))
+        self.folder.write_state(State("finished", progress.step, best_step=summary.best_step))
         return Result(self.folder.path, summary, self.ledger)
 
     def _way_back(self) -> str:

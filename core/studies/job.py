@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from splitlab.core.contract.errors import Diverged, Interrupted, SplitlabError
 from splitlab.core.contract.jsonable import json_text
@@ -115,12 +115,15 @@ def perform(
 def _performed(job: Job, reporter: Reporter, should_stop: Callable[[], bool]) -> Outcome:
     folder = job.folder
     try:
-        if (folder / SUMMARY).is_file():  # another process was faster
-            return Outcome("finished", summary=read_summary(folder))
-        if (folder / CONFIG).is_file():
-            result = run(resume=folder, reporter=reporter, should_stop=should_stop)
-        else:
+        if not (folder / CONFIG).is_file():
             result = run(job.config, reporter=reporter, should_stop=should_stop)
+            return Outcome("finished", summary=result.summary)
+        more: dict[str, Any] = {}
+        if Config.from_toml(folder / CONFIG).budget != job.config.budget:
+            more = {"budget": job.config.budget}
+        elif (folder / SUMMARY).is_file():  # another process was faster
+            return Outcome("finished", summary=read_summary(folder))
+        result = run(resume=folder, reporter=reporter, should_stop=should_stop, **more)
         return Outcome("finished", summary=result.summary)
     except Interrupted:
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ CONFIGS = st.builds(
     budget=st.sampled_from(["steps=1", "epochs=0.5", "bytes=3MiB", "nominal=1e2"]),
     evaluate=st.sampled_from(["both", "compressed", "uncompressed"]),
     eval_every=st.none() | COUNTS,
+    eval_samples=st.none() | COUNTS,
+    patience=st.none() | COUNTS,
+    keep=st.sampled_from(["newest", "best"]),
     checkpoint_every=st.none() | COUNTS,
     threads=st.none() | st.integers(1, 4096),
     workers=st.integers(0, 256),
@@ -136,6 +140,9 @@ BOUNDS = {
     "weight_decay": (0.0, 1e6),
     "seed": (0, 2**63 - 1),
     "eval_every": (1, 2**63 - 1),
+    "eval_points": (1, 1_000_000),
+    "eval_samples": (1, 2**63 - 1),
+    "patience": (1, 2**63 - 1),
     "checkpoint_every": (1, 2**63 - 1),
     "threads": (1, 4096),
     "workers": (0, 256),
@@ -323,3 +330,17 @@ def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_bytes(b"\xef\xbb\xbfbatch_size = 4\n")
     assert Config.from_toml(file).batch_size == 4
+
+
+@pytest.mark.parametrize("label", ["a", "My run 2", "ab_x-1.5+y=2@z", "größe", "x" * 80])
+def test_names_and_tags_can_be_those_of_a_folder(label: str) -> None:
+    assert Config(name=label, tags=(label, "b")).name == label
+
+
+@pytest.mark.parametrize("label", ["", ".", "..", "a/b", "-x", " x", "x\n", "a,b", "a:b", "x" * 81])
+def test_others_are_refused(label: str) -> None:
+    allowed = "is not allowed; up to 80 letters, digits, spaces and . _"
+    with pytest.raises(ConfigError, match="--name .*" + re.escape(allowed)):
+        Config(name=label)
+    with pytest.raises(ConfigError, match="--tag .*" + re.escape(allowed)):
+        Config(tags=("a", label))

@@ -106,3 +106,17 @@ def test_half_a_line_is_taken_back(tmp_path: Path) -> None:
 def test_other_errors_than_the_disks_pass(tmp_path: Path) -> None:
     with pytest.raises(KeyError), writing(tmp_path):
         raise KeyError("mine")
+
+
+def test_who_holds_a_folder_can_be_asked(tmp_path: Path) -> None:
+    assert disk.holder(tmp_path, "client") == ""
+    with hold(tmp_path, "client"):
+        assert disk.holder(tmp_path, "client").startswith(f"process {os.getpid()} on")
+        assert disk.holder(tmp_path, "server") == ""
+        (tmp_path / "client.lock").write_text("")
+        assert disk.holder(tmp_path, "client") == "another process"
+    (tmp_path / "client.lock").write_text("process 1 on earth")  # who held it was killed
+    assert disk.holder(tmp_path, "client") == ""
+    assert disk.holder(tmp_path / "nowhere", "client") == ""
+    with hold(tmp_path, "client"):
+        pass

@@ -1,0 +1,30 @@
+"""Jobs one after the other, in this process."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+
+from splitlab.core.contract.errors import Interrupted
+from splitlab.core.studies.job import Job, JobReporter, Outcome, perform
+
+__all__ = ["Inside"]
+
+
+class Inside:
+    """Performs jobs here, in their order."""
+
+    def perform(
+        self, jobs: Sequence[Job], reporter: JobReporter, should_stop: Callable[[], bool]
+    ) -> None:
+        """Perform every job, see `Executor`."""
+        for done, job in enumerate(jobs):
+            if should_stop():
+                raise Interrupted(f"interrupted before {len(jobs) - done} runs")
+            try:
+                outcome = perform(job, reporter.run(job), should_stop)
+            except Interrupted as reason:
+                reporter.ended(job, Outcome("interrupted", str(reason)))
+                raise
+            reporter.ended(job, outcome)
+            gc.collect()  # what a run leaves in cycles may hold memory of a GPU
