@@ -173,6 +173,7 @@ def _followed(
 ) -> int:
     with heavy_imports():
         from splitlab.core.catalogue.links import load_transport
+        from splitlab.core.catalogue.loggers import load_loggers
         from splitlab.core.runs.run import chosen, run
 
     config, folder = chosen(None, arguments.resume, options)
@@ -180,6 +181,7 @@ def _followed(
         from splitlab.core.runs.plan import Plan
 
         load_transport(config.transport)  # one that cannot work is refused here, too
+        load_loggers(config.loggers)
         show_plan(Plan.of(config))
         return 0
     transport = load_transport(config.transport)

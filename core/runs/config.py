@@ -6,6 +6,7 @@ Every field's help text and group stand beside it and are what ``splitlab run --
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -44,8 +45,9 @@ GROUPS = (
 _DATA, _MODEL, _METHOD, _TRAINING, _LINK, _END, _MACHINE = GROUPS
 
 
-LABELS = ("name", "tags")
-"""Fields that only say what a run is called: they decide no number, and may change at any time."""
+LABELS = ("name", "tags", "loggers")
+"""Fields that only say what a run is called and where its numbers go besides: they decide none, and
+may change at any time."""
 
 _LABEL = re.compile(r"\w[\w.+=@ -]{0,79}")
 _LABEL_RULE = "up to 80 letters, digits, spaces and . _ + - = @, a letter or digit first"
@@ -253,6 +255,15 @@ class Config:
         metavar="TAG",
         group=_END,
     )
+    loggers: tuple[str, ...] = _option(
+        (),
+        "a logger and its settings, which is sent the run's numbers (see `splitlab loggers`); repeat "
+        "it for several",
+        flag="--log",
+        metavar="NAME[:key=value,…]",
+        kinds=("loggers",),
+        group=_END,
+    )
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -322,6 +333,7 @@ class Config:
             plugins=tuple(_placed(each) for text in self.plugins for each in split_stack(text)),
             probes=tuple(map(_placed, self.probes)),
             links=tuple(map(_placed, self.links)),
+            loggers=tuple(map(_placed, self.loggers)),
             data_dir=str(data.absolute()) if self.data_dir and data.exists() else self.data_dir,
             weights=str(weights.absolute()) if weights.is_file() else self.weights,
         )
@@ -334,7 +346,7 @@ class Config:
             ConfigError: an unknown key (names the nearest known one) or a value of the wrong type.
         """
         prefix = f"{where}: " if where else ""
-        hints = typing.get_type_hints(cls)
+        hints = _hints()
         checked = {}
         for key, value in values.items():
             if key not in hints:
@@ -399,6 +411,11 @@ def _placed(text: str) -> str:
     placed = f"{path.absolute()}:{rest}"
     # A folder's name may look like the end of a file's.
     return placed if separator and path.is_file() and placed.count(".py:") == 1 else text
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    return typing.get_type_hints(Config)
 
 
 def _coerce(hint: Any, value: Any, where: str) -> Any:

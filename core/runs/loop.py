@@ -20,6 +20,7 @@ from splitlab.core.runs.checkpoint import Checkpoints
 from splitlab.core.runs.disk import DiskError, writing
 from splitlab.core.runs.evaluation import Evaluations, Standing
 from splitlab.core.runs.folder import RunFolder
+from splitlab.core.runs.loggers import Loggers
 from splitlab.core.runs.origin import Origin
 from splitlab.core.runs.plan import Plan
 from splitlab.core.runs.records import EvaluationRecord, State, StepRecord, Summary, TimeRecord
@@ -43,6 +44,7 @@ class Loop:
         reporter: is told how it goes.
         should_stop: asked before the first step and after every one.
         connect: address of the server, if it was started by somebody else.
+        loggers: are sent what is logged.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Loop:
         reporter: Reporter,
         should_stop: Callable[[], bool],
         connect: str | None,
+        loggers: Loggers,
     ) -> None:
         self.plan = plan
         self.data = data
@@ -70,6 +73,7 @@ class Loop:
         self._reporter = reporter
         self._should_stop = should_stop
         self._connect = connect
+        self._loggers = loggers
         self._begun = False
         self._evaluations = Evaluations(plan, data.test)
         self._session = ClientSession(link, self.ledger, plan.config.timeout)
@@ -95,6 +99,11 @@ class Loop:
             self._restore(from_step)
             self._begun = True
             self.folder.write_state(State("running", self.progress.step))
+            if self.plan.config.loggers:
+                self._reporter.starting("starting the loggers")
+            self._loggers.begin(
+                self.plan.config, self._origin.id, self.folder.path, self.progress.step
+            )
             self._reporter.begin(self.plan, self.folder.path, self.budget_used)
             evaluation = self._train()
             self._session.finish(self.progress.step)
@@ -114,6 +123,7 @@ class Loop:
             with suppress(DiskError):  # the disk may be full, which is what ended it
                 step, best = self.progress.step, self._evaluations.best()
                 self.folder.write_state(State.after(error, step, best[0] if best else None))
+            self._loggers.end(State.after(error, self.progress.step).state)
 
     def budget_used(self) -> float:
         """Return the share of the budget that is used; the run ends at 1, see `Budget`."""
@@ -185,8 +195,12 @@ class Loop:
         progress.client_seconds += seconds - server - link
         crossed = self.ledger.since(mark)
         up, down = crossed.total("up", "training"), crossed.total("down", "training")
-        self.folder.log(StepRecord(progress.step, trained.loss, up, down, trained.metrics))
+        self._log(StepRecord(progress.step, trained.loss, up, down, trained.metrics))
         self._reporter.step(progress, self.ledger, trained.loss)
+
+    def _log(self, record: StepRecord | EvaluationRecord) -> None:
+        self.folder.log(record)
+        self._loggers.log(record)
 
     def _nominal(self, step: int) -> tuple[float, float]:
         """Return the ratios to charge for a step that is done."""
@@ -227,7 +241,7 @@ class Loop:
         progress = self.progress
         progress.seconds += time.perf_counter() - started
         spent = progress.client_seconds + progress.server_seconds + progress.link_seconds
-        self.folder.log(record)
+        self._log(record)
         self.folder.log_time(TimeRecord(progress.step, progress.seconds, spent))
         self._reporter.evaluated(record)
         return record
@@ -366,6 +380,7 @@ class Loop:
         self.folder.write_ledger(self.ledger)
         self.folder.write_summary(summary)
         self.folder.write_state(State("finished", progress.step, best_step=summary.best_step))
+        self._loggers.end("finished", summary)
         return Result(self.folder.path, summary, self.ledger)
 
     def _way_back(self) -> str:
