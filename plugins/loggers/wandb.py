@@ -16,7 +16,7 @@ from splitlab.core import LoggedRun, Logger
 
 __all__ = ["WandB"]
 
-_SECONDS = 60  # that W&B's server may take to answer, at the beginning and at the end
+_SECONDS = 30  # that W&B's server may take to answer, at the beginning and at the end
 _EXIT = {"finished": 0, "interrupted": 255}  # W&B calls 255 killed, and any other number failed
 _TAG = 64  # characters that W&B takes
 
