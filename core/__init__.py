@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from splitlab.core.runs.plan import Plan
     from splitlab.core.runs.reporter import Result
     from splitlab.core.runs.run import run
+    from splitlab.core.studies.conduct import study
+    from splitlab.core.studies.study import Study
 
 __all__ = [
     "Attention",
@@ -68,6 +70,7 @@ __all__ = [
     "Segmented",
     "Segments",
     "SplitlabError",
+    "Study",
     "Traits",
     "WrappedLink",
     "build_model",
@@ -75,6 +78,7 @@ __all__ = [
     "load_data",
     "load_runs",
     "run",
+    "study",
 ]
 
 _HOMES = {
@@ -101,6 +105,8 @@ _HOMES = {
     "Peer": "contract.peer",
     "Result": "runs.reporter",
     "run": "runs.run",
+    "Study": "studies.study",
+    "study": "studies.conduct",
     "Runs": "runs.listing",
     "load_runs": "runs.listing",
     "Traits": "contract.traits",

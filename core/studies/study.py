@@ -23,7 +23,8 @@ from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.jsonable import json_text
 from splitlab.core.report.naming import name_all, option, plan_key
 from splitlab.core.report.results import Point, Results, Row, RunResult
-from splitlab.core.runs.config import Budget, Config
+from splitlab.core.runs.budget import Budget
+from splitlab.core.runs.config import Config
 from splitlab.core.runs.disk import hold, write_whole, writing
 from splitlab.core.runs.folder import CONFIG
 from splitlab.core.runs.listing import read_run

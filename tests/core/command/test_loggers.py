@@ -17,9 +17,7 @@ from splitlab.core.command.main import main
 def test_all_are_listed_with_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["loggers", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in rows][: len(catalogue()["loggers"])] == [
-        *catalogue()["loggers"]
-    ]
+    assert [row["name"] for row in rows][: len(catalogue()["loggers"])] == [*catalogue()["loggers"]]
     for row in rows:
         assert row["works_here"] == (row["missing"] is None)
         assert row["works_here"] or f"pip install 'splitlab[{row['name']}]'" in row["missing"]
