@@ -8,7 +8,7 @@ import socket
 import struct
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from splitlab.core import LoggedRun
 from splitlab.core.contract.errors import Notice
 
 wandb = pytest.importorskip("wandb", exc_type=ImportError)
-from splitlab.plugins.loggers.wandb import WandB
+from splitlab.plugins.loggers.wandb import WandB  # noqa: E402  it is skipped before
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +51,10 @@ def scan(content: bytes) -> Iterator[bytes]:
             whole = b""
 
 
+def values(items: Iterable[Any]) -> dict[str, Any]:
+    return {(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in items}
+
+
 def read(file: Path) -> tuple[list[dict[str, Any]], dict[str, list[Any]]]:
     """Return the rows of an offline run, and what it said of itself."""
     with warnings.catch_warnings():
@@ -62,8 +66,7 @@ def read(file: Path) -> tuple[list[dict[str, Any]], dict[str, list[Any]]]:
         record = Record.FromString(data)
         kind = record.WhichOneof("record_type")
         if kind == "history":
-            items = record.history.item
-            rows.append({(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in items})
+            rows.append(values(record.history.item))
         else:
             known.setdefault(kind, []).append(getattr(record, kind))
     return rows, known
@@ -94,13 +97,9 @@ def test_what_a_run_logged_is_in_its_offline_files_and_goes_on_under_its_id(
     [run] = known["run"]
     assert (run.run_id, run.project, run.display_name) == (id, "mine", "a run")
     assert {*run.tags} == {"a tag", "b"}
-    options = {item.key: json.loads(item.value_json) for item in run.config.update}
+    options = values(run.config.update)
     assert (options["plugins"], options["batch_size"]) == ("quantize", 8)
-    summary = {
-        item.key or "/".join(item.nested_key): json.loads(item.value_json)
-        for each in known["summary"]
-        for item in each.update
-    }
+    summary = values(item for each in known["summary"] for item in each.update)
     written = json.loads((folder / "summary.json").read_text())
     assert (summary["accuracy"], summary["bytes_up"]) == (written["accuracy"], written["bytes_up"])
     assert known["exit"][-1].exit_code == 0
