@@ -257,8 +257,8 @@ class Config:
     )
     loggers: tuple[str, ...] = _option(
         (),
-        "a logger and its settings, which is sent the run's numbers (see `splitlab loggers`); repeat "
-        "it for several",
+        "a logger and its settings, which is sent the run's numbers (see `splitlab loggers`); "
+        "repeat it for several",
         flag="--log",
         metavar="NAME[:key=value,…]",
         kinds=("loggers",),
