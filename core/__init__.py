@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from splitlab.core.contract.hooks import hookimpl
     from splitlab.core.contract.link import Link, PeerRole, WrappedLink
+    from splitlab.core.contract.logger import LoggedRun, Logger
     from splitlab.core.contract.measure import Attention, Keys, Measurement
     from splitlab.core.contract.message import Kind, Message, Role
     from splitlab.core.contract.part import Layout
@@ -33,9 +34,12 @@ if TYPE_CHECKING:
     from splitlab.core.models.build import build_model
     from splitlab.core.models.segments import Segmented, Segments
     from splitlab.core.runs.config import Config
+    from splitlab.core.runs.listing import Runs, load_runs
     from splitlab.core.runs.plan import Plan
     from splitlab.core.runs.reporter import Result
     from splitlab.core.runs.run import run
+    from splitlab.core.studies.conduct import study
+    from splitlab.core.studies.study import Study
 
 __all__ = [
     "Attention",
@@ -50,6 +54,8 @@ __all__ = [
     "Layout",
     "Link",
     "LinkError",
+    "LoggedRun",
+    "Logger",
     "Measurement",
     "Message",
     "NetworkError",
@@ -60,15 +66,19 @@ __all__ = [
     "ProtocolError",
     "Result",
     "Role",
+    "Runs",
     "Segmented",
     "Segments",
     "SplitlabError",
+    "Study",
     "Traits",
     "WrappedLink",
     "build_model",
     "hookimpl",
     "load_data",
+    "load_runs",
     "run",
+    "study",
 ]
 
 _HOMES = {
@@ -79,6 +89,8 @@ _HOMES = {
     "Keys": "contract.measure",
     "Layout": "contract.part",
     "Link": "contract.link",
+    "LoggedRun": "contract.logger",
+    "Logger": "contract.logger",
     "Measurement": "contract.measure",
     "PeerRole": "contract.link",
     "Plan": "runs.plan",
@@ -93,6 +105,10 @@ _HOMES = {
     "Peer": "contract.peer",
     "Result": "runs.reporter",
     "run": "runs.run",
+    "Study": "studies.study",
+    "study": "studies.conduct",
+    "Runs": "runs.listing",
+    "load_runs": "runs.listing",
     "Traits": "contract.traits",
     "hookimpl": "contract.hooks",
 }

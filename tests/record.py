@@ -87,6 +87,8 @@ def training(options: dict[str, Any], folder: Path) -> dict[str, Any]:
         checkpoints[str(path.relative_to(folder))] = digest.hexdigest()[:16]
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     records = [record for record in records if record["kind"] != "records"]
+    for record in records:
+        record.pop("samples", None)  # which older checkouts do not count
     summary = result.summary.as_dict()
     kept = {key: v for key, v in summary.items() if "seconds" not in key and key != "version"}
     facts = {"records": records, "ledger": result.ledger.counts, "summary": kept}

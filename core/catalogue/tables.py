@@ -3,7 +3,7 @@
 ``registry.toml`` names what ships. The user's own registry adds names: a ``registry.toml`` in the
 folder where splitlab is started, or the file that ``$SPLITLAB_REGISTRY`` names. Packages of others
 add theirs by entry points of the groups ``splitlab.plugins``, ``splitlab.transports``,
-``splitlab.links``, ``splitlab.probes`` and ``splitlab.models``.
+``splitlab.links``, ``splitlab.probes``, ``splitlab.loggers`` and ``splitlab.models``.
 
 A name that two of them take is refused when it is used; everything else works. A table of the
 user's that cannot be used spoils only its own name. A file that the user named must be a registry;
@@ -28,6 +28,7 @@ from splitlab.core.contract.errors import ConfigError, unknown_name
 
 __all__ = [
     "LOADABLE",
+    "OPTION",
     "ROOT",
     "SINGULAR",
     "Entry",
@@ -42,8 +43,8 @@ __all__ = [
 # Not importlib.resources: it does not find a package without __init__.py in an editable install.
 ROOT: Final = Path(__file__).resolve().parents[2]
 
-Loadable = Literal["plugins", "transports", "links", "probes", "models"]
-Kind = Loadable | Literal["stacks", "datasets"]
+Loadable = Literal["plugins", "transports", "links", "probes", "loggers", "models"]
+Kind = Loadable | Literal["stacks", "datasets", "studies"]
 
 LOADABLE: Final[tuple[Loadable, ...]] = get_args(Loadable)
 
@@ -53,10 +54,21 @@ SINGULAR: Final[Mapping[Kind, str]] = {
     "transports": "transport",
     "links": "link",
     "probes": "probe",
+    "loggers": "logger",
     "models": "model",
     "datasets": "data set",
+    "studies": "study",
 }
 """One of each kind, as messages call it."""
+
+OPTION: Final[Mapping[Kind, str]] = {
+    **{kind: f"--{SINGULAR[kind]}" for kind in LOADABLE},
+    "stacks": "--plugin",
+    "datasets": "--dataset",
+    "loggers": "--log",
+    "studies": "splitlab study",
+}
+"""What takes one of each kind: an option of a run, or a command."""
 
 _FILE = "registry.toml"
 _VARIABLE = "SPLITLAB_REGISTRY"
@@ -67,8 +79,10 @@ _NEEDED: Final[Mapping[Kind, tuple[str, ...]]] = {
     "transports": ("target",),
     "links": ("target",),
     "probes": ("target",),
+    "loggers": ("target",),
     "models": ("target", "preset"),
     "datasets": (),  # `splitlab.core.data.entry` checks them
+    "studies": (),  # `splitlab.core.studies.definition` does
 }
 """Exactly one of these keys is in each table of the kind."""
 
@@ -98,7 +112,8 @@ class Entry:
     Attributes:
         name: as users type it.
         target: ``module:Class`` or ``FILE.py:Class``; of a stack, its plugins joined by ``" + "``;
-            of a preset, the model with its settings; of a data set, where its images are.
+            of a preset, the model with its settings; of a data set, where its images are; of a
+            study, its stacks.
         summary: one sentence; empty for entry points, which are not imported to be listed.
         source: ``"splitlab"``, the package that brings it, or the user's registry file.
         facts: the other keys of its table.
@@ -199,6 +214,8 @@ def _entry(kind: Kind, name: str, table: Mapping[str, Any], source: str, folder:
         files = table.get("files")
         places = files.values() if isinstance(files, Mapping) else ()
         target = str(table.get("hub", ", ".join(map(str, places))))
+    elif kind == "studies":
+        target = ", ".join(map(str, table.get("stacks", ())))
     else:
         target = next(table[key] for key in _NEEDED[kind] if key in table)
         target = " + ".join(target) if kind == "stacks" else target
@@ -312,11 +329,11 @@ def _own_entry(kind: Kind, name: str, table: Any, path: Path) -> Entry:
         problem = f"the registry {path}: {wrong}"
         return Entry(name, "", "", str(path), {}, path.parent, problem)
     placed = dict(table)
-    for key in _NEEDED[kind]:
+    for key in (*_NEEDED[kind], "stacks"):
         value = placed.get(key)
         if isinstance(value, list):
-            placed[key] = [_placed(text, path.parent) for text in value]
-        elif value is not None:
+            placed[key] = [_placed(str(text), path.parent) for text in value]
+        elif isinstance(value, str):
             placed[key] = _placed(value, path.parent)
     return _entry(kind, name, placed, str(path), path.parent)
 

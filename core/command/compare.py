@@ -1,36 +1,46 @@
-"""``splitlab compare``: several stacks alike, and the table of what came of them."""
+"""``splitlab compare``: several stacks alike, a study without a definition of its own."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import time
 from os.path import expanduser
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from splitlab.core.command.imports import heavy_imports
-from splitlab.core.command.options import Parser, add_config, add_quiet, completes, declare, given
-from splitlab.core.command.stop import StopAsked
-from splitlab.core.command.streams import say
-from splitlab.core.contract.errors import ConfigError, Diverged, SplitlabError
-from splitlab.core.runs.config import Config, flag
+from splitlab.core.command.options import (
+    Parser,
+    add_config,
+    add_json,
+    add_quiet,
+    completes,
+    declare,
+    given,
+)
+from splitlab.core.command.study import NOT_OF_A_STUDY, add_executor, conducted
+from splitlab.core.contract.errors import ConfigError
+from splitlab.core.runs.config import Config
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
-    from splitlab.core.studies.comparison import Comparison
 
-__all__ = ["add", "show_comparison"]
+__all__ = ["add"]
 
 _MORE = """\
-Every run is an ordinary run folder, DIR/STACK/seed-S. Started again with the
-same options and --output DIR, a comparison skips what is finished and goes on
-with what was interrupted; with more stacks or seeds it grows. DIR/table.md,
-table.csv, results.json and accuracy.png, .pdf hold what came of it.
+A comparison is a study over stacks: every run is an ordinary run folder. Started
+again with --output DIR it skips what is finished and goes on with what was
+interrupted; with more stacks, seeds or another ratio it grows. DIR/report.html,
+table.md, table.csv and figures/ hold what came of it; `splitlab report DIR` draws
+them anew, `splitlab study` takes more axes.
 """
 
 _EXAMPLES = """\
   splitlab compare --plugin none --plugin adc --plugin topk --plugin adc+quantize:bits=8 \\
                    --ratio 0.1 --seeds 3 --output comparisons/mine
   splitlab compare --plugin adc:ratio=0.05 --plugin adc:ratio=0.2 --budget bytes=50MB --seeds 0,1,5
-  splitlab compare --output comparisons/mine --x-scale log        table and figure anew
+  splitlab compare --output comparisons/mine --ratio 0.2          another ratio of the same stacks
 """
 
 
@@ -40,12 +50,13 @@ def add(commands: Commands) -> Parser:
         commands,
         "compare",
         _compare,
-        "run several stacks alike: one table, one figure",
+        "run several stacks alike: one table, one page of figures",
         takes="--plugin STACK --plugin STACK… [options]",
         more=_MORE,
         examples=_EXAMPLES,
     )
     add_quiet(parser)
+    add_json(parser)
     group = parser.add_argument_group("the comparison")
     stacks = group.add_argument(
         "--plugin",
@@ -65,7 +76,6 @@ def add(commands: Commands) -> Parser:
     )
     group.add_argument(
         "--seeds",
-        default="3",
         metavar="N|LIST",
         help="how many runs of each, with seeds from --seed on, or which seeds, as in 0,1,5 "
         "(default: 3)",
@@ -75,85 +85,38 @@ def add(commands: Commands) -> Parser:
         type=expanduser,
         metavar="DIR",
         help="the comparison's folder; comparisons/TIME by default. One that exists goes on with "
-        "what is missing; without --plugin its table and figure are made anew",
+        "what is missing",
     )
-    group.add_argument(
-        "--x-scale",
-        default="linear",
-        choices=("linear", "log"),
-        help="of the figure's bytes (default: linear)",
-    )
-    add_config(parser, exclude=("plugins", "output"))
+    add_executor(group)
+    add_config(parser, exclude=NOT_OF_A_STUDY)
     return parser
 
 
 def _compare(arguments: argparse.Namespace) -> int:
     options = given(arguments)
-    stacks = options.pop("plugins", None)
+    stacks = options.pop("plugins", ())
     output = options.pop("output", None)
-    if stacks is None:
-        if output is None:
-            raise ConfigError(
-                "nothing to compare; name every stack with --plugin, or with --output DIR a "
-                "comparison whose table and figure to make anew"
-            )
-        unused = [flag(name) for name in options] + ["--ratio"] * (arguments.ratio is not None)
-        if unused:
-            raise ConfigError(f"{unused[0]} without --plugin: nothing is run; drop it")
+    if not stacks and output is None:
+        raise ConfigError(
+            "nothing to compare; name every stack with --plugin, or with --output DIR a "
+            "comparison that is to go on"
+        )
+    Config.from_mapping({"plugins": stacks})  # a file may hold something else than a list
     with heavy_imports():
-        from splitlab.core.command.progress import comparison_reporter
-        from splitlab.core.studies.compare import compare, redraw
+        from splitlab.core.studies.definition import RATIO, Definition, axis_of_columns
+        from splitlab.core.studies.study import Study
 
-    scale = arguments.x_scale
-    if stacks is None:
-        comparison = redraw(output, scale)
-    else:
-        Config.from_mapping({"plugins": stacks})  # a file may hold something else than a list
-        comparison = compare(
-            stacks,
-            ratio=arguments.ratio,
-            seeds=arguments.seeds,
-            output=output,
-            x_scale=scale,
-            reporter=comparison_reporter(arguments.quiet),
-            should_stop=StopAsked(),
-            **options,
-        )
-    if not arguments.quiet:
-        show_comparison(comparison)
-    failures = comparison.failures() if stacks else []
-    if failures:
-        more = f" (and {len(failures) - 1} more runs)" if len(failures) > 1 else ""
-        states = {outcome.state for outcome in comparison.outcomes.values()}
-        if "failed" in states:
-            raise SplitlabError(f"a run failed{more}: {failures[0]}")
-        raise Diverged(f"a run diverged{more}: {failures[0]}")
-    return 0
+    folder = Path(output).absolute() if output is not None else _new_folder()
+    axes = [] if arguments.ratio is None else [axis_of_columns({RATIO: [arguments.ratio]})]
+    if not stacks and Study.read(folder) is None:
+        raise ConfigError(f"--output {output} is empty; say what to compare with --plugin")
+    what = Definition("comparison", stacks=tuple(stacks)) if stacks else None
+    return conducted(
+        arguments, what, options, stacks=stacks, over=axes, seeds=arguments.seeds, output=folder
+    )
 
 
-def show_comparison(comparison: Comparison) -> None:
-    """Print the table of a comparison, and where it is written."""
-    from splitlab.core.command.show import near, print_line, print_table, width
-    from splitlab.core.report.table import Table
-
-    cells = Table.of(comparison.rows())
-    print()
-    say(comparison.description())
-    # Numbers are never folded: where they do not all fit beside each other, two tables do.
-    numbers = [i for i, name in enumerate(cells.header) if name not in ("stack", "note")]
-    wide = 24 + sum(2 + max(len(row[i]) for row in (cells.header, *cells.rows)) for i in numbers)
-    half = len(numbers) // 2
-    parts = [numbers] if wide <= width() else [numbers[:half], numbers[half:]]
-    for part in parts:
-        print()
-        print_table(
-            ("stack", *(cells.header[i] for i in part)),
-            [(texts[0], *(texts[i] for i in part)) for texts in cells.rows],
-            numbers=range(1, len(part) + 1),
-            whole=(),
-        )
-    print()
-    for row in comparison.rows():
-        if row.note:
-            print_line(f"{row.title}: {row.note}")
-    say(f"written: {', '.join(map(near, comparison.files()))}")
+def _new_folder() -> Path:
+    path = Path("comparisons").absolute() / time.strftime("%Y%m%d-%H%M%S")
+    others = (path.with_name(f"{path.name}-{i}") for i in itertools.count(2))
+    return next(free for free in itertools.chain([path], others) if not free.exists())

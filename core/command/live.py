@@ -1,4 +1,4 @@
-"""The displays of a run and of a comparison on a terminal, drawn anew a few times a second."""
+"""The displays of a run and of a study on a terminal, drawn anew a few times a second."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from splitlab.core.command.progress import ComparisonState, RunState, ending
+from splitlab.core.command.progress import RunState, StudyState, ending
 from splitlab.core.command.show import human_bytes, near
 from splitlab.core.command.streams import visible
 
@@ -20,23 +20,25 @@ if TYPE_CHECKING:
     from splitlab.core.runs.plan import Plan
     from splitlab.core.runs.records import EvaluationRecord
     from splitlab.core.runs.reporter import Progress, Result
-    from splitlab.core.studies.comparison import Contender, Outcome
+    from splitlab.core.studies.job import Job, Outcome
     from splitlab.core.wire.ledger import Ledger
 
-__all__ = ["LiveComparison", "LiveReporter"]
+__all__ = ["LiveReporter", "LiveStudy"]
 
 
 class LiveReporter(RunState):
     """A run as a display.
 
     Args:
-        comparison: in whose display this run is shown; by itself by default.
+        study: in whose display this run is shown; by itself by default.
+        job: the run, if it is a study's.
     """
 
-    def __init__(self, comparison: LiveComparison | None = None) -> None:
-        super().__init__(comparison.told if comparison else None)
-        self._comparison = comparison
-        self._live = comparison.live if comparison else _live()
+    def __init__(self, study: LiveStudy | None = None, job: Job | None = None) -> None:
+        super().__init__(study.told if study else None)
+        self._study = study
+        self._job = job
+        self._live = study.live if study else _live()
         self._title = Text()
         self._note = "starting"
         self._numbers: list[tuple[str, str]] = []
@@ -46,7 +48,7 @@ class LiveReporter(RunState):
 
     def begin(self, plan: Plan, folder: Path, used: Callable[[], float]) -> None:
         """Show what runs and where it is written, and what of the data is left out."""
-        self.total = used
+        self.total, self.test = used, plan.data.test
         for notice in self.news(plan):
             self._live.console.print(_plain(f"note: {notice}"))
         config = plan.config
@@ -110,17 +112,18 @@ class LiveReporter(RunState):
         """Keep the accuracy, and leave a line above the display."""
         self._accuracy = f"{record.accuracy:.4f}"
         self._note = ""
-        if self._comparison is None:
+        if self._study is None:
             self._live.console.print(
                 f"step {record.step:>6,}   accuracy {record.accuracy:.4f}   "
-                f"loss {record.loss:.4f}   {human_bytes(record.training_bytes)}",
+                f"loss {record.loss:.4f}   {human_bytes(record.training_bytes)}"
+                f"{self.among(record)}",
                 highlight=False,
             )
         self._draw()
 
     def end(self, result: Result | None) -> None:
         """Take the display away, if it is this run's alone."""
-        if self._comparison is None:
+        if self._study is None:
             self._live.stop()
 
     def _draw(self) -> None:
@@ -130,38 +133,47 @@ class LiveReporter(RunState):
         for name, value in self._numbers:
             table.add_row(name, value)
         done = min(1.0, self.total())
-        above = [self._comparison.bar(done)] if self._comparison else []
-        note = self._note or self.left()
-        self._live.update(Group(*above, self._title, _bar(done, note), table))
+        shown = (self._title, _bar(done, self._note or self.left()), table)
+        if self._study and self._job:
+            self._study.shares[self._job.number] = done
+            self._study.draw(*shown)
+        else:
+            self._live.update(Group(*shown))
 
 
-class LiveComparison(ComparisonState):
-    """A comparison as a display.
+class LiveStudy(StudyState):
+    """A study as a display: a bar of the whole, and what goes on below it.
 
     Attributes:
-        live: the display; its runs draw into it.
+        live: the display; a run of this process draws into it.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.live = _live()
-        self._number = 0
-        self._now = ""
+        self._elsewhere: dict[int, tuple[str, float, str]] = {}
 
-    def run(self, number: int, contender: Contender, seed: int) -> LiveReporter:
-        """Show which run begins."""
-        self._number, self._now = number, self.what(number, contender, seed)
-        return LiveReporter(self)
+    def run(self, job: Job) -> LiveReporter:
+        """Show which run begins in this process."""
+        return LiveReporter(self, job)
 
-    def bar(self, share: float) -> Table:
-        """Return the bar of the whole comparison, of whose present run this share is done."""
-        return _bar(
-            (self._number - 1 + share) / max(self.runs, 1), f"{self._now}, {near(self.folder)}"
-        )
+    def progress(self, job: Job, share: float, note: str) -> None:
+        """Show how far a run in another process is."""
+        super().progress(job, share, note)
+        self._elsewhere[job.number] = f"{job.title}, seed {job.config.seed}", share, note
+        self.live.start()
+        self.draw()
 
-    def ended(self, contender: Contender, outcome: Outcome) -> None:
+    def draw(self, *below: RenderableType) -> None:
+        """Draw the bar of the whole, and what stands below it: by default, runs elsewhere."""
+        rows = [_bar(share, f"{what}: {note}") for what, share, note in self._elsewhere.values()]
+        self.live.update(Group(_bar(self.share(), self.standing()), *(below or rows)))
+
+    def ended(self, job: Job, outcome: Outcome) -> None:
         """Leave a line above the display."""
-        self.live.console.print(_plain(f"{self._now}: {ending(outcome)}"))
+        self.over(job)
+        self._elsewhere.pop(job.number, None)
+        self.live.console.print(_plain(f"{self.what(job)}: {ending(outcome)}"))
 
     def end(self) -> None:
         """Take the display away."""

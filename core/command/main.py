@@ -23,12 +23,16 @@ from splitlab.core.command import (
     datasets,
     join,
     links,
+    loggers,
     models,
     new_plugin,
     plugins,
     probes,
     run,
+    runs,
     serve,
+    studies,
+    study,
     trace,
     transports,
 )
@@ -48,8 +52,8 @@ __all__ = ["main", "parser"]
 _TRACEBACK = "SPLITLAB_TRACEBACK"
 
 _COMMANDS = {
-    "train": (run, compare, serve, join),
-    "look": (trace, plugins, models, datasets, transports, links, probes),
+    "train": (run, study, compare, serve, join),
+    "look": (runs, trace, studies, plugins, models, datasets, transports, links, probes, loggers),
     "write a method": (new_plugin, check),
     "set up": (completion,),
 }
@@ -66,6 +70,8 @@ examples:
   splitlab run                                    the same without compression
   splitlab run --plugin adc:ratio=0.05 --transport tcp         two processes, a real socket
   splitlab compare --plugin none --plugin adc --plugin topk --ratio 0.1 --seeds 3
+  splitlab study adc/balance                      a grid of runs, from its definition to its page
+  splitlab runs --sort accuracy                   what there is, the best last
   splitlab trace --plugin adc                     what one step does, sends and takes
   splitlab plugins adc                            what a plugin does and takes
 

@@ -1,4 +1,4 @@
-"""How a run and a comparison are followed: in lines of text, or on a terminal in a `live` display.
+"""How a run and a study are followed: in lines of text, or on a terminal in a `live` display.
 
 A reporter shows how things go; what came of them is shown by the command.
 """
@@ -18,17 +18,18 @@ if TYPE_CHECKING:
     from splitlab.core.runs.plan import Plan
     from splitlab.core.runs.records import EvaluationRecord
     from splitlab.core.runs.reporter import Progress, Result
-    from splitlab.core.studies.comparison import Contender, Outcome
+    from splitlab.core.studies.job import Job, Outcome
+    from splitlab.core.studies.study import Study
     from splitlab.core.wire.ledger import Ledger
 
 __all__ = [
-    "ComparisonState",
-    "PlainComparison",
     "PlainReporter",
+    "PlainStudy",
     "RunState",
-    "comparison_reporter",
+    "StudyState",
     "ending",
     "reporter",
+    "study_reporter",
 ]
 
 # Lines of text come one an evaluation, and besides one every so many seconds.
@@ -44,17 +45,17 @@ def reporter() -> Any:
     return LiveReporter()
 
 
-def comparison_reporter(quiet: bool) -> Any:
-    """Return the reporter of a comparison that suits the output."""
-    from splitlab.core.studies.compare import ComparisonReporter
+def study_reporter(quiet: bool) -> Any:
+    """Return the reporter of a study that suits the output."""
+    from splitlab.core.studies.conduct import StudyReporter
 
     if quiet:
-        return ComparisonReporter()
+        return StudyReporter()
     if not sys.stdout.isatty():
-        return PlainComparison()
-    from splitlab.core.command.live import LiveComparison
+        return PlainStudy()
+    from splitlab.core.command.live import LiveStudy
 
-    return LiveComparison()
+    return LiveStudy()
 
 
 class RunState:
@@ -62,13 +63,15 @@ class RunState:
 
     Attributes:
         total: returns the share of the budget that is used.
+        test: how many test images there are.
 
     Args:
-        told: what was said of the data before, by other runs of a comparison.
+        told: what was said of the data before, by other runs of a study.
     """
 
     def __init__(self, told: set[str] | None = None) -> None:
         self.total: Callable[[], float] = lambda: 0.0
+        self.test = 0
         self._told = set() if told is None else told
         self._first: tuple[float, int] | None = None
         self._begun: tuple[float, float] | None = None
@@ -85,6 +88,15 @@ class RunState:
         if used <= before or used >= 1:
             return ""
         return f"{_clock((now - started) * (1 - used) / (used - before))} left"
+
+    def among(self, record: EvaluationRecord) -> str:
+        """Return on how many of the test images an evaluation was: `` on 40 of 1,000 images``.
+
+        Empty if it was on all of them.
+        """
+        if record.samples in (None, self.test):
+            return ""
+        return f" on {record.samples:,} of {self.test:,} images"
 
     def news(self, plan: Plan) -> list[str]:
         """Return what of the data is left out, unless it was told before."""
@@ -113,7 +125,7 @@ class PlainReporter(RunState):
     """Lines of text, for output that is no terminal.
 
     Args:
-        alone: False in a comparison, which says itself what runs.
+        alone: False in a study, which says itself what runs.
         told: as in `RunState`.
     """
 
@@ -124,7 +136,7 @@ class PlainReporter(RunState):
 
     def begin(self, plan: Plan, folder: Path, used: Callable[[], float]) -> None:
         """Print what runs and where it is written, and what of the data is left out."""
-        self.total = used
+        self.total, self.test = used, plan.data.test
         for notice in self.news(plan):
             say(f"note   {notice}")
         if not self._alone:
@@ -170,7 +182,8 @@ class PlainReporter(RunState):
         both = record.accuracy_uncompressed
         more = f", uncompressed {both:.4f}" if both is not None else ""
         say(
-            f"eval   step {record.step}: accuracy {record.accuracy:.4f}{more}, "
+            f"eval   step {record.step}: accuracy {record.accuracy:.4f}{more}"
+            f"{self.among(record)}, "
             f"loss {record.loss:.4f}, "
             f"{human_bytes(record.training_bytes)} of training traffic",
         )
@@ -186,54 +199,101 @@ class PlainReporter(RunState):
             say(line)
 
 
-class ComparisonState:
-    """What both reporters of a comparison keep.
+class StudyState:
+    """What both reporters of a study keep.
 
     Attributes:
-        folder: the comparison's.
-        runs: how many there are.
         told: what was said of the data.
+        runs: how many there are.
+        shares: how far every run is that goes on, 0 to 1, by its number.
     """
 
     def __init__(self) -> None:
         self.told: set[str] = set()
-        self.folder = Path()
         self.runs = 0
+        self.shares: dict[int, float] = {}
+        self._folder = Path()
+        self._finished = 0
+        self._ended = 0
+        self._left = 0
+        self._started = time.monotonic()
 
-    def begin(self, folder: Path, runs: int, finished: int) -> None:
+    def begin(self, study: Study, runs: int, finished: int) -> None:
         """Keep where it is and how many runs there are."""
-        self.folder = folder
-        self.runs = runs
+        self._folder = study.folder
+        self.runs, self._finished, self._left = runs, finished, runs - finished
+        self._started = time.monotonic()
 
-    def what(self, number: int, contender: Contender, seed: int) -> str:
+    def progress(self, job: Job, share: float, note: str) -> None:
+        """Keep how far a run is."""
+        self.shares[job.number] = share
+
+    def over(self, job: Job) -> None:
+        """Keep that a run has ended."""
+        self.shares.pop(job.number, None)
+        self._ended += 1
+
+    def share(self) -> float:
+        """Return which share of all runs is done, 0 to 1."""
+        return (self._finished + self._ended + sum(self.shares.values())) / max(self.runs, 1)
+
+    def left(self) -> str:
+        """Return how long the study will take yet, going by the runs until now; may be empty."""
+        done = self._ended + sum(self.shares.values())
+        spent = time.monotonic() - self._started
+        if done < 0.05 or spent < 1:  # too little to go by
+            return ""
+        return f"{_clock(spent * (self._left - done) / done)} left"
+
+    def standing(self) -> str:
+        """Return in words how the study stands."""
+        counted = f"{self._finished + self._ended} of {self.runs} runs"
+        return ", ".join(filter(None, (counted, self.left(), near(self._folder))))
+
+    def what(self, job: Job) -> str:
         """Return in words which run this is."""
-        return f"run {number} of {self.runs}: {contender.title}, seed {seed}"
+        return f"run {job.number} of {self.runs}: {job.title}, seed {job.config.seed}"
 
 
-class PlainComparison(ComparisonState):
-    """A comparison in lines of text, for output that is no terminal."""
+class PlainStudy(StudyState):
+    """A study in lines of text, for output that is no terminal."""
 
-    def begin(self, folder: Path, runs: int, finished: int) -> None:
+    def __init__(self) -> None:
+        super().__init__()
+        self._last = time.monotonic()
+
+    def begin(self, study: Study, runs: int, finished: int) -> None:
         """Print what there is to do."""
-        super().begin(folder, runs, finished)
+        super().begin(study, runs, finished)
         before = f", {finished} of them finished before" if finished else ""
-        say(f"compare {runs} runs in {near(folder)}{before}")
+        say(f"study  {runs} runs in {near(study.folder)}{before}")
 
-    def run(self, number: int, contender: Contender, seed: int) -> PlainReporter:
+    def run(self, job: Job) -> PlainReporter:
         """Print which run begins."""
-        say(self.what(number, contender, seed))
+        say(self.what(job))
         return PlainReporter(alone=False, told=self.told)
 
-    def ended(self, contender: Contender, outcome: Outcome) -> None:
-        """Print how a run ended."""
-        say(ending(outcome))
+    def progress(self, job: Job, share: float, note: str) -> None:
+        """Print how the study stands, now and then."""
+        if job.number not in self.shares:
+            say(self.what(job))
+        super().progress(job, share, note)
+        if time.monotonic() - self._last >= _PLAIN_SECONDS:
+            self._last = time.monotonic()
+            say(f"study  {self.standing()}")
+
+    def ended(self, job: Job, outcome: Outcome) -> None:
+        """Print how a run ended, and how long the others will take."""
+        self.over(job)
+        left = self.left()
+        say(f"{ending(outcome)} ({self.what(job)}{left and ', '}{left})")
 
     def end(self) -> None:
         """Do nothing: every line is printed."""
 
 
 def ending(outcome: Outcome) -> str:
-    """Return in words how a run of a comparison ended."""
+    """Return in words how a run of a study ended."""
     summary = outcome.summary
     if summary is None:
         return f"{outcome.state} {outcome.error}"

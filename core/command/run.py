@@ -173,6 +173,7 @@ def _followed(
 ) -> int:
     with heavy_imports():
         from splitlab.core.catalogue.links import load_transport
+        from splitlab.core.catalogue.loggers import load_loggers
         from splitlab.core.runs.run import chosen, run
 
     config, folder = chosen(None, arguments.resume, options)
@@ -180,6 +181,7 @@ def _followed(
         from splitlab.core.runs.plan import Plan
 
         load_transport(config.transport)  # one that cannot work is refused here, too
+        load_loggers(config.loggers)
         show_plan(Plan.of(config))
         return 0
     transport = load_transport(config.transport)
@@ -253,8 +255,8 @@ def show_plan(plan: Plan) -> None:
         *_listed("bytes a step", predicted),
         ("steps", "cannot be foreseen" if steps is None else f"about {steps:,}"),
         ("budget", config.budget),
-        ("evaluation", f"{_every(plan.eval_every)}, {_through(plan)}"),
-        ("checkpoint", _every(plan.checkpoint_every)),
+        *_listed("evaluation", _evaluations(plan)),
+        ("checkpoint", _checkpoints(plan)),
         ("link", config.transport),
         *_listed("link wrappers", _as_named("links", config.links, plan.links)),
         ("device", str(plan.device)),
@@ -282,6 +284,26 @@ def _every(steps: int) -> str:
     return f"every {steps:,} steps" if steps > 1 else "every step"
 
 
+def _evaluations(plan: Plan) -> list[str]:
+    """Say when an evaluation is, on what, and whether it may end the run."""
+    points, patience, all_of_them = plan.config.eval_points, plan.config.patience, plan.data.test
+    when = "" if plan.eval_every is None else _every(plan.eval_every)
+    if points is not None:
+        when = f"before the first step and at {points:,} even shares of the budget"
+    said = [f"{when}, {_through(plan)}"]
+    if plan.eval_samples < all_of_them:
+        said.append(f"on {plan.eval_samples:,} of {all_of_them:,} images, at the end on all")
+    if patience is not None:
+        said.append(f"ends the run after {patience:,} in a row without a better accuracy")
+    return said
+
+
+def _checkpoints(plan: Plan) -> str:
+    every = plan.checkpoint_every
+    when = "at every evaluation" if every is None else _every(every)
+    return f"{when}; the best is kept" if plan.config.keep == "best" else when
+
+
 def _through(plan: Plan) -> str:
     """Say what an evaluation goes through."""
     if not any(traits.evaluation for traits in plan.traits.values()):
@@ -296,7 +318,7 @@ def _through(plan: Plan) -> str:
 def _used(summary: Summary) -> str:
     """Say how much of the budget was used."""
     from splitlab.core.command.show import human_bytes
-    from splitlab.core.runs.config import Budget
+    from splitlab.core.runs.budget import Budget
 
     budget, used = Budget.parse(summary.budget), summary.budget_used
     if budget.unit == "bytes":
@@ -304,6 +326,8 @@ def _used(summary: Summary) -> str:
     else:
         unit = "nominal epochs" if budget.unit == "nominal" else budget.unit
         text = f"used {used:.4g} of {budget.amount:.4g} {unit}"
+    if summary.stopped_early:
+        return f"{text}: the accuracy no longer got better, see --patience"
     over = used > budget.amount * (1 + 1e-6)
     return f"{text}: a step is not divided" if over else text
 
@@ -320,6 +344,9 @@ def show_result(result: Result) -> None:
     if summary.accuracy_uncompressed is not None:
         without = f"{summary.accuracy_uncompressed:.4f} (evaluated without the stack)"
         facts.append(("uncompressed", without))
+    if summary.best_step is not None:
+        best = f"{summary.best_accuracy:.4f} after step {summary.best_step:,}, checkpoint kept"
+        facts.append(("best", best))
     ratio = f"measured {summary.ratio_measured:.4f}, nominal ξ {summary.ratio_nominal:.4f}"
     parts = (
         f"client {summary.client_seconds:.1f} s, server {summary.server_seconds:.1f} s, "

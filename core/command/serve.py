@@ -44,8 +44,15 @@ _CLIENT_ONLY = (
     "budget",
     "evaluate",
     "eval_every",
+    "eval_points",
+    "eval_samples",
+    "patience",
+    "keep",
     "checkpoint_every",
     "workers",
+    "name",
+    "tags",
+    "loggers",
 )
 
 _TEXTS = {

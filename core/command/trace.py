@@ -32,9 +32,16 @@ _NOT_TRACED = (
     "budget",
     "evaluate",
     "eval_every",
+    "eval_points",
+    "eval_samples",
+    "patience",
+    "keep",
     "checkpoint_every",
     "timeout",
     "output",
+    "name",
+    "tags",
+    "loggers",
 )
 
 

@@ -18,8 +18,9 @@ from splitlab.core.contract.errors import PluginError, when
 __all__ = ["WORDS", "Kind", "Message", "Role"]
 
 _ENGINE = ("loss", "loss_sum", "step")
-_SESSION = ("agreement", "did", "diverged", "do", "error", "marks", "protocol", "run", "schedule")
-WORDS = tuple(sorted((*_ENGINE, *_SESSION)))
+_HANDSHAKE = ("agreement", "marks", "protocol", "run", "schedule")
+_CONTROL = ("did", "diverged", "do", "error", "keep")
+WORDS = tuple(sorted((*_ENGINE, *_HANDSHAKE, *_CONTROL)))
 """The names under which the engine and the session say something in ``Message.meta``."""
 
 

@@ -74,8 +74,27 @@ class Split:
     def __len__(self) -> int:
         return len(self._targets)
 
+    def balanced(self, count: int) -> torch.Tensor:
+        """Return (count,) rows of this split, of every class as many as of the others, or all.
+
+        The labels alone decide them, and those of a smaller count are among them.
+        """
+        turn = torch.empty_like(self._targets)  # the first of each class, then the second of each
+        for label in range(len(self.classes)):
+            rows = (self._targets == label).nonzero().flatten()
+            draws = generator(0, "balanced", label)
+            turn[rows[torch.randperm(len(rows), generator=draws)]] = torch.arange(len(rows))
+        order = torch.argsort(turn * len(self.classes) + self._targets)
+        return order[:count].sort().values
+
     def batches(
-        self, batch_size: int, *, epoch: int = 0, skip: int = 0, shuffle: bool = False
+        self,
+        batch_size: int,
+        *,
+        epoch: int = 0,
+        skip: int = 0,
+        shuffle: bool = False,
+        rows: torch.Tensor | None = None,
     ) -> Iterator[Batch]:
         """Iterate over one epoch; the last batch may be smaller.
 
@@ -84,17 +103,19 @@ class Split:
             epoch: decides, with the seed, the order and the augmentation; nothing else does.
             skip: how many batches of this epoch are done; their images are not decoded.
             shuffle: mix the samples, instead of taking them as they lie.
+            rows: the samples to take, (N,), in this order; the others are not decoded. All by
+                default.
 
         Raises ConfigError for an impossible size at once, and, naming file or row, when it comes to
         an image that cannot be read.
         """
         if batch_size < 1 or skip < 0:
             raise ConfigError(f"batch size {batch_size} with skip {skip}: at least 1 and 0 are due")
-        order = torch.arange(len(self))
+        order = torch.arange(len(self)) if rows is None else rows
         if shuffle:
             draws = generator(self._seed, "order", self._name, epoch)
-            order = torch.randperm(len(self), generator=draws)
-        starts = range(skip * batch_size, len(self), batch_size)
+            order = order[torch.randperm(len(order), generator=draws)]
+        starts = range(skip * batch_size, len(order), batch_size)
         return self._iterate([order[at : at + batch_size] for at in starts], epoch)
 
     def _iterate(self, parts: Sequence[torch.Tensor], epoch: int) -> Iterator[Batch]:

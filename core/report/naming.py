@@ -12,7 +12,6 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from splitlab.core.catalogue.binding import bind_stack, split_stack
@@ -21,11 +20,11 @@ from splitlab.core.catalogue.tables import entries
 from splitlab.core.contract.errors import SplitlabError
 from splitlab.core.contract.settings import shown
 from splitlab.core.report.results import Axis, Row, RunResult
-from splitlab.core.runs.config import Config, flag
+from splitlab.core.runs.config import LABELS, Config, flag
 
 __all__ = ["Named", "name_all", "option", "plan_key", "rows_of"]
 
-_APART = ("plugins", "seed", "output")
+_APART = ("plugins", "seed", "output", "loggers", *LABELS)
 """Fields that are no settings of a row: the stack is looked at more closely."""
 _OF_THE_PLACE = ("device", "threads", "workers", "timeout", "checkpoint_every")
 """Fields that are not meant to decide a number."""
@@ -58,7 +57,7 @@ def plan_key(config: Config, besides: Iterable[str] = ()) -> str:
         config: decided, so that the same run has the same key however it was asked for.
         besides: fields that count, although they are not meant to decide a number.
     """
-    ignored = {*_APART, *_OF_THE_PLACE, *_labels()} - {*besides}
+    ignored = {*_APART, *_OF_THE_PLACE} - {*besides}
     settings: dict[str, Any] = {"stack": [member.identity for member in _members(config.plugins)]}
     settings |= {
         spec.name: getattr(config, spec.name)
@@ -105,7 +104,7 @@ def name_all(configs: Sequence[Config]) -> tuple[tuple[Axis, ...], tuple[Named, 
     options = [
         spec.name
         for spec in dataclasses.fields(Config)
-        if spec.name not in (*_APART, *_labels())
+        if spec.name not in _APART
         and len({str(getattr(config, spec.name)) for config in configs}) > 1
     ]
     whole = _ambiguous(differing.values(), ["stack", *map(option, options)])
@@ -156,13 +155,6 @@ def _ambiguous(kinds: Iterable[Sequence[Sequence[str]]], options: Collection[str
     return found
 
 
-def _labels() -> tuple[str, ...]:
-    """Return the fields that only say what a run is called, or who is told how it goes."""
-    return tuple(
-        spec.name for spec in dataclasses.fields(Config) if spec.metadata.get("decides") is False
-    )
-
-
 def _plain(value: Any) -> Any:
     """Return a value of an option as a cell holds it."""
     return " ".join(value) or "none" if isinstance(value, tuple) else value
@@ -195,7 +187,6 @@ def _members(texts: tuple[str, ...]) -> tuple[_Member, ...]:
     return tuple(_member(member) for text in texts for member in split_stack(text))
 
 
-@lru_cache(maxsize=4096)
 def _member(text: str) -> _Member:
     head, given = split("plugins", text)
     try:

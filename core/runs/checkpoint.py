@@ -2,7 +2,9 @@
 
 ``RUN/checkpoints/step-00000120/client.safetensors`` and ``server.safetensors`` (on two machines
 each has its own). The server writes first, so a step with a client's file is complete. The two
-newest steps are kept: whenever a peer is killed, both still have one in common.
+newest steps are kept: whenever a peer is killed, both still have one in common. With
+``--keep best`` that of the best accuracy is kept besides, ``best_step`` of ``summary.json`` and
+``state.json``. A best one that was surpassed goes a checkpoint later: the run may have to go back.
 
 Besides its state a file holds marks, which say what it belongs to (run, seed, plan, role and step),
 and a checksum of all that it holds. What does not belong to what is asked for, or is not whole, is
@@ -77,9 +79,19 @@ class Checkpoints:
         return sorted(int(match[1]) for match in found if match)
 
     def save(
-        self, step: int, tensors: Mapping[str, torch.Tensor], values: Mapping[str, Any]
+        self,
+        step: int,
+        tensors: Mapping[str, torch.Tensor],
+        values: Mapping[str, Any],
+        keep: Collection[int] = (),
     ) -> None:
         """Write the state after ``step`` training steps, then forget all but the newest two.
+
+        Args:
+            step: see above.
+            tensors: of the state.
+            values: of the state, as JSON has them.
+            keep: older steps that are not forgotten, if they are there.
 
         Raises:
             DiskError: it cannot be written; those that are there are as they were.
@@ -103,7 +115,8 @@ class Checkpoints:
                 path.parent.rmdir()  # if it is empty
             raise DiskError(f"cannot write the checkpoint {path}: {error}") from error
         for old in self.steps()[:-_KEPT]:
-            self._delete(old)
+            if old not in keep:
+                self._delete(old)
 
     def forget_after(self, step: int) -> None:
         """Delete what is newer: the run goes on from ``step``, so it will never be used.

@@ -23,32 +23,41 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.jsonable import json_text
 from splitlab.core.runs.config import Config
-from splitlab.core.runs.disk import LOCKS, DiskError, append_whole, write_whole, writing
+from splitlab.core.runs.disk import (
+    LOCKS,
+    DiskError,
+    append_whole,
+    hold,
+    write_whole,
+    writing,
+)
 from splitlab.core.runs.records import (
     LEDGER,
     METRICS,
     STATE,
     SUMMARY,
+    TIMES,
     EvaluationRecord,
     State,
     StepRecord,
     Summary,
+    TimeRecord,
     check_steps,
     ledger_text,
     read_evaluations,
     text_until,
     version_line,
 )
-from splitlab.core.wire.ledger import Ledger
 
-__all__ = ["RunFolder", "append", "cut_after", "run_name"]
+if TYPE_CHECKING:
+    from splitlab.core.wire.ledger import Ledger
+
+__all__ = ["RunFolder", "append", "cut_after", "failure_note", "relabel", "remove_run", "run_name"]
 
 CONFIG = "config.toml"
 _PROPOSAL = "config.next.toml"
@@ -81,14 +90,17 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self._metrics = self.path / METRICS
+        self._times = self.path / TIMES
 
     @classmethod
-    def create(cls, output: str | None, plugins: Sequence[str]) -> RunFolder:
-        """Make a new folder; one that exists already is refused.
+    def create(
+        cls, output: str | None, plugins: Sequence[str], name: str | None = None
+    ) -> RunFolder:
+        """Make a new folder: this one, or below ``runs`` a free one of this name or the stack's.
 
         What is left of a run that was killed before it had written what it is, is no run.
         """
-        path = Path(output) if output else _free(Path("runs") / run_name(plugins))
+        path = Path(output) if output else _free(Path("runs") / (name or run_name(plugins)))
         try:
             path.mkdir(parents=True)
         except FileExistsError:
@@ -133,6 +145,8 @@ class RunFolder:
 
     def write_environment(self, **facts: Any) -> None:
         """Write versions and hardware, and the facts given."""
+        import torch
+
         versions = {}
         for name in _PACKAGES:
             try:
@@ -153,6 +167,10 @@ class RunFolder:
         """Append one record to ``metrics.jsonl``."""
         append(self._metrics, record)
 
+    def log_time(self, record: TimeRecord) -> None:
+        """Append one record to ``times.jsonl``."""
+        append(self._times, record)
+
     def has_records(self) -> bool:
         """Return whether anything was logged."""
         return self._metrics.is_dir() or self.metrics_size() > 0
@@ -162,6 +180,10 @@ class RunFolder:
         if self._metrics.is_dir():
             raise DiskError(f"{self._metrics} is no file; move it away")
         return self._metrics.stat().st_size if self._metrics.exists() else 0
+
+    def times_size(self) -> int:
+        """Return how long ``times.jsonl`` is, in bytes."""
+        return self._times.stat().st_size if self._times.is_file() else 0
 
     def check_metrics(self, size: int, step: int) -> None:
         """Check that the log holds what was logged until a checkpoint.
@@ -178,11 +200,19 @@ class RunFolder:
         if size:
             check_steps(self._metrics, size, step)
 
-    def cut_metrics(self, size: int) -> None:
-        """Forget what was logged after the first bytes, which `check_metrics` has checked."""
+    def cut_metrics(self, size: int, times: int) -> None:
+        """Forget what was logged after the first bytes, which `check_metrics` has checked.
+
+        Args:
+            size: bytes of ``metrics.jsonl`` to leave.
+            times: bytes of ``times.jsonl`` to leave.
+        """
         if self._metrics.exists():
             with writing(self._metrics):
                 os.truncate(self._metrics, size)
+        if self.times_size() > times:
+            with writing(self._times):
+                os.truncate(self._times, times)
 
     def write_ledger(self, ledger: Ledger) -> None:
         """Write the bytes counted so far."""
@@ -209,17 +239,16 @@ class RunFolder:
         """Return where probes write; the folder of each is made when it does."""
         return self.path / "probes"
 
-    def last_evaluation(self) -> EvaluationRecord | None:
-        """Return the newest evaluation that was logged."""
-        found = read_evaluations(self.path) if self.has_records() else []
-        return found[-1] if found else None
+    def evaluations(self) -> list[EvaluationRecord]:
+        """Return the evaluations that were logged, in their order."""
+        return read_evaluations(self.path) if self.has_records() else []
 
     def remove(self) -> None:
         """Delete the folder of a run that never made a step."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def append(path: Path, record: StepRecord | EvaluationRecord) -> None:
+def append(path: Path, record: StepRecord | EvaluationRecord | TimeRecord) -> None:
     """Append a record to a log; a new log begins with the version of its records."""
     append_whole(path, record.line(), first=version_line())
 
@@ -232,6 +261,46 @@ def cut_after(path: Path, step: int) -> None:
     """
     if path.exists():
         write_whole(path, text_until(path, step))
+
+
+def relabel(
+    path: Path, name: str | None = None, add: Sequence[str] = (), drop: Sequence[str] = ()
+) -> Config:
+    """Change what a run that nobody works on is called; returns its new configuration.
+
+    Args:
+        path: of its folder, which keeps its name.
+        name: None leaves it as it is.
+        add: tags that it is to have.
+        drop: tags that it is not to have.
+
+    Raises:
+        ConfigError: a name or tag that is not allowed, or a process works on the run.
+    """
+    with hold(path, "client"):
+        folder = RunFolder.open(path)
+        config = folder.read_config()
+        tags = tuple(tag for tag in dict.fromkeys((*config.tags, *add)) if tag not in drop)
+        config = replace(config, name=config.name if name is None else name, tags=tags)
+        folder.write_config(config)
+    return config
+
+
+def remove_run(path: Path) -> None:
+    """Delete the folder of a run that nobody works on, and what its study noted beside it.
+
+    Raises:
+        HeldError: a process does.
+        DiskError: something of it cannot be deleted.
+    """
+    with hold(path.parent, path.name), hold(path, "client"), hold(path, "server"), writing(path):
+        shutil.rmtree(path)
+        failure_note(path).unlink(missing_ok=True)
+
+
+def failure_note(path: Path) -> Path:
+    """Return where a study keeps why a run failed: beside its folder, which may not be there."""
+    return path.with_name(f"{path.name}.failed.json")
 
 
 def _is_unbegun(path: Path) -> bool:

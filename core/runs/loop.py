@@ -15,14 +15,15 @@ from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted, LinkError
 from splitlab.core.contract.link import Link
 from splitlab.core.data.load import Data
-from splitlab.core.data.split import Split
 from splitlab.core.engine.client import Client
 from splitlab.core.runs.checkpoint import Checkpoints
 from splitlab.core.runs.disk import DiskError, writing
+from splitlab.core.runs.evaluation import Evaluations, Standing
 from splitlab.core.runs.folder import RunFolder
+from splitlab.core.runs.loggers import Loggers
 from splitlab.core.runs.origin import Origin
 from splitlab.core.runs.plan import Plan
-from splitlab.core.runs.records import EvaluationRecord, State, StepRecord, Summary
+from splitlab.core.runs.records import EvaluationRecord, State, StepRecord, Summary, TimeRecord
 from splitlab.core.runs.reporter import Progress, Reporter, Result
 from splitlab.core.session.client import ClientSession
 from splitlab.core.wire.ledger import Ledger
@@ -43,6 +44,7 @@ class Loop:
         reporter: is told how it goes.
         should_stop: asked before the first step and after every one.
         connect: address of the server, if it was started by somebody else.
+        loggers: are sent what is logged.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Loop:
         reporter: Reporter,
         should_stop: Callable[[], bool],
         connect: str | None,
+        loggers: Loggers,
     ) -> None:
         self.plan = plan
         self.data = data
@@ -70,7 +73,9 @@ class Loop:
         self._reporter = reporter
         self._should_stop = should_stop
         self._connect = connect
+        self._loggers = loggers
         self._begun = False
+        self._evaluations = Evaluations(plan, data.test)
         self._session = ClientSession(link, self.ledger, plan.config.timeout)
 
     def go(self, last_words: Callable[[], str], from_step: int | None = None) -> Result:
@@ -94,6 +99,11 @@ class Loop:
             self._restore(from_step)
             self._begun = True
             self.folder.write_state(State("running", self.progress.step))
+            if self.plan.config.loggers:
+                self._reporter.starting("starting the loggers")
+            self._loggers.begin(
+                self.plan.config, self._origin.id, self.folder.path, self.progress.step
+            )
             self._reporter.begin(self.plan, self.folder.path, self.budget_used)
             evaluation = self._train()
             self._session.finish(self.progress.step)
@@ -111,7 +121,9 @@ class Loop:
         """Say in the folder why the run ended; one that never began leaves it as it is."""
         if self._begun:
             with suppress(DiskError):  # the disk may be full, which is what ended it
-                self.folder.write_state(State.after(error, self.progress.step))
+                step, best = self.progress.step, self._evaluations.best()
+                self.folder.write_state(State.after(error, step, best[0] if best else None))
+            self._loggers.end(State.after(error, self.progress.step).state)
 
     def budget_used(self) -> float:
         """Return the share of the budget that is used; the run ends at 1, see `Budget`."""
@@ -132,21 +144,25 @@ class Loop:
 
     def _train(self) -> EvaluationRecord:
         """Train until the budget is used up; returns the last evaluation."""
-        plan, progress = self.plan, self.progress
-        evaluation = self.folder.last_evaluation()
+        progress, watch, done = self.progress, self._evaluations, self.folder.evaluations()
+        watch.standing = Standing(done)
+        evaluation = done[-1] if done else None
         batches = self._batches()
         if self._should_stop():
             raise Interrupted(f"interrupted before step {progress.step + 1}{self._way_back()}")
-        while self.budget_used() < 1:
+        if self.plan.config.eval_points is not None and not progress.step:
+            self._evaluate()
+        while not watch.over(before := self.budget_used()):
             self._step(batches)
-            if progress.step % plan.eval_every == 0:
+            due = watch.due(before, self.budget_used(), progress.step)
+            if due:
                 evaluation = self._evaluate()
             stop = self._should_stop()
-            if stop or progress.step % plan.checkpoint_every == 0:
+            if stop or watch.checkpoint_due(progress.step, evaluated=due):
                 self._save()
             if stop:
                 raise Interrupted(f"interrupted after step {progress.step}{self._way_back()}")
-        if evaluation is None or evaluation.step != progress.step:
+        if evaluation is None or not watch.ends(evaluation, progress.step):
             evaluation = self._evaluate()
         if progress.step not in self._checkpoints.steps():
             self._save()
@@ -179,8 +195,12 @@ class Loop:
         progress.client_seconds += seconds - server - link
         crossed = self.ledger.since(mark)
         up, down = crossed.total("up", "training"), crossed.total("down", "training")
-        self.folder.log(StepRecord(progress.step, trained.loss, up, down, trained.metrics))
+        self._log(StepRecord(progress.step, trained.loss, up, down, trained.metrics))
         self._reporter.step(progress, self.ledger, trained.loss)
+
+    def _log(self, record: StepRecord | EvaluationRecord) -> None:
+        self.folder.log(record)
+        self._loggers.log(record)
 
     def _nominal(self, step: int) -> tuple[float, float]:
         """Return the ratios to charge for a step that is done."""
@@ -194,10 +214,15 @@ class Loop:
         mark = self.ledger.mark()
         wanted = self.plan.config.evaluate
         acts = self.client.stack.acts_in_evaluation() and wanted != "uncompressed"
-        accuracy, loss = self._score(self.data.test, stacked=acts)
+        rows, among = self._evaluations.rows, None
+        accuracy, loss = self._score(rows, stacked=acts)
+        self._evaluations.standing.add(self.progress.step, accuracy)
+        if rows is not None and self._evaluations.over(self.budget_used()):
+            rows, among = None, accuracy
+            accuracy, loss = self._score(rows, stacked=acts)
         plain: tuple[float, float] | tuple[None, None] = (None, None)
         if acts and wanted == "both":
-            plain = self._score(self.data.test, stacked=False)
+            plain = self._score(rows, stacked=False)
         crossed = self.ledger.since(mark)
         record = EvaluationRecord(
             step=self.progress.step,
@@ -210,17 +235,22 @@ class Loop:
             + self.ledger.total("down", "training"),
             accuracy_uncompressed=plain[0],
             loss_uncompressed=plain[1],
+            samples=len(self.data.test) if rows is None else len(rows),
+            accuracy_subset=among,
         )
-        self.progress.seconds += time.perf_counter() - started
-        self.folder.log(record)
+        progress = self.progress
+        progress.seconds += time.perf_counter() - started
+        spent = progress.client_seconds + progress.server_seconds + progress.link_seconds
+        self._log(record)
+        self.folder.log_time(TimeRecord(progress.step, progress.seconds, spent))
         self._reporter.evaluated(record)
         return record
 
-    def _score(self, split: Split, *, stacked: bool) -> tuple[float, float]:
-        """Return accuracy and mean loss over the split, every sample weighing the same."""
-        right = seen = 0
-        loss = 0.0
-        for number, batch in enumerate(split.batches(self.plan.config.batch_size)):
+    def _score(self, rows: torch.Tensor | None, *, stacked: bool) -> tuple[float, float]:
+        """Return accuracy and mean loss over rows of the test part, or all; each weighs alike."""
+        test, right, seen, loss = self.data.test, 0, 0, 0.0
+        total = len(test) if rows is None else len(rows)
+        for number, batch in enumerate(test.batches(self.plan.config.batch_size, rows=rows)):
             try:
                 answer = self._session.hold(self.client.query(batch, number, stacked=stacked))
             except Diverged as error:
@@ -228,7 +258,7 @@ class Loop:
             right += int((answer.ids == batch.targets).sum())
             loss += answer.loss_sum
             seen += len(batch.targets)
-            self._reporter.evaluating(seen, len(split))
+            self._reporter.evaluating(seen, total)
         return right / seen, loss / seen
 
     # Checkpoints, resume, summary.
@@ -237,25 +267,27 @@ class Loop:
         step, logged = self.progress.step, self.folder.metrics_size()
         if step and not logged:
             raise DiskError(f"{self.folder.path} has lost its log")
-        self._session.save(step)
+        keep = self._evaluations.to_keep(max(self._checkpoints.steps(), default=0))
+        self._session.save(step, keep)
         tensors, values = self.client.state()
         values["run"] = {
             "progress": dataclasses.asdict(self.progress),
             "ledger": self.ledger.counts,
             "metrics_bytes": logged,
+            "times_bytes": self.folder.times_size(),
         }
-        self._checkpoints.save(step, tensors, values)
+        self._checkpoints.save(step, tensors, values, keep)
         self.folder.write_ledger(self.ledger)
 
     def _restore(self, from_step: int | None) -> None:
         """Load a checkpoint, if there is any, and shake hands."""
         kept = self._checkpoints
         step = max(kept.steps(), default=0) if from_step is None else from_step
-        marks, logged = self._marks, 0
+        marks, logged, times = self._marks, 0, 0
         state = None
         try:
             if step:
-                logged, state = self._load(step)
+                (logged, times), state = self._load(step)
                 others = {"steps": " ".join(map(str, kept.steps())), "again": self._again()}
                 marks = kept.marks(step) | others
             self.folder.check_metrics(logged, step)
@@ -282,20 +314,22 @@ class Loop:
         self._origin.write(self.folder.path)
         self.folder.write_config(self.plan.config)
         kept.forget_after(step)
-        self.folder.cut_metrics(logged)
+        self.folder.cut_metrics(logged, times)
         self.folder.remove_summary()
 
-    def _load(self, step: int) -> tuple[int, tuple[dict[str, torch.Tensor], dict[str, Any]]]:
-        """Take back what the loop keeps; returns how long the log was, and the client's state."""
+    def _load(
+        self, step: int
+    ) -> tuple[tuple[int, int], tuple[dict[str, torch.Tensor], dict[str, Any]]]:
+        """Take back what the loop keeps; returns how long the logs were, and the client's state."""
         tensors, values = self._checkpoints.load(step, self._origin.plans)
         with self._checkpoints.taking(step):
             own = values.pop("run")
             self.progress = Progress.read(own["progress"], step)
             self.ledger.counts = Ledger(own["ledger"]).counts
-            logged = own["metrics_bytes"]
-            if not all(type(n) is int and n >= 0 for n in (logged, *self.ledger.numbers())):
-                raise ValueError(f"its ledger is {own['ledger']}, its log {logged!r} bytes long")
-        return int(logged), (tensors, values)
+            logged = own["metrics_bytes"], own.get("times_bytes", 0)  # which older ones lack
+            if not all(type(n) is int and n >= 0 for n in (*logged, *self.ledger.numbers())):
+                raise ValueError(f"its ledger is {own['ledger']}, its logs {logged!r} bytes long")
+        return logged, (tensors, values)
 
     def _can_go_on(self, step: int) -> bool:
         """Return whether the rest of what a checkpoint needs is whole, as far as it is here."""
@@ -309,7 +343,7 @@ class Loop:
         return self._connect is not None or servers.whole(step, self._origin.plans)
 
     def _finish(self, evaluation: EvaluationRecord) -> Result:
-        progress, plan = self.progress, self.plan
+        progress, plan, best = self.progress, self.plan, self._evaluations.best()
         up, down = self.ledger.total("up", "training"), self.ledger.total("down", "training")
         summary = Summary(
             accuracy=evaluation.accuracy,
@@ -339,10 +373,14 @@ class Loop:
             seed=plan.config.seed,
             budget=plan.config.budget,
             budget_used=self._used(),
+            stopped_early=self.budget_used() < 1,
+            best_step=best[0] if best else None,
+            best_accuracy=best[1] if best else None,
         )
         self.folder.write_ledger(self.ledger)
         self.folder.write_summary(summary)
-        self.folder.write_state(State("finished", progress.step))
+        self.folder.write_state(State("finished", progress.step, best_step=summary.best_step))
+        self._loggers.end("finished", summary)
         return Result(self.folder.path, summary, self.ledger)
 
     def _way_back(self) -> str:

@@ -25,7 +25,7 @@ from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.settings import Bound
 from splitlab.core.models.build import bind_model
 from splitlab.core.runs.checkpoint import plan_mark
-from splitlab.core.runs.config import Config, differences
+from splitlab.core.runs.config import LABELS, Config, differences
 from splitlab.core.runs.disk import write_whole
 from splitlab.core.runs.plan import Plan
 
@@ -98,7 +98,8 @@ class Origin:
             written: what ``config.toml`` holds now.
         """
         now = Origin.of(plan, self.id)
-        changed = [f"config.toml was edited: {one}" for one in differences(written, self.config)]
+        edits = differences(written, self.config, LABELS)
+        changed = [f"config.toml was edited: {one}" for one in edits]
         for name in {**self.found, **now.found}:
             old, new = self.found.get(name, "nothing"), now.found.get(name, "nothing")
             if old != new:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -25,7 +25,8 @@ from splitlab.core.engine.stack import Stack
 from splitlab.core.models.build import ModelFacts, build_model, describe, fingerprint
 from splitlab.core.models.segments import Segmented
 from splitlab.core.models.weights import weights_file
-from splitlab.core.runs.config import DEFAULT_DATASET, MOST_THREADS, Budget, Config
+from splitlab.core.runs.budget import Budget
+from splitlab.core.runs.config import DEFAULT_DATASET, MOST_THREADS, Config
 
 __all__ = [
     "DataFacts",
@@ -62,8 +63,12 @@ class Decided:
     tried: Stack
 
     @classmethod
-    def of(cls, config: Config) -> Decided:
+    def of(cls, config: Config, describe: Callable[..., ModelFacts] = describe) -> Decided:
         """Decide, and check everything that has a name.
+
+        Args:
+            config: as it was asked for.
+            describe: says what a model looks like; one that remembers, where many runs are decided.
 
         Raises:
             ConfigError: an unknown name, a wrong setting, a stack that cannot work on this model.
@@ -167,14 +172,16 @@ class Plan(PeerPlan):
     Attributes:
         data: what the data look like.
         budget: when the run ends.
-        eval_every: steps between evaluations.
-        checkpoint_every: steps between checkpoints.
+        eval_every: steps between evaluations; None if they are at shares of the budget.
+        eval_samples: how many test images an evaluation before the last one is on.
+        checkpoint_every: steps between checkpoints; None for one at every evaluation.
     """
 
     data: DataFacts
     budget: Budget
-    eval_every: int
-    checkpoint_every: int
+    eval_every: int | None
+    eval_samples: int
+    checkpoint_every: int | None
 
     @classmethod
     def of(cls, config: Config, *, loading: Loading | None = None) -> Plan:
@@ -232,7 +239,9 @@ def make(
     config = decided.config
     schedule = _schedule(decided, len(data.train))
     shared, model = _plan(decided, len(data.train.classes), device, "client", schedule)
-    every = config.eval_every or -(-len(data.train) // config.batch_size)
+    every = config.eval_every
+    if config.eval_points is None:
+        every = every or -(-len(data.train) // config.batch_size)
     checkpoints = config.checkpoint_every or every
     mine = {"config": replace(config, eval_every=every, checkpoint_every=checkpoints)}
     plan = Plan(
@@ -248,6 +257,7 @@ def make(
         ),
         budget=Budget.parse(config.budget),
         eval_every=every,
+        eval_samples=_eval_samples(config, data),
         checkpoint_every=checkpoints,
     )
     return plan, model, data
@@ -290,6 +300,16 @@ def load_configured_data(decided: Decided, loading: Loading | None = None) -> Da
         test_share=config.test_share,
         normalisation=decided.model.normalisation if trained else None,
     )
+
+
+def _eval_samples(config: Config, data: Data) -> int:
+    wanted, there, classes = config.eval_samples, len(data.test), len(data.test.classes)
+    if wanted is not None and wanted < min(classes, there):
+        raise ConfigError(
+            f"--eval-samples {wanted} are not of every class alike; take at least {classes}, one a "
+            "class"
+        )
+    return there if wanted is None else min(wanted, there)
 
 
 def _schedule(decided: Decided, samples: int | None) -> Schedule | None:

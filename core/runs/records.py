@@ -2,6 +2,8 @@
 
 metrics.jsonl         a line that says which version of these records it holds, then one object a
                       training step and one an evaluation, in their order
+times.jsonl           an object an evaluation, with the seconds until then; apart, so that the log
+                      of a run that was resumed equals that of one that was not
 server-metrics.jsonl  the same of the server, if its plugins or probes have numbers to log
 ledger.json           bytes by phase, direction and kind
 summary.json          what the run ended with; only a run that reached its budget has one
@@ -11,7 +13,8 @@ state.json            how the run stands, for who lists runs; a run that was kil
 A number that is not finite is written as null, since JSON has no other word for it, and read back
 as NaN; a bare NaN, as it was once written, is read as well.
 
-Version 1 had no such line, and no numbers of plugins and probes; it is read as well.
+Version 1 had no such line, and no numbers of plugins and probes; version 2 did not count the
+samples of an evaluation. Both are read as well.
 """
 
 from __future__ import annotations
@@ -19,18 +22,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import types
-import typing
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted
+from splitlab.core.contract.errors import Diverged, Interrupted
 from splitlab.core.contract.jsonable import json_text
-from splitlab.core.wire.ledger import Ledger
+from splitlab.core.runs.reading import DAMAGE, VERSION, check_version, naming, typed, words
+
+if TYPE_CHECKING:  # it imports torch, and a list of runs does not wait for that
+    from splitlab.core.wire.ledger import Counts, Ledger
 
 __all__ = [
     "LEDGER",
@@ -38,27 +40,30 @@ __all__ = [
     "SERVER_METRICS",
     "STATE",
     "SUMMARY",
+    "TIMES",
     "VERSION",
     "EvaluationRecord",
     "Numbers",
     "State",
     "StepRecord",
     "Summary",
+    "TimeRecord",
     "check_steps",
     "ledger_text",
     "parse_record",
+    "read_counts",
     "read_evaluations",
     "read_ledger",
     "read_records",
     "read_state",
     "read_summary",
+    "read_times",
     "text_until",
-    "typed",
     "version_line",
 ]
 
-VERSION = 2
 METRICS = "metrics.jsonl"
+TIMES = "times.jsonl"
 SERVER_METRICS = "server-metrics.jsonl"
 LEDGER = "ledger.json"
 SUMMARY = "summary.json"
@@ -105,6 +110,9 @@ class EvaluationRecord:
         training_bytes: training bytes until then, both directions.
         accuracy_uncompressed: the same without the stack, if both were asked for.
         loss_uncompressed: the same without the stack, if both were asked for.
+        samples: how many test images it was on; None in older records, where it is all.
+        accuracy_subset: accuracy on the samples of ``--eval-samples``, if all others were asked,
+            too: that of the last evaluation, to compare with those before.
     """
 
     step: int
@@ -116,10 +124,36 @@ class EvaluationRecord:
     training_bytes: int
     accuracy_uncompressed: float | None = None
     loss_uncompressed: float | None = None
+    samples: int | None = None
+    accuracy_subset: float | None = None
+
+    @property
+    def compared(self) -> float:
+        """The accuracy on the same samples at all evaluations of a run: what is best goes by it."""
+        return self.accuracy if self.accuracy_subset is None else self.accuracy_subset
 
     def line(self) -> str:
         """Return the line of ``metrics.jsonl``."""
         return _line("eval", self)
+
+
+@dataclass(frozen=True)
+class TimeRecord:
+    """When an evaluation was done.
+
+    Attributes:
+        step: training steps done before it.
+        seconds: wall time until then, this and all earlier evaluations included.
+        training_seconds: of that, what client, server and link took for the training steps.
+    """
+
+    step: int
+    seconds: float
+    training_seconds: float
+
+    def line(self) -> str:
+        """Return the line of ``times.jsonl``."""
+        return _line("time", self)
 
 
 @dataclass(frozen=True)
@@ -151,6 +185,11 @@ class Summary:
         budget: when the run was to end, as the configuration says it; empty in older records.
         budget_used: of that, in its unit: more than asked for by less than the last step, since a
             step is not divided.
+        stopped_early: whether the accuracy no longer got better, as ``--patience`` says, so that
+            the run ended before its budget.
+        best_step: after which the accuracy was best, of a run with ``--keep best``: its checkpoint
+            is there. The untrained model of step 0 does not count; of equal ones it is the first.
+        best_accuracy: of that evaluation: on the samples of ``--eval-samples``, if that was given.
         version: of this record.
     """
 
@@ -177,6 +216,9 @@ class Summary:
     links: tuple[str, ...] = ()
     budget: str = ""
     budget_used: float = 0.0
+    stopped_early: bool = False
+    best_step: int | None = None
+    best_accuracy: float | None = None
     version: int = VERSION
 
     def __getitem__(self, name: str) -> Any:
@@ -210,27 +252,29 @@ class State:
         state: ``running``, ``finished``, ``interrupted``, ``failed`` or ``diverged``.
         step: training steps done.
         error: why it failed or diverged, or what interrupted it.
+        best_step: as in `Summary`, until then.
         version: of this record.
     """
 
     state: str
     step: int
     error: str = ""
+    best_step: int | None = None
     version: int = VERSION
 
     @classmethod
-    def after(cls, error: BaseException, step: int) -> State:
+    def after(cls, error: BaseException, step: int, best_step: int | None = None) -> State:
         """Return that of a run which this error ended."""
         if isinstance(error, Diverged):
             state = "diverged"
         else:
             stops = (Interrupted, KeyboardInterrupt)
             state = "interrupted" if isinstance(error, stops) else "failed"
-        return cls(state, step, " ".join(str(error).split()) or type(error).__name__)
+        return cls(state, step, " ".join(str(error).split()) or type(error).__name__, best_step)
 
     def text(self) -> str:
         """Return the text of ``state.json``."""
-        return json_text(dataclasses.asdict(self), indent=2) + "\n"
+        return json_text(_object(self), indent=2) + "\n"
 
 
 def _object(record: Any) -> dict[str, Any]:
@@ -239,12 +283,12 @@ def _object(record: Any) -> dict[str, Any]:
     for spec in dataclasses.fields(record):
         value = getattr(record, spec.name)
         optional = (spec.default, spec.default_factory) != (dataclasses.MISSING,) * 2
-        if not optional or value not in (None, {}, ()):
+        if not optional or not (value in (None, {}, ()) or value is False):
             found[spec.name] = value
     return found
 
 
-def _line(kind: str, record: StepRecord | EvaluationRecord) -> str:
+def _line(kind: str, record: StepRecord | EvaluationRecord | TimeRecord) -> str:
     return json_text({"kind": kind, **_object(record)}) + "\n"
 
 
@@ -271,13 +315,6 @@ def ledger_text(ledger: Ledger) -> str:
 
 T = TypeVar("T")
 
-_DAMAGE = (ValueError, KeyError, TypeError, AttributeError)
-"""What reading raises where a file does not hold what was written."""
-
-
-class _LaterVersionError(Exception):
-    """The records are of a later version."""
-
 
 def read_summary(folder: Path) -> Summary:
     """Return the summary of a run.
@@ -286,11 +323,11 @@ def read_summary(folder: Path) -> Summary:
         ConfigError: as every reader here: the file is damaged, of a later version, or not there.
     """
     path = folder / SUMMARY
-    with _naming(path):
+    with naming(path):
         values = _numbers(path.read_text(encoding="utf-8"))
-        _check_version(values.setdefault("version", 1))
+        check_version(values.setdefault("version", 1))
         lists = {"stack": values["stack"], "links": values.get("links", ())}
-        return typed(Summary, values | {name: _words(items) for name, items in lists.items()})
+        return typed(Summary, values | {name: words(items) for name, items in lists.items()})
 
 
 def read_state(folder: Path) -> State | None:
@@ -298,25 +335,33 @@ def read_state(folder: Path) -> State | None:
     path = folder / STATE
     if not path.exists():
         return None
-    with _naming(path):
+    with naming(path):
         values = json.loads(path.read_text(encoding="utf-8"))
-        _check_version(values["version"])
+        check_version(values["version"])
         return typed(State, values)
 
 
 def read_ledger(folder: Path) -> Ledger:
     """Return the ledger of a run."""
+    from splitlab.core.wire.ledger import Ledger
+
+    with naming(folder / LEDGER):
+        return Ledger(read_counts(folder))
+
+
+def read_counts(folder: Path) -> Counts:
+    """Return the bytes of a run's ledger, by phase, direction and kind."""
     path = folder / LEDGER
-    with _naming(path):
-        values = json.loads(path.read_text(encoding="utf-8"))
-        _check_version(values.pop("version", 1))
-        return Ledger(values)
+    with naming(path):
+        counts: Counts = json.loads(path.read_text(encoding="utf-8"))
+        check_version(counts.pop("version", 1))
+        return counts
 
 
 def read_records(folder: Path, name: str = METRICS) -> list[StepRecord | EvaluationRecord]:
     """Return all records of a run, in their order."""
     path = folder / name
-    with _naming(path):
+    with naming(path):
         found = [parse_record(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [record for record in found if record is not None]
 
@@ -324,10 +369,24 @@ def read_records(folder: Path, name: str = METRICS) -> list[StepRecord | Evaluat
 def read_evaluations(folder: Path) -> list[EvaluationRecord]:
     """Return the evaluations of a run, in their order; skips steps without parsing them."""
     path = folder / METRICS
-    with _naming(path):
-        lines = path.read_text(encoding="utf-8").splitlines()
+    with naming(path):
+        *lines, _ = path.read_text(encoding="utf-8").split("\n")  # the last may be half written
         found = [parse_record(line) for line in lines if '"train"' not in line[:20]]
         return [record for record in found if isinstance(record, EvaluationRecord)]
+
+
+def read_times(folder: Path) -> list[TimeRecord]:
+    """Return when the evaluations of a run were done, in their order.
+
+    Those of a run that an earlier version of splitlab made, or began, are not known.
+    """
+    path = folder / TIMES
+    if not path.exists():
+        return []
+    with naming(path):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        found = [_parsed(line, {"time": TimeRecord}) for line in lines]
+        return [record for record in found if record is not None]
 
 
 def check_steps(path: Path, size: int, step: int) -> None:
@@ -336,7 +395,7 @@ def check_steps(path: Path, size: int, step: int) -> None:
     Raises:
         ConfigError: they do not, for whatever reason.
     """
-    with _naming(path):
+    with naming(path):
         text = path.read_bytes()[:size].decode()
         if not text.endswith("\n"):
             raise ValueError("a line begins before its checkpoint and ends behind it")
@@ -352,7 +411,7 @@ def text_until(path: Path, step: int) -> str:
     A last line that is unfinished or cannot be read is left out: who wrote it was killed.
     """
     kept = []
-    with _naming(path):
+    with naming(path):
         lines = path.read_bytes().splitlines(keepends=True)
         for number, line in enumerate(lines, start=1):
             last = number == len(lines)
@@ -361,7 +420,7 @@ def text_until(path: Path, step: int) -> str:
             try:
                 text = line.decode()
                 record = parse_record(text)
-            except _DAMAGE:
+            except DAMAGE:
                 if last:
                     break
                 raise
@@ -372,69 +431,17 @@ def text_until(path: Path, step: int) -> str:
 
 def parse_record(line: str) -> StepRecord | EvaluationRecord | None:
     """Return the record of a line; None for the line that tells the version."""
-    values = _numbers(line)
-    kind = values.pop("kind")
-    if kind == "records":
-        _check_version(values["version"])
-        return None
     kinds: dict[str, type[StepRecord | EvaluationRecord]] = {
         "train": StepRecord,
         "eval": EvaluationRecord,
     }
+    return _parsed(line, kinds)
+
+
+def _parsed(line: str, kinds: Mapping[str, type[T]]) -> T | None:
+    values = _numbers(line)
+    kind = values.pop("kind")
+    if kind == "records":
+        check_version(values["version"])
+        return None
     return typed(kinds[kind], values)
-
-
-def typed(kind: type[T], values: dict[str, Any]) -> T:
-    """Return the record of these values, each of which must be of its field's type."""
-    for name, allowed in _types(typing.cast(Any, kind)).items():
-        value = values.get(name)
-        if name in values and (
-            not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)
-        ):
-            raise TypeError(f"{name} is {value!r}")
-    return kind(**values)
-
-
-@cache
-def _types(kind: type) -> dict[str, tuple[type, ...]]:
-    """Return what a value read from JSON may be, by field."""
-    found = {}
-    for name, hint in typing.get_type_hints(kind).items():
-        options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        plain = {typing.get_origin(option) or option for option in options}
-        found[name] = tuple(plain | ({int} if float in plain else set()))
-    return found
-
-
-def _words(items: Any) -> tuple[str, ...]:
-    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
-        raise TypeError(f"{items!r} is no list of words")
-    return tuple(items)
-
-
-def _check_version(version: object) -> None:
-    if type(version) is not int or version < 1:
-        raise ValueError(f"its version is {version!r}")
-    if version > VERSION:
-        raise _LaterVersionError(version)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Whatever is wrong with a file names the file, and the way out."""
-    try:
-        yield
-    except _LaterVersionError as error:
-        raise ConfigError(
-            f"{path} is of version {error}; this splitlab reads 1 to {VERSION}: use a newer one"
-        ) from None
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path} does not exist; name the folder of a run, or if the run is not finished go on "
-            f"with it: splitlab run --resume {path.parent}"
-        ) from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    except _DAMAGE as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{path} is damaged ({reason}); delete the run to run it again") from None

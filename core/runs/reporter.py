@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from splitlab.core.runs.plan import Plan
-from splitlab.core.runs.records import EvaluationRecord, Summary, typed
+from splitlab.core.runs.reading import typed
+from splitlab.core.runs.records import EvaluationRecord, Summary
 from splitlab.core.wire.ledger import Ledger
 
 __all__ = ["Progress", "Reporter", "Result"]

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from splitlab.core.catalogue.links import load_transport
+from splitlab.core.catalogue.loggers import load_loggers
 from splitlab.core.contract.errors import ConfigError, Diverged
-from splitlab.core.runs.config import Config, flag
+from splitlab.core.runs.config import LABELS, Config, flag
 from splitlab.core.runs.disk import hold
 from splitlab.core.runs.folder import RunFolder
 from splitlab.core.runs.launch import Launch, link_inside
+from splitlab.core.runs.loggers import Loggers
 from splitlab.core.runs.loop import Loop
 from splitlab.core.runs.origin import Origin
 from splitlab.core.runs.plan import Decided, Plan, make
@@ -27,7 +29,7 @@ from splitlab.core.runs.workers import build_client, build_server, limited_threa
 
 __all__ = ["chosen", "run"]
 
-_FREE = {"budget", "timeout"}
+_FREE = ("budget", "timeout", "patience", *LABELS)
 """What may change when a run goes on."""
 _MOVABLE = {"data_dir", "weights", "model", "plugins", "probes", "links", "transport"}
 """What may name the same in another place; `Origin` tells whether it is the same."""
@@ -51,8 +53,9 @@ def run(
     Args:
         config: the run; ``run(plugins=["adc"], seed=1)`` is short for
             ``run(Config(plugins=("adc",), seed=1))``.
-        resume: go on with the run in this folder; of the options only ``budget`` and ``timeout``
-            may be given then, and anew what names files, if their content is the same.
+        resume: go on with the run in this folder; of the options only ``budget``, ``timeout``,
+            ``patience``, ``name``, ``tags`` and ``loggers`` may be given then, and anew what names
+            files, if their content is the same.
         from_step: go on from this checkpoint, or from 0, the beginning; newer ones are forgotten.
             From the newest by default.
         accept_changes: go on although data, files, versions or configuration have changed.
@@ -108,12 +111,12 @@ def chosen(
     Config.from_mapping(options)  # a key that does not exist is the first thing to say
     folder = RunFolder.open(resume) if resume is not None else None
     if folder is not None:
-        fixed = sorted(options.keys() - _FREE - _MOVABLE)
+        fixed = sorted(options.keys() - {*_FREE} - _MOVABLE)
         if config is not None or fixed:
             what = ", ".join(map(flag, fixed)) or "a configuration"
             raise ConfigError(
                 f"{what} cannot be given with --resume: the run goes on as it began; "
-                "only --budget and --timeout may change, and where files and data lie"
+                f"only {', '.join(map(flag, _FREE))} may change, and where files and data lie"
             )
         config = folder.read_config()
     known = dataclasses.asdict(config) if config else {}
@@ -139,6 +142,7 @@ def _run(
     process: ServerProcess | None,
 ) -> Result:
     transport = load_transport(config.transport)
+    loggers = Loggers(load_loggers(config.loggers))
     if transport.place == "inside" and connect:
         raise ConfigError(
             f"transport {config.transport!r} has both peers in one process and cannot join a "
@@ -165,7 +169,7 @@ def _run(
         client = build_client(plan, model, observers)
         cleanup.callback(client.stack.run_end)
         if folder is None:
-            folder = RunFolder.create(config.output, plan.titles)
+            folder = RunFolder.create(config.output, plan.titles, config.name)
             cleanup.enter_context(hold(folder.path, "client"))
             cleanup.push(_remove_if_unused(folder))  # not before: it may be another's by now
             origin = Origin.of(plan)
@@ -192,7 +196,9 @@ def _run(
             reporter.starting(whom)
             last_words = launch.last_words
             link = cleanup.enter_context(launch.link(transport, address))
-        loop = Loop(plan, data, client, link, folder, origin, reporter, should_stop, connect)
+        loop = Loop(
+            plan, data, client, link, folder, origin, reporter, should_stop, connect, loggers
+        )
         return loop.go(last_words, going_on.from_step)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -228,8 +228,8 @@ def open_session(
         mine = {"run": marks["run"], "seed": marks["seed"], "plan": plan_mark(plan.agreement)}
         checkpoints.append(Checkpoints(folder, "server", mine))
 
-    def save(step: int) -> None:
-        checkpoints[0].save(step, *server.state())
+    def save(step: int, keep: Collection[int]) -> None:
+        checkpoints[0].save(step, *server.state(), keep)
 
     def measured(step: int) -> None:
         append(folder / SERVER_METRICS, StepRecord(step, metrics=server.metrics))

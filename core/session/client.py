@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from splitlab.core.contract.errors import NetworkError, ProtocolError
@@ -113,9 +113,10 @@ class ClientSession:
         """Hold a conversation with the server, and return what came of it."""
         return hold(conversation, self.exchange)
 
-    def save(self, step: int) -> None:
-        """Make the server write its checkpoint of this step."""
-        self._control("save", "saved", step)
+    def save(self, step: int, keep: Sequence[int] = ()) -> None:
+        """Make the server write its checkpoint of this step, and keep these older ones."""
+        more = {"keep": " ".join(map(str, keep))} if keep else {}
+        self._control("save", "saved", step, **more)
 
     def finish(self, step: int) -> None:
         """Say goodbye; the server ends in good order."""
@@ -125,7 +126,7 @@ class ClientSession:
         """Tell the server, if it still listens, why this client ends."""
         tell(self._link, error, min(self._timeout, 5.0))
 
-    def _control(self, request: str, expected: str, step: int) -> None:
-        answer = self.exchange(Message(Kind.CONTROL, step, meta={"do": request}))
+    def _control(self, request: str, expected: str, step: int, **more: str) -> None:
+        answer = self.exchange(Message(Kind.CONTROL, step, meta={"do": request, **more}))
         if answer.kind is not Kind.CONTROL or answer.meta.get("did") != expected:
             raise ProtocolError(f"the server answered {request!r} with {answer!r}")

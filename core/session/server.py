@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 
@@ -26,6 +27,9 @@ from splitlab.core.session.protocol import (
 __all__ = ["ServerSession"]
 
 
+_STEPS = re.compile("([0-9]{1,19}( [0-9]{1,19})*)?")
+
+
 class ServerSession:
     """The server's side of one link.
 
@@ -35,7 +39,7 @@ class ServerSession:
         batch_bytes: size of one uncompressed batch, from which the frame limit follows.
         timeout: seconds of silence after which the client counts as gone.
         resume: called with run name, step and marks after the handshake; loads the server's state.
-        save: called with the step; writes the server's checkpoint.
+        save: called with the step and the older ones to keep; writes the server's checkpoint.
         measured: called after every training step that has metrics, with its number from 1.
     """
 
@@ -48,7 +52,7 @@ class ServerSession:
         batch_bytes: int,
         timeout: float,
         resume: Callable[[str, int, Mapping[str, str]], None],
-        save: Callable[[int], None],
+        save: Callable[[int, list[int]], None],
         measured: Callable[[int], None] = lambda step: None,
     ) -> None:
         self._link = link
@@ -119,7 +123,10 @@ class ServerSession:
                 f"and {self._trained} are trained"
             )
         if request == "save":
-            self._save(message.step)
+            keep = message.meta.get("keep", "")
+            if not isinstance(keep, str) or not _STEPS.fullmatch(keep):
+                raise ProtocolError(f"{self._link.remote} asks to keep {keep!r:.200}")
+            self._save(message.step, [int(step) for step in keep.split()])
             return Message(Kind.CONTROL, message.step, meta={"did": "saved"})
         self._over = True
         return Message(Kind.CONTROL, message.step, meta={"did": "finished"})

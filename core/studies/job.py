@@ -12,13 +12,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from splitlab.core.contract.errors import Diverged, Interrupted, SplitlabError
 from splitlab.core.contract.jsonable import json_text
 from splitlab.core.runs.config import Config
 from splitlab.core.runs.disk import HeldError, hold, write_whole, writing
-from splitlab.core.runs.folder import CONFIG
+from splitlab.core.runs.folder import CONFIG, failure_note
 from splitlab.core.runs.records import SUMMARY, Summary, read_summary
 from splitlab.core.runs.reporter import Reporter
 from splitlab.core.runs.run import run
@@ -124,12 +124,15 @@ def perform(
 def _performed(job: Job, reporter: Reporter, should_stop: Callable[[], bool]) -> Outcome:
     folder = job.folder
     try:
-        if (folder / SUMMARY).is_file():  # another process was faster
-            return Outcome("finished", summary=read_summary(folder))
-        if (folder / CONFIG).is_file():
-            result = run(resume=folder, reporter=reporter, should_stop=should_stop)
-        else:
+        if not (folder / CONFIG).is_file():
             result = run(job.config, reporter=reporter, should_stop=should_stop)
+            return Outcome("finished", summary=result.summary)
+        more: dict[str, Any] = {}
+        if Config.from_toml(folder / CONFIG).budget != job.config.budget:
+            more = {"budget": job.config.budget}
+        elif (folder / SUMMARY).is_file():  # another process was faster
+            return Outcome("finished", summary=read_summary(folder))
+        result = run(resume=folder, reporter=reporter, should_stop=should_stop, **more)
         return Outcome("finished", summary=result.summary)
     except Interrupted:
         raise
@@ -148,7 +151,7 @@ def told(error: SplitlabError) -> str:
 
 def note_failure(job: Job, outcome: Outcome | None) -> None:
     """Keep why a job failed beside its folder, which may not be there; None forgets it."""
-    path = _failure_file(job.folder)
+    path = failure_note(job.folder)
     if outcome is not None and outcome.state in ("failed", "diverged"):
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,13 +164,9 @@ def note_failure(job: Job, outcome: Outcome | None) -> None:
 def failure(folder: Path) -> tuple[str, str] | None:
     """Return state and reason of a job that failed or diverged, by the folder of its run."""
     try:
-        values = json.loads(_failure_file(folder).read_text(encoding="utf-8"))
+        values = json.loads(failure_note(folder).read_text(encoding="utf-8"))
         return str(values["state"]), str(values["error"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:
-        return "failed", f"{_failure_file(folder)} cannot be read ({error})"
-
-
-def _failure_file(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.failed.json")
+        return "failed", f"{failure_note(folder)} cannot be read ({error})"

@@ -34,12 +34,15 @@ class Runs:
         folder = RunFolder.open(resume) if resume else None
         if folder is not None:
             config = folder.read_config()
+            if "budget" in arguments:
+                config = replace(config, budget=arguments["budget"])
+                folder.write_config(config)
         assert config is not None
         kind = "resume" if folder else "run"
         self.log.append(f"{kind} {'+'.join(config.plugins)} {config.seed}")
         if folder is None:
             folder = RunFolder.create(config.output, config.plugins)
-            folder.write_config(replace(config, eval_every=1, checkpoint_every=1))
+            folder.write_config(replace(config, checkpoint_every=1))
         reporter = arguments.get("reporter") or Reporter()
         data = SimpleNamespace(notices=())
         plan: Any = SimpleNamespace(config=config, titles=("the stack",), data=data)
@@ -57,7 +60,7 @@ class Runs:
         summary = Summary(
             **(scored | traffic | seconds | what),
             **{"steps": 1, "epochs": 1.0, "ratio_nominal": 1.0, "ratio_measured": 1.0},
-            **{"dataset": "data", "cut": 3, "seed": config.seed},
+            **{"dataset": "data", "cut": 3, "seed": config.seed, "budget": config.budget},
         )
         folder.write_summary(summary)
         return Result(folder.path, summary, Ledger())
@@ -67,11 +70,9 @@ class Runs:
 def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
     fake = Runs()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("splitlab.core.studies.compare.run", fake)
-    monkeypatch.setattr("splitlab.core.studies.compare._check_what_all_share", lambda config: None)
-    slow = SimpleNamespace(collect=lambda: 0)
-    monkeypatch.setattr("splitlab.core.studies.compare.gc", slow)
-    monkeypatch.setattr("splitlab.core.studies.comparison.draw_curves", lambda *args, **options: None)
+    monkeypatch.setattr("splitlab.core.studies.job.run", fake)
+    monkeypatch.setattr("splitlab.core.studies.conduct._check_what_all_share", lambda job: None)
+    monkeypatch.setattr("splitlab.core.studies.inside.gc", SimpleNamespace(collect=lambda: 0))
     return fake
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from splitlab.core.runs.reading import VERSION
+
 SMALL = {
     "weights": "none",
     "batch_size": 32,
@@ -58,7 +60,7 @@ def two_classes(tmp_path_factory: pytest.TempPathFactory) -> str:
 def losses(folder: Path) -> list[str]:
     """Return every record of metrics.jsonl: losses in full precision, bytes, accuracies."""
     version, *lines = (folder / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(version) == {"kind": "records", "version": 2}
+    assert json.loads(version) == {"kind": "records", "version": VERSION}
     return lines
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.runs.config import Budget, Config, differences, flag, read_toml
+from splitlab.core.runs.config import Config, differences, flag, read_toml
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 FLOATS = st.floats(0, 1e6)
@@ -38,6 +38,9 @@ CONFIGS = st.builds(
     budget=st.sampled_from(["steps=1", "epochs=0.5", "bytes=3MiB", "nominal=1e2"]),
     evaluate=st.sampled_from(["both", "compressed", "uncompressed"]),
     eval_every=st.none() | COUNTS,
+    eval_samples=st.none() | COUNTS,
+    patience=st.none() | COUNTS,
+    keep=st.sampled_from(["newest", "best"]),
     checkpoint_every=st.none() | COUNTS,
     threads=st.none() | st.integers(1, 4096),
     workers=st.integers(0, 256),
@@ -136,6 +139,9 @@ BOUNDS = {
     "weight_decay": (0.0, 1e6),
     "seed": (0, 2**63 - 1),
     "eval_every": (1, 2**63 - 1),
+    "eval_points": (1, 1_000_000),
+    "eval_samples": (1, 2**63 - 1),
+    "patience": (1, 2**63 - 1),
     "checkpoint_every": (1, 2**63 - 1),
     "threads": (1, 4096),
     "workers": (0, 256),
@@ -179,80 +185,6 @@ def test_pretrained_and_a_file_of_weights_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match="--pretrained and --weights x exclude each other"):
         Config(pretrained=True, weights="x")
     assert Config(pretrained=True, weights="none").pretrained
-
-
-# Budgets.
-
-
-@pytest.mark.parametrize(
-    ("text", "unit", "amount"),
-    [
-        ("steps=500", "steps", 500),
-        ("steps=1e3", "steps", 1000),
-        ("epochs=10", "epochs", 10),
-        ("epochs=.5", "epochs", 0.5),
-        ("nominal=1.0", "nominal", 1),
-        ("nominal= 2.5", "nominal", 2.5),
-        ("bytes=12", "bytes", 12),
-        ("bytes=50MB", "bytes", 50_000_000),
-        ("bytes=50 MB", "bytes", 50_000_000),
-        ("bytes=1.5KiB", "bytes", 1536),
-        ("bytes=2GiB", "bytes", 2 << 30),
-        ("bytes=1TB", "bytes", 10**12),
-        ("bytes=7B", "bytes", 7),
-    ],
-)
-def test_budgets_are_read(text: str, unit: str, amount: float) -> None:
-    assert Budget.parse(text) == Budget(unit, amount)
-    assert Config(budget=text).budget == text
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "steps=0",
-        "steps=-5",
-        "steps=1.5",
-        "steps=",
-        "steps",
-        "steps=ten",
-        "steps=5MB",
-        "steps=nan",
-        "steps=inf",
-        "steps=1e999",
-        "epochs=1e999",
-        "bytes=1e999TB",
-        "epochs=0",
-        "epochs=1e-999",
-        "nominal=0.0",
-        "bytes=50mb",
-        "bytes=0.5",
-        "bytes=1,000",
-        "bytes=5 5",
-        "steps=٣",
-    ],
-)
-def test_amounts_that_mean_nothing_are_refused_with_examples(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"is not an amount of .*; write steps=500, epochs=10"):
-        Budget.parse(text)
-    with pytest.raises(ConfigError):
-        Config(budget=text)
-
-
-@pytest.mark.parametrize(
-    ("text", "near"), [("step=5", "'steps'"), ("500", ""), ("", ""), ("=5", "")]
-)
-def test_unknown_units_name_the_known(text: str, near: str) -> None:
-    with pytest.raises(
-        ConfigError, match=rf"unknown budget .*{near}.*known: bytes, epochs, nominal"
-    ):
-        Budget.parse(text)
-
-
-@given(st.text())
-def test_any_text_is_a_budget_or_an_error_of_the_user(text: str) -> None:
-    with contextlib.suppress(ConfigError):
-        assert Budget.parse(text).amount > 0
 
 
 # Files.
@@ -323,3 +255,17 @@ def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
     file = tmp_path / "c.toml"
     file.write_bytes(b"\xef\xbb\xbfbatch_size = 4\n")
     assert Config.from_toml(file).batch_size == 4
+
+
+@pytest.mark.parametrize("label", ["a", "My run 2", "ab_x-1.5+y=2@z", "größe", "x" * 80])
+def test_names_and_tags_can_be_those_of_a_folder(label: str) -> None:
+    assert Config(name=label, tags=(label, "b")).name == label
+
+
+@pytest.mark.parametrize("label", ["", ".", "..", "a/b", "-x", " x", "x\n", "a,b", "a:b", "x" * 81])
+def test_others_are_refused(label: str) -> None:
+    allowed = "is not allowed; up to 80 letters, digits, spaces and . _"
+    with pytest.raises(ConfigError, match="--name .*" + re.escape(allowed)):
+        Config(name=label)
+    with pytest.raises(ConfigError, match="--tag .*" + re.escape(allowed)):
+        Config(tags=("a", label))

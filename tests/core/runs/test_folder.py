@@ -18,6 +18,7 @@ from splitlab.core.runs.records import (
     Summary,
     read_ledger,
     read_summary,
+    version_line,
 )
 from splitlab.core.wire.ledger import Ledger
 
@@ -68,6 +69,9 @@ def test_a_folder_without_a_name_is_made_under_runs(
     paths = [RunFolder.create(None, ["adc"]).path for _ in range(3)]
     names = ["runs/same", "runs/same-2", "runs/same-3"]
     assert paths == [tmp_path / name for name in names]  # wherever the process goes
+    paths = [RunFolder.create(None, ["adc"], "mine").path.name for _ in range(2)]
+    assert paths == ["mine", "mine-2"]
+    assert RunFolder.create("there", ["adc"], "mine").path == tmp_path / "there"
 
 
 def test_a_folder_that_exists_is_refused_with_the_way_to_go_on(tmp_path: Path) -> None:
@@ -93,19 +97,19 @@ def test_a_folder_is_found_again_by_its_configuration(tmp_path: Path) -> None:
 def test_metrics_are_appended_and_cut_back(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.metrics_size() == 0
-    assert folder.last_evaluation() is None
-    folder.cut_metrics(0)
+    assert folder.evaluations() == []
+    folder.cut_metrics(0, 0)
     folder.log(StepRecord(1, 2.0, 3, 4))
-    assert folder.last_evaluation() is None
+    assert folder.evaluations() == []
     folder.log(evaluation(1, 0.5))
     folder.log(StepRecord(2, 1.0, 3, 4))
     size = folder.metrics_size()
     folder.log(evaluation(2, 0.6))
-    assert folder.last_evaluation() == evaluation(2, 0.6)
+    assert folder.evaluations()[-1] == evaluation(2, 0.6)
     folder.check_metrics(size, 2)
-    folder.cut_metrics(size)
+    folder.cut_metrics(size, 0)
     assert folder.metrics_size() == size
-    assert folder.last_evaluation() == evaluation(1, 0.5)
+    assert folder.evaluations() == [evaluation(1, 0.5)]
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[0]) == {"kind": "records", "version": VERSION}
     assert [json.loads(line)["step"] for line in lines[1:]] == [1, 1, 2]
@@ -121,8 +125,8 @@ def test_a_line_that_a_killed_run_left_half_is_cut_off(tmp_path: Path) -> None:
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "ev')
     folder.check_metrics(size, 1)
-    folder.cut_metrics(size)
-    assert folder.last_evaluation() == evaluation(1, 0.5)
+    folder.cut_metrics(size, 0)
+    assert folder.evaluations() == [evaluation(1, 0.5)]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +136,7 @@ def test_a_line_that_a_killed_run_left_half_is_cut_off(tmp_path: Path) -> None:
         ('"kind": "train", "step": 1', '"kind": "train", "step": 9'),
         ('"kind": "train", "step": 1', '"kind": "wrong", "step": 1'),
         ('"loss": 2.5', '"loss": "x"'),
-        ('{"kind": "records", "version": 2}\n', ""),
+        (version_line(), ""),
     ],
 )
 def test_a_log_that_was_edited_is_not_gone_on_with(tmp_path: Path, old: str, new: str) -> None:

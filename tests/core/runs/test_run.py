@@ -32,6 +32,7 @@ def test_run_folder_holds_what_the_documentation_says(
         "run.json",
         "environment.json",
         "metrics.jsonl",
+        "times.jsonl",
         "ledger.json",
         "summary.json",
         "state.json",
@@ -90,6 +91,22 @@ def test_other_options_are_refused(real: Any, easy_data: str, tmp_path: Path) ->
         run(resume=tmp_path / "a", lr=0.1)
     with pytest.raises(ConfigError, match=r"no run folder"):
         run(resume=tmp_path)
+
+
+def test_what_a_run_is_called_may_change(
+    real: Any, easy_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options: dict[str, Any] = {"data_dir": easy_data, "budget": "steps=1", **real.SMALL}
+    folder = run(name="mine", tags=("a",), **options).folder
+    assert folder == tmp_path / "runs" / "mine"
+    assert run(resume=folder, name="yours", tags=("b", "c"), budget="steps=2").folder == folder
+    config = folder / "config.toml"
+    assert 'name = "yours"\ntags = ["b", "c"]\n' in config.read_text()
+    config.write_text(config.read_text().replace('"c"', '"d"'))  # nobody's consent is needed
+    steps = [json.loads(line)["step"] for line in real.losses(folder) if '"train"' in line]
+    assert run(resume=folder, budget="steps=3").summary.steps == len(steps) + 1 == 3
+    assert 'tags = ["b", "d"]' in config.read_text()
 
 
 def test_existing_output_is_refused_and_untouched(

@@ -68,7 +68,7 @@ class Table:
     ) -> None:
         self.echo = server or Echo()
         self.resumed: list[tuple[str, int, Any]] = []
-        self.saved: list[int] = []
+        self.saved: list[tuple[int, list[int]]] = []
         self.measured: list[int] = []
         self.resume_error: Exception | None = None
         self.told: list[BaseException] = []
@@ -81,7 +81,7 @@ class Table:
             batch_bytes=BATCH_BYTES,
             timeout=1.0,
             resume=self._resume,
-            save=self.saved.append,
+            save=lambda step, keep: self.saved.append((step, keep)),
             measured=self.measured.append,
         )
         self.client = ClientSession(self.client_end, self.ledger, 1.0)

@@ -43,8 +43,9 @@ def test_the_client_asks_for_both(talk: Any) -> None:
     table = talk.Table().open(step=8)
     table.client.save(8)
     table.client.exchange(talk.activation(8))
+    table.client.save(9, keep=[3, 8])
     table.client.finish(9)
-    assert table.saved == [8]
+    assert table.saved == [(8, []), (9, [3, 8])]
 
 
 @pytest.mark.parametrize("request_", ["save", "finish"])

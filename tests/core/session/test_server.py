@@ -148,7 +148,16 @@ def test_save_and_finish(talk: Any) -> None:
         (Kind.GRADIENT, 8, {"loss": 1.0}),
         (Kind.CONTROL, 9, {"did": "finished"}),
     ]
-    assert table.saved == [8]
+    assert table.saved == [(8, [])]
+
+
+@pytest.mark.parametrize("keep", [3, None, True, {"steps": 3}, "3,8", "-3", "3" * 20, "3\n", "³"])
+def test_steps_to_keep_are_numbers(talk: Any, keep: object) -> None:
+    table = talk.Table().open(step=8)
+    message = Message(Kind.CONTROL, 8, meta={"do": "save", "keep": keep})
+    with pytest.raises(ProtocolError, match="asks to keep"):
+        table.client.exchange(message)
+    assert table.saved == []
 
 
 def control(do: str, step: int) -> Message:

@@ -1,0 +1,70 @@
+"""Which row another one is measured against: the reference of all, or its namesake at its settings.
+
+A reference is the title of a row, or the method of several: of ``none`` at every cut, a row is
+measured against the one at its own cut.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from splitlab.core.contract.errors import ConfigError
+from splitlab.core.report.results import Results, Row
+
+__all__ = ["context_of", "reference_of", "references"]
+
+_UNCOMPRESSED = "none"
+_OF_THE_METHOD = "stack"
+"""The axis that tells methods apart."""
+
+
+def references(results: Results) -> tuple[Row, ...]:
+    """Return the rows that others are tested against; none if no reference is named.
+
+    Raises:
+        ConfigError: there is no row of that title or method.
+    """
+    if results.reference is None:
+        return ()
+    found = _called(results, results.reference)
+    if not found:
+        known = list(dict.fromkeys(n for row in results.rows for n in (row.title, row.method)))
+        near = difflib.get_close_matches(results.reference, known, n=3, cutoff=0.0)
+        raise ConfigError(
+            f"no row is called {results.reference!r}, so it cannot be the reference; name a row or "
+            f"a method, such as {' or '.join(map(repr, near))}"
+        )
+    return found
+
+
+def reference_of(results: Results, row: Row) -> Row | None:
+    """Return the row that this one is tested against; None of a reference itself, and of no one."""
+    found = references(results)
+    return None if row in found else _at_its_settings(found, row)
+
+
+def context_of(results: Results, row: Row) -> Row | None:
+    """Return the row that figures show behind this one: its reference, or the uncompressed."""
+    found = references(results) or _called(results, _UNCOMPRESSED)
+    return None if row in found else _at_its_settings(found, row)
+
+
+def _called(results: Results, name: str) -> tuple[Row, ...]:
+    titled = tuple(row for row in results.rows if row.title == name)
+    return titled or tuple(row for row in results.rows if row.method == name)
+
+
+def _at_its_settings(candidates: tuple[Row, ...], row: Row) -> Row | None:
+    """Return the one of them that has the row's settings, but for those that it has not itself."""
+    if len(candidates) == 1:
+        return candidates[0]
+    found = [
+        each
+        for each in candidates
+        if all(
+            value is None or value == row.settings.get(axis)
+            for axis, value in each.settings.items()
+            if axis != _OF_THE_METHOD
+        )
+    ]
+    return found[0] if len(found) == 1 else None

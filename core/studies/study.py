@@ -1,0 +1,254 @@
+"""A study on disk: what it is to run, how every run stands, and what came of them.
+
+STUDY/study.json          what was asked for, and every row with its configuration
+STUDY/ROW-KEY/seed-S      an ordinary run folder; KEY is the row's, whatever it is called
+STUDY/ROW-KEY/seed-S.failed.json   why a run failed or diverged, until it is run again
+
+How a run stands is read from its folder alone: what was killed, or is run by another process, needs
+no word here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from splitlab.core.contract.errors import ConfigError
+from splitlab.core.contract.jsonable import json_text
+from splitlab.core.report.naming import name_all, option, plan_key
+from splitlab.core.report.results import Point, Results, Row, RunResult
+from splitlab.core.runs.budget import Budget
+from splitlab.core.runs.config import Config
+from splitlab.core.runs.disk import hold, write_whole, writing
+from splitlab.core.runs.folder import CONFIG
+from splitlab.core.runs.listing import read_run
+from splitlab.core.runs.records import EvaluationRecord
+from splitlab.core.studies.definition import Definition
+from splitlab.core.studies.grid import Cell
+from splitlab.core.studies.job import Job, failure
+
+__all__ = ["RECORD", "Study"]
+
+RECORD = "study.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study, and where it is.
+
+    Attributes:
+        folder: absolute.
+        definition: what was asked for, until now.
+        cells: its rows.
+    """
+
+    folder: Path
+    definition: Definition
+    cells: tuple[Cell, ...]
+
+    @classmethod
+    def read(cls, folder: Path) -> Study | None:
+        """Return the study in a folder; None where there is nothing yet.
+
+        Raises:
+            ConfigError: the folder holds something else.
+        """
+        path = folder / RECORD
+        if not folder.exists() or (folder.is_dir() and not _things(folder)):
+            return None
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if record["splitlab_study"] != _FORMAT:
+                raise ConfigError(f"{path} is of another version of splitlab; name another folder")
+            definition = Definition.of_record(record["definition"])
+            rows = tuple(
+                Cell(row["key"], Config.from_mapping(row["config"]), row["remark"])
+                for row in record["rows"]
+            )
+            return cls(folder, definition, rows)
+        except OSError:
+            raise ConfigError(
+                f"{folder} is no study (it has no {RECORD}); name another folder"
+            ) from None
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ConfigError(f"{path} is damaged ({reason}); name another folder") from None
+
+    def write(self) -> None:
+        """Write what it is to run."""
+        record = {
+            "splitlab_study": _FORMAT,
+            "definition": self.definition.as_table(),
+            "rows": [
+                {"key": c.key, "remark": c.remark, "config": _set(c.config)} for c in self.cells
+            ],
+        }
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder / RECORD, json_text(record, indent=2) + "\n")
+
+    # Its runs.
+
+    def jobs(self) -> list[Job]:
+        """Return every run that there is to be, seed by seed, so that all rows grow alike."""
+        titles = [named.title for named in name_all([cell.config for cell in self.cells])[1]]
+        places = [self._place(cell, title) for cell, title in zip(self.cells, titles, strict=True)]
+        found: list[Job] = []
+        for seed in self.definition.seeds:
+            for cell, title, place in zip(self.cells, titles, places, strict=True):
+                folder = str(place / f"seed-{seed}")
+                config = replace(cell.config, seed=seed, output=folder)
+                found.append(Job(len(found) + 1, title, config))
+        return found
+
+    def left(self, job: Job, retry: bool = False) -> bool:
+        """Return whether a run is still to be made.
+
+        Args:
+            job: of `jobs`.
+            retry: one that failed or diverged is.
+        """
+        state = result(job.folder, job.config.budget, job.config.seed, logs=False).state
+        return state not in ("finished", *(() if retry else ("failed", "diverged")))
+
+    def _place(self, cell: Cell, title: str) -> Path:
+        """Return the folder of a row: the one with its key, whatever it was called before."""
+        with suppress(OSError):
+            known = sorted(self.folder.glob(f"*-{cell.key}"))
+            if known:
+                return known[0]
+        short = re.sub(r"[^\s+]*/(?=[^+/]*\.py:)", "", title)
+        slug = re.sub(r"[^\w.+=]+", "-", short)[:80].strip("-.") or "row"
+        return self.folder / f"{slug}-{cell.key}"
+
+    def take_over(self, before: Sequence[Cell]) -> None:
+        """Let runs that were made to a smaller budget go on to the new one, where that is the same.
+
+        Args:
+            before: rows that are the study's no more.
+
+        Raises:
+            HeldError: another process has one of these runs in hand.
+        """
+        wanted = {cell.key for cell in self.cells}
+        for old in (cell for cell in before if cell.key not in wanted):
+            new = next((cell for cell in self.cells if _goes_on(old.config, cell.config)), None)
+            folders = sorted(self.folder.glob(f"*-{old.key}"))
+            if new is None or not folders or any(self.folder.glob(f"*-{new.key}")):
+                continue
+            folder = folders[0]
+            for run in folder.glob("seed-*"):
+                if run.is_dir():
+                    with hold(folder, run.name):
+                        pass
+            with writing(folder):
+                folder.rename(folder.with_name(folder.name.removesuffix(old.key) + new.key))
+
+    # What came of it.
+
+    def results(self) -> Results:
+        """Return what came of it until now, read from the run folders."""
+        definition = self.definition
+        axes, names = name_all([cell.config for cell in self.cells])
+        rows = []
+        for cell, named in zip(self.cells, names, strict=True):
+            place = self._place(cell, named.title)
+            runs = tuple(
+                result(place / f"seed-{seed}", cell.config.budget, seed)
+                for seed in definition.seeds
+            )
+            rows.append(Row(named.title, named.method, named.settings, runs, cell.remark))
+        return Results(
+            name=definition.name,
+            summary=definition.summary,
+            paper=definition.paper,
+            common=tuple(_common([cell.config for cell in self.cells])),
+            command="",
+            axes=axes,
+            rows=tuple(rows),
+            seeds=definition.seeds,
+            draw=definition.draw,
+            reference=_reference(definition.reference, rows),
+        )
+
+
+def result(folder: Path, budget: str, seed: int, *, logs: bool = True) -> RunResult:
+    """Return how a run of a study stands, and what came of it.
+
+    Args:
+        folder: of the run.
+        budget: that it is to have.
+        seed: of the run.
+        logs: read its evaluations, too.
+    """
+    failed = failure(folder)
+    if not (folder / CONFIG).is_file():
+        state, error = failed or ("missing", "")
+        return RunResult(folder, seed, state, error)
+    run = read_run(folder)
+    state, error, summary = run.state, run.error, run.summary
+    if run.config is None or run.config.budget != budget:  # it was made to another one
+        state, error, summary = "interrupted", "", None
+    elif failed and state != "finished":
+        state, error = failed
+    found = tuple(map(point, run.evaluations())) if logs else ()
+    return RunResult(folder, seed, state, error, summary, found)
+
+
+def point(record: EvaluationRecord) -> Point:
+    """Return an evaluation as reports see it."""
+    return Point(record.step, record.accuracy, record.loss, record.training_bytes)
+
+
+def _goes_on(old: Config, new: Config) -> bool:
+    """Return whether a run of the old configuration goes on as one of the new: to more budget."""
+    was, wanted = Budget.parse(old.budget), Budget.parse(new.budget)
+    return (
+        was.unit == wanted.unit
+        and was.amount < wanted.amount
+        and plan_key(replace(old, budget=new.budget)) == plan_key(new)
+    )
+
+
+def _reference(asked: str, rows: Sequence[Row]) -> str | None:
+    """Return the title of the row that others are tested against; by default what sends all."""
+    for wanted in filter(None, (asked, "none")):
+        found = [row.title for row in rows if wanted in (row.title, row.method)]
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
+_ALWAYS = ("dataset", "data_dir", "model", "cut", "batch_size", "optimizer", "lr", "budget")
+_NEVER = ("plugins", "seed", "output", "eval_every", "checkpoint_every", "image_size", "timeout")
+
+
+def _common(configs: Sequence[Config]) -> Iterator[tuple[str, str]]:
+    """Yield options that all rows have in common: those that matter, and those that were set."""
+    for spec in dataclasses.fields(Config):
+        values = {str(getattr(config, spec.name)) for config in configs}
+        value = getattr(configs[0], spec.name)
+        if len(values) > 1 or spec.name in _NEVER or value in (None, ()):
+            continue
+        if spec.name in _ALWAYS or value != spec.default:
+            yield option(spec.name), " + ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _set(config: Config) -> dict[str, Any]:
+    """Return the options that are not as they are by default."""
+    return {
+        spec.name: getattr(config, spec.name)
+        for spec in dataclasses.fields(Config)
+        if getattr(config, spec.name) != spec.default
+    }
+
+
+def _things(folder: Path) -> list[Path]:
+    return [each for each in folder.iterdir() if each.suffix not in (".lock", ".tmp")]

@@ -1,0 +1,192 @@
+"""A study on disk: what a killed, failed, moved or grown one says of its runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitlab.core import ConfigError
+from splitlab.core.runs.disk import HeldError, hold
+from splitlab.core.runs.folder import RunFolder
+from splitlab.core.runs.records import EvaluationRecord, State
+from splitlab.core.runs.reporter import Reporter
+from splitlab.core.studies.definition import Definition, axis_of_columns
+from splitlab.core.studies.grid import cells
+from splitlab.core.studies.job import Job, Outcome, note_failure, perform
+from splitlab.core.studies.study import RECORD, Study
+
+FAST = {"threads": 1, "budget": "steps=2", "weights": "none", "device": "cpu"}
+
+
+def planned(folder: Path, *stacks: str, budget: str = "steps=2", seeds: int = 1) -> Study:
+    axes = (axis_of_columns({"cut": [1, 2]}),)
+    definition = Definition(
+        "mine",
+        summary="a sentence",
+        base=FAST | {"budget": budget},
+        stacks=stacks or ("none",),
+        axes=axes,
+        seeds=tuple(range(seeds)),
+    )
+    return Study(folder, definition, cells(definition))
+
+
+@pytest.fixture
+def study(runs: Any, tmp_path: Path) -> Study:
+    found = planned(tmp_path / "s", "none", "adc", seeds=2)
+    found.write()
+    return found
+
+
+def test_what_was_written_is_read_back(study: Study) -> None:
+    assert Study.read(study.folder) == study
+
+
+def test_runs_lie_under_their_rows(study: Study) -> None:
+    jobs = study.jobs()
+    assert [(job.number, job.title, job.config.seed) for job in jobs] == [
+        (1, "none, cut 1", 0),
+        (2, "none, cut 2", 0),
+        (3, "adc, cut 1", 0),
+        (4, "adc, cut 2", 0),
+        (5, "none, cut 1", 1),
+        (6, "none, cut 2", 1),
+        (7, "adc, cut 1", 1),
+        (8, "adc, cut 2", 1),
+    ]
+    key = study.cells[0].key
+    assert jobs[0].folder == study.folder / f"none-cut-1-{key}" / "seed-0"
+    jobs[0].folder.parent.mkdir()
+    jobs[0].folder.parent.rename(study.folder / f"another-name-{key}")
+    assert study.jobs()[4].folder == study.folder / f"another-name-{key}" / "seed-1"
+
+
+def test_how_runs_stand(study: Study) -> None:
+    jobs = study.jobs()
+    assert {run.state for row in study.results().rows for run in row.runs} == {"missing"}
+    assert perform(jobs[0], Reporter()).state == "finished"
+    note_failure(jobs[1], Outcome("failed", "no memory"))
+    note_failure(jobs[2], Outcome("diverged", "the loss is nan"))
+    half = RunFolder.create(str(jobs[3].folder), ())
+    half.write_config(jobs[3].config)
+    half.write_state(State("running", 1))  # and killed
+    half.log(EvaluationRecord(0, 0.1, 2.3, False, 1, 1, 0))
+    rows = study.results().rows
+    assert [(run.state, run.error) for row in rows for run in row.runs[:1]] == [
+        ("finished", ""),
+        ("failed", "no memory"),
+        ("diverged", "the loss is nan"),
+        ("interrupted", "its process is gone"),
+    ]
+    assert [point.accuracy for point in rows[3].runs[0].points] == [0.1]
+    assert rows[0].runs[0].summary is not None
+    assert [study.left(job) for job in jobs[:5]] == [False, False, False, True, True]
+    assert [study.left(job, retry=True) for job in jobs[:5]] == [False, True, True, True, True]
+    with hold(jobs[3].folder, "client"):
+        assert study.results().rows[3].runs[0].state == "running"
+
+
+def test_a_job_that_another_has_in_hand_is_left(study: Study) -> None:
+    job = study.jobs()[0]
+    with hold(job.folder.parent, job.folder.name):
+        outcome = perform(job, Reporter())
+    assert outcome.state == "busy"
+    assert "is in use by process" in outcome.error
+    assert not job.folder.exists()
+
+
+def test_a_job_that_another_has_finished_is_taken_as_it_is(study: Study, runs: Any) -> None:
+    job = study.jobs()[0]
+    first = perform(job, Reporter())
+    assert perform(job, Reporter()) == first
+    assert runs.log == ["run none 0"]
+
+
+def test_more_budget_goes_on_with_the_runs_that_are_there(runs: Any, tmp_path: Path) -> None:
+    small, large = (planned(tmp_path / "s", budget=f"steps={n}") for n in (2, 5))
+    for job in small.jobs():
+        perform(job, Reporter())
+    large.take_over(small.cells)
+    jobs = large.jobs()
+    assert all(job.folder.is_dir() and large.left(job) for job in jobs)
+    assert {run.state for row in large.results().rows for run in row.runs} == {"interrupted"}
+    for job in jobs:
+        assert perform(job, Reporter()).state == "finished"
+    assert runs.log[2:] == ["resume none 0", "resume none 0"]
+    assert not any(large.left(job) for job in jobs)
+    assert all(RunFolder.open(job.folder).read_config().budget == "steps=5" for job in jobs)
+
+
+@pytest.mark.parametrize(("before", "after"), [("steps=5", "steps=2"), ("steps=2", "epochs=9")])
+def test_another_budget_begins_anew(before: str, after: str, runs: Any, tmp_path: Path) -> None:
+    first, second = (planned(tmp_path / "s", budget=text) for text in (before, after))
+    for job in first.jobs():
+        perform(job, Reporter())
+    second.take_over(first.cells)
+    assert not any(job.folder.exists() for job in second.jobs())
+
+
+def test_runs_in_hand_are_not_taken_over(runs: Any, tmp_path: Path) -> None:
+    small, large = (planned(tmp_path / "s", budget=f"steps={n}") for n in (2, 5))
+    job = small.jobs()[0]
+    perform(job, Reporter())
+    with hold(job.folder.parent, job.folder.name), pytest.raises(HeldError, match="is in use"):
+        large.take_over(small.cells)
+
+
+def test_results_know_what_all_have_in_common(study: Study) -> None:
+    found = study.results()
+    common = dict(found.common)
+    assert common["dataset"] == "fashion-mnist-mini"
+    assert common["budget"] == "steps=2"
+    assert common["weights"] == "none"
+    assert "cut" not in common
+    assert [axis.name for axis in found.axes] == ["stack", "cut"]
+    assert found.reference is None  # two rows send everything
+    one = replace(study, definition=replace(study.definition, reference="none, cut 2"))
+    assert one.results().reference == "none, cut 2"
+
+
+class TestFolders:
+    def test_nothing_yet(self, tmp_path: Path) -> None:
+        assert Study.read(tmp_path / "nowhere") is None
+        (tmp_path / "study.lock").touch()
+        assert Study.read(tmp_path) is None
+
+    def test_something_else(self, tmp_path: Path) -> None:
+        (tmp_path / "thesis.tex").touch()
+        with pytest.raises(ConfigError, match=r"is no study \(it has no study.json\)"):
+            Study.read(tmp_path)
+        with pytest.raises(ConfigError, match="is no study"):
+            Study.read(tmp_path / "thesis.tex")
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("{", "is damaged"),
+            ("[]", "is damaged"),
+            ('{"splitlab_study": 2}', "is of another version of splitlab"),
+            ('{"splitlab_study": 1}', "is damaged"),
+            ('{"splitlab_study": 1, "definition": {}, "rows": []}', "is damaged"),
+        ],
+    )
+    def test_a_damaged_record(self, text: str, told: str, tmp_path: Path) -> None:
+        (tmp_path / RECORD).write_text(text)
+        with pytest.raises(ConfigError, match=told):
+            Study.read(tmp_path)
+
+    def test_a_damaged_failure_is_a_failure(self, study: Study) -> None:
+        job = study.jobs()[0]
+        note_failure(job, Outcome("failed", "x"))
+        job.folder.with_name("seed-0.failed.json").write_text("{")
+        assert study.results().rows[0].runs[0].state == "failed"
+        assert json.loads((study.folder / RECORD).read_text())["splitlab_study"] == 1
+
+
+def test_a_job_needs_a_place() -> None:
+    with pytest.raises(AssertionError):
+        _ = Job(1, "x", planned(Path("s")).cells[0].config).folder
