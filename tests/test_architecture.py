@@ -108,6 +108,7 @@ def test_nobody_imports_the_bare_folders(name: str) -> None:
         ("datasets", "core/data/tables.py"),
         ("huggingface_hub", "core/catalogue/hub.py"),
         ("torchvision", "core/data/images.py"),
+        ("ray", "core/studies/ray.py"),
         ("pluggy", "core/contract/hooks.py core/engine/"),
         ("socket", "transports/tcp.py"),
         ("torch.distributed", "transports/collective.py"),
