@@ -203,12 +203,15 @@ WORDS_FOR_USERS = {
     ("core/command/main.py", "adc"): "the examples in --help",
     ("core/command/main.py", "tcp"): "the examples in --help",
     ("core/command/main.py", "topk"): "the examples in --help",
+    ("core/command/loggers.py", "tensorboard"): "the examples in --help",
+    ("core/command/loggers.py", "wandb"): "the examples in --help",
     ("core/command/transports.py", "tcp"): "the examples in --help",
     ("core/command/plugins.py", "adc"): "the examples in --help",
     ("core/command/run.py", "adc"): "the examples in --help",
     ("core/command/run.py", "adc-batch-merge"): "the examples in --help",
     ("core/command/run.py", "adc-token-select"): "the examples in --help",
     ("core/command/run.py", "tcp"): "the examples in --help",
+    ("core/command/runs.py", "adc"): "the examples in --help",
     ("core/command/serve.py", "adc"): "the examples in --help",
     ("core/command/serve.py", "tcp"): "the examples in --help",
     ("core/command/trace.py", "adc"): "the examples in --help",
@@ -222,7 +225,7 @@ EVERYDAY = {"none", "cast", "time", "timm"}
 
 
 def names_that_ship() -> list[str]:
-    kinds = ("plugins", "stacks", "transports", "links", "probes", "models")
+    kinds = ("plugins", "stacks", "transports", "links", "probes", "loggers", "models")
     named = [name for kind in kinds for name in catalogue().get(kind, ())]
     return [name for name in named if name not in EVERYDAY]
 

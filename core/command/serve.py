@@ -52,6 +52,7 @@ _CLIENT_ONLY = (
     "workers",
     "name",
     "tags",
+    "loggers",
 )
 
 _TEXTS = {

@@ -12,7 +12,6 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from splitlab.core.catalogue.binding import bind_stack, split_stack
@@ -25,7 +24,7 @@ from splitlab.core.runs.config import LABELS, Config, flag
 
 __all__ = ["Named", "name_all", "option", "plan_key", "rows_of"]
 
-_APART = ("plugins", "seed", "output", *LABELS)
+_APART = ("plugins", "seed", "output", "loggers", *LABELS)
 """Fields that are no settings of a row: the stack is looked at more closely."""
 _OF_THE_PLACE = ("device", "threads", "workers", "timeout", "checkpoint_every")
 """Fields that are not meant to decide a number."""
@@ -188,7 +187,6 @@ def _members(texts: tuple[str, ...]) -> tuple[_Member, ...]:
     return tuple(_member(member) for text in texts for member in split_stack(text))
 
 
-@lru_cache(maxsize=4096)
 def _member(text: str) -> _Member:
     head, given = split("plugins", text)
     try:

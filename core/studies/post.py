@@ -20,10 +20,6 @@ class Post:
         self._news[number] = share, note
         return self._stopping
 
-    def stops(self) -> bool:
-        """Return whether jobs are to stop."""
-        return self._stopping
-
     def stop(self) -> None:
         """Let all jobs stop after their step."""
         self._stopping = True

@@ -24,8 +24,8 @@ from splitlab.core.contract.errors import Interrupted
 from splitlab.core.runs.disk import HeldError, hold, writing
 from splitlab.core.runs.records import read_summary
 from splitlab.core.studies.job import Job, JobReporter, Outcome, note_failure
+from splitlab.core.studies.printed import keep_log, log_file
 from splitlab.core.studies.remote import job_text
-from splitlab.core.studies.worker import log_file
 
 __all__ = ["Processes"]
 
@@ -141,10 +141,8 @@ class _Worker:
             self._process.stdin.flush()
 
     def _start(self, job: Job) -> None:
-        log = log_file(job.folder)
-        with writing(log):
-            log.parent.mkdir(parents=True, exist_ok=True)
-            printed = log.open("ab")
+        with writing(job.folder):
+            printed = log_file(job.folder).open("ab")
         self._heard = b""
         self._pipe, theirs = os.pipe()
         environment = {"GOMP_SPINCOUNT": "1000", **os.environ}  # as the command line's own
@@ -170,6 +168,7 @@ class _Worker:
         job, told = self.job, os.read(self._pipe, 65536)
         if not told:
             outcome = _lost(job, self._last_words(job))
+            keep_log(job.folder)
             self._forget()
             return self._ended(reporter, outcome)
         *lines, self._heard = (self._heard + told).split(b"\n")

@@ -24,7 +24,8 @@ from splitlab.core.contract.jsonable import json_text
 from splitlab.core.report.collect import common, points_of
 from splitlab.core.report.naming import name_all, plan_key
 from splitlab.core.report.results import Results, Row, RunResult
-from splitlab.core.runs.config import Budget, Config
+from splitlab.core.runs.budget import Budget
+from splitlab.core.runs.config import Config
 from splitlab.core.runs.disk import hold, write_whole, writing
 from splitlab.core.runs.folder import CONFIG
 from splitlab.core.runs.listing import read_run

@@ -42,7 +42,7 @@ class Runs:
         self.log.append(f"{kind} {'+'.join(config.plugins)} {config.seed}")
         if folder is None:
             folder = RunFolder.create(config.output, config.plugins)
-            folder.write_config(replace(config, eval_every=1, checkpoint_every=1))
+            folder.write_config(replace(config, checkpoint_every=1))
         reporter = arguments.get("reporter") or Reporter()
         data = SimpleNamespace(notices=())
         plan: Any = SimpleNamespace(config=config, titles=("the stack",), data=data)

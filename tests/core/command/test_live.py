@@ -15,7 +15,7 @@ from splitlab.core.runs.reporter import Progress
 
 LEDGER: Any = SimpleNamespace(total=lambda way, phase: 1500 if way == "up" else 500)
 CONFIG = Config(dataset="data", cut=3, budget="steps=9", transport="link", links=("slow",))
-DATA: Any = SimpleNamespace(notices=("pets: left out [x]\x1b[31m",))
+DATA: Any = SimpleNamespace(notices=("pets: left out [x]\x1b[31m",), test=1000)
 PLAN: Any = SimpleNamespace(config=CONFIG, titles=("a [b]", "c"), data=DATA)
 
 
@@ -40,9 +40,14 @@ def test_a_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     assert "a [b] + c  data · vit-mini · cut 3 · link + slow · runs/x" in text
     assert "budget steps=9" in text
     assert "note: pets: left out [x]\\x1b[31m" in text
-    record: Any = SimpleNamespace(step=1, accuracy=0.5, loss=1.25, training_bytes=2000)
-    display.evaluated(record)
-    assert "step      1   accuracy 0.5000   loss 1.2500   2 kB" in shown(capsys)
+    facts = {"accuracy": 0.5, "loss": 1.25, "training_bytes": 2000}
+    first: Any = SimpleNamespace(step=0, samples=40, **facts)
+    record: Any = SimpleNamespace(step=1, samples=1000, **facts)
+    for each in (first, record):  # the first one comes before any step
+        display.evaluated(each)
+    text = shown(capsys)
+    assert "step      0   accuracy 0.5000   loss 1.2500   2 kB on 40 of 1,000 images" in text
+    assert re.search(r"step      1   accuracy 0.5000   loss 1.2500   2 kB *\r?\n", text)
     progress = Progress(
         step=2, samples=8, nominal=2.0, base_bytes=8000, client_seconds=3.0, server_seconds=1.0
     )

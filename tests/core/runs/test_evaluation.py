@@ -214,15 +214,10 @@ def test_killed_anywhere_and_resumed_equals_uninterrupted(easy_data: str, tmp_pa
 def test_killed_over_tcp_and_resumed_equals_uninterrupted(
     real: Any, easy_data: str, tmp_path: Path
 ) -> None:
-    options = {
-        "budget": "steps=30",
-        "eval_points": 10,
-        "eval_samples": 8,
-        "keep": "best",
-        "patience": 9,
-    }
+    options = real.SMALL | TINY | {"budget": "steps=60", "eval_points": 10, "eval_samples": 8}
+    options |= {"keep": "best", "patience": 9}
     whole = run(
-        plugins=["adc"], data_dir=easy_data, output=str(tmp_path / "a/r"), **real.SMALL, **options
+        plugins=["adc"], data_dir=easy_data, output=str(tmp_path / "a/r"), **options
     ).summary
     parts = tmp_path / "b" / "r"
     flags = real.flags(easy_data, parts, **options, transport="tcp", plugin="adc")
