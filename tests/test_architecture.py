@@ -104,7 +104,7 @@ def test_nobody_imports_the_bare_folders(name: str) -> None:
     [
         ("timm", "core/models/"),
         ("rich", "core/command/show.py core/command/live.py"),
-        ("matplotlib", "core/report/figure.py"),
+        ("matplotlib", "core/report/draw"),
         ("datasets", "core/data/tables.py"),
         ("huggingface_hub", "core/catalogue/hub.py"),
         ("torchvision", "core/data/images.py"),

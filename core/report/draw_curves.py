@@ -38,7 +38,7 @@ def draw_panels(panels: Sequence[Panel], kind: str) -> Figure:
     from matplotlib.figure import Figure
 
     columns = _columns(len(panels))
-    rows = math.ceil(len(panels) / columns)
+    rows = max(1, math.ceil(len(panels) / columns))
     labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
     shared = len(labels) <= _LABELS_OF_A_LEGEND
     size = (_WIDTH, 1.4 * rows + 0.9) if len(panels) > 1 else (3.4, 2.9)

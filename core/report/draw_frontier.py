@@ -31,7 +31,7 @@ def draw_frontier(marks: Sequence[Mark]) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.9, 3.3), layout="constrained")
+    figure = Figure(figsize=(6.9, 3.3), dpi=200, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     methods = list(dict.fromkeys(mark.row.method for mark in marks))
@@ -95,7 +95,7 @@ def _scale(axes: Axes, marks: Sequence[Mark]) -> None:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / size:g}"))
-    axes.margins(0.08, 0.1)
+    axes.margins(0.1, 0.1)
     several = any(mark.half is not None for mark in marks)
     told = "; mean and 95 % interval over the seeds" if several else ""
     axes.set_xlabel(f"training bytes over the link, both directions ({unit}){told}")
@@ -107,45 +107,65 @@ def _place_labels(
     """Write the names of the leading rows where they cover neither marks nor each other."""
     taken = [_extent(axes, figure.dpi, mark) for mark in marks]
     taken += _steps(axes, leading)
+    inside = axes.get_window_extent()
     for mark in leading:
-        best = min(
-            itertools.product(_DISTANCES, range(_DIRECTIONS)),
-            key=lambda place: _cost(figure, axes, mark, place, taken),
+        label = axes.annotate(
+            mark.row.title, (mark.x, mark.y), (0, 0), textcoords="offset points", fontsize=6.5
         )
-        label = _label(axes, mark, best)
-        taken.append(label.get_window_extent())
-    figure.canvas.draw()
+        size = label.get_window_extent()
+        label.remove()
+        at = axes.transData.transform((mark.x, mark.y))
+        boxes = {
+            (distance, direction): _box(at, size, _offset(distance, direction), figure.dpi)
+            for distance in _DISTANCES
+            for direction in range(_DIRECTIONS)
+        }
+        place = min(boxes, key=lambda each: _cost(boxes[each], each[0], taken, inside))
+        taken.append(boxes[place])
+        _write(axes, mark, place)
 
 
-def _label(axes: Axes, mark: Mark, place: tuple[int, int]):  # type: ignore[no-untyped-def]
-    distance, direction = place
+def _offset(distance: int, direction: int) -> tuple[float, float]:
+    """Return how far a label stands to the right and above its mark, in points."""
     angle = 2 * math.pi * direction / _DIRECTIONS
-    dx, dy = distance * math.cos(angle), distance * math.sin(angle)
-    return axes.annotate(
+    return distance * math.cos(angle), distance * math.sin(angle)
+
+
+def _box(at: Sequence[float], size: Bbox, offset: tuple[float, float], dpi: float) -> Bbox:
+    """Return the rectangle of a label of this size there, in pixels: away from its mark."""
+    from matplotlib.transforms import Bbox
+
+    x, y = (place + dpi / 72 * away for place, away in zip(at, offset, strict=True))
+    x -= {-1: size.width, 0: size.width / 2, 1: 0.0}[_side(offset[0])]
+    y -= {-1: size.height, 0: size.height / 2, 1: 0.0}[_side(offset[1])]
+    return Bbox.from_bounds(x, y, size.width, size.height)
+
+
+def _side(away: float) -> int:
+    return 0 if abs(away) < 1 else 1 if away > 0 else -1
+
+
+def _cost(box: Bbox, distance: int, taken: Sequence[Bbox], inside: Bbox) -> float:
+    """Return how much a label covers there, in square pixels; a far one costs a little, too."""
+    covered = sum(_overlap(box, other) for other in taken)
+    outside = box.width * box.height - _overlap(box, inside)
+    return covered + 4 * outside + distance * 0.5
+
+
+def _write(axes: Axes, mark: Mark, place: tuple[int, int]) -> None:
+    offset = _offset(*place)
+    line = {"arrowstyle": "-", "linewidth": 0.4, "color": "#555555", "shrinkB": 3}
+    axes.annotate(
         mark.row.title,
         (mark.x, mark.y),
-        xytext=(dx, dy),
+        xytext=offset,
         textcoords="offset points",
-        ha="left" if dx > 1 else "right" if dx < -1 else "center",
-        va="bottom" if dy > 1 else "top" if dy < -1 else "center",
+        ha={-1: "right", 0: "center", 1: "left"}[_side(offset[0])],
+        va={-1: "top", 0: "center", 1: "bottom"}[_side(offset[1])],
         fontsize=6.5,
-        arrowprops={"arrowstyle": "-", "linewidth": 0.4, "color": "#555555", "shrinkB": 3}
-        if distance > _DISTANCES[1]
-        else None,
+        arrowprops=line if place[0] > _DISTANCES[1] else None,
         zorder=6,
     )
-
-
-def _cost(
-    figure: Figure, axes: Axes, mark: Mark, place: tuple[int, int], taken: Sequence[Bbox]
-) -> float:
-    """Return how much a label covers there, in square pixels; a far one costs a little, too."""
-    label = _label(axes, mark, place)
-    box = label.get_window_extent()
-    label.remove()
-    covered = sum(_overlap(box, other) for other in taken)
-    outside = box.width * box.height - _overlap(box, axes.get_window_extent())
-    return covered + 4 * outside + place[0] * 0.5
 
 
 def _extent(axes: Axes, dpi: float, mark: Mark) -> Bbox:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from splitlab.core.report.summary_table import table_csv
 from splitlab.core.runs.disk import write_whole, writing
 from splitlab.core.runs.records import Summary
 
-__all__ = ["evaluations_csv", "runs_csv", "write_csv"]
+__all__ = ["evaluations_csv", "run_records", "runs_csv", "write_csv"]
 
 _RUN = ("row", "method", "seed", "state", "error", "folder")
 _SUMMARY = tuple(
@@ -37,9 +37,9 @@ def write_csv(results: Results, folder: Path) -> list[Path]:
         ConfigError: they cannot be written, or the reference is not among the rows.
     """
     texts = {
+        "table.csv": table_csv(results),
         "runs.csv": runs_csv(results),
         "evaluations.csv": evaluations_csv(results),
-        "table.csv": table_csv(results),
     }
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,19 +48,22 @@ def write_csv(results: Results, folder: Path) -> list[Path]:
     return [folder / name for name in texts]
 
 
-def runs_csv(results: Results) -> str:
-    """Return every run, also one that did not finish, as the text of a CSV file."""
+def run_records(results: Results) -> list[dict[str, Any]]:
+    """Return one record a run, also of one that did not finish: texts and numbers by column."""
     names = _columns(results, _RUN, _SUMMARY)
-    return _text(
-        names,
-        (
-            {name: _plain(getattr(run.summary, name, None)) for name in _SUMMARY}
-            | _run(row, run)
-            | {"error": run.error, "folder": str(run.folder)}
-            | _settings(results, row)
-            for row, run in _runs(results)
-        ),
+    records = (
+        {name: _plain(getattr(run.summary, name, None)) for name in _SUMMARY}
+        | _run(row, run)
+        | {"error": run.error, "folder": str(run.folder)}
+        | _settings(results, row)
+        for row, run in _runs(results)
     )
+    return [{name: record[name] for name in names} for record in records]
+
+
+def runs_csv(results: Results) -> str:
+    """Return `run_records` as the text of a CSV file."""
+    return _text(_columns(results, _RUN, _SUMMARY), run_records(results))
 
 
 def evaluations_csv(results: Results) -> str:
@@ -99,7 +102,7 @@ def _plain(value: Any) -> Any:
     return " + ".join(value) if isinstance(value, tuple) else value
 
 
-def _text(names: Sequence[str], records: Iterator[dict[str, Any]]) -> str:
+def _text(names: Sequence[str], records: Iterable[dict[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()

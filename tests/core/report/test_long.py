@@ -48,8 +48,8 @@ def test_a_setting_has_one_column(make: Any) -> None:
 def test_pandas_reads_them_with_their_types(tmp_path: Path, methods: Results) -> None:
     pandas = pytest.importorskip("pandas")
     written = write_csv(methods, tmp_path / "made" / "csv")
-    assert [file.name for file in written] == ["runs.csv", "evaluations.csv", "table.csv"]
-    runs, evaluations, table = (pandas.read_csv(file) for file in written)
+    assert [file.name for file in written] == ["table.csv", "runs.csv", "evaluations.csv"]
+    table, runs, evaluations = (pandas.read_csv(file) for file in written)
     assert evaluations.dtypes[["step", "training_bytes", "seed"]].map(str).eq("int64").all()
     assert evaluations.dtypes[["accuracy", "loss", "seconds", "ratio"]].eq("float64").all()
     assert runs.dtypes[["accuracy", "bytes_up", "ratio"]].eq("float64").all()
