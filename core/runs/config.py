@@ -22,7 +22,7 @@ from splitlab.core.runs.budget import Budget
 from splitlab.core.runs.option import GROUPS, check_ranges, flag_of, option
 from splitlab.core.runs.training import Training
 
-__all__ = ["GROUPS", "LABELS", "MOST_THREADS", "Config", "differences"]
+__all__ = ["GROUPS", "LABELS", "MOST_THREADS", "Config", "by_group", "differences"]
 
 DEFAULT_DATASET = "fashion-mnist-mini"
 MOST_THREADS = 4096
@@ -354,6 +354,13 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"the configuration {path} is not TOML: {error}") from None
+
+
+def by_group() -> list[dataclasses.Field[Any]]:
+    """Return the fields of `Config` in the order in which they are explained: by their groups."""
+    return sorted(
+        dataclasses.fields(Config), key=lambda spec: GROUPS.index(spec.metadata["group"])
+    )
 
 
 def flag(name: str) -> str:
