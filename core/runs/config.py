@@ -358,9 +358,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 def by_group() -> list[dataclasses.Field[Any]]:
     """Return the fields of `Config` in the order in which they are explained: by their groups."""
-    return sorted(
-        dataclasses.fields(Config), key=lambda spec: GROUPS.index(spec.metadata["group"])
-    )
+    return sorted(dataclasses.fields(Config), key=lambda spec: GROUPS.index(spec.metadata["group"]))
 
 
 def flag(name: str) -> str:
