@@ -114,7 +114,7 @@ def _place_labels(
         )
         size = label.get_window_extent()
         label.remove()
-        at = axes.transData.transform((mark.x, mark.y))
+        at = [*axes.transData.transform((mark.x, mark.y))]
         boxes = {
             (distance, direction): _box(at, size, _offset(distance, direction), figure.dpi)
             for distance in _DISTANCES

@@ -1,5 +1,6 @@
-"""All that a folder of results gets: the tables and the figures.
+"""All that a folder of results gets: the page, the tables, the figures.
 
+report.html                          one page with everything in it, see `splitlab.core.report.page`
 table.md                             the table, for people
 table.csv runs.csv evaluations.csv   the same and what it is made of, for machines
 figures/NAME.pdf figures/NAME.svg    see `splitlab.core.report.figures`
@@ -14,6 +15,7 @@ from pathlib import Path
 from splitlab.core.report.draw import draw
 from splitlab.core.report.latex import latex_document, latex_table
 from splitlab.core.report.long import write_csv
+from splitlab.core.report.page import write_page
 from splitlab.core.report.results import Results
 from splitlab.core.report.summary_table import markdown
 from splitlab.core.runs.disk import write_whole, writing
@@ -29,11 +31,13 @@ def write_all(results: Results, folder: Path) -> list[Path]:
     Raises:
         ConfigError: a file cannot be written, or the results have not what their figures need.
     """
-    table = folder / "table.md"
+    table, page = folder / "table.md", folder / "report.html"
     with writing(table):
         folder.mkdir(parents=True, exist_ok=True)
     write_whole(table, markdown(results))
+    write_page(results, page)
     return [
+        page,
         table,
         *write_csv(results, folder),
         *draw(results, folder / "figures", formats=_VECTORS),

@@ -146,7 +146,7 @@ def test_results_know_what_all_have_in_common(study: Study) -> None:
     assert common["weights"] == "none"
     assert "cut" not in common
     assert [axis.name for axis in found.axes] == ["stack", "cut"]
-    assert found.reference is None  # two rows send everything
+    assert found.reference == "none"  # at each cut the row that sends everything
     one = replace(study, definition=replace(study.definition, reference="none, cut 2"))
     assert one.results().reference == "none, cut 2"
 
