@@ -142,8 +142,8 @@ def _write(
         )
 
 
-def _colour(colours: ScalarMappable, value: float) -> tuple[float, float, float, float]:
-    red, green, blue, alpha = colours.cmap(float(colours.norm(value)))
+def _colour(colours: Any, value: float) -> tuple[float, float, float, float]:
+    red, green, blue, alpha = colours.to_rgba(value)  # its types know of arrays only
     return red, green, blue, alpha
 
 

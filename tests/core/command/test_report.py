@@ -85,7 +85,9 @@ def test_files_are_written_where_they_are_wanted(
     names += ["p/t.tex", "p/t-document.tex"]
     assert out == f"written: {', '.join(names)}\n"
     assert all((there / name).stat().st_size for name in names)
-    table = {row["row"]: row for row in csv.DictReader((there / "c/table.csv").open())}
+    table = {
+        row["row"]: row for row in csv.DictReader((there / "c/table.csv").read_text().splitlines())
+    }
     assert [title for title, row in table.items() if row["is_reference"] == "True"] == [
         "topk:ratio=0.1"
     ]
