@@ -46,6 +46,8 @@ What this file does otherwise than the paper or its two public code bases, and w
   an attention over N tokens and keeps the tokens whose numbers are those of its largest features.
   Here the criterion drives the partition alone, and tokens are selected by the mean attention of
   the members. ``repo_token_bug=true`` does as the reference does.
+- Targets that are class probabilities already, those of mixup, cross as they are, and their mean
+  over a cluster is its target. ``class_label`` clusters mixed samples by their larger share.
 - All special tokens are kept; the reference knows the class token alone. If k is smaller than their
   number they are sent nevertheless.
 
@@ -420,7 +422,9 @@ class _Merging:
         if self.criterion == "random":
             return random_partition(B, T, generator).to(cut.activations.device)
         if self.criterion == "class_label":
-            return label_partition(cut.targets, T, generator).to(cut.activations.device)
+            return label_partition(_main_class(cut.targets), T, generator).to(
+                cut.activations.device
+            )
         assignment_B, _ = kmeans(
             self.features(cut),
             T,
@@ -432,12 +436,12 @@ class _Merging:
         return assignment_B
 
     def mix_targets(self, cut: Cut, C: int) -> None:
-        """Server: replace the class ids (B,) by the class shares (T, C) of every cluster."""
+        """Server: replace class ids (B,) or shares (B, C) by the shares (T, C) of every cluster."""
         if CLUSTERS not in cut.side:
             return
         T = cut.activations.shape[0]
         ids_B = cut.side[CLUSTERS].to(torch.int64)
-        if ids_B.shape != cut.targets.shape:
+        if ids_B.shape != cut.targets.shape[:1]:
             raise ProtocolError(
                 f"{cut.when}: {CLUSTERS!r} has shape {[*ids_B.shape]}, the targets have "
                 f"{[*cut.targets.shape]}; plugin {self.plugin!r} needs one cluster id per class id"
@@ -449,10 +453,17 @@ class _Merging:
                 f"{cut.when}: {CLUSTERS!r} must name each of the {T} rows that arrived at "
                 "least once, and no other"
             )
-        label_BC = membership(cut.targets, C).T.to(torch.float32)
+        label_BC = cut.targets
+        if not label_BC.is_floating_point():
+            label_BC = membership(cut.targets, C).T.to(torch.float32)
         cut.targets = (member_TB @ label_BC) / size_T[:, None]
         if self.loss_weight == "size":
             cut.weights = size_T / ids_B.numel()
+
+
+def _main_class(targets: torch.Tensor) -> torch.Tensor:
+    """Return class ids (B,): as they are, or of the largest share of mixed samples (B, C)."""
+    return targets.argmax(-1) if targets.is_floating_point() else targets
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,12 +102,13 @@ def test_nobody_imports_the_bare_folders(name: str) -> None:
 @pytest.mark.parametrize(
     ("package", "homes"),
     [
-        ("timm", "core/models/"),
+        ("timm", "core/models/ core/data/policies.py"),
         ("rich", "core/command/show.py core/command/live.py"),
         ("matplotlib", "core/report/draw"),
         ("datasets", "core/data/tables.py"),
         ("huggingface_hub", "core/catalogue/hub.py"),
         ("torchvision", "core/data/images.py"),
+        ("ray", "core/studies/ray.py"),
         ("pluggy", "core/contract/hooks.py core/engine/"),
         ("socket", "transports/tcp.py"),
         ("torch.distributed", "transports/collective.py"),

@@ -18,7 +18,11 @@ from splitlab.core.contract.settings import Bound, Parameter, parameters
 __all__ = ["bind", "bind_as", "bind_stack", "broken", "split_stack"]
 
 _NOT_SETTINGS: Mapping[Loadable, Mapping[str, str]] = {
-    "models": {"classes": "the data decide it", "pretrained": "--pretrained decides it"}
+    "models": {
+        "classes": "the data decide it",
+        "pretrained": "--pretrained decides it",
+        "drop_path": "--drop-path decides it",
+    }
 }
 """Parameters that are not the user's to set, and why: `Bound.build` is given them."""
 

@@ -21,9 +21,10 @@ __all__ = ["add", "scheme", "serve_config"]
 
 _MORE = """\
 Give both peers the same options for what they must agree on: stack, model,
-cut, weights, batch size, optimizer and seed; the handshake compares them. A
-client that differs is told in what and turned away, and so is whoever is no
-client; the server then waits on. Data, budget and evaluation are the client's.
+cut, weights, batch size, seed and how it is trained; the handshake compares
+them. A client that differs is told in what and turned away, and so is whoever
+is no client; the server then waits on. Data, budget and evaluation are the
+client's, and of a learning rate's schedule the length of the run.
 The link is neither encrypted nor authenticated: use it in a network that you
 trust.
 """
@@ -41,6 +42,7 @@ _CLIENT_ONLY = (
     "test_split",
     "test_share",
     "augment",
+    "mixup",
     "budget",
     "evaluate",
     "eval_every",

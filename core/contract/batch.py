@@ -15,7 +15,7 @@ class Batch:
 
     Attributes:
         images: (B, C, S, S) float32, normalised.
-        targets: (B,) int64 class ids.
+        targets: (B,) int64 class ids, or class probabilities (B, C) float32 of mixed samples.
         sample_ids: (B,) int64, position of each sample in its split, the same in every epoch.
     """
 

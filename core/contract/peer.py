@@ -31,11 +31,13 @@ class Schedule:
         training_samples: of an epoch.
         unit: of the budget: ``steps``, ``epochs``, ``bytes`` or ``nominal``.
         amount: of the budget, in that unit; bytes are those of training, in both directions.
+        steps: how many it is expected to allow, where the learning rate follows from it.
     """
 
     training_samples: int
     unit: str
     amount: float
+    steps: int | None = None
 
 
 @dataclass(eq=False, kw_only=True)

@@ -25,7 +25,7 @@ Gradient = Literal["natural", "straight-through", "corrected"]
 ASPECTS = {
     "batch": "row b is sample b of the batch",
     "sample ids": "every row has the id of its sample",
-    "targets": "every row has a class id",
+    "targets": "every row has a class id, or class probabilities if it is mixed",
     "tokens": "the tokens are those that the model made",
     "grid": "the patch tokens are the whole patch grid, row by row, behind the special tokens",
     **{kind.aspect: kind.known for kind in MEASUREMENTS if kind.aspect},

@@ -20,6 +20,7 @@ from splitlab.core.data.source import Encoded
 __all__ = [
     "AUGMENTATIONS",
     "Augmentation",
+    "drawing_from",
     "open_image",
     "paper_augmentation",
     "scale_deep",
@@ -108,7 +109,7 @@ def paper_augmentation(size: int) -> Augmentation:
     )
 
     def augment(image: Image.Image, draws: torch.Generator) -> Image.Image:
-        with _DrawsFrom(draws):
+        with drawing_from(draws):
             return steps(image)  # type: ignore[no-any-return]
 
     return augment
@@ -121,7 +122,7 @@ AUGMENTATIONS: Mapping[str, Callable[[int], Augmentation] | None] = {
 """By name, what makes an augmentation for an image size in pixels; None only resizes."""
 
 
-class _DrawsFrom(TorchFunctionMode):
+class drawing_from(TorchFunctionMode):  # noqa: N801
     """Inside, torchvision's random draws come from one generator, not from torch's global one.
 
     It holds for the thread that enters it; seeding the global one would disturb other threads.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -86,7 +86,8 @@ def load_data(
         channels: 1 or 3; images and normalisation are converted.
         seed: decides order and augmentation.
         augment: of the training split: ``"none"``, or ``"paper"`` for RandAugment(2, 9) on the
-            image at its own size, ColorJitter(0.4, 0.4, 0.4), resize, horizontal flip.
+            image at its own size, ColorJitter(0.4, 0.4, 0.4), resize, horizontal flip, or
+            ``"timm:…"`` (see `policies`).
         workers: threads that decode; 0 decodes in the caller's thread.
         loading: told how far the decoding at load time has come.
         label_column: of a table; what the entry says or a usual name by default.
@@ -98,8 +99,7 @@ def load_data(
 
     Raises ConfigError for a name, folder, file or label that cannot be used; says which and why.
     """
-    if augment not in AUGMENTATIONS:
-        raise unknown_name("augmentation", augment, AUGMENTATIONS)
+    make_augmentation = _augmentation(augment)
     if channels not in NORMALISATION:
         raise ConfigError(f"images of {channels} channels are not supported; use a model of 1 or 3")
     entry = None if dataset is None else dataset_entry(dataset)
@@ -140,7 +140,6 @@ def load_data(
             loading=loading,
         )
 
-    make_augmentation = AUGMENTATIONS[augment]
     for_training = None if make_augmentation is None else make_augmentation(image_size)
     return Data(
         name,
@@ -151,6 +150,18 @@ def load_data(
         mean,
         std,
     )
+
+
+def _augmentation(text: str) -> Callable[[int], Augmentation] | None:
+    """Return what makes an augmentation for an image size in pixels; None only resizes."""
+    name, colon, policy = text.partition(":")
+    if name == "timm" and colon:
+        from splitlab.core.data.policies import timm_augmentation
+
+        return timm_augmentation(policy)
+    if text not in AUGMENTATIONS:
+        raise unknown_name("augmentation", text, (*AUGMENTATIONS, "timm:POLICY"))
+    return AUGMENTATIONS[text]
 
 
 def _read_entry(entry: DatasetEntry, part: str, label_column: str | None) -> Source:

@@ -76,10 +76,13 @@ def check_request(message: Message, peer: Peer, dtype: torch.dtype, *, plugins: 
             f"{message.when}: activations arrived as {activations.dtype} {[*activations.shape]}; "
             f"allowed: {dtype} [1 to {B}, {N}, {D}]"
         )
-    if targets.is_floating_point() or targets.shape != (rows,):
+    mixed = targets.dtype is torch.float32 and targets.shape == (rows, peer.classes)
+    ids = not targets.is_floating_point() and targets.shape == (rows,)
+    if not ids and not (mixed and message.training):
         raise ProtocolError(
             f"{message.when}: targets arrived as {targets.dtype} {[*targets.shape]}; allowed: "
-            f"class ids, an integer type [{rows}]"
+            f"class ids, an integer type [{rows}], and in training class probabilities, "
+            f"torch.float32 [{rows}, {peer.classes}]"
         )
 
 

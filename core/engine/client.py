@@ -29,8 +29,9 @@ from splitlab.core.engine.arrival import (
     loss_of,
 )
 from splitlab.core.engine.conversation import Conversation
+from splitlab.core.engine.optimization import Optimization
 from splitlab.core.engine.stack import Stack
-from splitlab.core.engine.worker import Optimization, Worker, check_tensor, class_ids
+from splitlab.core.engine.worker import Worker, check_tensor, class_ids
 
 __all__ = ["Answer", "Client", "Trained"]
 
@@ -96,7 +97,7 @@ class Client(Worker):
             number: of the batch within this evaluation.
             stacked: whether the plugins act; without, the evaluation is uncompressed.
         """
-        with torch.no_grad():
+        with torch.no_grad(), self._trainer.averaged():
             seed = self.peer.seed
             with isolated_rng(seed, "client-evaluation", number, device=self.peer.device):
                 cut = self._cut(batch, number, training=False)
@@ -106,7 +107,7 @@ class Client(Worker):
             asked = self._message(cut, stacked=stacked)
         message = yield asked
         loss = self._loss(message, Kind.PREDICTION, asked)
-        with torch.no_grad():
+        with torch.no_grad(), self._trainer.averaged():
             if stacked:
                 self.stack.after_receive(message.to(self.peer.device))
         self._check_finite(_leaving(cut, made), number, training=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -27,8 +28,9 @@ from splitlab.core.engine.arrival import (
     check_server_input,
 )
 from splitlab.core.engine.conversation import Conversation
+from splitlab.core.engine.optimization import Optimization
 from splitlab.core.engine.stack import Stack
-from splitlab.core.engine.worker import Optimization, Worker, check_tensor, class_ids
+from splitlab.core.engine.worker import Worker, check_tensor, class_ids
 
 __all__ = ["Server"]
 
@@ -46,6 +48,7 @@ class Server(Worker):
     def __init__(self, part: Part, stack: Stack, peer: Peer, optimization: Optimization) -> None:
         super().__init__(part, stack, peer, optimization)
         self.metrics: Mapping[str, Mapping[str, float]] = {}
+        self._loss = partial(F.cross_entropy, label_smoothing=optimization.label_smoothing)
         self._open: dict[tuple[int, bool, int], Conversation[None]] = {}
         merged = any("batch" in traits.changes for traits in self._plugins.values())
         self._most_rows = math.inf if merged else peer.batch_size
@@ -78,8 +81,12 @@ class Server(Worker):
 
         A step whose labels come with its activations has one of each.
         """
-        cut = self._arrived(message)
-        yield self._train(cut) if message.training else self._evaluate(cut, message.stacked)
+        if message.training:
+            yield self._train(self._arrived(message))
+            return
+        with self._trainer.averaged():
+            answer = self._evaluate(self._arrived(message), message.stacked)
+        yield answer
 
     def _arrived(self, message: Message) -> Cut:
         check_request(message, self.peer, self._dtype, plugins=bool(self._plugins))
@@ -105,7 +112,7 @@ class Server(Worker):
             self.stack.before_server_forward(cut)
             logits = self._logits(cut)
         if cut.weights is None:
-            loss = F.cross_entropy(logits, cut.targets)
+            loss = self._loss(logits, cut.targets)
         else:
             check_tensor(cut, "cut.weights", cut.weights, "before_server_forward")
             if cut.weights.shape != logits.shape[:1]:
@@ -113,7 +120,7 @@ class Server(Worker):
                     f"{cut.when}: cut.weights have shape {[*cut.weights.shape]}, one weight "
                     f"is needed for each of {len(logits)} rows"
                 )
-            per_row = F.cross_entropy(logits, cut.targets, reduction="none")
+            per_row = self._loss(logits, cut.targets, reduction="none")
             loss = (per_row * cut.weights).sum() / cut.weights.sum()
         own = self._backward(cut, [loss])
         if leaf.grad is None:

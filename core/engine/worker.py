@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from splitlab.core.contract.cut import Cut
 from splitlab.core.contract.errors import (
@@ -23,29 +21,10 @@ from splitlab.core.contract.errors import (
 from splitlab.core.contract.part import Part
 from splitlab.core.contract.peer import Peer
 from splitlab.core.engine.finite import all_finite, all_of_them_finite
+from splitlab.core.engine.optimization import Optimization, Trainer
 from splitlab.core.engine.stack import Stack
 
-__all__ = ["Optimization", "Worker", "check_tensor", "class_ids"]
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """The optimizer of one peer: ``adam``, ``adamw`` or ``sgd``, with torch's other defaults."""
-
-    optimizer: str
-    lr: float
-    weight_decay: float
-
-    def build(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
-        """Return the optimizer, or None if there is nothing to train."""
-        kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
-            "adam": torch.optim.Adam,
-            "adamw": torch.optim.AdamW,
-            "sgd": torch.optim.SGD,
-        }
-        if not parameters:
-            return None
-        return kinds[self.optimizer](parameters, lr=self.lr, weight_decay=self.weight_decay)
+__all__ = ["Worker", "check_tensor", "class_ids"]
 
 
 class Worker:
@@ -70,7 +49,7 @@ class Worker:
             if p.requires_grad
         ]
         self._trained = own + added
-        self._optimizer = optimization.build([p for _, p in self._trained])
+        self._trainer = Trainer(optimization, [p for _, p in self._trained], self._numbers)
         kinds = (p.dtype for _, p in part.named_parameters() if p.is_floating_point())
         self._dtype = next(kinds, torch.float32)
         self._plugins = stack.traits()
@@ -88,13 +67,14 @@ class Worker:
         gradients = {name: p.grad for name, p in self._trained if p.grad is not None}
         verdicts = [all_finite(tensor) for tensor in passing.values()]
         verdicts.append(all_of_them_finite(gradients.values(), self.peer.device))
-        if self._optimizer is not None:
-            self._optimizer.step()
-            self._optimizer.zero_grad(set_to_none=True)
+        schedule = self.peer.schedule
+        norm = self._trainer.step(step, schedule.steps if schedule else None)
+        norms = {} if norm is None else {"the norm of the gradients": norm}
+        verdicts += map(all_finite, norms.values())
         # Waits for the device, when all work of the step is queued.
         if not all(torch.stack(verdicts).tolist()):
             named = {f"the gradient of {name}": tensor for name, tensor in gradients.items()}
-            self._check_finite({**passing, **named}, step)
+            self._check_finite({**passing, **named, **norms}, step)
         self.stack.step_end(step)
 
     def _check_finite(
@@ -175,9 +155,7 @@ class Worker:
             "modules": {str(i): m.state_dict() for i, m in enumerate(self.peer.modules)},
             "plugins": self.stack.state_dict(),
         }
-        if self._optimizer is not None:
-            state = self._optimizer.state_dict()["state"]
-            tree["optimizer"] = {str(key): value for key, value in state.items()}
+        tree |= self._trainer.state()
         tensors: dict[str, torch.Tensor] = {}
         values: dict[str, Any] = {}
         _flatten(tree, (), tensors, values)
@@ -190,10 +168,14 @@ class Worker:
         for i, module in enumerate(self.peer.modules):
             module.load_state_dict(tree.get("modules", {}).get(str(i), {}))
         self.stack.load_state_dict(tree.get("plugins", {}))
-        if self._optimizer is not None:
-            whole = self._optimizer.state_dict()
-            whole["state"] = {int(key): value for key, value in tree.get("optimizer", {}).items()}
-            self._optimizer.load_state_dict(whole)
+        self._trainer.load_state(tree)
+
+    def _numbers(self) -> dict[str, torch.Tensor]:
+        """Return all parameters and buffers of this peer by name; they share its memory."""
+        found = dict(self._part.state_dict())
+        for i, module in enumerate(self.peer.modules):
+            found |= {f"plugins' module {i}.{name}": t for name, t in module.state_dict().items()}
+        return found
 
 
 def _values(cut: Cut) -> dict[str, dict[str, float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +21,7 @@ from splitlab.core.contract.part import Layout
 from splitlab.core.contract.seeding import isolated_rng
 from splitlab.core.contract.settings import Bound, parameters, shown
 from splitlab.core.contract.traits import Ground
+from splitlab.core.models.freeze import freeze
 from splitlab.core.models.segments import Segmented
 from splitlab.core.models.timm_models import check_name, timm_model
 from splitlab.core.models.weights import load_weights, weights_file
@@ -127,6 +128,8 @@ def build_model(
     image_size: int | None = None,
     pretrained: bool = False,
     weights: str = "default",
+    drop_path: float = 0.0,
+    train: Sequence[str] = (),
 ) -> Segmented:
     """Build a whole model, the same at both peers for the same arguments.
 
@@ -140,20 +143,32 @@ def build_model(
         weights: a safetensors file or what ``torch.save`` wrote, ``"default"`` for what ships with
             the model (nothing for a timm name), or ``"none"``. A head for another number of classes
             is left out.
+        drop_path: probability with which training drops the last residual branch; earlier ones are
+            dropped with less. It changes no initial number.
+        train: what alone is trained, by names as in `freeze`; nothing for all of it.
 
     Raises:
         ConfigError: an unknown name or setting, a model that cannot be cut, weights that do not fit
-            or cannot be had.
+            or cannot be had, or a model without branches to drop.
     """
     bound = bind_model(name)
     file = weights_file(name, weights)
-    published: dict[str, Any] = {"pretrained": True} if pretrained else {}
-    if not published.keys() <= parameters(bound.factory).keys():
+    more: dict[str, Any] = {"pretrained": True} if pretrained else {}
+    if not more.keys() <= parameters(bound.factory).keys():
         raise ConfigError(f"nobody publishes weights for {name!r}; leave --pretrained out")
+    if drop_path:
+        if "drop_path" not in parameters(bound.factory):
+            raise ConfigError(
+                f"model {name!r} takes no drop path; leave --drop-path out, or give its function a "
+                "parameter drop_path: float = 0.0"
+            )
+        more["drop_path"] = drop_path
     with isolated_rng(seed, "model", device=torch.device("cpu")):
-        model = _built(bound, classes, image_size, published)
+        model = _built(bound, classes, image_size, more)
     if file is not None:
         load_weights(model, *file)
+    if train:
+        freeze(model, train)
     return model
 
 

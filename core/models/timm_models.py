@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import timm
+from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -69,6 +70,7 @@ def timm_model(
     image_size: int | None = None,
     channels: int = 3,
     pretrained: bool = False,
+    drop_path: float = 0.0,
 ) -> Segmented:
     """A model of timm, by timm's name.
 
@@ -78,9 +80,11 @@ def timm_model(
         image_size: height and width of an image, in pixels; none for what the model was made for.
         channels: of an image, 1 or 3.
         pretrained: whether to take timm's published weights (a download).
+        drop_path: timm's ``drop_path_rate``.
 
     Raises:
-        ConfigError: an unknown name, a model that cannot be cut, weights that cannot be had.
+        ConfigError: an unknown name, a model that cannot be cut, weights that cannot be had, a drop
+            path where there is none.
     """
     check_name(name)
     made_for = timm.get_pretrained_cfg(name)
@@ -95,6 +99,8 @@ def timm_model(
     options: dict[str, Any] = {} if channels == 3 else {"in_chans": channels}
     if size != height and _takes_image_size(name):
         options["img_size"] = size
+    if drop_path:
+        options["drop_path_rate"] = drop_path
     with hub_or_cache() if pretrained else nullcontext("") as absent:
         try:
             module: Any = timm.create_model(
@@ -102,12 +108,16 @@ def timm_model(
             )
         except Exception as error:
             reason = str(error).strip().split("\n")[0] or type(error).__name__
+            if "drop_path_rate" in reason:
+                raise _without_drop_path(name) from error
             if absent and isinstance(error, FileNotFoundError):
                 reason = f"its weights are the hub's, and {absent}"
             way_out = "" if size == height else f"; it was made for images of {height} pixels"
             if pretrained:
                 way_out = "; download the file elsewhere and pass it with --weights FILE"
             raise ConfigError(f"model {name!r} cannot be built: {reason[:300]}{way_out}") from error
+    if drop_path and not any(isinstance(inner, DropPath) for inner in module.modules()):
+        raise _without_drop_path(name)
     model: Segmented
     if isinstance(module, VisionTransformer):
         model = ViT(module, channels=channels, image_size=size)
@@ -116,6 +126,13 @@ def timm_model(
     if made_for:
         model.normalisation = tuple(made_for.mean), tuple(made_for.std)
     return model
+
+
+def _without_drop_path(name: str) -> ConfigError:
+    return ConfigError(
+        f"model {name!r} has no residual branches that timm can drop; leave --drop-path out, or "
+        "choose a Vision Transformer or a ConvNeXt"
+    )
 
 
 def _staged(name: str, module: nn.Module, channels: int, size: int, made_for: int) -> StagedCNN:

@@ -38,6 +38,7 @@ def vit(
     depth: int = 12,
     heads: int = 3,
     class_token: bool = True,
+    drop_path: float = 0.0,
 ) -> ViT:
     """A Vision Transformer of any shape, with new numbers.
 
@@ -50,6 +51,8 @@ def vit(
         depth: how many blocks.
         heads: attention heads of every block.
         class_token: whether a class token stands in front; without, the head takes the mean.
+        drop_path: probability with which training drops the last block's branches; it rises to
+            that from 0 at the first block.
     """
     for name, value, most in (
         ("patch", patch, 65_536),
@@ -74,6 +77,7 @@ def vit(
         embed_dim=width,
         depth=depth,
         num_heads=heads,
+        drop_path_rate=drop_path,
         **pooled,
     )
 

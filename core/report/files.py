@@ -1,6 +1,6 @@
-"""All that a folder of results gets: the page, the tables, the figures.
+"""All that a folder of results gets: the page, the tables and the figures.
 
-report.html                          one page with everything in it, see `splitlab.core.report.page`
+report.html                          one page with everything, which works offline
 table.md                             the table, for people
 table.csv runs.csv evaluations.csv   the same and what it is made of, for machines
 figures/NAME.pdf figures/NAME.svg    see `splitlab.core.report.figures`
@@ -31,13 +31,13 @@ def write_all(results: Results, folder: Path) -> list[Path]:
     Raises:
         ConfigError: a file cannot be written, or the results have not what their figures need.
     """
-    table, page = folder / "table.md", folder / "report.html"
+    table = folder / "table.md"
     with writing(table):
         folder.mkdir(parents=True, exist_ok=True)
+    write_page(results, folder / "report.html")
     write_whole(table, markdown(results))
-    write_page(results, page)
     return [
-        page,
+        folder / "report.html",
         table,
         *write_csv(results, folder),
         *draw(results, folder / "figures", formats=_VECTORS),

@@ -12,15 +12,17 @@ import os
 import re
 import tomllib
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from splitlab.core.catalogue.binding import split_stack
 from splitlab.core.contract.errors import ConfigError, unknown_name
 from splitlab.core.runs.budget import Budget
+from splitlab.core.runs.option import GROUPS, check_ranges, flag_of, option
+from splitlab.core.runs.training import Training
 
-__all__ = ["GROUPS", "LABELS", "MOST_THREADS", "Config", "differences"]
+__all__ = ["GROUPS", "LABELS", "MOST_THREADS", "Config", "by_group", "differences"]
 
 DEFAULT_DATASET = "fashion-mnist-mini"
 MOST_THREADS = 4096
@@ -32,18 +34,7 @@ _NOMINAL_HELP = (
 )
 
 
-# What a field is about: how its option is grouped where all are explained, in this order.
-GROUPS = (
-    "the data",
-    "the model",
-    "the method",
-    "the training",
-    "the link",
-    "the run: its end, what is measured and written",
-    "the machine",
-)
-_DATA, _MODEL, _METHOD, _TRAINING, _LINK, _END, _MACHINE = GROUPS
-
+_DATA, _MODEL, _METHOD, _, _LINK, _END, _MACHINE = GROUPS
 
 LABELS = ("name", "tags", "loggers")
 """Fields that only say what a run is called and where its numbers go besides: they decide none, and
@@ -53,19 +44,15 @@ _LABEL = re.compile(r"\w[\w.+=@ -]{0,79}")
 _LABEL_RULE = "up to 80 letters, digits, spaces and . _ + - = @, a letter or digit first"
 
 
-def _option(default: Any, help: str, *, group: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": help, "group": group, **metadata})
-
-
 @dataclass(frozen=True)
-class Config:
+class Config(Training):
     """Everything that decides a run's numbers, and a few things that do not.
 
     An optional field that is None is decided when the run starts (see its help) and written to the
     run folder as it was decided.
     """
 
-    plugins: tuple[str, ...] = _option(
+    plugins: tuple[str, ...] = option(
         (),
         "a compression plugin and its settings; a stack of several is joined by + or given by "
         "repeating the option, first one first; none at all trains uncompressed",
@@ -74,7 +61,7 @@ class Config:
         kinds=("plugins", "stacks"),
         group=_METHOD,
     )
-    probes: tuple[str, ...] = _option(
+    probes: tuple[str, ...] = option(
         (),
         "a probe and its settings, which watches and changes nothing; repeat it for several",
         flag="--probe",
@@ -82,14 +69,14 @@ class Config:
         kinds=("probes",),
         group=_METHOD,
     )
-    transport: str = _option(
+    transport: str = option(
         "inprocess",
         "the link between the peers and its settings (see `splitlab transports`)",
         metavar="NAME[:key=value,…]",
         kinds=("transports",),
         group=_LINK,
     )
-    links: tuple[str, ...] = _option(
+    links: tuple[str, ...] = option(
         (),
         "a wrapper around the link and its settings; repeat it for several, innermost first",
         flag="--link",
@@ -97,7 +84,7 @@ class Config:
         kinds=("links",),
         group=_LINK,
     )
-    dataset: str | None = _option(
+    dataset: str | None = option(
         None,
         "data set by name (see `splitlab datasets`)",
         unset=f"{DEFAULT_DATASET}, which ships",
@@ -105,39 +92,41 @@ class Config:
         kinds=("datasets",),
         group=_DATA,
     )
-    data_dir: str | None = _option(
+    data_dir: str | None = option(
         None,
         "local data: a folder or file of one of the forms that `splitlab datasets` lists, such as "
         "train/CLASS/ and test/CLASS/ images",
         metavar="DIR",
         group=_DATA,
     )
-    label_column: str | None = _option(
+    label_column: str | None = option(
         None,
         "column of a table that holds the classes",
         unset="label, or another usual name",
         metavar="NAME",
         group=_DATA,
     )
-    test_split: str | None = _option(
+    test_split: str | None = option(
         None,
         "part of the data to evaluate on",
         unset="test, or another usual name",
         metavar="NAME",
         group=_DATA,
     )
-    test_share: float | None = _option(
+    test_share: float | None = option(
         None,
         "evaluate on this share of the training part, of every class alike, instead",
         group=_DATA,
     )
-    augment: str = _option(
+    augment: str = option(
         "none",
-        "training augmentation; paper: RandAugment(2, 9), colour jitter, flip",
-        choices=("none", "paper"),
+        "training augmentation: none; paper: RandAugment(2, 9), colour jitter, flip; or timm's random "
+        "crop and flip with a policy of its own, such as timm:rand-m9-mstd0.5-inc1, augmix-m3 or "
+        "none, and then scale, ratio, hflip, vflip, color_jitter: timm:none,scale=0.3,hflip=0",
+        metavar="none|paper|timm:POLICY[,key=value…]",
         group=_DATA,
     )
-    model: str = _option(
+    model: str = option(
         "vit-mini",
         "a model and its settings, FILE.py:function, or any model of timm's that can be cut (see "
         "`splitlab models`)",
@@ -145,58 +134,48 @@ class Config:
         kinds=("models",),
         group=_MODEL,
     )
-    image_size: int | None = _option(
+    image_size: int | None = option(
         None,
         "input height and width in pixels",
         unset="the model's own",
         group=_MODEL,
     )
-    pretrained: bool = _option(
+    pretrained: bool = option(
         False,
         "start a timm model from its published weights (downloads them)",
         group=_MODEL,
     )
-    weights: str = _option(
+    weights: str = option(
         "default",
         "what to start from: a safetensors or .pth FILE, default (what ships with the model) or "
         "none (random numbers)",
         metavar="FILE|default|none",
         group=_MODEL,
     )
-    cut: int | None = _option(
+    cut: int | None = option(
         None,
         "what the client runs, 0 for the least (see `splitlab models`)",
         unset="the model's own",
         group=_MODEL,
     )
-    batch_size: int = _option(128, "samples per step", group=_TRAINING)
-    optimizer: str = _option(
-        "adam",
-        "optimizer of both parts",
-        choices=("adam", "adamw", "sgd"),
-        group=_TRAINING,
-    )
-    lr: float = _option(3e-4, "learning rate of both parts", group=_TRAINING)
-    weight_decay: float = _option(0.0, "weight decay of both parts", group=_TRAINING)
-    seed: int = _option(0, "fixes everything that is random", group=_TRAINING)
-    budget: str = _option("nominal=1.0", _NOMINAL_HELP, metavar="UNIT=AMOUNT", group=_END)
-    evaluate: str = _option(
+    budget: str = option("nominal=1.0", _NOMINAL_HELP, metavar="UNIT=AMOUNT", group=_END)
+    evaluate: str = option(
         "both",
         "evaluate through the stack, without it, or both where a plugin acts in evaluation",
         choices=("both", "compressed", "uncompressed"),
         group=_END,
     )
-    eval_every: int | None = _option(
+    eval_every: int | None = option(
         None, "steps between evaluations", unset="one epoch", group=_END
     )
-    eval_points: int | None = _option(
+    eval_points: int | None = option(
         None,
         "evaluations at this many even shares of the budget, and one before the first step, "
         "instead of --eval-every",
         metavar="N",
         group=_END,
     )
-    eval_samples: int | None = _option(
+    eval_samples: int | None = option(
         None,
         "evaluate on this many test samples, of every class alike and the same for every seed; the "
         "last evaluation is on all of them, as always",
@@ -204,61 +183,61 @@ class Config:
         metavar="N",
         group=_END,
     )
-    patience: int | None = _option(
+    patience: int | None = option(
         None,
         "end the run after this many evaluations in a row without a better accuracy",
         unset="the budget ends it",
         metavar="N",
         group=_END,
     )
-    keep: str = _option(
+    keep: str = option(
         "newest",
         "keep the two newest checkpoints, or that of the best accuracy besides",
         choices=("newest", "best"),
         group=_END,
     )
-    checkpoint_every: int | None = _option(
+    checkpoint_every: int | None = option(
         None, "steps between checkpoints", unset="at every evaluation", group=_END
     )
-    device: str = _option(
+    device: str = option(
         "auto",
         "cpu, cuda, cuda:1, …; auto takes a GPU where there is one",
         metavar="DEVICE",
         group=_MACHINE,
     )
-    threads: int | None = _option(
+    threads: int | None = option(
         None, "CPU threads of each peer", unset="$OMP_NUM_THREADS, or all cores", group=_MACHINE
     )
-    workers: int = _option(
+    workers: int = option(
         0, "threads that decode images ahead; 0 decodes in the client's own", group=_MACHINE
     )
-    timeout: float = _option(
+    timeout: float = option(
         60.0,
         "time without progress after which a peer counts as gone",
         metavar="SECONDS",
         group=_LINK,
     )
-    output: str | None = _option(
+    output: str | None = option(
         None, "the run folder", unset="runs/STACK-TIME, or runs/NAME", metavar="DIR", group=_END
     )
-    name: str | None = _option(
+    name: str | None = option(
         None,
         "what lists call the run, and its folder without --output",
         unset="its folder's name",
         metavar="NAME",
         group=_END,
     )
-    tags: tuple[str, ...] = _option(
+    tags: tuple[str, ...] = option(
         (),
         "a word to find the run by (see `splitlab runs`); repeat it for several",
         flag="--tag",
         metavar="TAG",
         group=_END,
     )
-    loggers: tuple[str, ...] = _option(
+    loggers: tuple[str, ...] = option(
         (),
-        "a logger and its settings, which is sent the run's numbers (see `splitlab loggers`); repeat "
-        "it for several",
+        "a logger and its settings, which is sent the run's numbers (see `splitlab loggers`); "
+        "repeat it for several",
         flag="--log",
         metavar="NAME[:key=value,…]",
         kinds=("loggers",),
@@ -266,14 +245,11 @@ class Config:
     )
 
     def __post_init__(self) -> None:
-        for name, low, high in (
+        self.check_training()
+        ranges = (
             ("test_share", 0.001, 0.999),
             ("image_size", 1, 4096),
             ("cut", 0, 10_000),
-            ("batch_size", 1, 1_000_000),
-            ("lr", 0.0, 1e6),
-            ("weight_decay", 0.0, 1e6),
-            ("seed", 0, 2**63 - 1),
             ("eval_every", 1, 2**63 - 1),
             ("eval_points", 1, 1_000_000),
             ("eval_samples", 1, 2**63 - 1),
@@ -282,10 +258,8 @@ class Config:
             ("threads", 1, MOST_THREADS),
             ("workers", 0, 256),
             ("timeout", 0.1, 1e6),
-        ):
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise ConfigError(f"{flag(name)} {value} is not allowed; from {low} to {high}")
+        )
+        check_ranges(self, ranges)
         for spec in dataclasses.fields(self):
             choices = spec.metadata.get("choices")
             value = getattr(self, spec.name)
@@ -301,9 +275,9 @@ class Config:
             self._check_points(self.eval_points)
         Budget.parse(self.budget)
         named = () if self.name is None else (self.name,)
-        for option, label in [*(("--name", n) for n in named), *(("--tag", t) for t in self.tags)]:
+        for given, label in [*(("--name", n) for n in named), *(("--tag", t) for t in self.tags)]:
             if not _LABEL.fullmatch(label):
-                raise ConfigError(f"{option} {label!r} is not allowed; {_LABEL_RULE}")
+                raise ConfigError(f"{given} {label!r} is not allowed; {_LABEL_RULE}")
         for name in ("data_dir", "weights", "output"):  # the shell leaves --output=~/x as it is
             if value := getattr(self, name):
                 object.__setattr__(self, name, os.path.expanduser(value))
@@ -382,10 +356,16 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"the configuration {path} is not TOML: {error}") from None
 
 
+def by_group() -> list[dataclasses.Field[Any]]:
+    """Return the fields of `Config` in the order in which they are explained: by their groups."""
+    return sorted(
+        dataclasses.fields(Config), key=lambda spec: GROUPS.index(spec.metadata["group"])
+    )
+
+
 def flag(name: str) -> str:
     """Return the command-line option of a field: ``batch_size`` → ``--batch-size``."""
-    spec = Config.__dataclass_fields__[name]
-    return str(spec.metadata.get("flag", "--" + name.replace("_", "-")))
+    return flag_of(Config, name)
 
 
 def differences(now: Config, was: Config, ignore: typing.Collection[str] = ()) -> list[str]:

@@ -179,7 +179,7 @@ class Loop:
     def _step(self, batches: Iterator[Batch]) -> None:
         progress, session = self.progress, self._session
         started = time.perf_counter()
-        batch = next(batches)
+        batch = self.plan.mixed(next(batches), progress.step)
         server, link, mark = session.server_seconds, session.link_seconds, self.ledger.mark()
         trained = session.hold(self.client.train(batch, progress.step))
         size = self.plan.config.batch_size

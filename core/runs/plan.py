@@ -15,11 +15,13 @@ import torch
 
 from splitlab.core.catalogue.binding import bind, bind_stack
 from splitlab.core.catalogue.links import bind_wrappers
+from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.peer import Peer, Schedule
 from splitlab.core.contract.settings import Bound, shown
 from splitlab.core.contract.traits import Traits
 from splitlab.core.data.load import Data, load_data
+from splitlab.core.data.mixing import mixup
 from splitlab.core.data.split import Loading
 from splitlab.core.engine.stack import Stack
 from splitlab.core.models.build import ModelFacts, build_model, describe, fingerprint
@@ -27,13 +29,13 @@ from splitlab.core.models.segments import Segmented
 from splitlab.core.models.weights import weights_file
 from splitlab.core.runs.budget import Budget
 from splitlab.core.runs.config import DEFAULT_DATASET, MOST_THREADS, Config
+from splitlab.core.runs.device import choose_device
 
 __all__ = [
     "DataFacts",
     "Decided",
     "PeerPlan",
     "Plan",
-    "choose_device",
     "load_configured_data",
     "make",
     "make_for_server",
@@ -135,6 +137,29 @@ class PeerPlan:
         """Size of one uncompressed full batch at the cut, float32."""
         return 4 * self.config.batch_size * self.model.layout.tokens * self.model.layout.width
 
+    @property
+    def step_bytes(self) -> tuple[int, int] | None:
+        """What a full batch is expected to send up and down, as activations and gradients alone.
+
+        By the nominal ratios; None where a plugin sends what nobody can foresee, a compressed
+        string of bytes.
+        """
+        if any("plain" in traits.takes_away for traits in self.traits.values()):
+            return None
+        up, down = self.nominal
+        return round(up * self.batch_bytes), round(down * self.batch_bytes)
+
+    def foresee(self, schedule: Schedule) -> int | None:
+        """Return how many steps a budget is expected to allow; None where nobody can foresee it."""
+        amount, samples, size = schedule.amount, schedule.training_samples, self.config.batch_size
+        if schedule.unit == "steps":
+            return int(amount)
+        if schedule.unit == "epochs":
+            return math.ceil(amount * -(-samples // size))
+        if schedule.unit == "nominal":
+            return math.ceil(amount * samples / (sum(self.nominal) / 2 * size))
+        return math.ceil(amount / sum(self.step_bytes)) if self.step_bytes else None
+
     def peer(self, role: Literal["client", "server"]) -> Peer:
         """Return the facts of this peer."""
         peer = _peer(self.config, self.model, self.classes, role, self.device)
@@ -198,30 +223,15 @@ class Plan(PeerPlan):
         """Training steps of one epoch."""
         return -(-self.data.train // self.config.batch_size)
 
-    @property
-    def step_bytes(self) -> tuple[int, int] | None:
-        """What a full batch is expected to send up and down, as activations and gradients alone.
-
-        By the nominal ratios; None where a plugin sends what nobody can foresee, a compressed
-        string of bytes.
-        """
-        if any("plain" in traits.takes_away for traits in self.traits.values()):
-            return None
-        up, down = self.nominal
-        return round(up * self.batch_bytes), round(down * self.batch_bytes)
+    def mixed(self, batch: Batch, step: int) -> Batch:
+        """Return a training batch as this step trains on it."""
+        config, classes = self.config, self.classes
+        return mixup(batch, config.mixup, classes=classes, seed=config.seed, step=step)
 
     @property
     def expected_steps(self) -> int | None:
         """How many steps the budget is expected to allow; None where nobody can foresee it."""
-        amount, samples = self.budget.amount, self.data.train
-        if self.budget.unit == "steps":
-            return int(amount)
-        if self.budget.unit == "epochs":
-            return math.ceil(amount * self.steps_per_epoch)
-        if self.budget.unit == "nominal":
-            per_step = sum(self.nominal) / 2 * self.config.batch_size
-            return math.ceil(amount * samples / per_step)
-        return math.ceil(amount / sum(self.step_bytes)) if self.step_bytes else None
+        return self.foresee(Schedule(self.data.train, self.budget.unit, self.budget.amount))
 
 
 def make(
@@ -332,6 +342,8 @@ def _plan(
         image_size=facts.image_size,
         pretrained=config.pretrained,
         weights=config.weights,
+        drop_path=config.drop_path,
+        train=config.trains,
     )
     if (seen := model.layout(facts.cut)) != (other := facts.layout):
         raise ConfigError(
@@ -358,7 +370,21 @@ def _plan(
         schedule=schedule,
     )
     tried.run_end()
-    return plan, model
+    return _with_steps(plan), model
+
+
+def _with_steps(plan: PeerPlan) -> PeerPlan:
+    """Return the plan with the run's steps in its schedule, if the learning rate follows them."""
+    if plan.schedule is None or not plan.config.rate.needs_steps:
+        return plan
+    steps = plan.foresee(plan.schedule)
+    if steps is None:
+        raise ConfigError(
+            f"the learning rate ({plan.config.rate}) follows from how many steps the run is to "
+            f"last, and with this stack nobody can foresee it of --budget {plan.config.budget}; "
+            "give --budget steps=…, epochs=… or nominal=…, or a constant rate and --warmup in steps"
+        )
+    return replace(plan, schedule=replace(plan.schedule, steps=steps))
 
 
 def _agreement(decided: Decided, classes: int, mark: str) -> dict[str, str]:
@@ -383,6 +409,7 @@ def _agreement(decided: Decided, classes: int, mark: str) -> dict[str, str]:
         "weight decay": repr(config.weight_decay),
         "seed": str(config.seed),
         "weights": mark,  # what is said above decides them, but for a file
+        **config.agreed(),
     }
 
 
@@ -401,7 +428,7 @@ def _peer(
         cut=model.cut,
         batch_size=config.batch_size,
         device=device,
-        augmented=config.augment != "none",
+        augmented=config.augment != "none" or config.mixup > 0,
     )
 
 
@@ -412,24 +439,3 @@ def _default_threads() -> int:
         return int(said)
     allowed = getattr(os, "sched_getaffinity", None)  # Linux only
     return len(allowed(0)) if allowed else os.cpu_count() or 1
-
-
-def choose_device(name: str, role: Literal["client", "server"], *, peers_here: int) -> torch.device:
-    """Return the device of a peer.
-
-    ``auto``: a GPU if there is one; of several, the one that a launcher chose (``LOCAL_RANK``), or
-    the second for the server if both peers run on this machine.
-    """
-    if name == "auto":
-        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if not gpus:
-            return torch.device("cpu")
-        second = role == "server" and peers_here == 2
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", int(second))) % gpus)
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # also refuses meta, which computes nothing
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ConfigError(f"--device {name} cannot be used here: {reason}") from error
-    return device

@@ -208,6 +208,7 @@ class _Peers:
         self._client = client
         self._server = server
         self._recorder = recorder
+        self._plan = plan
         self._timeout = plan.config.timeout
         self.metrics: dict[str, Mapping[str, Mapping[str, float]]] = {}
         name = plan.config.transport
@@ -225,7 +226,8 @@ class _Peers:
     def step(self, batch: Batch, number: int) -> float:
         """Run one training step; returns the loss."""
         self._recorder.begin()
-        trained = hold(self._client.train(batch, number), self._ask)
+        mixed = self._plan.mixed(batch, number)
+        trained = hold(self._client.train(mixed, number), self._ask)
         self._recorder.note("client", CLIENT_BACKWARD)
         self.metrics = {"client": trained.metrics, "server": self._server.metrics}
         return trained.loss

@@ -9,9 +9,9 @@ import torch
 
 from splitlab.core.contract.part import Model
 from splitlab.core.engine.client import Client
+from splitlab.core.engine.optimization import Optimization
 from splitlab.core.engine.server import Server
 from splitlab.core.engine.stack import Stack
-from splitlab.core.engine.worker import Optimization
 from splitlab.core.runs.plan import PeerPlan
 
 __all__ = ["build_client", "build_server", "limited_threads"]
@@ -33,7 +33,15 @@ def build_server(plan: PeerPlan, model: Model, observers: Sequence[object] = ())
 
 def _optimization(plan: PeerPlan) -> Optimization:
     config = plan.config
-    return Optimization(config.optimizer, config.lr, config.weight_decay)
+    return Optimization(
+        config.optimizer,
+        config.rate,
+        config.weight_decay,
+        clip_norm=config.clip_norm,
+        accumulate=config.accumulate,
+        ema=config.ema,
+        label_smoothing=config.label_smoothing,
+    )
 
 
 @contextmanager

@@ -67,7 +67,8 @@ class ClientSession:
                 ``steps`` and ``again``, which other steps the client has, and the command that goes
                 on with the run.
             batch_bytes: size of one uncompressed batch, from which the frame limit follows.
-            schedule: how long the run is to last, which the server's plugins may ask for.
+            schedule: how long the run is to last, which the server's plugins may ask for, and its
+                learning rate follows.
 
         Raises:
             ProtocolError: the peers do not fit; names both values.
@@ -82,7 +83,8 @@ class ClientSession:
             "marks": dict(marks),
         }
         if schedule is not None:
-            hello["schedule"] = dataclasses.asdict(schedule)
+            said = dataclasses.asdict(schedule)
+            hello["schedule"] = {key: value for key, value in said.items() if value is not None}
         try:
             answer = self.exchange(Message(Kind.HELLO, meta=hello))
         except NetworkError as error:

@@ -171,11 +171,14 @@ class ServerSession:
 
 def _schedule(said: object) -> Schedule | None:
     """Return what a HELLO says of how long the run is to last; None if it makes no sense."""
-    if not isinstance(said, dict) or said.keys() != Schedule.__dataclass_fields__.keys():
+    if not isinstance(said, dict) or {"steps", *said} != {*Schedule.__dataclass_fields__}:
         return None
-    samples, unit, amount = (said[name] for name in ("training_samples", "unit", "amount"))
+    samples, unit, amount = (said.get(name) for name in ("training_samples", "unit", "amount"))
+    steps = said.get("steps")
     if type(samples) is not int or samples < 1 or not isinstance(unit, str):
         return None
     if type(amount) not in (int, float) or not 0 < amount < math.inf:
         return None
-    return Schedule(samples, unit, float(amount))
+    if steps is not None and (type(steps) is not int or steps < 1):
+        return None
+    return Schedule(samples, unit, float(amount), steps)

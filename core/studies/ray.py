@@ -40,7 +40,7 @@ from splitlab.core.studies.remote import Telling, job_from, job_text
 __all__ = ["Ray"]
 
 _TICK = 0.25  # seconds between two looks at the cluster, and between two words of a task
-_PATIENCE = 10.0  # seconds that a task waits for an answer
+_PATIENCE = 10.0  # seconds that the post may take to answer
 _RETRIES = 3
 """How often a task is performed again, if its node or process dies."""
 
@@ -176,11 +176,11 @@ class _Tasks:
         self._reporter = reporter
         self._out: dict[Any, _Out] = {}
         self._stopping = False
-        # Beside this process, and not where it could die with a node.
+        # Beside this process, and not where it would die with another node.
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=True
+            ray.get_runtime_context().get_node_id(), soft=False
         )
-        actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Post)
+        actor = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Post)
         self._post = actor.remote()
         self._there = ray.remote(max_retries=_RETRIES)(perform_there)
         self._place = {"folder": os.getcwd(), "registry": os.environ.get(_REGISTRY, "")}
@@ -229,7 +229,6 @@ class _Tasks:
     def stop(self) -> None:
         """Let all stop after their step, and take back those that have not begun."""
         self._stopping = True
-        self._ray.get(self._post.stop.remote())
         self._hear()
         for ref, out in self._out.items():
             if not out.begun:
@@ -242,7 +241,9 @@ class _Tasks:
         return [self._take(ref) for ref in ready]
 
     def _hear(self) -> None:
-        news = self._ray.get(self._post.news.remote())
+        news: dict[int, tuple[float, str]] = {}
+        with suppress(self._ray.exceptions.RayError):  # it is started anew; the jobs go on
+            news = self._ray.get(self._post.news.remote(self._stopping), timeout=_PATIENCE)
         for out in self._out.values():
             if out.job.number in news:
                 out.begun = True

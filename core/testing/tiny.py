@@ -18,9 +18,10 @@ from splitlab.core.contract.seeding import isolated_rng
 from splitlab.core.contract.settings import Bound, parameters
 from splitlab.core.engine.client import Client
 from splitlab.core.engine.conversation import hold
+from splitlab.core.engine.optimization import Optimization
+from splitlab.core.engine.rate import Rate
 from splitlab.core.engine.server import Server
 from splitlab.core.engine.stack import Stack
-from splitlab.core.engine.worker import Optimization
 from splitlab.core.models.build import ModelFacts, bind_model, build_model, describe
 from splitlab.core.models.segments import Segmented
 from splitlab.core.models.vit import shaped, whole
@@ -172,7 +173,7 @@ class Tiny:
         part = uncut.part(int(role == "server"), (cut,), device)
         layout = uncut.layout(cut)
         peer = self.peer(role, seed=seed, classes=classes, layout=layout, cut=cut, device=device)
-        optimization = Optimization(optimizer, lr, weight_decay)
+        optimization = Optimization(optimizer, Rate.parse(lr), weight_decay)
         if role == "server":  # as one that hears it from its client
             peer.schedule = None
         built = worker(part, Stack(plugins, observers=observers), peer, optimization)

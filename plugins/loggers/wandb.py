@@ -8,7 +8,9 @@ It never asks for a login: log in with ``wandb login`` before. W&B takes no step
 that goes on the steps that come again stay as they are there.
 """
 
+import io
 from collections.abc import Mapping
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +18,7 @@ from splitlab.core import LoggedRun, Logger
 
 __all__ = ["WandB"]
 
-_SECONDS = 60  # that W&B's server may take to answer, at the beginning and at the end
+_SECONDS = 30  # that W&B's server may take to answer, at the beginning and at the end
 _EXIT = {"finished": 0, "interrupted": 255}  # W&B calls 255 killed, and any other number failed
 _TAG = 64  # characters that W&B takes
 
@@ -55,24 +57,26 @@ class WandB(Logger):
 
         folder = Path(self._folder).expanduser() if self._folder else run.folder
         folder.mkdir(parents=True, exist_ok=True)  # W&B would take a temporary one instead
-        self._run = wandb.init(
-            project=self._project,
-            entity=self._entity,
-            mode=self._mode,
-            dir=str(folder),
-            id=run.id,
-            name=run.name,
-            tags=[tag[:_TAG] for tag in run.tags],
-            config=dict(run.options),
-            resume="allow",
-            reinit="create_new",  # a notebook may have a run of its own
-            settings=wandb.Settings(
-                silent=True,
-                console="off",
-                init_timeout=_SECONDS,
-                finish_timeout=_SECONDS,
-            ),
-        )
+        # It says where it found a login before it knows that it is to be silent.
+        with redirect_stderr(io.StringIO()):
+            self._run = wandb.init(
+                project=self._project,
+                entity=self._entity,
+                mode=self._mode,
+                dir=str(folder),
+                id=run.id,
+                name=run.name,
+                tags=[tag[:_TAG] for tag in run.tags],
+                config=dict(run.options),
+                resume="allow",
+                reinit="create_new",  # a notebook may have a run of its own
+                settings=wandb.Settings(
+                    silent=True,
+                    console="off",
+                    init_timeout=_SECONDS,
+                    finish_timeout=_SECONDS,
+                ),
+            )
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         """Send the numbers; those of an evaluation join those of its step."""

@@ -21,9 +21,10 @@ from splitlab.core.contract.errors import Diverged
 from splitlab.core.contract.seeding import isolated_rng
 from splitlab.core.engine.client import Client
 from splitlab.core.engine.conversation import hold
+from splitlab.core.engine.optimization import Optimization
+from splitlab.core.engine.rate import Rate
 from splitlab.core.engine.server import Server
 from splitlab.core.engine.stack import Stack
-from splitlab.core.engine.worker import Optimization
 from splitlab.core.models.build import build_model
 from splitlab.core.runs.checkpoint import Checkpoints
 
@@ -97,7 +98,7 @@ def test_a_convolutional_network_split_over_two_peers_equals_the_unsplit_one(
             model.part(index, (cut,), torch.device("cpu")),
             Stack(()),
             tiny.peer(role, layout=model.layout(cut), cut=cut),
-            Optimization("adam", 1e-2, 0.1),
+            Optimization("adam", Rate.parse(1e-2), 0.1),
         )
         for index, (role, kind) in enumerate((("client", Client), ("server", Server)))
     )
@@ -661,7 +662,7 @@ def test_dropout_is_off_in_evaluation_and_on_again_after_it(tiny: Any, peers: An
 def test_an_optimizer_has_the_settings_that_it_was_given_and_torchs_others() -> None:
     parameter = nn.Parameter(torch.zeros(1))
     for name, kind in OPTIMIZERS.items():
-        built = Optimization(name, 0.5, 0.25).build([parameter])
+        built = Optimization(name, Rate.parse(0.5), 0.25).build([parameter])
         assert type(built) is kind
         assert built.defaults == kind([parameter], lr=0.5, weight_decay=0.25).defaults
-        assert Optimization(name, 0.5, 0.25).build([]) is None
+        assert Optimization(name, Rate.parse(0.5), 0.25).build([]) is None

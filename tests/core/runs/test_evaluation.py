@@ -390,6 +390,19 @@ def test_a_best_one_is_saved_between_the_regular_checkpoints(
     assert Checkpoints(tmp_path / "newest", "client").steps() == [9, 10]
 
 
+def test_a_finished_run_that_goes_on_is_not_evaluated_again(
+    easy_data: str, tmp_path: Path, scripted: Callable[[dict[int, float]], None]
+) -> None:
+    scripted({2: 0.3, 3: 0.5})
+    options: dict[str, Any] = {**TINY, "data_dir": easy_data, "budget": "steps=3"}
+    options |= {"eval_every": 2, "checkpoint_every": 3, "keep": "best"}
+    first = run(**options, output=str(tmp_path / "r")).summary
+    scripted({})
+    again = run(resume=tmp_path / "r").summary
+    assert (again.best_step, again.best_accuracy, again.accuracy) == (3, 0.5, 0.5)
+    assert again == first
+
+
 def test_a_peer_that_is_killed_before_it_has_the_new_best_finds_the_old_one(
     easy_data: str,
     tmp_path: Path,

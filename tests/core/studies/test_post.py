@@ -10,11 +10,11 @@ def test_the_last_word_of_each_is_fetched_once() -> None:
     assert not post.tell(1, 0.1, "step 1")
     assert not post.tell(1, 0.2, "step 2")
     assert not post.tell(2, 0.0, "begins")
-    assert post.news() == {1: (0.2, "step 2"), 2: (0.0, "begins")}
-    assert post.news() == {}
+    assert post.news(False) == {1: (0.2, "step 2"), 2: (0.0, "begins")}
+    assert post.news(False) == {}
 
 
 def test_who_tells_hears_whether_to_stop() -> None:
     post = Post()
-    post.stop()
+    post.news(True)
     assert post.tell(1, 0.1, "step 1")

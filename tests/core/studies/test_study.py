@@ -22,12 +22,14 @@ from splitlab.core.studies.study import RECORD, Study
 FAST = {"threads": 1, "budget": "steps=2", "weights": "none", "device": "cpu"}
 
 
-def planned(folder: Path, *stacks: str, budget: str = "steps=2", seeds: int = 1) -> Study:
+def planned(
+    folder: Path, *stacks: str, budget: str = "steps=2", seeds: int = 1, **more: Any
+) -> Study:
     axes = (axis_of_columns({"cut": [1, 2]}),)
     definition = Definition(
         "mine",
         summary="a sentence",
-        base=FAST | {"budget": budget},
+        base=FAST | {"budget": budget} | more,
         stacks=stacks or ("none",),
         axes=axes,
         seeds=tuple(range(seeds)),
@@ -121,9 +123,20 @@ def test_more_budget_goes_on_with_the_runs_that_are_there(runs: Any, tmp_path: P
     assert all(RunFolder.open(job.folder).read_config().budget == "steps=5" for job in jobs)
 
 
-@pytest.mark.parametrize(("before", "after"), [("steps=5", "steps=2"), ("steps=2", "epochs=9")])
-def test_another_budget_begins_anew(before: str, after: str, runs: Any, tmp_path: Path) -> None:
-    first, second = (planned(tmp_path / "s", budget=text) for text in (before, after))
+@pytest.mark.parametrize(
+    ("before", "after", "more"),
+    [
+        ("steps=5", "steps=2", {}),
+        ("steps=2", "epochs=9", {}),
+        ("steps=2", "steps=5", {"lr_schedule": "cosine"}),
+        ("steps=2", "steps=5", {"warmup": 0.5}),
+        ("steps=2", "steps=5", {"patience": 3}),
+    ],
+)
+def test_another_budget_begins_anew(
+    before: str, after: str, more: dict[str, Any], runs: Any, tmp_path: Path
+) -> None:
+    first, second = (planned(tmp_path / "s", budget=text, **more) for text in (before, after))
     for job in first.jobs():
         perform(job, Reporter())
     second.take_over(first.cells)
@@ -146,7 +159,7 @@ def test_results_know_what_all_have_in_common(study: Study) -> None:
     assert common["weights"] == "none"
     assert "cut" not in common
     assert [axis.name for axis in found.axes] == ["stack", "cut"]
-    assert found.reference == "none"  # at each cut the row that sends everything
+    assert found.reference == "none"  # a method: every row has its own
     one = replace(study, definition=replace(study.definition, reference="none, cut 2"))
     assert one.results().reference == "none, cut 2"
 

@@ -1,4 +1,4 @@
-"""A run that is logged, one that goes on over steps that it has made before, and what they logged."""
+"""A run that is logged, one that makes steps once more, and what they logged."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def again() -> Callable[..., None]:
 
 @pytest.fixture
 def logged() -> Callable[[Path], Points]:
-    """Return what reads the points of a run from its folder, with the summary's at the last step."""
+    """Return what reads the points of a run from its folder, the summary's at the last step."""
 
     def reads(folder: Path) -> Points:
         found: Points = {}

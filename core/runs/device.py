@@ -1,0 +1,33 @@
+"""Where a peer computes."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import torch
+
+from splitlab.core.contract.errors import ConfigError
+
+__all__ = ["choose_device"]
+
+
+def choose_device(name: str, role: Literal["client", "server"], *, peers_here: int) -> torch.device:
+    """Return the device of a peer.
+
+    ``auto``: a GPU if there is one; of several, the one that a launcher chose (``LOCAL_RANK``), or
+    the second for the server if both peers run on this machine.
+    """
+    if name == "auto":
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not gpus:
+            return torch.device("cpu")
+        second = role == "server" and peers_here == 2
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", int(second))) % gpus)
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()  # also refuses meta, which computes nothing
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(f"--device {name} cannot be used here: {reason}") from error
+    return device
