@@ -318,6 +318,7 @@ def test_core_decides_nothing_by_such_a_name(module: str) -> None:
         "from splitlab.core.command.main import main; main(['run', '--help'])",
         "from splitlab.core.command.main import main; main(['compare', '--help'])",
         "from splitlab.core.command.main import main; main(['trace', '--help'])",
+        "from splitlab.core.command.main import main; main(['report', '--help'])",
     ],
 )
 def test_help_and_listings_do_not_wait_for_torch(code: str, tmp_path: Path) -> None:
