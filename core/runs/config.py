@@ -36,6 +36,8 @@ _NOMINAL_HELP = (
 
 _DATA, _MODEL, _METHOD, _, _LINK, _END, _MACHINE = GROUPS
 
+_AUGMENTATIONS = ("none", "paper")
+
 LABELS = ("name", "tags", "loggers")
 """Fields that only say what a run is called and where its numbers go besides: they decide none, and
 may change at any time."""
@@ -120,9 +122,9 @@ class Config(Training):
     )
     augment: str = option(
         "none",
-        "training augmentation: none; paper: RandAugment(2, 9), colour jitter, flip; or timm's random "
-        "crop and flip with a policy of its own, such as timm:rand-m9-mstd0.5-inc1, augmix-m3 or "
-        "none, and then scale, ratio, hflip, vflip, color_jitter: timm:none,scale=0.3,hflip=0",
+        "training augmentation: none; paper: RandAugment(2, 9), colour jitter, flip; or timm's "
+        "crop, flip and policy, such as timm:rand-m9-mstd0.5-inc1 or timm:augmix-m3, which takes "
+        "scale, ratio, hflip, vflip and color_jitter, too: timm:none,scale=0.3,hflip=0",
         metavar="none|paper|timm:POLICY[,key=value…]",
         group=_DATA,
     )
@@ -265,6 +267,9 @@ class Config(Training):
             value = getattr(self, spec.name)
             if choices and value not in choices:
                 raise unknown_name(f"value of {flag(spec.name)}", value, choices)
+        if self.augment not in _AUGMENTATIONS and not self.augment.startswith("timm:"):
+            known = (*_AUGMENTATIONS, "timm:POLICY")
+            raise unknown_name("value of --augment", self.augment, known)
         if self.pretrained and self.weights not in ("default", "none"):
             raise ConfigError(
                 f"--pretrained and --weights {self.weights} exclude each other; keep one of them"
