@@ -215,6 +215,10 @@ WORDS_FOR_USERS = {
     ("core/command/runs.py", "adc"): "the examples in --help",
     ("core/command/serve.py", "adc"): "the examples in --help",
     ("core/command/serve.py", "tcp"): "the examples in --help",
+    ("core/command/studies.py", "adc"): "the examples in --help",
+    ("core/command/study.py", "adc"): "the examples in --help",
+    ("core/command/study.py", "topk"): "the examples in --help",
+    ("core/studies/definition.py", "adc"): "an example in an error",
     ("core/command/trace.py", "adc"): "the examples in --help",
     ("core/command/trace.py", "quantize"): "the examples in --help",
 }
@@ -402,6 +406,7 @@ WITHOUT_A_MIRROR = {
     "core/contract/hooks.py": "declares the hooks; tests/core/engine/test_stack.py reads its texts",
     "core/contract/link.py": DECLARED,
     "core/contract/part.py": DECLARED,
+    "core/report/results.py": DECLARED,
     "core/testing/couple.py": KIT,
     "core/testing/decoding.py": KIT,
     "core/testing/expect.py": KIT,

@@ -375,7 +375,7 @@ def differences(now: Config, was: Config, ignore: typing.Collection[str] = ()) -
     """Return every option in which two configurations differ, with both values."""
     return [
         f"{flag(spec.name)} was {_shown(old)} and is now {_shown(new)}"
-        for spec in dataclasses.fields(Config)
+        for spec in by_group()
         if spec.name not in ignore
         and (old := getattr(was, spec.name)) != (new := getattr(now, spec.name))
     ]

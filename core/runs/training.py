@@ -73,7 +73,7 @@ class Training:
     )
     train: tuple[str, ...] = option(
         (),
-        "what to train: all, last (the head), or a parameter, module or pattern such as blocks.1*; "
+        "what to train: all, last (the head), or a parameter, module or pattern such as NAME.1*; "
         "repeat it for several; the rest of the model is frozen, plugins are always trained",
         unset="all",
         metavar="all|last|NAME",

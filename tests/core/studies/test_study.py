@@ -16,7 +16,7 @@ from splitlab.core.runs.records import EvaluationRecord, State
 from splitlab.core.runs.reporter import Reporter
 from splitlab.core.studies.definition import Definition, axis_of_columns
 from splitlab.core.studies.grid import cells
-from splitlab.core.studies.job import Job, Outcome, note_failure, perform
+from splitlab.core.studies.job import Outcome, note_failure, perform
 from splitlab.core.studies.study import RECORD, Study
 
 FAST = {"threads": 1, "budget": "steps=2", "weights": "none", "device": "cpu"}
@@ -90,22 +90,6 @@ def test_how_runs_stand(study: Study) -> None:
     assert [study.left(job, retry=True) for job in jobs[:5]] == [False, True, True, True, True]
     with hold(jobs[3].folder, "client"):
         assert study.results().rows[3].runs[0].state == "running"
-
-
-def test_a_job_that_another_has_in_hand_is_left(study: Study) -> None:
-    job = study.jobs()[0]
-    with hold(job.folder.parent, job.folder.name):
-        outcome = perform(job, Reporter())
-    assert outcome.state == "busy"
-    assert "is in use by process" in outcome.error
-    assert not job.folder.exists()
-
-
-def test_a_job_that_another_has_finished_is_taken_as_it_is(study: Study, runs: Any) -> None:
-    job = study.jobs()[0]
-    first = perform(job, Reporter())
-    assert perform(job, Reporter()) == first
-    assert runs.log == ["run none 0"]
 
 
 def test_more_budget_goes_on_with_the_runs_that_are_there(runs: Any, tmp_path: Path) -> None:
@@ -198,8 +182,3 @@ class TestFolders:
         job.folder.with_name("seed-0.failed.json").write_text("{")
         assert study.results().rows[0].runs[0].state == "failed"
         assert json.loads((study.folder / RECORD).read_text())["splitlab_study"] == 1
-
-
-def test_a_job_needs_a_place() -> None:
-    with pytest.raises(AssertionError):
-        _ = Job(1, "x", planned(Path("s")).cells[0].config).folder
