@@ -102,24 +102,38 @@ def _command(command: str) -> str:
 
 def _table(table: Cells, rows: Sequence[SummaryRow]) -> str:
     """Return the table as the terminal has it, but for the notes, which stand under the titles."""
-    shown = [i for i, name in enumerate(table.header) if name != "note"]
+    same = _same(table)
+    shown = [i for i, name in enumerate(table.header) if name != "note" and i not in same]
     head = "".join(
         f'<th scope="col"{_kind(table, i)}>{html.escape(table.header[i])}</th>' for i in shown
     )
+    told = ", ".join(f"{table.header[i]} {text}" for i, text in same.items())
+    in_all = html.escape(f" In every row: {told}." if told else "")
     body = []
     for number, (texts, row) in enumerate(zip(table.rows, rows, strict=True)):
         line = "".join(_cell(table, i, texts[i], row) for i in shown)
         body.append(f'<tr data-row="{number}">{line}</tr>')
     return (
         '<table id="rows"><caption>Accuracy is the mean over the finished runs ± half its 95 % '
-        f"interval; bold is the best, with those that cannot be told from it.</caption>"
+        f"interval; bold is the best, with those that cannot be told from it.{in_all}</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     )
+
+
+def _same(table: Cells) -> dict[int, str]:
+    """Return columns that need no room, with their text: how much was trained, if rows agree."""
+    found = {}
+    for i, name in enumerate(table.header):
+        texts = {row[i] for row in table.rows} - {"—"}
+        if name in ("epochs", "steps") and len(texts) == 1:
+            found[i] = texts.pop()
+    return found
 
 
 def _cell(table: Cells, i: int, text: str, row: SummaryRow) -> str:
     inner = html.escape(text)
     if table.header[i] == "row":
+        inner = inner.replace(":", ":<wbr>").replace(",", ",<wbr>")
         note = f'<span class="note">{html.escape(row.note)}</span>' if row.note else ""
         return f'<th scope="row"><span class="title">{inner}</span>{note}</th>'
     if table.header[i] == "accuracy" and row.leads:

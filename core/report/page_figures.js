@@ -25,7 +25,8 @@ function curves() {
   keys.replaceChildren(...(isShared ? labels : []).filter(label => label).map((label, i) => key(labels.indexOf(label), label)));
   const reference = [...new Set(behind.map(t => data.rows[t.row].method))];
   if (reference.length) keys.append(key(GREY, `${reference.join(", ")} (uncompressed or the reference)`));
-  const [columns, width] = columnsOf(place.clientWidth || 1232, shown.length, 250, 20);
+  const room = place.clientWidth || 1232;
+  const [columns, width] = columnsOf(room, shown.length, room < 560 ? 160 : 250, 20);
   place.style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`;
   for (const panel of shown) place.append(one(panel, x, y, labels, isShared, Math.min(width, 640)));
 }
@@ -55,7 +56,7 @@ function across(own, behind) {
 }
 function one(panel, x, y, labels, isShared, width) {
   const title = panel.title || "all rows";
-  const height = Math.round(Math.min(240, Math.max(180, width * .64)));
+  const height = Math.round(Math.min(240, Math.max(140, width * .64)));
   const named = panel.lines.map(line => line.label || data.rows[line.row].title).join("; ");
   const p = plot(width, height, x, y, `${title}: test accuracy against ${NAMES[choice.kind]}, of ${named}. Arrow keys go through the points.`);
   const spots = [], keys = make("ul", {class: "keys"});
@@ -121,7 +122,7 @@ function scatter() {
   const finals = m => data.rows[m.row].runs.filter(run => run.accuracy !== null);
   const y = upright(marks.flatMap(m => choice.scatterRuns ? finals(m).map(r => r.accuracy) : [m.y - (m.half || 0), m.y + (m.half || 0)]));
   const p = plot(width, height, x, y, `Final accuracy against training bytes of ${marks.length} rows. Arrow keys go through them.`,
-    [`${NAMES.bytes}${log ? " (logarithmic)" : ""}`, "test accuracy"]);
+    [`${width > 560 ? NAMES.bytes : "training bytes"}${log ? " (logarithmic)" : ""}`, "test accuracy"]);
   const methods = [...new Set(data.marks.filter(m => !grey.has(m.row)).map(m => data.rows[m.row].method))];
   const leading = marks.filter(m => m.leads).sort((a, b) => a.x - b.x), spots = [];
   if (leading.length > 1) {
@@ -144,6 +145,10 @@ function scatter() {
     p.area.append(group);
   }
   const taken = marks.map(m => ({x: p.sx(m.x) - 8, y: p.sy(m.y) - 8, w: 16, h: 16}));
+  leading.slice(1).forEach((m, i) => { // the stepped line
+    const [ax, ay, bx, by] = [p.sx(leading[i].x), p.sy(leading[i].y), p.sx(m.x), p.sy(m.y)];
+    taken.push({x: ax, y: ay - 1, w: bx - ax, h: 2}, {x: bx - 1, y: by, w: 2, h: ay - by});
+  });
   for (const m of leading) label(p, taken, p.sx(m.x), p.sy(m.y), data.rows[m.row].title);
   spots.sort((a, b) => a.x - b.x || b.y - a.y);
   answer(p.svg, spots, width);
@@ -154,7 +159,7 @@ function scatter() {
 }
 function label(p, taken, x, y, title) {
   const text = clipped(title, 40), w = [...text].length * 6.6, h = 14;
-  const places = [[12, 4, "start"], [-12, 4, "end"], [0, -14, "middle"], [0, 24, "middle"], [9, -13, "start"], [-9, -13, "end"], [9, 22, "start"], [-9, 22, "end"]];
+  const places = [[12, 4, "start"], [9, -10, "start"], [-12, 4, "end"], [0, -14, "middle"], [-9, -10, "end"], [9, 20, "start"], [-9, 20, "end"], [0, 24, "middle"]];
   let best = null;
   for (const [dx, dy, anchor] of places) {
     const left = x + dx - (anchor === "end" ? w : anchor === "middle" ? w / 2 : 0), top = y + dy - h + 3;

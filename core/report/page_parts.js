@@ -114,7 +114,7 @@ function plot(width, height, x, y, label, names = null) {
   const id = `clip-${clips++}`;
   const svg = draw("svg", {viewBox: `0 0 ${width} ${height}`, width, height, role: "img", tabindex: 0, class: "plot", "aria-label": clipped(label, 600)});
   svg.append(draw("clipPath", {id}, draw("rect", {x: box.left - 1, y: 0, width: box.right - box.left + 2, height: box.bottom + 1})));
-  for (const v of ticks(y.low, y.high, Math.max(2, (box.bottom - box.top) / 42))) {
+  for (const v of ticks(y.low, y.high, Math.max(2, (box.bottom - box.top) / 32))) {
     svg.append(draw("path", {d: `M${box.left} ${sy(v).toFixed(1)}H${box.right}`, stroke: "var(--grid)"}));
     svg.append(draw("text", {x: box.left - 6, y: sy(v) + 4, "text-anchor": "end"}, short(v)));
   }
