@@ -3,6 +3,7 @@
 const NAMES = {bytes: "training bytes over the link, both directions", steps: "training steps",
   seconds: "seconds of training, client, server and link", joules: "joules of the client's training"};
 const seedsOf = row => row.runs.filter(run => run.accuracy !== null).map(run => run.seed).join(", ");
+const isSeveral = data.rows.some(row => row.runs.length > 1);
 const choice = {kind: data.start.kind, log: data.start.log, runs: false, heat: "accuracy", scatterRuns: false};
 
 // Curves: small multiples with the same axes.
@@ -18,7 +19,7 @@ function curves() {
   const inside = trail => trail.y.flatMap((v, i) => x.cut && trail.x[i] > x.high ? [] : trail.low ? [trail.low[i], trail.high[i]] : [v]);
   const y = upright([...own, ...behind].flatMap(inside).concat(x.cut ? behind.map(t => t.y[t.y.length - 1]) : []));
   byId("curve-axes").textContent = `Vertical: test accuracy. Horizontal: ${NAMES[choice.kind]}${x.log ? ", logarithmic" : ""}. `
-    + (choice.runs ? "A thin line is a run; a cross is where one ended before it was finished." : "Lines are means over seeds, bands their 95 % intervals.")
+    + (choice.runs ? "A thin line is a run; a cross is where one ended before it was finished." : isSeveral ? "Lines are means over seeds, bands their 95 % intervals." : "")
     + (x.cut ? " What goes further right ends in a dotted line at its last accuracy." : "");
   const labels = [...new Set(all.flatMap(p => p.lines.map(line => line.label)))], isShared = labels.length <= 8;
   const keys = byId("curve-keys");
@@ -67,6 +68,7 @@ function one(panel, x, y, labels, isShared, width) {
     if (!isShared) keys.append(key(i, line.label || data.rows[line.row].title));
   }
   const missing = panel.lines.filter(line => line.missing).map(line => [line.label, line.missing].filter(Boolean).join(": "));
+  if (x.log && !spots.length && panel.lines.some(line => line.x.length)) missing.push("nothing above 0, which a logarithmic axis needs");
   answer(p.svg, spots, width);
   return make("figure", {}, make("figcaption", {title: clipped(title, 600)}, title), p.svg,
     missing.length ? make("p", {class: "remark"}, missing.join("; ")) : null, keys);
@@ -230,7 +232,7 @@ function heatMap(found, map, scale, room) {
 const kinds = Object.keys(data.panels);
 toggles(byId("curve-bar"), "Against", kinds.map(kind => [kind, kind]), choice.kind, value => { choice.kind = value; curves(); });
 toggles(byId("curve-bar"), "Axis", [[true, "logarithmic"], [false, "linear"]], choice.log, value => { choice.log = value; curves(); });
-if (data.rows.some(row => row.runs.length > 1)) {
+if (isSeveral) {
   const shows = [[false, "means"], [true, "every run"]];
   toggles(byId("curve-bar"), "Show", shows, false, value => { choice.runs = value; curves(); });
   toggles(byId("pareto-bar"), "Show", shows, false, value => { choice.scatterRuns = value; scatter(); });

@@ -101,7 +101,7 @@ function key(i, text, isLine = true) {
   const icon = draw("svg", {viewBox: `0 0 ${wide} 12`, width: wide, height: 12, "aria-hidden": "true"});
   if (isLine) icon.append(draw("path", {d: "M0 6H30", stroke: colourOf(i), "stroke-width": 2, "stroke-dasharray": i === GREY ? "" : DASHES[i % 4]}));
   if (!isLine || i !== GREY) icon.append(mark(i, wide / 2, 6, 4));
-  return make("li", {}, icon, clipped(text, 120));
+  return make("li", {title: clipped(text, 600)}, icon, clipped(text, 60));
 }
 
 // A plot: scales, ticks, and a group that is cut off at its edges.

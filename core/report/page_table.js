@@ -51,7 +51,7 @@ toggles(byId("row-bar"), "Runs", [[false, "closed"], [true, "all open"]], false,
 const [least, most] = extent(data.rows.flatMap(row => isKnown(row.accuracy) ? [row.accuracy - (row.half || 0), row.accuracy + (row.half || 0)] : []));
 const at = v => 5 + (v - least) / ((most - least) || 1) * 110;
 const accuracy = names.indexOf("accuracy");
-if (data.rows.some(row => isKnown(row.accuracy))) {
+if (data.marks.length > 1) {
   heads[accuracy].after(make("th", {scope: "col", class: "interval"}, `${least.toFixed(2)} – ${most.toFixed(2)}`));
   const best = Math.max(...data.marks.map(m => m.y));
   for (const line of lines) {
@@ -70,10 +70,18 @@ function sortKey(line, name) {
   const row = data.rows[line.dataset.row], key = name.split(" ")[0];
   return key in row.sort ? row.sort[key] : row.title;
 }
+function alphabetic(a, b) { // 0.05 before 0.1 before 9 before 10
+  const [x, y] = [a, b].map(text => text.split(/(\d+(?:\.\d+)?)/));
+  for (let i = 0; i < Math.min(x.length, y.length); i++) {
+    const order = i % 2 ? x[i] - y[i] : x[i].localeCompare(y[i], "en");
+    if (order) return order;
+  }
+  return x.length - y.length;
+}
 function inOrder(a, b, name, way) {
   const x = sortKey(a, name), y = sortKey(b, name);
   if (x === null || y === null) return (x === null) - (y === null); // what is not known comes last
-  return way * (typeof x === "string" ? x.localeCompare(y, "en", {numeric: true}) : x - y);
+  return way * (typeof x === "string" ? alphabetic(x, y) : x - y);
 }
 heads.forEach((head, column) => {
   const button = make("button", {type: "button"}, names[column]);
@@ -151,7 +159,9 @@ copy?.addEventListener("click", async () => {
   }
   setTimeout(() => { copy.textContent = "Copy"; }, 1500);
 });
-for (const element of [theme, copy, byId("filters"), byId("row-bar"), byId("drawn")]) if (element) element.hidden = false;
+for (const element of [theme, copy, byId("row-bar"), byId("drawn")]) if (element) element.hidden = false;
+byId("filters").hidden = data.rows.length < 2;
+byId("still").hidden = true;
 figures();
 let width = root.clientWidth;
 addEventListener("resize", () => { if (root.clientWidth !== width) { width = root.clientWidth; figures(); } });
