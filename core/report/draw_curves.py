@@ -63,6 +63,7 @@ def draw_panels(panels: Sequence[Panel], kind: str) -> Figure:
 
 _X = {
     "bytes": "training bytes over the link, both directions ({})",
+    "steps": "training steps",
     "seconds": "seconds of training, client, server and link",
     "joules": "joules of the client's training",
 }

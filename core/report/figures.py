@@ -2,8 +2,8 @@
 
 Which figures a study wants is a tuple of names (``Results.draw``), each one of
 
-bytes, seconds, joules            accuracy against what was spent until then: a panel a method
-bytes:log, seconds:log, joules:log   the same over a logarithmic axis
+bytes, steps, seconds, joules     accuracy against what was spent until then: a panel a method
+bytes:log, steps:log and so on    the same over a logarithmic axis
 frontier                          final accuracy against training bytes, all rows in one
 heatmap                           accuracy and bytes over the two settings with the most values
 heatmap:x=X,y=Y                   the same over these two; others have a map for each combination;
@@ -43,6 +43,7 @@ __all__ = [
 
 _SPENT: Mapping[str, Callable[[Point], float | None]] = {
     "bytes": lambda point: point.training_bytes,
+    "steps": lambda point: point.step,
     "seconds": lambda point: point.seconds,
     "joules": lambda point: point.joules,
 }
@@ -104,6 +105,7 @@ class Line:
         y: mean accuracy there.
         low: lower end of the band; equal to y where there is one run.
         high: upper end.
+        steps: of training until each point, as a mean over the runs.
         n: how many runs it is of.
         missing: how many runs of the row are not in it, and why; empty if all are.
     """
@@ -114,6 +116,7 @@ class Line:
     y: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
+    steps: tuple[float, ...]
     n: int
     missing: str
 
@@ -200,7 +203,7 @@ def _line(row: Row, measure: Callable[[Point], float | None], label: str) -> Lin
         for run in row.finished
         if (
             log := {
-                p.step: (x, p.accuracy)
+                p.step: (x, p.accuracy, p.step)
                 for p in run.points
                 if (x := measure(p)) is not None and math.isfinite(p.accuracy)
             }
@@ -213,14 +216,15 @@ def _line(row: Row, measure: Callable[[Point], float | None], label: str) -> Lin
         ends = [log[max(log)] for log in logs]
         if points[-1:] != [ends]:
             points.append(ends)
-    bands = [_band([y for _, y in point]) for point in points]
+    bands = [_band([y for _, y, _ in point]) for point in points]
     return Line(
         row=row,
         label=label,
-        x=tuple(statistics.fmean(x for x, _ in point) for point in points),
-        y=tuple(statistics.fmean(y for _, y in point) for point in points),
+        x=tuple(statistics.fmean(x for x, _, _ in point) for point in points),
+        y=tuple(statistics.fmean(y for _, y, _ in point) for point in points),
         low=tuple(low for low, _ in bands),
         high=tuple(high for _, high in bands),
+        steps=tuple(statistics.fmean(step for _, _, step in point) for point in points),
         n=len(logs),
         missing=_missing(row, len(logs)),
     )
