@@ -96,7 +96,10 @@ def test_a_configuration_cannot_be_changed() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"batchsize": 3}, "unknown key 'batchsize' (did you mean 'batch_size'?); known: augment"),
+        (
+            {"batchsize": 3},
+            "unknown key 'batchsize' (did you mean 'batch_size'?); known: accumulate",
+        ),
         ({"plugin": ["adc"]}, "did you mean 'plugins'?"),
         ({"": 1}, "unknown key ''"),
         ({"seed": "1"}, "seed = '1' is not allowed; it takes int"),
@@ -137,7 +140,14 @@ BOUNDS = {
     "cut": (0, 10_000),
     "batch_size": (1, 1_000_000),
     "lr": (0.0, 1e6),
+    "warmup": (0.0, 1e9),
     "weight_decay": (0.0, 1e6),
+    "clip_norm": (1e-9, 1e9),
+    "accumulate": (1, 1_000_000),
+    "label_smoothing": (0.0, 0.999),
+    "drop_path": (0.0, 0.999),
+    "ema": (0.0, 0.999999999),
+    "mixup": (0.0, 1e6),
     "seed": (0, 2**63 - 1),
     "eval_every": (1, 2**63 - 1),
     "eval_points": (1, 1_000_000),
@@ -321,8 +331,8 @@ def test_files_that_are_there_are_placed(tmp_path: Path, monkeypatch: pytest.Mon
 def test_differences_name_every_option() -> None:
     now, was = Config(lr=0.5, plugins=("adc",)), Config(seed=3)
     assert differences(now, was, ["seed"]) == [
-        "--plugin was nothing and is now adc",
         "--lr was 0.0003 and is now 0.5",
+        "--plugin was nothing and is now adc",
     ]
 
 
