@@ -94,6 +94,7 @@ class Training:
             (
                 ("batch_size", 1, 1_000_000),
                 ("lr", 0.0, 1e6),
+                ("warmup", 0.0, 1e9),
                 ("weight_decay", 0.0, 1e6),
                 ("clip_norm", 1e-9, 1e9),
                 ("accumulate", 1, 1_000_000),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from splitlab.core import ConfigError
 from splitlab.core.models.build import build_model
@@ -46,8 +47,6 @@ def test_a_model_without_a_named_head_trains_its_last_segment() -> None:
 
 
 def test_the_rest_is_frozen_at_both_parts_and_keeps_its_numbers() -> None:
-    import torch
-
     plain = build_model(VIT, classes=4, seed=0)
     model = build_model(VIT, classes=4, seed=0, train=["blocks.3", "head"])
     for index, wanted in ((0, {"blocks"}), (1, {"head"})):

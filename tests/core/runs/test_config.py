@@ -142,7 +142,14 @@ BOUNDS = {
     "cut": (0, 10_000),
     "batch_size": (1, 1_000_000),
     "lr": (0.0, 1e6),
+    "warmup": (0.0, 1e9),
     "weight_decay": (0.0, 1e6),
+    "clip_norm": (1e-9, 1e9),
+    "accumulate": (1, 1_000_000),
+    "label_smoothing": (0.0, 0.999),
+    "drop_path": (0.0, 0.999),
+    "ema": (0.0, 0.999999999),
+    "mixup": (0.0, 1e6),
     "seed": (0, 2**63 - 1),
     "eval_every": (1, 2**63 - 1),
     "eval_points": (1, 1_000_000),
@@ -253,8 +260,8 @@ def test_files_that_are_there_are_placed(tmp_path: Path, monkeypatch: pytest.Mon
 def test_differences_name_every_option() -> None:
     now, was = Config(lr=0.5, plugins=("adc",)), Config(seed=3)
     assert differences(now, was, ["seed"]) == [
-        "--plugin was nothing and is now adc",
         "--lr was 0.0003 and is now 0.5",
+        "--plugin was nothing and is now adc",
     ]
 
 
