@@ -68,14 +68,12 @@ function ticks(low, high, count) {
   return found;
 }
 function logTicks(low, high, count) {
-  for (const steps of [[1, 2, 5], [1]]) {
-    const found = [];
-    for (let e = Math.floor(Math.log10(low)); e <= Math.log10(high); e++)
-      for (const k of steps) if (k * 10 ** e >= low * .999 && k * 10 ** e <= high * 1.001) found.push(k * 10 ** e);
-    if (found.length <= count && (found.length > 1 || steps.length > 1)) return found;
-    if (steps.length === 1 && found.length) return found.filter((_, i) => i % Math.ceil(found.length / count) === 0);
-  }
-  return [low, high];
+  const found = [];
+  for (let e = Math.floor(Math.log10(low)); e <= Math.log10(high); e++)
+    for (const k of [1, 2, 5]) if (k * 10 ** e >= low * .999 && k * 10 ** e <= high * 1.001) found.push(k * 10 ** e);
+  const tens = found.filter(v => Math.abs(Math.log10(v) - Math.round(Math.log10(v))) < 1e-9);
+  const kept = found.length > count && tens.length > 1 ? tens : found;
+  return kept.length ? kept.filter((_, i) => i % Math.ceil(kept.length / count) === 0) : [low, high];
 }
 
 // Marks: nine shapes, seven colours and four dashes, so that 63 of them all differ.
@@ -118,7 +116,7 @@ function plot(width, height, x, y, label, names = null) {
     svg.append(draw("path", {d: `M${box.left} ${sy(v).toFixed(1)}H${box.right}`, stroke: "var(--grid)"}));
     svg.append(draw("text", {x: box.left - 6, y: sy(v) + 4, "text-anchor": "end"}, short(v)));
   }
-  const many = Math.max(2, Math.floor((box.right - box.left) / 66));
+  const many = Math.max(2, Math.floor((box.right - box.left) / (x.log ? 66 : 52)));
   const [unit, size] = unitOf(x.high, x.kind);
   const at = x.log ? logTicks(x.low, x.high, many) : ticks(x.low / size, x.high / size, many).map(v => v * size);
   for (const v of at) {
