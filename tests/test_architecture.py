@@ -215,6 +215,10 @@ WORDS_FOR_USERS = {
     ("core/command/runs.py", "adc"): "the examples in --help",
     ("core/command/serve.py", "adc"): "the examples in --help",
     ("core/command/serve.py", "tcp"): "the examples in --help",
+    ("core/command/studies.py", "adc"): "the examples in --help",
+    ("core/command/study.py", "adc"): "the examples in --help",
+    ("core/command/study.py", "topk"): "the examples in --help",
+    ("core/studies/definition.py", "adc"): "an example in an error",
     ("core/command/trace.py", "adc"): "the examples in --help",
     ("core/command/trace.py", "quantize"): "the examples in --help",
 }
@@ -318,6 +322,7 @@ def test_core_decides_nothing_by_such_a_name(module: str) -> None:
         "from splitlab.core.command.main import main; main(['run', '--help'])",
         "from splitlab.core.command.main import main; main(['compare', '--help'])",
         "from splitlab.core.command.main import main; main(['trace', '--help'])",
+        "from splitlab.core.command.main import main; main(['report', '--help'])",
     ],
 )
 def test_help_and_listings_do_not_wait_for_torch(code: str, tmp_path: Path) -> None:
@@ -401,6 +406,7 @@ WITHOUT_A_MIRROR = {
     "core/contract/hooks.py": "declares the hooks; tests/core/engine/test_stack.py reads its texts",
     "core/contract/link.py": DECLARED,
     "core/contract/part.py": DECLARED,
+    "core/report/results.py": DECLARED,
     "core/testing/couple.py": KIT,
     "core/testing/decoding.py": KIT,
     "core/testing/expect.py": KIT,

@@ -55,8 +55,8 @@ _TRACEBACK = "SPLITLAB_TRACEBACK"
 _COMMANDS = {
     "train": (run, study, compare, serve, join),
     "look": (
-        *(report, runs, trace, studies, plugins, models, datasets, transports, links, probes),
-        loggers,
+        *(report, runs, trace, studies),
+        *(plugins, models, datasets, transports, links, probes, loggers),
     ),
     "write a method": (new_plugin, check),
     "set up": (completion,),

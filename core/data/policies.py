@@ -118,8 +118,8 @@ def _make(policy: str | None, settings: dict[str, float], size: int) -> Callable
         )
     except (AssertionError, LookupError, TypeError, ValueError) as error:
         raise ConfigError(
-            f"--augment timm:{policy}: timm cannot read this policy ({error or 'it is malformed'}); "
-            f"write {_FORM}"
+            f"--augment timm:{policy}: timm cannot read this policy "
+            f"({error or 'it is malformed'}); write {_FORM}"
         ) from error
     return lambda image: second(first(image))
 

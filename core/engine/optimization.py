@@ -128,7 +128,7 @@ class Trainer:
             return
         now = self._numbers()
         floats = [name for name, tensor in now.items() if tensor.is_floating_point()]
-        blend = get_ema_multi_avg_fn(self._how.ema)
+        blend = get_ema_multi_avg_fn(self._how.ema)  # type: ignore[no-untyped-call]
         blend([self._average[name] for name in floats], [now[name] for name in floats], 0)
         for name in now.keys() - floats:  # counters, which have no average
             self._average[name].copy_(now[name])

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import timm
-from timm.layers import DropPath
+from timm.layers.drop import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from splitlab.core.contract.errors import ConfigError, Notice
 from splitlab.core.report.naming import option, plan_key, rows_of
 from splitlab.core.report.results import Point, Results, RunResult
-from splitlab.core.runs.config import Config
+from splitlab.core.runs.config import Config, by_group
 from splitlab.core.runs.listing import Run, find_runs
 from splitlab.core.runs.records import METRICS, StepRecord, read_records, read_times
 
@@ -127,7 +126,7 @@ def common(configs: Sequence[Config]) -> Iterator[tuple[str, str]]:
     Args:
         configs: at least one.
     """
-    for spec in dataclasses.fields(Config):
+    for spec in by_group():
         values = {str(getattr(config, spec.name)) for config in configs}
         value = getattr(configs[0], spec.name)
         if len(values) > 1 or spec.name in _NEVER or value in (None, ()):

@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from splitlab.core.report.figures import frontier, maps, panels, wanted
 from splitlab.core.report.results import Results
@@ -24,7 +24,7 @@ __all__ = ["FORMATS", "draw", "draw_svg", "file_name"]
 
 FORMATS = ("pdf", "svg", "png")
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "splitlab",  # or every file would have identifiers of its own
     "pdf.fonttype": 42,
     "font.size": 7.5,
@@ -104,7 +104,7 @@ def file_name(kind: str) -> str:
 
 
 @contextmanager
-def _ours(more: dict[str, str] | None = None) -> Iterator[None]:
+def _ours(more: dict[Any, Any] | None = None) -> Iterator[None]:
     import matplotlib as mpl
 
     with mpl.rc_context():

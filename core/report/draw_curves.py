@@ -57,7 +57,7 @@ def draw_panels(panels: Sequence[Panel], kind: str) -> Figure:
         axes.tick_params(labelbottom=i + columns >= len(panels))
     figure.supxlabel(f"{_X[spent(kind)].format(unit)}\n{_told(panels, cut)}")
     figure.supylabel("test accuracy")
-    _legend(figure, grid, labels if shared else [])
+    _legend(figure, [*grid], labels if shared else [])
     return figure
 
 
@@ -169,9 +169,10 @@ def _told(panels: Sequence[Panel], cut: float | None) -> str:
 def _legend(figure: Figure, grid: Sequence[Axes], labels: Sequence[str]) -> None:
     handles: dict[str, Any] = {}
     for axes in grid:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            if label in labels or handle.get_color() == GREY:
-                handles.setdefault(label, handle)
+        for line in axes.get_lines():
+            label = str(line.get_label())
+            if label in labels or (line.get_color() == GREY and not label.startswith("_")):
+                handles.setdefault(label, line)
     names = [*(name for name in labels if name in handles), *(handles.keys() - {*labels})]
     names = [name for name in names if name]
     if names:

@@ -114,7 +114,7 @@ def _place_labels(
         )
         size = label.get_window_extent()
         label.remove()
-        at = axes.transData.transform((mark.x, mark.y))
+        at = [*axes.transData.transform((mark.x, mark.y))]
         boxes = {
             (distance, direction): _box(at, size, _offset(distance, direction), figure.dpi)
             for distance in _DISTANCES
@@ -149,7 +149,7 @@ def _cost(box: Bbox, distance: int, taken: Sequence[Bbox], inside: Bbox) -> floa
     """Return how much a label covers there, in square pixels; a far one costs a little, too."""
     covered = sum(_overlap(box, other) for other in taken)
     outside = box.width * box.height - _overlap(box, inside)
-    return covered + 4 * outside + distance * 0.5
+    return covered + 4 * outside + distance * 2
 
 
 def _write(axes: Axes, mark: Mark, place: tuple[int, int]) -> None:

@@ -44,7 +44,7 @@ def draw_maps(maps: Maps) -> Figure:
     grid = figure.subplots(down * rows, across * columns, squeeze=False).ravel()
     half = len(grid) // 2
     for part, accuracy in ((grid[:half], True), (grid[half:], False)):
-        _draw_all(figure, part, maps, columns, accuracy)
+        _draw_all(figure, [*part], maps, columns, accuracy)
     figure.supxlabel(_told(maps), fontsize=6.5)
     return figure
 
@@ -66,7 +66,7 @@ def _draw_all(
         axes.set_axis_off()
     if known:
         bar = figure.colorbar(colours, ax=[*grid], aspect=24, pad=0.02)
-        bar.outline.set_linewidth(0.4)  # type: ignore[operator]
+        bar.outline.set_linewidth(0.4)
         bar.set_label("test accuracy" if accuracy else f"training bytes ({unit})")
 
 
@@ -108,7 +108,7 @@ def _draw_map(
             if value is None:
                 look = {"facecolor": "#f4f4f4", "edgecolor": "#b0b0b0", "hatch": "////"}
             else:
-                look = {"facecolor": colours.to_rgba(value), "edgecolor": "white"}
+                look = {"facecolor": _colour(colours, value), "edgecolor": "white"}
             axes.add_patch(Rectangle((i - 0.5, j - 0.5), 1, 1, linewidth=0.8, **look))
             _write(axes, i, j, cell, value, colours, accuracy)
 
@@ -130,7 +130,7 @@ def _write(
         if why:
             axes.text(i, j, why, fontsize=5.5, color="#444444", bbox=box, **place)
         return
-    red, green, blue, _ = colours.to_rgba(value)
+    red, green, blue, _ = _colour(colours, value)
     ink = "black" if _luminance(red, green, blue) > 0.18 else "white"
     mean = cell.accuracy if cell else None
     if accuracy and mean is not None and mean.half is not None:
@@ -140,6 +140,11 @@ def _write(
         axes.text(
             i, j, f"{value:.3f}" if accuracy else f"{value:.3g}", fontsize=7, color=ink, **place
         )
+
+
+def _colour(colours: Any, value: float) -> tuple[float, float, float, float]:
+    red, green, blue, alpha = colours.to_rgba(value)  # its types know of arrays only
+    return red, green, blue, alpha
 
 
 def _luminance(*channels: float) -> float:

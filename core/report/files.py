@@ -1,5 +1,6 @@
-"""All that a folder of results gets: the tables and the figures.
+"""All that a folder of results gets: the page, the tables and the figures.
 
+report.html                          one page with everything, which works offline
 table.md                             the table, for people
 table.csv runs.csv evaluations.csv   the same and what it is made of, for machines
 figures/NAME.pdf figures/NAME.svg    see `splitlab.core.report.figures`
@@ -14,6 +15,7 @@ from pathlib import Path
 from splitlab.core.report.draw import draw
 from splitlab.core.report.latex import latex_document, latex_table
 from splitlab.core.report.long import write_csv
+from splitlab.core.report.page import write_page
 from splitlab.core.report.results import Results
 from splitlab.core.report.summary_table import markdown
 from splitlab.core.runs.disk import write_whole, writing
@@ -32,8 +34,10 @@ def write_all(results: Results, folder: Path) -> list[Path]:
     table = folder / "table.md"
     with writing(table):
         folder.mkdir(parents=True, exist_ok=True)
+    write_page(results, folder / "report.html")
     write_whole(table, markdown(results))
     return [
+        folder / "report.html",
         table,
         *write_csv(results, folder),
         *draw(results, folder / "figures", formats=_VECTORS),

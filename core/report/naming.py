@@ -20,11 +20,11 @@ from splitlab.core.catalogue.tables import entries
 from splitlab.core.contract.errors import SplitlabError
 from splitlab.core.contract.settings import shown
 from splitlab.core.report.results import Axis, Row, RunResult
-from splitlab.core.runs.config import LABELS, Config, flag
+from splitlab.core.runs.config import LABELS, Config, by_group, flag
 
 __all__ = ["Named", "name_all", "option", "plan_key", "rows_of"]
 
-_APART = ("plugins", "seed", "output", "loggers", *LABELS)
+_APART = ("plugins", "seed", "output", *LABELS)
 """Fields that are no settings of a row: the stack is looked at more closely."""
 _OF_THE_PLACE = ("device", "threads", "workers", "timeout", "checkpoint_every")
 """Fields that are not meant to decide a number."""
@@ -103,7 +103,7 @@ def name_all(configs: Sequence[Config]) -> tuple[tuple[Axis, ...], tuple[Named, 
     differing = {kind: _differing(members) for kind, members in alike.items()}
     options = [
         spec.name
-        for spec in dataclasses.fields(Config)
+        for spec in by_group()
         if spec.name not in _APART
         and len({str(getattr(config, spec.name)) for config in configs}) > 1
     ]

@@ -81,7 +81,7 @@ def summarise(results: Results) -> tuple[SummaryRow, ...]:
     """
     referred = references(results)
     differences = [_difference(row, reference_of(results, row)) for row in results.rows]
-    ps = holm([each and each.p for each in differences])
+    ps = holm([each.p if each else None for each in differences])
     leading = _leading(results.rows)
     return tuple(
         _summary(row, row in referred, difference, p, leads)

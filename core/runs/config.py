@@ -22,7 +22,7 @@ from splitlab.core.runs.budget import Budget
 from splitlab.core.runs.option import GROUPS, check_ranges, flag_of, option
 from splitlab.core.runs.training import Training
 
-__all__ = ["GROUPS", "LABELS", "MOST_THREADS", "Config", "differences"]
+__all__ = ["GROUPS", "LABELS", "MOST_THREADS", "Config", "by_group", "differences"]
 
 DEFAULT_DATASET = "fashion-mnist-mini"
 MOST_THREADS = 4096
@@ -35,6 +35,8 @@ _NOMINAL_HELP = (
 
 
 _DATA, _MODEL, _METHOD, _, _LINK, _END, _MACHINE = GROUPS
+
+_AUGMENTATIONS = ("none", "paper")
 
 LABELS = ("name", "tags", "loggers")
 """Fields that only say what a run is called and where its numbers go besides: they decide none, and
@@ -120,9 +122,9 @@ class Config(Training):
     )
     augment: str = option(
         "none",
-        "training augmentation: none; paper: RandAugment(2, 9), colour jitter, flip; or timm's random "
-        "crop and flip with a policy of its own, such as timm:rand-m9-mstd0.5-inc1, augmix-m3 or "
-        "none, and then scale, ratio, hflip, vflip, color_jitter: timm:none,scale=0.3,hflip=0",
+        "training augmentation: none; paper: RandAugment(2, 9), colour jitter, flip; or timm's "
+        "crop, flip and policy, such as timm:rand-m9-mstd0.5-inc1 or timm:augmix-m3, which takes "
+        "scale, ratio, hflip, vflip and color_jitter, too: timm:none,scale=0.3,hflip=0",
         metavar="none|paper|timm:POLICY[,key=value…]",
         group=_DATA,
     )
@@ -265,6 +267,9 @@ class Config(Training):
             value = getattr(self, spec.name)
             if choices and value not in choices:
                 raise unknown_name(f"value of {flag(spec.name)}", value, choices)
+        if self.augment not in _AUGMENTATIONS and not self.augment.startswith("timm:"):
+            known = (*_AUGMENTATIONS, "timm:POLICY")
+            raise unknown_name("value of --augment", self.augment, known)
         if self.pretrained and self.weights not in ("default", "none"):
             raise ConfigError(
                 f"--pretrained and --weights {self.weights} exclude each other; keep one of them"
@@ -356,6 +361,11 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"the configuration {path} is not TOML: {error}") from None
 
 
+def by_group() -> list[dataclasses.Field[Any]]:
+    """Return the fields of `Config` in the order in which they are explained: by their groups."""
+    return sorted(dataclasses.fields(Config), key=lambda spec: GROUPS.index(spec.metadata["group"]))
+
+
 def flag(name: str) -> str:
     """Return the command-line option of a field: ``batch_size`` → ``--batch-size``."""
     return flag_of(Config, name)
@@ -365,7 +375,7 @@ def differences(now: Config, was: Config, ignore: typing.Collection[str] = ()) -
     """Return every option in which two configurations differ, with both values."""
     return [
         f"{flag(spec.name)} was {_shown(old)} and is now {_shown(new)}"
-        for spec in dataclasses.fields(Config)
+        for spec in by_group()
         if spec.name not in ignore
         and (old := getattr(was, spec.name)) != (new := getattr(now, spec.name))
     ]

@@ -73,7 +73,7 @@ class Training:
     )
     train: tuple[str, ...] = option(
         (),
-        "what to train: all, last (the head), or a parameter, module or pattern such as blocks.1*; "
+        "what to train: all, last (the head), or a parameter, module or pattern such as NAME.1*; "
         "repeat it for several; the rest of the model is frozen, plugins are always trained",
         unset="all",
         metavar="all|last|NAME",
@@ -94,6 +94,7 @@ class Training:
             (
                 ("batch_size", 1, 1_000_000),
                 ("lr", 0.0, 1e6),
+                ("warmup", 0.0, 1e9),
                 ("weight_decay", 0.0, 1e6),
                 ("clip_norm", 1e-9, 1e9),
                 ("accumulate", 1, 1_000_000),

@@ -173,11 +173,10 @@ def _schedule(said: object) -> Schedule | None:
     """Return what a HELLO says of how long the run is to last; None if it makes no sense."""
     if not isinstance(said, dict) or {"steps", *said} != {*Schedule.__dataclass_fields__}:
         return None
-    samples, unit, amount = (said.get(name) for name in ("training_samples", "unit", "amount"))
-    steps = said.get("steps")
+    samples, unit, amount, steps = (said.get(name) for name in Schedule.__dataclass_fields__)
     if type(samples) is not int or samples < 1 or not isinstance(unit, str):
         return None
-    if type(amount) not in (int, float) or not 0 < amount < math.inf:
+    if not isinstance(amount, int | float) or isinstance(amount, bool) or not 0 < amount < math.inf:
         return None
     if steps is not None and (type(steps) is not int or steps < 1):
         return None

@@ -191,7 +191,8 @@ class _Tasks:
     def __exit__(self, *error: object) -> None:
         """Take back what an error has left out."""
         for ref, out in self._out.items():
-            with suppress(self._ray.exceptions.RayError):
+            # A TypeError where the task is not known any more: it has ended meanwhile.
+            with suppress(self._ray.exceptions.RayError, TypeError):
                 self._ray.cancel(ref, force=True)
             out.claim.close()
         self._ray.kill(self._post)

@@ -170,7 +170,7 @@ class Study:
             summary=definition.summary,
             paper=definition.paper,
             common=tuple(common([cell.config for cell in self.cells])),
-            command="",
+            command=definition.command(self.folder.name),
             axes=axes,
             rows=tuple(rows),
             seeds=definition.seeds,
@@ -203,10 +203,15 @@ def result(folder: Path, budget: str, seed: int, *, logs: bool = True) -> RunRes
 
 
 def _goes_on(old: Config, new: Config) -> bool:
-    """Return whether a run of the old configuration goes on as one of the new: to more budget."""
+    """Return whether a run of the old configuration goes on as one of the new: to more budget.
+
+    Not where a step depends on how many there are to be, or where a run may have ended early.
+    """
     was, wanted = Budget.parse(old.budget), Budget.parse(new.budget)
+    by_share = new.lr_schedule != "constant" or 0 < new.warmup < 1 or new.patience is not None
     return (
-        was.unit == wanted.unit
+        not by_share
+        and was.unit == wanted.unit
         and was.amount < wanted.amount
         and plan_key(replace(old, budget=new.budget)) == plan_key(new)
     )

@@ -31,6 +31,8 @@ from splitlab.core.wire.encode import encode
 __all__ = ["Tiny", "freeze", "thaw"]
 
 CPU = torch.device("cpu")
+_HOW = ("clip_norm", "accumulate", "ema", "label_smoothing")
+"""Fields of `Optimization` that a setting of this name changes."""
 _PIXELS = 64
 """Height and width of the images of a model that takes any: two places are left of them behind five
 halvings, and batch norm, which trains on no single value, still has four of one sample."""
@@ -139,9 +141,9 @@ class Tiny:
 
         Args:
             plugins: the stack.
-            settings: ``observers`` of the stack, ``cut``, ``seed``, ``optimizer``, ``lr``,
-                ``weight_decay``, ``classes``, ``device``, ``dtype`` of the model; ``model``, called
-                for another module such as `vit` makes; everything else goes to `vit`.
+            settings: ``observers`` of the stack, ``cut``, ``seed``, fields of `Optimization`,
+                ``lr``, ``classes``, ``device``, ``dtype`` of the model; ``model``, called for
+                another module such as `vit` makes; everything else goes to `vit`.
         """
         return self.client(plugins, **settings), self.server(plugins, **settings)
 
@@ -157,6 +159,7 @@ class Tiny:
         optimizer: str = "adam",
         lr: float = 1e-2,
         weight_decay: float = 0.0,
+        rate: Rate | None = None,
         model: Callable[[], torch.nn.Module] | None = None,
         classes: int | None = None,
         device: torch.device = CPU,
@@ -165,6 +168,7 @@ class Tiny:
     ) -> Any:
         classes = classes or self.classes
         cut = self._cut if cut is None else cut
+        how = {name: arguments.pop(name) for name in _HOW if name in arguments}
         if self.model and not model:
             uncut = self._whole(classes, seed, dtype, **arguments)
         else:
@@ -173,7 +177,7 @@ class Tiny:
         part = uncut.part(int(role == "server"), (cut,), device)
         layout = uncut.layout(cut)
         peer = self.peer(role, seed=seed, classes=classes, layout=layout, cut=cut, device=device)
-        optimization = Optimization(optimizer, Rate.parse(lr), weight_decay)
+        optimization = Optimization(optimizer, rate or Rate.parse(lr), weight_decay, **how)
         if role == "server":  # as one that hears it from its client
             peer.schedule = None
         built = worker(part, Stack(plugins, observers=observers), peer, optimization)
@@ -182,7 +186,7 @@ class Tiny:
 
     @property
     def _schedule(self) -> Schedule:
-        return Schedule(3 * self.samples, "steps", 30.0)
+        return Schedule(3 * self.samples, "steps", 30.0, 30)
 
     # What is known of another model.
 

@@ -44,7 +44,7 @@ class Runs:
             folder = RunFolder.create(config.output, config.plugins)
             folder.write_config(replace(config, checkpoint_every=1))
         reporter = arguments.get("reporter") or Reporter()
-        data = SimpleNamespace(notices=())
+        data = SimpleNamespace(notices=(), test=8)
         plan: Any = SimpleNamespace(config=config, titles=("the stack",), data=data)
         reporter.begin(plan, folder.path, lambda: 0.5)
         self.before(config)

@@ -834,3 +834,26 @@ def test_gpu_repeats_itself_and_agrees_with_the_cpu(dtype: torch.dtype) -> None:
     for one, two, cpu in zip(first, second, run("cpu"), strict=True):
         assert torch.equal(one, two)
         torch.testing.assert_close(one, cpu)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_targets_that_are_mixed_already_are_averaged_over_the_cluster(criterion: Any) -> None:
+    cut = make_cut(C=5)
+    ids = torch.nn.functional.one_hot(cut.targets, 5).float()
+    shares_BC = 0.7 * ids + 0.3 * ids.flip(0)
+    cut.targets = shares_BC.clone()
+    plugin = ADC(ratio=0.25, criterion=criterion)
+    plugin.setup(make_peer())
+    plugin.after_client_forward(cut)
+    clusters_B = cut.side["adc.clusters"].long()
+    server = Cut(
+        activations=cut.activations.detach(),
+        targets=cut.targets,
+        step=0,
+        training=True,
+        side=dict(cut.side),
+    )
+    plugin.setup(make_peer("server"))
+    plugin.before_server_forward(server)
+    for row, target_C in enumerate(server.targets):
+        torch.testing.assert_close(target_C, shares_BC[clusters_B == row].mean(0))

@@ -23,7 +23,7 @@ from splitlab.core.catalogue.tables import (
     notices,
 )
 
-KINDS: tuple[Any, ...] = (*LOADABLE, "stacks", "datasets")
+KINDS: tuple[Any, ...] = (*LOADABLE, "stacks", "datasets", "studies")
 
 
 @pytest.fixture
@@ -113,6 +113,10 @@ cut = 2
 [datasets.photos]
 files = { train = "a.parquet", test = "b.parquet" }
 classes = 3
+[studies.grid]
+summary = "a grid of my own"
+stacks = ["none", "mine.py:Mine"]
+over = { cut = [1, 2] }
 """
 
 
@@ -128,6 +132,9 @@ def test_a_registry_in_the_folder_adds_names_of_every_kind(own: Path) -> None:
     assert entries("transports")["pigeon"].target == "birds:Pigeon"
     assert entries("links")["slow"].target == f"{folder}/links.py:Slow"
     assert entries("probes")["watch"].target == f"{folder}/probes.py:Watch"
+    grid = entries("studies")["grid"]
+    assert grid.facts["stacks"] == ["none", f"{folder}/mine.py:Mine"]
+    assert (grid.summary, grid.facts["over"]) == ("a grid of my own", {"cut": [1, 2]})
     assert entries("loggers")["paper"].target == f"{folder}/logs.py:Paper"
     assert entries("models")["net"].target == f"{folder}/nets.py:net"
     small = entries("models")["small-net"]

@@ -20,8 +20,8 @@ from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted, No
 
 COMMANDS = [
     *("check", "compare", "completion", "datasets", "join", "links", "loggers", "models"),
-    *("new-plugin", "plugins", "probes", "run", "runs", "serve", "studies", "study", "trace"),
-    "transports",
+    *("new-plugin", "plugins", "probes", "report", "run", "runs", "serve", "studies", "study"),
+    *("trace", "transports"),
 ]
 
 

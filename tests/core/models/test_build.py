@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.layers.drop import DropPath
 from torch import nn
 
 from splitlab.core.catalogue.tables import ROOT, catalogue
@@ -456,6 +457,7 @@ def test_a_file_without_such_a_model_is_refused(
 
 FAMILY = """
 import torch
+from timm.layers.drop import DropPath
 from torch import nn
 
 from splitlab.core import Segmented
@@ -510,3 +512,45 @@ def test_a_model_that_is_only_looked_at_warns_of_nothing(tmp_path: Path) -> None
     assert describe(f"{file}:net").last_cut == 1  # warnings are errors in tests
     with pytest.warns(UserWarning, match="loud"):
         build(f"{file}:net")
+
+
+# Drop path.
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("vit:image_size=8,patch=4,width=8,depth=3,heads=2", None),
+        ("vit-mini", None),
+        ("deit_tiny_patch16_224", 32),
+        ("convnext_atto", 32),
+    ],
+)
+def test_drop_path_is_timms_and_changes_no_initial_number(name: str, size: int | None) -> None:
+    plain = build_model(name, classes=4, seed=0, image_size=size)
+    model = build_model(name, classes=4, seed=0, image_size=size, drop_path=0.3)
+    assert fingerprint(model.module) == fingerprint(plain.module)
+    rates = [inner.drop_prob for inner in model.module.modules() if isinstance(inner, DropPath)]
+    assert rates == sorted(rates)
+    assert rates[-1] == pytest.approx(0.3)
+    assert not any(isinstance(inner, DropPath) for inner in plain.module.modules())
+    image = torch.zeros(2, model.channels, model.image_size, model.image_size)
+    model.module.eval(), plain.module.eval()
+    assert torch.equal(model.module(image), plain.module(image))
+
+
+def test_a_model_without_branches_takes_no_drop_path(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'vgg11' has no residual branches that timm can drop"):
+        build_model("vgg11", classes=4, seed=0, drop_path=0.1)
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from torch import nn\n"
+        "from splitlab.core import Segments\n"
+        "def own(*, classes: int) -> Segments:\n"
+        "    flat = nn.Flatten()\n"
+        "    return Segments([flat, nn.Linear(64, classes)], channels=1, image_size=8)\n"
+    )
+    with pytest.raises(ConfigError, match="takes no drop path; leave --drop-path out, or give its"):
+        build_model(f"{file}:own", classes=4, seed=0, drop_path=0.1)
+    with pytest.raises(ConfigError, match="--drop-path decides it"):
+        build_model("vit-mini:drop_path=0.1", classes=4, seed=0)

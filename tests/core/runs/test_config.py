@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.runs.config import Config, differences, flag, read_toml
+from splitlab.core.runs.training import Training
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 FLOATS = st.floats(0, 1e6)
@@ -95,7 +96,10 @@ def test_a_configuration_cannot_be_changed() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"batchsize": 3}, "unknown key 'batchsize' (did you mean 'batch_size'?); known: augment"),
+        (
+            {"batchsize": 3},
+            "unknown key 'batchsize' (did you mean 'batch_size'?); known: accumulate",
+        ),
         ({"plugin": ["adc"]}, "did you mean 'plugins'?"),
         ({"": 1}, "unknown key ''"),
         ({"seed": "1"}, "seed = '1' is not allowed; it takes int"),
@@ -130,13 +134,22 @@ def test_whole_numbers_are_numbers_and_lists_are_tuples() -> None:
 
 # Bounds.
 
+TRAINING = {spec.name for spec in dataclasses.fields(Training)}
+"""Those of them that are no `BOUNDS` here have theirs in test_training.py."""
 BOUNDS = {
     "test_share": (0.001, 0.999),
     "image_size": (1, 4096),
     "cut": (0, 10_000),
     "batch_size": (1, 1_000_000),
     "lr": (0.0, 1e6),
+    "warmup": (0.0, 1e9),
     "weight_decay": (0.0, 1e6),
+    "clip_norm": (1e-9, 1e9),
+    "accumulate": (1, 1_000_000),
+    "label_smoothing": (0.0, 0.999),
+    "drop_path": (0.0, 0.999),
+    "ema": (0.0, 0.999999999),
+    "mixup": (0.0, 1e6),
     "seed": (0, 2**63 - 1),
     "eval_every": (1, 2**63 - 1),
     "eval_points": (1, 1_000_000),
@@ -167,6 +180,7 @@ def test_every_number_has_bounds() -> None:
     numbers = {
         spec.name
         for spec in dataclasses.fields(Config)
+        if spec.name in BOUNDS or spec.name not in TRAINING
         if "int" in str(spec.type) or "float" in str(spec.type)
     }
     assert numbers == BOUNDS.keys()
@@ -246,8 +260,8 @@ def test_files_that_are_there_are_placed(tmp_path: Path, monkeypatch: pytest.Mon
 def test_differences_name_every_option() -> None:
     now, was = Config(lr=0.5, plugins=("adc",)), Config(seed=3)
     assert differences(now, was, ["seed"]) == [
-        "--plugin was nothing and is now adc",
         "--lr was 0.0003 and is now 0.5",
+        "--plugin was nothing and is now adc",
     ]
 
 

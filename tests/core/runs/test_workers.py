@@ -49,7 +49,7 @@ def test_the_optimizer_is_the_one_of_the_configuration() -> None:
     changed = dataclasses.replace(SMALL, optimizer="sgd", lr=0.5, weight_decay=0.25)
     plan, model = make_for_server(Decided.of(changed), 4, peers_here=1)
     for worker in (build_client(plan, model), build_server(plan, model)):
-        optimizer: Any = worker._optimizer
+        optimizer: Any = worker._trainer._optimizer
         assert type(optimizer) is torch.optim.SGD
         assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"]) == (0.5, 0.25)
 

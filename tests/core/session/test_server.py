@@ -278,6 +278,10 @@ def test_a_server_hears_how_long_the_run_is_to_last(talk: Any) -> None:
     table.echo.peer = SimpleNamespace(schedule=None)
     table.open(schedule=Schedule(600, "bytes", 5e6))
     assert table.echo.peer.schedule == Schedule(600, "bytes", 5e6)
+    table = talk.Table()
+    table.echo.peer = SimpleNamespace(schedule=None)
+    table.open(schedule=Schedule(600, "bytes", 5e6, 70))
+    assert table.echo.peer.schedule == Schedule(600, "bytes", 5e6, 70)
 
 
 @pytest.mark.parametrize(
@@ -291,6 +295,9 @@ def test_a_server_hears_how_long_the_run_is_to_last(talk: Any) -> None:
         {"training_samples": 1, "unit": "steps", "amount": float("nan")},
         {"training_samples": 1, "unit": "steps", "amount": "1"},
         {"training_samples": 1, "unit": "steps", "amount": 1, "more": 1},
+        {"training_samples": 1, "unit": "steps", "amount": 1, "steps": 0},
+        {"training_samples": 1, "unit": "steps", "amount": 1, "steps": 1.5},
+        {"training_samples": 1, "unit": "steps", "steps": 1},
     ],
 )
 def test_a_schedule_that_makes_no_sense_is_the_clients_error(talk: Any, said: Any) -> None:

@@ -45,13 +45,15 @@ heard, asked = Heard(), StopAsked()
 jobs = [job_from(line) for line in sys.stdin]
 quiet = {"object_store_memory": MEMORY, "include_dashboard": False}
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1} | quiet)
-other = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+others = []
 
 def disturb():
+    if not others:  # by now this process is connected to the first, which must stay
+        others.append(cluster.add_node(num_cpus=1, object_store_memory=MEMORY))
     if len(heard.begun) == 2 and not dead:  # two are under way: one on each node
         dead.append(True)
         if how == "kill":
-            cluster.remove_node(other, allow_graceful=False)
+            cluster.remove_node(others[0], allow_graceful=False)
         else:
             os.kill(os.getpid(), signal.SIGINT)
     return asked()

@@ -117,6 +117,7 @@ def test_a_run_that_failed_has_failed_there(tmp_path: Path) -> None:
         logger.begin(LoggedRun("a" * 16, "r", tmp_path / "r", 0, {}, tags=("t" * 80,)))
         logger.log(1, {"train/loss": float("nan")})
         logger.end("diverged", {})
+    wandb.teardown()  # and all is on the disk
     [file] = (tmp_path / "all").glob("wandb/offline-run-*/*.wandb")
     _, known = read(file)
     assert known["exit"][-1].exit_code == 1
