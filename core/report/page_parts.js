@@ -143,6 +143,7 @@ function upright(values) {
 // What a pointer or the keys are at: the nearest spot of a figure.
 // A spot is {x, y, line, row, told}: where it is in the figure, and what is told of it.
 const tip = byId("tip");
+let toldAt = null; // how far the page was scrolled
 function light(row) {
   for (const each of document.querySelectorAll(".lit")) each.classList.remove("lit");
   document.body.classList.toggle("dimmed", row !== null);
@@ -151,6 +152,7 @@ function light(row) {
 function tell(lines, left, top) {
   tip.replaceChildren(...lines.map((line, i) => make(i ? "span" : "b", {}, clipped(line, 280))));
   tip.hidden = false;
+  toldAt = scrollY;
   const own = tip.getBoundingClientRect(), edge = document.documentElement.clientWidth;
   tip.style.left = `${Math.max(4, left + 14 + own.width < edge ? left + 14 : Math.min(left - own.width - 14, edge - own.width - 4))}px`;
   tip.style.top = `${Math.max(4, Math.min(top + 14, innerHeight - own.height - 4))}px`;
@@ -201,4 +203,4 @@ function answer(svg, spots, width, reach = 30) {
     byId("said").textContent = at.told().join(", ");
   });
 }
-addEventListener("scroll", () => { if (!tip.hidden) hush(); }, {passive: true});
+addEventListener("scroll", () => { if (!tip.hidden && scrollY !== toldAt) hush(); }, {passive: true});
