@@ -16,7 +16,7 @@ function curves() {
   byId("curves").hidden = !data.rows.some(row => row.runs.some(run => run.y.length));
   const own = shown.flatMap(p => p.lines.flatMap(trails)), behind = shown.flatMap(p => p.context.flatMap(trails));
   const x = across(own.flatMap(t => t.x), behind.flatMap(t => t.x));
-  const inside = trail => trail.y.flatMap((v, i) => x.cut && trail.x[i] > x.high ? [] : trail.low ? [trail.low[i], trail.high[i]] : [v]);
+  const inside = trail => trail.y.flatMap((v, i) => trail.x[i] > x.high || (x.log && trail.x[i] <= 0) ? [] : trail.low ? [trail.low[i], trail.high[i]] : [v]);
   const y = upright([...own, ...behind].flatMap(inside).concat(x.cut ? behind.map(t => t.y[t.y.length - 1]) : []));
   byId("curve-axes").textContent = `Vertical: test accuracy. Horizontal: ${NAMES[choice.kind]}${x.log ? ", logarithmic" : ""}. `
     + (choice.runs ? "A thin line is a run; a cross is where one ended before it was finished." : isSeveral ? "Lines are means over seeds, bands their 95 % intervals." : "")

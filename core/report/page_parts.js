@@ -68,14 +68,12 @@ function ticks(low, high, count) {
   return found;
 }
 function logTicks(low, high, count) {
-  for (const steps of [[1, 2, 5], [1]]) {
-    const found = [];
-    for (let e = Math.floor(Math.log10(low)); e <= Math.log10(high); e++)
-      for (const k of steps) if (k * 10 ** e >= low * .999 && k * 10 ** e <= high * 1.001) found.push(k * 10 ** e);
-    if (found.length <= count && (found.length > 1 || steps.length > 1)) return found;
-    if (steps.length === 1 && found.length) return found.filter((_, i) => i % Math.ceil(found.length / count) === 0);
-  }
-  return [low, high];
+  const found = [];
+  for (let e = Math.floor(Math.log10(low)); e <= Math.log10(high); e++)
+    for (const k of [1, 2, 5]) if (k * 10 ** e >= low * .999 && k * 10 ** e <= high * 1.001) found.push(k * 10 ** e);
+  const tens = found.filter(v => Math.abs(Math.log10(v) - Math.round(Math.log10(v))) < 1e-9);
+  const kept = found.length > count && tens.length > 1 ? tens : found;
+  return kept.length ? kept.filter((_, i) => i % Math.ceil(kept.length / count) === 0) : [low, high];
 }
 
 // Marks: nine shapes, seven colours and four dashes, so that 63 of them all differ.
@@ -118,7 +116,7 @@ function plot(width, height, x, y, label, names = null) {
     svg.append(draw("path", {d: `M${box.left} ${sy(v).toFixed(1)}H${box.right}`, stroke: "var(--grid)"}));
     svg.append(draw("text", {x: box.left - 6, y: sy(v) + 4, "text-anchor": "end"}, short(v)));
   }
-  const many = Math.max(2, Math.floor((box.right - box.left) / 66));
+  const many = Math.max(2, Math.floor((box.right - box.left) / (x.log ? 66 : 52)));
   const [unit, size] = unitOf(x.high, x.kind);
   const at = x.log ? logTicks(x.low, x.high, many) : ticks(x.low / size, x.high / size, many).map(v => v * size);
   for (const v of at) {
@@ -145,6 +143,7 @@ function upright(values) {
 // What a pointer or the keys are at: the nearest spot of a figure.
 // A spot is {x, y, line, row, told}: where it is in the figure, and what is told of it.
 const tip = byId("tip");
+let toldAt = null; // how far the page was scrolled
 function light(row) {
   for (const each of document.querySelectorAll(".lit")) each.classList.remove("lit");
   document.body.classList.toggle("dimmed", row !== null);
@@ -153,6 +152,7 @@ function light(row) {
 function tell(lines, left, top) {
   tip.replaceChildren(...lines.map((line, i) => make(i ? "span" : "b", {}, clipped(line, 280))));
   tip.hidden = false;
+  toldAt = scrollY;
   const own = tip.getBoundingClientRect(), edge = document.documentElement.clientWidth;
   tip.style.left = `${Math.max(4, left + 14 + own.width < edge ? left + 14 : Math.min(left - own.width - 14, edge - own.width - 4))}px`;
   tip.style.top = `${Math.max(4, Math.min(top + 14, innerHeight - own.height - 4))}px`;
@@ -203,4 +203,4 @@ function answer(svg, spots, width, reach = 30) {
     byId("said").textContent = at.told().join(", ");
   });
 }
-addEventListener("scroll", () => { if (!tip.hidden) hush(); }, {passive: true});
+addEventListener("scroll", () => { if (!tip.hidden && scrollY !== toldAt) hush(); }, {passive: true});
