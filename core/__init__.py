@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from splitlab.core.contract.hooks import hookimpl
     from splitlab.core.contract.link import Link, PeerRole, WrappedLink
+    from splitlab.core.contract.logger import LoggedRun, Logger
     from splitlab.core.contract.measure import Attention, Keys, Measurement
     from splitlab.core.contract.message import Kind, Message, Role
     from splitlab.core.contract.part import Layout
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from splitlab.core.runs.plan import Plan
     from splitlab.core.runs.reporter import Result
     from splitlab.core.runs.run import run
+    from splitlab.core.studies.conduct import study
+    from splitlab.core.studies.study import Study
 
 __all__ = [
     "Attention",
@@ -51,6 +54,8 @@ __all__ = [
     "Layout",
     "Link",
     "LinkError",
+    "LoggedRun",
+    "Logger",
     "Measurement",
     "Message",
     "NetworkError",
@@ -65,6 +70,7 @@ __all__ = [
     "Segmented",
     "Segments",
     "SplitlabError",
+    "Study",
     "Traits",
     "WrappedLink",
     "build_model",
@@ -72,6 +78,7 @@ __all__ = [
     "load_data",
     "load_runs",
     "run",
+    "study",
 ]
 
 _HOMES = {
@@ -82,6 +89,8 @@ _HOMES = {
     "Keys": "contract.measure",
     "Layout": "contract.part",
     "Link": "contract.link",
+    "LoggedRun": "contract.logger",
+    "Logger": "contract.logger",
     "Measurement": "contract.measure",
     "PeerRole": "contract.link",
     "Plan": "runs.plan",
@@ -96,6 +105,8 @@ _HOMES = {
     "Peer": "contract.peer",
     "Result": "runs.reporter",
     "run": "runs.run",
+    "Study": "studies.study",
+    "study": "studies.conduct",
     "Runs": "runs.listing",
     "load_runs": "runs.listing",
     "Traits": "contract.traits",

@@ -21,4 +21,6 @@ env/bin/pip install --quiet "$work"/dist/*.whl
 env/bin/splitlab plugins
 env/bin/splitlab run --plugin adc --budget steps=2 --transport tcp --output run
 test -s run/summary.json
+env/bin/splitlab report run --html page.html
+grep --quiet '<table' page.html
 echo "the wheel works: $(basename "$work"/dist/*.whl)"

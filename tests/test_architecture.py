@@ -104,10 +104,11 @@ def test_nobody_imports_the_bare_folders(name: str) -> None:
     [
         ("timm", "core/models/ core/data/policies.py"),
         ("rich", "core/command/show.py core/command/live.py"),
-        ("matplotlib", "core/report/figure.py"),
+        ("matplotlib", "core/report/draw"),
         ("datasets", "core/data/tables.py"),
         ("huggingface_hub", "core/catalogue/hub.py"),
         ("torchvision", "core/data/images.py"),
+        ("ray", "core/studies/ray.py"),
         ("pluggy", "core/contract/hooks.py core/engine/"),
         ("socket", "transports/tcp.py"),
         ("torch.distributed", "transports/collective.py"),
@@ -203,14 +204,21 @@ WORDS_FOR_USERS = {
     ("core/command/main.py", "adc"): "the examples in --help",
     ("core/command/main.py", "tcp"): "the examples in --help",
     ("core/command/main.py", "topk"): "the examples in --help",
+    ("core/command/loggers.py", "tensorboard"): "the examples in --help",
+    ("core/command/loggers.py", "wandb"): "the examples in --help",
     ("core/command/transports.py", "tcp"): "the examples in --help",
     ("core/command/plugins.py", "adc"): "the examples in --help",
     ("core/command/run.py", "adc"): "the examples in --help",
     ("core/command/run.py", "adc-batch-merge"): "the examples in --help",
     ("core/command/run.py", "adc-token-select"): "the examples in --help",
     ("core/command/run.py", "tcp"): "the examples in --help",
+    ("core/command/runs.py", "adc"): "the examples in --help",
     ("core/command/serve.py", "adc"): "the examples in --help",
     ("core/command/serve.py", "tcp"): "the examples in --help",
+    ("core/command/studies.py", "adc"): "the examples in --help",
+    ("core/command/study.py", "adc"): "the examples in --help",
+    ("core/command/study.py", "topk"): "the examples in --help",
+    ("core/studies/definition.py", "adc"): "an example in an error",
     ("core/command/trace.py", "adc"): "the examples in --help",
     ("core/command/trace.py", "quantize"): "the examples in --help",
 }
@@ -222,7 +230,7 @@ EVERYDAY = {"none", "cast", "time", "timm"}
 
 
 def names_that_ship() -> list[str]:
-    kinds = ("plugins", "stacks", "transports", "links", "probes", "models")
+    kinds = ("plugins", "stacks", "transports", "links", "probes", "loggers", "models")
     named = [name for kind in kinds for name in catalogue().get(kind, ())]
     return [name for name in named if name not in EVERYDAY]
 
@@ -314,6 +322,7 @@ def test_core_decides_nothing_by_such_a_name(module: str) -> None:
         "from splitlab.core.command.main import main; main(['run', '--help'])",
         "from splitlab.core.command.main import main; main(['compare', '--help'])",
         "from splitlab.core.command.main import main; main(['trace', '--help'])",
+        "from splitlab.core.command.main import main; main(['report', '--help'])",
     ],
 )
 def test_help_and_listings_do_not_wait_for_torch(code: str, tmp_path: Path) -> None:
@@ -397,6 +406,7 @@ WITHOUT_A_MIRROR = {
     "core/contract/hooks.py": "declares the hooks; tests/core/engine/test_stack.py reads its texts",
     "core/contract/link.py": DECLARED,
     "core/contract/part.py": DECLARED,
+    "core/report/results.py": DECLARED,
     "core/testing/couple.py": KIT,
     "core/testing/decoding.py": KIT,
     "core/testing/expect.py": KIT,

@@ -20,12 +20,15 @@ import torch
 from splitlab.core import Cut, Kind, Message, Peer, SplitlabError, Traits, hookimpl
 from splitlab.core.catalogue.binding import bind
 from splitlab.core.catalogue.links import load_transport
+from splitlab.core.catalogue.loggers import load_loggers
 from splitlab.core.catalogue.tables import entries, notices
 from splitlab.core.command.main import parser
 from splitlab.core.command.options import given
 from splitlab.core.models.build import describe
 from splitlab.core.runs.config import Config
+from splitlab.core.runs.loggers import Loggers
 from splitlab.core.runs.plan import Decided
+from splitlab.core.runs.records import StepRecord
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -227,6 +230,24 @@ def test_the_layout_that_the_page_of_models_tells(monkeypatch: pytest.MonkeyPatc
         "`class_token`, `prefix_tokens`": f"{seen.class_token}, {seen.prefix_tokens}",
         "`any_tokens`": str(seen.any_tokens),
     }
+
+
+def test_the_page_of_loggers_names_all_and_its_own_one_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (DOCS / "loggers.md").read_text()
+    shipped = [name for name in entries("loggers") if name != "none"]
+    assert re.findall(r"^\| `(\w+)` \| `pip install 'splitlab\[\1\]'`", page, re.M) == shipped
+    for command in re.findall(r"^    (splitlab .*)$", page, re.MULTILINE):
+        parser().parse_args(shlex.split(command)[1:])
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("lines.py").write_text(code)
+    loggers = Loggers(load_loggers(["lines.py:Lines:file=told.txt"]))
+    loggers.begin(Config(name="mine"), "0" * 16, tmp_path, 0)
+    loggers.log(StepRecord(1, 0.5))
+    loggers.end("finished")
+    assert Path("told.txt").read_text() == "mine 1 {'train/loss': 0.5}\n"
 
 
 # The table of mistakes: each is made here, and must be answered as the tutorial says.

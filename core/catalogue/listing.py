@@ -11,10 +11,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from splitlab.core.catalogue import links, loggers
 from splitlab.core.catalogue.binding import bind, broken
-from splitlab.core.catalogue.links import lacks
 from splitlab.core.catalogue.loading import find, load, split
-from splitlab.core.catalogue.tables import SINGULAR, Entry, Loadable, entries
+from splitlab.core.catalogue.tables import OPTION, SINGULAR, Entry, Loadable, entries
 from splitlab.core.contract.errors import FAULTS, ConfigError, PluginError, SplitlabError, reason
 from splitlab.core.contract.marks import HOOKS, forgotten, marked
 from splitlab.core.contract.settings import Parameter, parameters
@@ -23,6 +23,8 @@ __all__ = [
     "described",
     "link_facts",
     "link_rows",
+    "logger_facts",
+    "logger_rows",
     "plugin_facts",
     "plugin_rows",
     "probe_facts",
@@ -61,13 +63,25 @@ def link_rows() -> list[Row]:
 def transport_rows() -> list[Row]:
     """Return name, summary and source of every transport, and what it lacks here."""
     return [
-        {"name": entry.name, "summary": entry.summary, "source": entry.source, **_works(entry.name)}
+        {
+            "name": entry.name,
+            "summary": entry.summary,
+            "source": entry.source,
+            **_works(links.lacks(entry.name)),
+        }
         for entry in entries("transports").values()
     ]
 
 
-def _works(transport: str) -> Row:
-    missing = lacks(transport)
+def logger_rows() -> list[Row]:
+    """Return name, summary, source and problem of every logger, and what it lacks here."""
+    return [
+        {**_row("loggers", entry), **_works(loggers.lacks(entry.name))}
+        for entry in entries("loggers").values()
+    ]
+
+
+def _works(missing: str | None) -> Row:
     return {"works_here": missing is None, "missing": missing}
 
 
@@ -136,7 +150,17 @@ def transport_facts(name: str) -> Row:
         ConfigError: no such transport.
         PluginError: it cannot be imported.
     """
-    return {**_facts("transports", name), **_works(name)}
+    return {**_facts("transports", name), **_works(links.lacks(name))}
+
+
+def logger_facts(name: str) -> Row:
+    """Return everything that is known of one logger, or of ``FILE.py:Class``. Imports it.
+
+    Raises:
+        ConfigError: no such logger.
+        PluginError: it cannot be imported.
+    """
+    return {**_facts("loggers", name), **_works(loggers.lacks(name))}
 
 
 def stack_facts(name: str) -> Row:
@@ -164,7 +188,7 @@ def _facts(kind: Loadable, name: str) -> Row:
     entry = entries(kind).get(head)
     told = described(factory)
     first = told["description"].partition("\n")[0]
-    example = f"splitlab run --{SINGULAR[kind]} {name}{_setting(kind, name, parameters(factory))}"
+    example = f"splitlab run {OPTION[kind]} {name}{_setting(kind, name, parameters(factory))}"
     summary = entry.summary if entry and entry.summary else first
     return {"name": name, "summary": summary, **told, "example": example}
 

@@ -20,7 +20,7 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from typing import Any
 
-from splitlab.core.catalogue.tables import SINGULAR, Entry, Kind, Loadable, entries
+from splitlab.core.catalogue.tables import OPTION, SINGULAR, Entry, Kind, Loadable, entries
 from splitlab.core.contract.errors import (
     FAULTS,
     ConfigError,
@@ -37,12 +37,9 @@ _EXAMPLES: Mapping[Loadable, str] = {
     "transports": "MyTransport",
     "links": "MyLink",
     "probes": "MyProbe",
+    "loggers": "MyLogger",
     "models": "my_model",
 }
-
-
-_OPTIONS: Mapping[Kind, str] = {"stacks": "--plugin", "datasets": "--dataset"}
-"""Options that are not called as messages call the kind."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +113,9 @@ def check_kind(kind: Kind, name: str) -> None:
     """Raise `ConfigError` if the name is not of this kind, but of another."""
     for other in SINGULAR:
         if other != kind and name in entries(other):
-            option = _OPTIONS.get(other, f"--{SINGULAR[other]}")
             raise ConfigError(
-                f"{name!r} is a {SINGULAR[other]}, not a {SINGULAR[kind]}; {option} {name} takes it"
+                f"{name!r} is a {SINGULAR[other]}, not a {SINGULAR[kind]}; {OPTION[other]} {name} "
+                "takes it"
             )
 
 

@@ -3,7 +3,7 @@
 ``registry.toml`` names what ships. The user's own registry adds names: a ``registry.toml`` in the
 folder where splitlab is started, or the file that ``$SPLITLAB_REGISTRY`` names. Packages of others
 add theirs by entry points of the groups ``splitlab.plugins``, ``splitlab.transports``,
-``splitlab.links``, ``splitlab.probes`` and ``splitlab.models``.
+``splitlab.links``, ``splitlab.probes``, ``splitlab.loggers`` and ``splitlab.models``.
 
 A name that two of them take is refused when it is used; everything else works. A table of the
 user's that cannot be used spoils only its own name. A file that the user named must be a registry;
@@ -28,6 +28,7 @@ from splitlab.core.contract.errors import ConfigError, unknown_name
 
 __all__ = [
     "LOADABLE",
+    "OPTION",
     "ROOT",
     "SINGULAR",
     "Entry",
@@ -42,7 +43,7 @@ __all__ = [
 # Not importlib.resources: it does not find a package without __init__.py in an editable install.
 ROOT: Final = Path(__file__).resolve().parents[2]
 
-Loadable = Literal["plugins", "transports", "links", "probes", "models"]
+Loadable = Literal["plugins", "transports", "links", "probes", "loggers", "models"]
 Kind = Loadable | Literal["stacks", "datasets", "studies"]
 
 LOADABLE: Final[tuple[Loadable, ...]] = get_args(Loadable)
@@ -53,11 +54,21 @@ SINGULAR: Final[Mapping[Kind, str]] = {
     "transports": "transport",
     "links": "link",
     "probes": "probe",
+    "loggers": "logger",
     "models": "model",
     "datasets": "data set",
     "studies": "study",
 }
 """One of each kind, as messages call it."""
+
+OPTION: Final[Mapping[Kind, str]] = {
+    **{kind: f"--{SINGULAR[kind]}" for kind in LOADABLE},
+    "stacks": "--plugin",
+    "datasets": "--dataset",
+    "loggers": "--log",
+    "studies": "splitlab study",
+}
+"""What takes one of each kind: an option of a run, or a command."""
 
 _FILE = "registry.toml"
 _VARIABLE = "SPLITLAB_REGISTRY"
@@ -68,6 +79,7 @@ _NEEDED: Final[Mapping[Kind, tuple[str, ...]]] = {
     "transports": ("target",),
     "links": ("target",),
     "probes": ("target",),
+    "loggers": ("target",),
     "models": ("target", "preset"),
     "datasets": (),  # `splitlab.core.data.entry` checks them
     "studies": (),  # `splitlab.core.studies.definition` does

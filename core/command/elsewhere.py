@@ -6,7 +6,7 @@ import argparse
 import difflib
 from collections.abc import Sequence
 
-from splitlab.core.catalogue.tables import LOADABLE, SINGULAR, Kind, entries
+from splitlab.core.catalogue.tables import OPTION, entries
 from splitlab.core.runs.config import Config, flag
 
 __all__ = ["mistyped"]
@@ -94,9 +94,7 @@ def _as_option(parser: argparse.ArgumentParser, word: str) -> str:
     if "://" in word and "--address" in parser._option_string_actions:
         return f"; use --address {word}"
     name = word.partition(":")[0].partition("+")[0]
-    flags: dict[Kind, str] = {kind: f"--{SINGULAR[kind]}" for kind in LOADABLE}
-    flags |= {"stacks": "--plugin", "datasets": "--dataset"}
-    for kind, option in flags.items():
+    for kind, option in OPTION.items():
         if name in entries(kind) and option in parser._option_string_actions:
             return f"; use {option} {word}"
     return ""

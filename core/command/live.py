@@ -151,10 +151,12 @@ class LiveStudy(StudyState):
     def __init__(self) -> None:
         super().__init__()
         self.live = _live()
+        self._here = ""
         self._elsewhere: dict[int, tuple[str, float, str]] = {}
 
     def run(self, job: Job) -> LiveReporter:
         """Show which run begins in this process."""
+        self._here = self.what(job)
         return LiveReporter(self, job)
 
     def progress(self, job: Job, share: float, note: str) -> None:
@@ -165,9 +167,10 @@ class LiveStudy(StudyState):
         self.draw()
 
     def draw(self, *below: RenderableType) -> None:
-        """Draw the bar of the whole, and what stands below it: by default, runs elsewhere."""
+        """Draw the bar of the whole, and below it the run of this process, or those elsewhere."""
         rows = [_bar(share, f"{what}: {note}") for what, share, note in self._elsewhere.values()]
-        self.live.update(Group(_bar(self.share(), self.standing()), *(below or rows)))
+        here = (_plain(self._here), *below) if below else rows
+        self.live.update(Group(_bar(self.share(), self.standing()), *here))
 
     def ended(self, job: Job, outcome: Outcome) -> None:
         """Leave a line above the display."""

@@ -23,11 +23,14 @@ from splitlab.core.command import (
     datasets,
     join,
     links,
+    loggers,
     models,
     new_plugin,
     plugins,
     probes,
+    report,
     run,
+    runs,
     serve,
     studies,
     study,
@@ -51,7 +54,10 @@ _TRACEBACK = "SPLITLAB_TRACEBACK"
 
 _COMMANDS = {
     "train": (run, study, compare, serve, join),
-    "look": (trace, studies, plugins, models, datasets, transports, links, probes),
+    "look": (
+        *(report, runs, trace, studies),
+        *(plugins, models, datasets, transports, links, probes, loggers),
+    ),
     "write a method": (new_plugin, check),
     "set up": (completion,),
 }
@@ -69,6 +75,8 @@ examples:
   splitlab run --plugin adc:ratio=0.05 --transport tcp         two processes, a real socket
   splitlab compare --plugin none --plugin adc --plugin topk --ratio 0.1 --seeds 3
   splitlab study adc/balance                      a grid of runs, from its definition to its page
+  splitlab report studies/mine --html mine.html    its tables and figures on one page
+  splitlab runs --sort accuracy                   what there is, the best last
   splitlab trace --plugin adc                     what one step does, sends and takes
   splitlab plugins adc                            what a plugin does and takes
 

@@ -40,10 +40,23 @@ class Parser(argparse.ArgumentParser):
     Attributes:
         name: of the command, as it is typed.
         summary: the command in one line, for the list of commands.
+        inner: parsers of commands of two words, by their second.
     """
 
     name = ""
     summary = ""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.inner: dict[str, Parser] = {}
+
+    def parse_known_args(  # type: ignore[override]  # argparse's has overloads
+        self, args: Any = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse as argparse does, or let the command of two words do it."""
+        if args and args[0] in self.inner:
+            return self.inner[args[0]].parse_known_args(args[1:], namespace)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Print the mistake on stderr and end with status 2."""

@@ -241,7 +241,7 @@ class StudyState:
         """Return how long the study will take yet, going by the runs until now; may be empty."""
         done = self._ended + sum(self.shares.values())
         spent = time.monotonic() - self._started
-        if not done or spent < 1:
+        if done < 0.05 or spent < 1:  # too little to go by
             return ""
         return f"{_clock(spent * (self._left - done) / done)} left"
 

@@ -173,6 +173,7 @@ def _followed(
 ) -> int:
     with heavy_imports():
         from splitlab.core.catalogue.links import load_transport
+        from splitlab.core.catalogue.loggers import load_loggers
         from splitlab.core.runs.run import chosen, run
 
     config, folder = chosen(None, arguments.resume, options)
@@ -180,6 +181,7 @@ def _followed(
         from splitlab.core.runs.plan import Plan
 
         load_transport(config.transport)  # one that cannot work is refused here, too
+        load_loggers(config.loggers)
         show_plan(Plan.of(config))
         return 0
     transport = load_transport(config.transport)
@@ -316,7 +318,7 @@ def _through(plan: Plan) -> str:
 def _used(summary: Summary) -> str:
     """Say how much of the budget was used."""
     from splitlab.core.command.show import human_bytes
-    from splitlab.core.runs.config import Budget
+    from splitlab.core.runs.budget import Budget
 
     budget, used = Budget.parse(summary.budget), summary.budget_used
     if budget.unit == "bytes":
@@ -325,7 +327,7 @@ def _used(summary: Summary) -> str:
         unit = "nominal epochs" if budget.unit == "nominal" else budget.unit
         text = f"used {used:.4g} of {budget.amount:.4g} {unit}"
     if summary.stopped_early:
-        return f"{text}: the accuracy no longer got better"
+        return f"{text}: the accuracy no longer got better, see --patience"
     over = used > budget.amount * (1 + 1e-6)
     return f"{text}: a step is not divided" if over else text
 

@@ -54,6 +54,7 @@ _CLIENT_ONLY = (
     "workers",
     "name",
     "tags",
+    "loggers",
 )
 
 _TEXTS = {

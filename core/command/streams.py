@@ -46,6 +46,7 @@ _WORDS = {
     "⌋": ")",
     "⟨": "<",
     "⟩": ">",
+    **dict(zip("▁▂▃▄▅▆▇█", "_.:-=+*#", strict=True)),
 }
 # Also those that turn the direction of what follows.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from os.path import expanduser
 from typing import TYPE_CHECKING, Any
 
@@ -246,11 +247,12 @@ def fail(results: Results, found: Study) -> None:
     if not bad:
         return
     more = f" (and {len(bad) - 1} more runs)" if len(bad) > 1 else ""
+    them = "them" if more else "it"
     failed = next((text for state, text in bad if state == "failed"), "")
     if failed:
         raise SplitlabError(
-            f"a run failed{more}: {failed}; run them again with: splitlab study --output "
-            f"{found.folder} --retry"
+            f"a run failed{more}: {failed}; run {them} again with: splitlab study --output "
+            f"{shlex.quote(str(found.folder))} --retry"
         )
     raise Diverged(f"a run diverged{more}: {bad[0][1]}")
 

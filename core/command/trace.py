@@ -41,6 +41,7 @@ _NOT_TRACED = (
     "output",
     "name",
     "tags",
+    "loggers",
 )
 
 

@@ -12,7 +12,6 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from splitlab.core.catalogue.binding import bind_stack, split_stack
@@ -21,7 +20,7 @@ from splitlab.core.catalogue.tables import entries
 from splitlab.core.contract.errors import SplitlabError
 from splitlab.core.contract.settings import shown
 from splitlab.core.report.results import Axis, Row, RunResult
-from splitlab.core.runs.config import LABELS, Config, flag
+from splitlab.core.runs.config import LABELS, Config, by_group, flag
 
 __all__ = ["Named", "name_all", "option", "plan_key", "rows_of"]
 
@@ -104,7 +103,7 @@ def name_all(configs: Sequence[Config]) -> tuple[tuple[Axis, ...], tuple[Named, 
     differing = {kind: _differing(members) for kind, members in alike.items()}
     options = [
         spec.name
-        for spec in dataclasses.fields(Config)
+        for spec in by_group()
         if spec.name not in _APART
         and len({str(getattr(config, spec.name)) for config in configs}) > 1
     ]
@@ -188,7 +187,6 @@ def _members(texts: tuple[str, ...]) -> tuple[_Member, ...]:
     return tuple(_member(member) for text in texts for member in split_stack(text))
 
 
-@lru_cache(maxsize=4096)
 def _member(text: str) -> _Member:
     head, given = split("plugins", text)
     try:

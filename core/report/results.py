@@ -115,7 +115,8 @@ class Results:
         rows: in the order of the study.
         seeds: of the runs.
         draw: which figures: see `splitlab.core.report.figures`.
-        reference: title of the row that the others are tested against; None for no test.
+        reference: title of the row that the others are tested against, or method of the rows, see
+            `splitlab.core.report.reference`; None for no test.
     """
 
     name: str

@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 __all__ = ["LEVEL", "Difference", "Mean", "compare", "holm"]
 
@@ -124,6 +125,7 @@ def _constant(values: Sequence[float], scale: float) -> bool:
     return max(values) - min(values) <= _ROUNDING * scale
 
 
+@cache
 def _quantile(degrees: int) -> float:
     from scipy import stats
 

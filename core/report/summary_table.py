@@ -81,7 +81,7 @@ def summarise(results: Results) -> tuple[SummaryRow, ...]:
     """
     referred = references(results)
     differences = [_difference(row, reference_of(results, row)) for row in results.rows]
-    ps = holm([each and each.p for each in differences])
+    ps = holm([each.p if each else None for each in differences])
     leading = _leading(results.rows)
     return tuple(
         _summary(row, row in referred, difference, p, leads)
@@ -206,8 +206,8 @@ def cells(rows: Sequence[SummaryRow]) -> Cells:
         p: lambda r: _p_value(r, len(tests) > 1),
         "uncompressed": lambda r: _mean(r.uncompressed),
         "best": lambda r: _mean(r.best),
-        f"up {unit}": lambda r: _number(r.bytes_up, ".4g", size),
-        f"down {unit}": lambda r: _number(r.bytes_down, ".4g", size),
+        f"up {unit}": lambda r: _number(r.bytes_up, "#.4g", size),
+        f"down {unit}": lambda r: _number(r.bytes_down, "#.4g", size),
         "nominal": lambda r: _number(r.nominal, ".4f"),
         "measured": lambda r: _number(r.measured, ".4f"),
         "client s": lambda r: _number(r.client_seconds, ".1f"),
@@ -238,7 +238,7 @@ def _mean(value: Mean | None) -> str:
 
 
 def _number(value: float | None, form: str, unit: float = 1.0) -> str:
-    return "—" if value is None else format(value / unit, form)
+    return "—" if value is None else format(value / unit, form).rstrip(".")
 
 
 def _without_a_run(states: Mapping[str, int]) -> str:

@@ -6,8 +6,8 @@ Every field's help text and group stand beside it and are what ``splitlab run --
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-import math
 import os
 import re
 import tomllib
@@ -18,10 +18,11 @@ from typing import Any
 
 from splitlab.core.catalogue.binding import split_stack
 from splitlab.core.contract.errors import ConfigError, unknown_name
+from splitlab.core.runs.budget import Budget
 from splitlab.core.runs.option import GROUPS, check_ranges, flag_of, option
 from splitlab.core.runs.training import Training
 
-__all__ = ["GROUPS", "LABELS", "MOST_THREADS", "Budget", "Config", "differences"]
+__all__ = ["GROUPS", "LABELS", "MOST_THREADS", "Config", "by_group", "differences"]
 
 DEFAULT_DATASET = "fashion-mnist-mini"
 MOST_THREADS = 4096
@@ -37,8 +38,9 @@ _DATA, _MODEL, _METHOD, _, _LINK, _END, _MACHINE = GROUPS
 
 _AUGMENTATIONS = ("none", "paper")
 
-LABELS = ("name", "tags")
-"""Fields that only say what a run is called: they decide no number, and may change at any time."""
+LABELS = ("name", "tags", "loggers")
+"""Fields that only say what a run is called and where its numbers go besides: they decide none, and
+may change at any time."""
 
 _LABEL = re.compile(r"\w[\w.+=@ -]{0,79}")
 _LABEL_RULE = "up to 80 letters, digits, spaces and . _ + - = @, a letter or digit first"
@@ -234,6 +236,15 @@ class Config(Training):
         metavar="TAG",
         group=_END,
     )
+    loggers: tuple[str, ...] = option(
+        (),
+        "a logger and its settings, which is sent the run's numbers (see `splitlab loggers`); "
+        "repeat it for several",
+        flag="--log",
+        metavar="NAME[:key=value,…]",
+        kinds=("loggers",),
+        group=_END,
+    )
 
     def __post_init__(self) -> None:
         self.check_training()
@@ -301,6 +312,7 @@ class Config(Training):
             plugins=tuple(_placed(each) for text in self.plugins for each in split_stack(text)),
             probes=tuple(map(_placed, self.probes)),
             links=tuple(map(_placed, self.links)),
+            loggers=tuple(map(_placed, self.loggers)),
             data_dir=str(data.absolute()) if self.data_dir and data.exists() else self.data_dir,
             weights=str(weights.absolute()) if weights.is_file() else self.weights,
         )
@@ -313,7 +325,7 @@ class Config(Training):
             ConfigError: an unknown key (names the nearest known one) or a value of the wrong type.
         """
         prefix = f"{where}: " if where else ""
-        hints = typing.get_type_hints(cls)
+        hints = _hints()
         checked = {}
         for key, value in values.items():
             if key not in hints:
@@ -349,6 +361,11 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"the configuration {path} is not TOML: {error}") from None
 
 
+def by_group() -> list[dataclasses.Field[Any]]:
+    """Return the fields of `Config` in the order in which they are explained: by their groups."""
+    return sorted(dataclasses.fields(Config), key=lambda spec: GROUPS.index(spec.metadata["group"]))
+
+
 def flag(name: str) -> str:
     """Return the command-line option of a field: ``batch_size`` → ``--batch-size``."""
     return flag_of(Config, name)
@@ -358,7 +375,7 @@ def differences(now: Config, was: Config, ignore: typing.Collection[str] = ()) -
     """Return every option in which two configurations differ, with both values."""
     return [
         f"{flag(spec.name)} was {_shown(old)} and is now {_shown(new)}"
-        for spec in dataclasses.fields(Config)
+        for spec in by_group()
         if spec.name not in ignore
         and (old := getattr(was, spec.name)) != (new := getattr(now, spec.name))
     ]
@@ -379,6 +396,11 @@ def _placed(text: str) -> str:
     return placed if separator and path.is_file() and placed.count(".py:") == 1 else text
 
 
+@functools.cache
+def _hints() -> dict[str, Any]:
+    return typing.get_type_hints(Config)
+
+
 def _coerce(hint: Any, value: Any, where: str) -> Any:
     options = typing.get_args(hint) if typing.get_origin(hint) is not tuple else ()
     wanted = next((option for option in options if option is not type(None)), hint)
@@ -393,39 +415,3 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if type(value) is not wanted:
         raise ConfigError(f"{where} = {value!r} is not allowed; it takes {wanted.__name__}")
     return value
-
-
-_SIZES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_SIZES |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "": 1}
-
-
-@dataclass(frozen=True)
-class Budget:
-    """When a run ends: an amount of one unit (``steps``, ``epochs``, ``bytes``, ``nominal``).
-
-    It is looked at after every step, and the run ends as soon as *at least* so much is used: what
-    can be met exactly is met exactly, as 10 uncompressed epochs by ``nominal=10``. (The reference
-    code of ADC ends when *more* is used, one step later where a step meets its budget exactly.) A
-    step is not divided, so the last one may use more than was left; the summary says how much.
-    """
-
-    unit: str
-    amount: float
-
-    @classmethod
-    def parse(cls, text: str) -> Budget:
-        """Read ``steps=500``, ``epochs=10``, ``bytes=50MB`` or ``nominal=1.0``."""
-        unit, _, amount = text.partition("=")
-        units = ("steps", "epochs", "bytes", "nominal")
-        match = re.fullmatch(r"([0-9]*\.?[0-9]+(?:[eE]\+?[0-9]+)?) ?([A-Za-z]*)", amount.strip())
-        if unit not in units:
-            raise unknown_name("budget", unit, units, f"; as in {_EXAMPLES}")
-        size = _SIZES.get(match[2]) if match and (unit == "bytes" or not match[2]) else None
-        value = float(match[1]) * size if match and size else 0.0
-        whole = unit in ("steps", "bytes")
-        if not 0 < value < math.inf or (whole and not value.is_integer()):
-            raise ConfigError(f"budget {text!r} is not an amount of {unit}; write {_EXAMPLES}")
-        return cls(unit, value)
-
-
-_EXAMPLES = "steps=500, epochs=10, bytes=50MB or nominal=1.0"

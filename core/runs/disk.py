@@ -30,6 +30,9 @@ __all__ = [
 LOCKS = ".lock"
 """What names of lock files end with."""
 
+_A_LOOK = 0.1
+"""Seconds to wait at least: `holder` locks what a killed process left for the time of a look."""
+
 
 class DiskError(ConfigError):
     """A file of a run or a comparison cannot be written."""
@@ -110,7 +113,7 @@ def hold(folder: Path, who: str, patience: float = 0.0) -> Iterator[None]:
         DiskError: the folder cannot be written.
     """
     path = folder / f"{who}{LOCKS}"
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + max(patience, _A_LOOK)
     with writing(folder):
         made = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +143,7 @@ def hold(folder: Path, who: str, patience: float = 0.0) -> Iterator[None]:
 def holder(folder: Path, who: str) -> str:
     """Return who holds a folder as this, such as ``process 12 on HOST since …``; "" if nobody does.
 
-    Nothing is written, and nobody is kept out but for the moment of a look at a dead holder's lock.
+    Nothing is written, and nobody is kept out: `hold` waits for as long as a look takes.
     """
     path = folder / f"{who}{LOCKS}"
     try:

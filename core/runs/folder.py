@@ -28,7 +28,14 @@ from typing import TYPE_CHECKING, Any
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.jsonable import json_text
 from splitlab.core.runs.config import Config
-from splitlab.core.runs.disk import LOCKS, DiskError, append_whole, write_whole, writing
+from splitlab.core.runs.disk import (
+    LOCKS,
+    DiskError,
+    append_whole,
+    hold,
+    write_whole,
+    writing,
+)
 from splitlab.core.runs.records import (
     LEDGER,
     METRICS,
@@ -50,7 +57,7 @@ from splitlab.core.runs.records import (
 if TYPE_CHECKING:
     from splitlab.core.wire.ledger import Ledger
 
-__all__ = ["RunFolder", "append", "cut_after", "run_name"]
+__all__ = ["RunFolder", "append", "cut_after", "failure_note", "relabel", "remove_run", "run_name"]
 
 CONFIG = "config.toml"
 _PROPOSAL = "config.next.toml"
@@ -254,6 +261,46 @@ def cut_after(path: Path, step: int) -> None:
     """
     if path.exists():
         write_whole(path, text_until(path, step))
+
+
+def relabel(
+    path: Path, name: str | None = None, add: Sequence[str] = (), drop: Sequence[str] = ()
+) -> Config:
+    """Change what a run that nobody works on is called; returns its new configuration.
+
+    Args:
+        path: of its folder, which keeps its name.
+        name: None leaves it as it is.
+        add: tags that it is to have.
+        drop: tags that it is not to have.
+
+    Raises:
+        ConfigError: a name or tag that is not allowed, or a process works on the run.
+    """
+    with hold(path, "client"):
+        folder = RunFolder.open(path)
+        config = folder.read_config()
+        tags = tuple(tag for tag in dict.fromkeys((*config.tags, *add)) if tag not in drop)
+        config = replace(config, name=config.name if name is None else name, tags=tags)
+        folder.write_config(config)
+    return config
+
+
+def remove_run(path: Path) -> None:
+    """Delete the folder of a run that nobody works on, and what its study noted beside it.
+
+    Raises:
+        HeldError: a process does.
+        DiskError: something of it cannot be deleted.
+    """
+    with hold(path.parent, path.name), hold(path, "client"), hold(path, "server"), writing(path):
+        shutil.rmtree(path)
+        failure_note(path).unlink(missing_ok=True)
+
+
+def failure_note(path: Path) -> Path:
+    """Return where a study keeps why a run failed: beside its folder, which may not be there."""
+    return path.with_name(f"{path.name}.failed.json")
 
 
 def _is_unbegun(path: Path) -> bool:

@@ -8,11 +8,12 @@ looked at in a fraction of a second. A folder that is damaged is a run like the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,9 @@ from typing import Any
 from splitlab.core.catalogue.binding import split_stack
 from splitlab.core.catalogue.tables import entries
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.runs.config import Config
+from splitlab.core.runs.config import LABELS, Config, flag
 from splitlab.core.runs.disk import holder
+from splitlab.core.runs.filters import Filter, in_order
 from splitlab.core.runs.folder import CONFIG
 from splitlab.core.runs.records import (
     LEDGER,
@@ -37,7 +39,18 @@ from splitlab.core.runs.records import (
     read_summary,
 )
 
-__all__ = ["STATES", "Run", "Runs", "find_runs", "is_run", "load_runs", "read_run", "stack_title"]
+__all__ = [
+    "STATES",
+    "Run",
+    "Runs",
+    "differing",
+    "find_runs",
+    "is_run",
+    "keys",
+    "load_runs",
+    "read_run",
+    "stack_title",
+]
 
 STATES = ("running", "finished", "interrupted", "failed", "diverged", "damaged")
 
@@ -119,6 +132,12 @@ class Run:
         """Training bytes that the server sent, as far as they were written."""
         return self.summary.bytes_down if self.summary else self.sent and self.sent[1]
 
+    @property
+    def bytes(self) -> int | None:
+        """Training bytes of both directions, as far as they were written."""
+        up, down = self.bytes_up, self.bytes_down
+        return None if up is None or down is None else up + down
+
     def evaluations(self) -> list[EvaluationRecord]:
         """Return its evaluations, in their order; none of a run that has no log.
 
@@ -154,12 +173,14 @@ class Run:
 
     def record(self) -> dict[str, Any]:
         """Return its `settings`, and its figures in the same way."""
-        figures = {name: getattr(self.summary, name, None) for name in _FIGURES}
+        last = self.summary or self.newest
+        figures = {name: getattr(last, name, None) for name in _FIGURES}
         return {
             **self.settings(),
             **figures,
             "steps": self.step,
             "accuracy": self.accuracy,
+            "bytes": self.bytes,
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
         }
@@ -182,7 +203,25 @@ _FIGURES = (
 
 
 class Runs(list[Run]):
-    """Runs, in the order in which they began."""
+    """Runs, in the order in which they began unless they were sorted."""
+
+    def where(self, *filters: str) -> Runs:
+        """Return those that pass all filters, such as ``"state=finished"`` or ``"accuracy>0.8"``.
+
+        Raises:
+            ConfigError: a filter that cannot be read, see `splitlab.core.runs.filters`.
+        """
+        wanted = [Filter.parse(text, keys()) for text in filters]
+        records = ((run, run.record()) for run in self)
+        return Runs(run for run, record in records if all(each.keeps(record) for each in wanted))
+
+    def by(self, key: str) -> Runs:
+        """Return them sorted by ``KEY``, or by ``-KEY`` falling; those without such a value last.
+
+        Raises:
+            ConfigError: an unknown key.
+        """
+        return Runs(in_order(self, Run.record, key, keys()))
 
     def table(self) -> list[dict[str, Any]]:
         """Return one record a run, see `Run.record`; pandas makes a frame of it as it is."""
@@ -208,6 +247,11 @@ class Runs(list[Run]):
         return found
 
 
+def keys() -> tuple[str, ...]:
+    """Return what a run's record holds, by which runs are filtered and sorted."""
+    return tuple(Run(Path(), None, "damaged").record())
+
+
 def load_runs(*places: str | Path) -> Runs:
     """Return the runs in these folders, at any depth, in the order in which they began.
 
@@ -217,6 +261,26 @@ def load_runs(*places: str | Path) -> Runs:
         ConfigError: a place is no folder.
     """
     return Runs(find_runs(*(Path(place) for place in places)))
+
+
+def differing(runs: Sequence[Run]) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+    """Return the options in which runs differ, and their figures: by name, a value of each run.
+
+    Figures that are known of none are left out; so is what runs are called.
+
+    Raises:
+        ConfigError: the configuration of one cannot be read.
+    """
+    damaged = next((run for run in runs if run.config is None), None)
+    if damaged is not None:
+        raise ConfigError(damaged.error)
+    records = [run.record() for run in runs]
+    found = {key: [record[key] for record in records] for key in records[0]}
+    options = [name for name in Config.__dataclass_fields__ if name not in (*LABELS, "output")]
+    settings = {flag(name): found[name] for name in options if len(set(found[name])) > 1}
+    names = ("state", "steps", "accuracy", "bytes", "bytes_up", "bytes_down", *_FIGURES)
+    figures = {key: found[key] for key in names if any(v is not None for v in found[key])}
+    return settings, figures
 
 
 def find_runs(*places: Path) -> list[Run]:
@@ -281,15 +345,16 @@ def stack_title(plugins: tuple[str, ...]) -> str:
 def _title(member: str) -> str:
     """Return a plugin without the folder of its file, and marked where it is a reconstruction."""
     name, colon, settings = re.sub(r".*\.py:", "", member).partition(":")
-    entry = None
+    mark = "-recon" if ".py:" not in member and _is_rebuilt(name) else ""
+    return f"{name}{mark}{colon}{settings}"
+
+
+@functools.cache
+def _is_rebuilt(name: str) -> bool:
     with suppress(ConfigError):  # a registry that cannot be read
-        entry = None if ".py:" in member else _known().get(name)
-    rebuilt = entry is not None and entry.facts.get("reconstruction")
-    return f"{name}{'-recon' if rebuilt else ''}{colon}{settings}"
-
-
-def _known() -> dict[str, Any]:
-    return entries("plugins") | entries("stacks")
+        entry = (entries("plugins") | entries("stacks")).get(name)
+        return entry is not None and bool(entry.facts.get("reconstruction"))
+    return False
 
 
 def _below(place: Path) -> Iterator[Path]:

@@ -18,8 +18,9 @@ from splitlab.core.data.load import Data
 from splitlab.core.engine.client import Client
 from splitlab.core.runs.checkpoint import Checkpoints
 from splitlab.core.runs.disk import DiskError, writing
-from splitlab.core.runs.evaluation import Standing, points_reached
+from splitlab.core.runs.evaluation import Evaluations, Standing
 from splitlab.core.runs.folder import RunFolder
+from splitlab.core.runs.loggers import Loggers
 from splitlab.core.runs.origin import Origin
 from splitlab.core.runs.plan import Plan
 from splitlab.core.runs.records import EvaluationRecord, State, StepRecord, Summary, TimeRecord
@@ -43,6 +44,7 @@ class Loop:
         reporter: is told how it goes.
         should_stop: asked before the first step and after every one.
         connect: address of the server, if it was started by somebody else.
+        loggers: are sent what is logged.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Loop:
         reporter: Reporter,
         should_stop: Callable[[], bool],
         connect: str | None,
+        loggers: Loggers,
     ) -> None:
         self.plan = plan
         self.data = data
@@ -70,10 +73,9 @@ class Loop:
         self._reporter = reporter
         self._should_stop = should_stop
         self._connect = connect
+        self._loggers = loggers
         self._begun = False
-        self._standing = Standing()
-        test, samples = data.test, plan.eval_samples
-        self._subset = test.balanced(samples) if samples < len(test) else None
+        self._evaluations = Evaluations(plan, data.test)
         self._session = ClientSession(link, self.ledger, plan.config.timeout)
 
     def go(self, last_words: Callable[[], str], from_step: int | None = None) -> Result:
@@ -97,6 +99,11 @@ class Loop:
             self._restore(from_step)
             self._begun = True
             self.folder.write_state(State("running", self.progress.step))
+            if self.plan.config.loggers:
+                self._reporter.starting("starting the loggers")
+            self._loggers.begin(
+                self.plan.config, self._origin.id, self.folder.path, self.progress.step
+            )
             self._reporter.begin(self.plan, self.folder.path, self.budget_used)
             evaluation = self._train()
             self._session.finish(self.progress.step)
@@ -114,8 +121,9 @@ class Loop:
         """Say in the folder why the run ended; one that never began leaves it as it is."""
         if self._begun:
             with suppress(DiskError):  # the disk may be full, which is what ended it
-                step, best = self.progress.step, self._best()
+                step, best = self.progress.step, self._evaluations.best()
                 self.folder.write_state(State.after(error, step, best[0] if best else None))
+            self._loggers.end(State.after(error, self.progress.step).state)
 
     def budget_used(self) -> float:
         """Return the share of the budget that is used; the run ends at 1, see `Budget`."""
@@ -136,60 +144,29 @@ class Loop:
 
     def _train(self) -> EvaluationRecord:
         """Train until the budget is used up; returns the last evaluation."""
-        progress, evaluations = self.progress, self.folder.evaluations()
-        self._standing = Standing(evaluations)
-        evaluation = evaluations[-1] if evaluations else None
+        progress, watch, done = self.progress, self._evaluations, self.folder.evaluations()
+        watch.standing = Standing(done)
+        evaluation = done[-1] if done else None
         batches = self._batches()
         if self._should_stop():
             raise Interrupted(f"interrupted before step {progress.step + 1}{self._way_back()}")
         if self.plan.config.eval_points is not None and not progress.step:
             self._evaluate()
-        while not self._over():
-            before = self.budget_used()
+        while not watch.over(before := self.budget_used()):
             self._step(batches)
-            due = self._evaluation_due(before)
+            due = watch.due(before, self.budget_used(), progress.step)
             if due:
                 evaluation = self._evaluate()
             stop = self._should_stop()
-            if stop or self._checkpoint_due(evaluated=due):
+            if stop or watch.checkpoint_due(progress.step, evaluated=due):
                 self._save()
             if stop:
                 raise Interrupted(f"interrupted after step {progress.step}{self._way_back()}")
-        if (
-            evaluation is None
-            or evaluation.step != progress.step
-            or evaluation.samples not in (None, len(self.data.test))
-        ):
+        if evaluation is None or not watch.ends(evaluation, progress.step):
             evaluation = self._evaluate()
         if progress.step not in self._checkpoints.steps():
             self._save()
         return evaluation
-
-    def _over(self) -> bool:
-        """Return whether no step is due: the budget is used up, or the patience."""
-        patience = self.plan.config.patience
-        return self.budget_used() >= 1 or (
-            patience is not None and self._standing.stale >= patience
-        )
-
-    def _evaluation_due(self, before: float) -> bool:
-        """Return whether to evaluate after a step.
-
-        Args:
-            before: share of the budget that was used before it.
-        """
-        if self._over():
-            return True  # before the checkpoint, which then has it
-        points, every = self.plan.config.eval_points, self.plan.eval_every
-        if points is not None:
-            return points_reached(self.budget_used(), points) > points_reached(before, points)
-        return every is not None and self.progress.step % every == 0
-
-    def _checkpoint_due(self, *, evaluated: bool) -> bool:
-        step, best, every = self.progress.step, self._best(), self.plan.checkpoint_every
-        if every is None:
-            return evaluated
-        return step % every == 0 or (best is not None and best[0] == step)
 
     def _batches(self) -> Iterator[Batch]:
         epoch, skip = divmod(self.progress.step, self.plan.steps_per_epoch)
@@ -218,8 +195,12 @@ class Loop:
         progress.client_seconds += seconds - server - link
         crossed = self.ledger.since(mark)
         up, down = crossed.total("up", "training"), crossed.total("down", "training")
-        self.folder.log(StepRecord(progress.step, trained.loss, up, down, trained.metrics))
+        self._log(StepRecord(progress.step, trained.loss, up, down, trained.metrics))
         self._reporter.step(progress, self.ledger, trained.loss)
+
+    def _log(self, record: StepRecord | EvaluationRecord) -> None:
+        self.folder.log(record)
+        self._loggers.log(record)
 
     def _nominal(self, step: int) -> tuple[float, float]:
         """Return the ratios to charge for a step that is done."""
@@ -233,10 +214,10 @@ class Loop:
         mark = self.ledger.mark()
         wanted = self.plan.config.evaluate
         acts = self.client.stack.acts_in_evaluation() and wanted != "uncompressed"
-        rows, among = self._subset, None
+        rows, among = self._evaluations.rows, None
         accuracy, loss = self._score(rows, stacked=acts)
-        self._standing.add(self.progress.step, accuracy)
-        if rows is not None and self._over():
+        self._evaluations.standing.add(self.progress.step, accuracy)
+        if rows is not None and self._evaluations.over(self.budget_used()):
             rows, among = None, accuracy
             accuracy, loss = self._score(rows, stacked=acts)
         plain: tuple[float, float] | tuple[None, None] = (None, None)
@@ -260,7 +241,7 @@ class Loop:
         progress = self.progress
         progress.seconds += time.perf_counter() - started
         spent = progress.client_seconds + progress.server_seconds + progress.link_seconds
-        self.folder.log(record)
+        self._log(record)
         self.folder.log_time(TimeRecord(progress.step, progress.seconds, spent))
         self._reporter.evaluated(record)
         return record
@@ -280,17 +261,13 @@ class Loop:
             self._reporter.evaluating(seen, total)
         return right / seen, loss / seen
 
-    def _best(self) -> tuple[int, float] | None:
-        """Return step and accuracy of the best evaluation, if its checkpoint is kept."""
-        return self._standing.best() if self.plan.config.keep == "best" else None
-
     # Checkpoints, resume, summary.
 
     def _save(self) -> None:
         step, logged = self.progress.step, self.folder.metrics_size()
         if step and not logged:
             raise DiskError(f"{self.folder.path} has lost its log")
-        keep = self._steps_to_keep()
+        keep = self._evaluations.to_keep(max(self._checkpoints.steps(), default=0))
         self._session.save(step, keep)
         tensors, values = self.client.state()
         values["run"] = {
@@ -301,15 +278,6 @@ class Loop:
         }
         self._checkpoints.save(step, tensors, values, keep)
         self.folder.write_ledger(self.ledger)
-
-    def _steps_to_keep(self) -> list[int]:
-        """Return what was best at the last checkpoint, and what is now.
-
-        The run may have to go back to that one: a peer is killed before it has the new one.
-        """
-        before = max(self._checkpoints.steps(), default=0)
-        found = (self._standing.best(until=before), self._best())
-        return sorted({best[0] for best in found if best}) if self._best() else []
 
     def _restore(self, from_step: int | None) -> None:
         """Load a checkpoint, if there is any, and shake hands."""
@@ -375,7 +343,7 @@ class Loop:
         return self._connect is not None or servers.whole(step, self._origin.plans)
 
     def _finish(self, evaluation: EvaluationRecord) -> Result:
-        progress, plan, best = self.progress, self.plan, self._best()
+        progress, plan, best = self.progress, self.plan, self._evaluations.best()
         up, down = self.ledger.total("up", "training"), self.ledger.total("down", "training")
         summary = Summary(
             accuracy=evaluation.accuracy,
@@ -412,6 +380,7 @@ class Loop:
         self.folder.write_ledger(self.ledger)
         self.folder.write_summary(summary)
         self.folder.write_state(State("finished", progress.step, best_step=summary.best_step))
+        self._loggers.end("finished", summary)
         return Result(self.folder.path, summary, self.ledger)
 
     def _way_back(self) -> str:

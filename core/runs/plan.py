@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -27,7 +27,8 @@ from splitlab.core.engine.stack import Stack
 from splitlab.core.models.build import ModelFacts, build_model, describe, fingerprint
 from splitlab.core.models.segments import Segmented
 from splitlab.core.models.weights import weights_file
-from splitlab.core.runs.config import DEFAULT_DATASET, MOST_THREADS, Budget, Config
+from splitlab.core.runs.budget import Budget
+from splitlab.core.runs.config import DEFAULT_DATASET, MOST_THREADS, Config
 from splitlab.core.runs.device import choose_device
 
 __all__ = [
@@ -64,8 +65,12 @@ class Decided:
     tried: Stack
 
     @classmethod
-    def of(cls, config: Config) -> Decided:
+    def of(cls, config: Config, describe: Callable[..., ModelFacts] = describe) -> Decided:
         """Decide, and check everything that has a name.
+
+        Args:
+            config: as it was asked for.
+            describe: says what a model looks like; one that remembers, where many runs are decided.
 
         Raises:
             ConfigError: an unknown name, a wrong setting, a stack that cannot work on this model.

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from splitlab.core.catalogue.links import load_transport
+from splitlab.core.catalogue.loggers import load_loggers
 from splitlab.core.contract.errors import ConfigError, Diverged
 from splitlab.core.runs.config import LABELS, Config, flag
 from splitlab.core.runs.disk import hold
 from splitlab.core.runs.folder import RunFolder
 from splitlab.core.runs.launch import Launch, link_inside
+from splitlab.core.runs.loggers import Loggers
 from splitlab.core.runs.loop import Loop
 from splitlab.core.runs.origin import Origin
 from splitlab.core.runs.plan import Decided, Plan, make
@@ -52,8 +54,8 @@ def run(
         config: the run; ``run(plugins=["adc"], seed=1)`` is short for
             ``run(Config(plugins=("adc",), seed=1))``.
         resume: go on with the run in this folder; of the options only ``budget``, ``timeout``,
-            ``patience``, ``name`` and ``tags`` may be given then, and anew what names files, if
-            their content is the same.
+            ``patience``, ``name``, ``tags`` and ``loggers`` may be given then, and anew what names
+            files, if their content is the same.
         from_step: go on from this checkpoint, or from 0, the beginning; newer ones are forgotten.
             From the newest by default.
         accept_changes: go on although data, files, versions or configuration have changed.
@@ -140,6 +142,7 @@ def _run(
     process: ServerProcess | None,
 ) -> Result:
     transport = load_transport(config.transport)
+    loggers = Loggers(load_loggers(config.loggers))
     if transport.place == "inside" and connect:
         raise ConfigError(
             f"transport {config.transport!r} has both peers in one process and cannot join a "
@@ -193,7 +196,9 @@ def _run(
             reporter.starting(whom)
             last_words = launch.last_words
             link = cleanup.enter_context(launch.link(transport, address))
-        loop = Loop(plan, data, client, link, folder, origin, reporter, should_stop, connect)
+        loop = Loop(
+            plan, data, client, link, folder, origin, reporter, should_stop, connect, loggers
+        )
         return loop.go(last_words, going_on.from_step)
 
 

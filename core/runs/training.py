@@ -73,8 +73,8 @@ class Training:
     )
     train: tuple[str, ...] = option(
         (),
-        "what to train: all, last (the head), or a parameter, a module or a pattern of names, such "
-        "as *.bias; repeat it for several; the rest of the model is frozen, plugins never are",
+        "what to train: all, last (the head), or a parameter, module or pattern such as NAME.1*; "
+        "repeat it for several; the rest of the model is frozen, plugins are always trained",
         unset="all",
         metavar="all|last|NAME",
         group=_TRAINING,

@@ -12,8 +12,8 @@
                                           ◄─  CONTROL finished; both close
 
 Training steps follow each other, from the one that the HELLO goes on from; a request for a
-checkpoint and the goodbye name how many are done. The request may name older checkpoints, which are
-then not deleted. Everything else is a `ProtocolError`, which the other end is told.
+checkpoint and the goodbye name how many are done, and the former may name older ones to keep.
+Everything else is a `ProtocolError`, which the other end is told.
 
 Before the handshake a peer takes small frames only; after it, frames of a few batches.
 """

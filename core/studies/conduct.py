@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -31,7 +32,7 @@ from splitlab.core.studies.study import Study
 
 __all__ = ["StudyReporter", "definition_of", "prepare", "study"]
 
-_PLANNING_SECONDS = 60.0
+_PLANNING_SECONDS = 300.0
 """How long another process may take to plan the same study."""
 
 _EVAL_POINTS = 20
@@ -93,8 +94,6 @@ def study(
         found = prepare(what, stacks=stacks, over=over, seeds=seeds, output=output, options=options)
         jobs = found.jobs()
         left = [job for job in jobs if found.left(job, retry)]
-        if left:
-            _check_what_all_share(left[0])
         reporter.begin(found, len(jobs), len(jobs) - len(left))
         try:
             performer.perform(left, reporter, should_stop)
@@ -147,6 +146,8 @@ def prepare(
             before = known.cells
         found = Study(folder, definition, cells(definition))
         if not dry:
+            if first := next(filter(found.left, found.jobs()), None):
+                _check_what_all_share(first)
             found.take_over(before)
             found.write()
         return found
@@ -301,5 +302,5 @@ def _interrupted(found: Study, jobs: Sequence[Job]) -> Interrupted:
     finished = sum(not found.left(job, True) for job in jobs)
     return Interrupted(
         f"interrupted: {finished} of {len(jobs)} runs are finished; go on with: splitlab study "
-        f"--output {found.folder}"
+        f"--output {shlex.quote(str(found.folder))}"
     )

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ from splitlab.core.catalogue.binding import split_stack
 from splitlab.core.catalogue.loading import split
 from splitlab.core.contract.errors import ConfigError, unknown_name
 from splitlab.core.contract.settings import Parameter, shown
-from splitlab.core.runs.config import Config
+from splitlab.core.runs.config import Config, flag
 
 __all__ = [
     "RATIO",
@@ -153,6 +154,28 @@ class Definition:
         """Return what `of_record` reads back."""
         return dataclasses.asdict(self)
 
+    def command(self, output: str) -> str:
+        """Return what makes the same study in another folder, as typed in a shell."""
+        words = ["splitlab", "study"]
+        for stack in self.stacks:
+            words += ["--plugin", stack]
+        for axis in self.axes:
+            for i, key in enumerate(axis[0]):
+                values = [_said(choice[key]) for choice in axis]
+                separator = ";" if any("," in value for value in values) else ","
+                words += ["--zip" if i else "--over", f"{shown_key(key)}={separator.join(values)}"]
+        for field, value in self.base.items():
+            if isinstance(value, list):
+                words += [word for each in value for word in (flag(field), each)]
+            elif value is True:
+                words.append(flag(field))
+            elif value not in (None, False):
+                words += [flag(field), str(value)]
+        many = len(self.seeds) > 1
+        words += ["--seeds", ",".join(map(str, self.seeds))] if many else ["--seeds", "1"]
+        words += [] if many or not self.seeds[0] else ["--seed", str(self.seeds[0])]
+        return shlex.join([*words, "--output", output])
+
     @classmethod
     def of_record(cls, values: Mapping[str, Any]) -> Definition:
         """Read what `as_table` wrote.
@@ -235,6 +258,11 @@ def axis_of_text(text: str) -> tuple[str, list[Any]]:
 def shown_key(key: str) -> str:
     """Return a key as users write it: ``batch_size`` → ``batch-size``."""
     return key if key.startswith("plugin.") else key.replace("_", "-")
+
+
+def _said(value: Any) -> str:
+    """Return a value of an axis as it is typed."""
+    return (value[0] if value else "none") if isinstance(value, list) else shown(value)
 
 
 def _axis(together: Any) -> tuple[Choice, ...]:

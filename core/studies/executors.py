@@ -69,13 +69,13 @@ def _shares(text: str, settings: str) -> dict[str, float]:
     for setting in filter(None, settings.split(",")):
         key, _, value = setting.partition("=")
         if key not in ("cpus", "gpus"):
-            raise unknown_name(f"setting of --executor {text}:", key, ("cpus", "gpus"))
+            raise unknown_name(f"setting of --executor {text}", key, ("cpus", "gpus"))
         try:
             amount = float(value)
         except ValueError:
             amount = math.nan
         whole = amount <= 1 or amount.is_integer()  # as Ray divides them
-        if not 0 <= amount <= 4096 or not whole or key in found:
+        if not 0 <= amount <= 4096 or not whole or key in found or (key, amount) == ("cpus", 0):
             raise ConfigError(
                 f"--executor {text}: {setting} is not allowed; write each once, as a whole number "
                 "or a share of one, as in ray:cpus=2,gpus=0.25"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from splitlab.core.catalogue.binding import bind_stack, split_stack
 from splitlab.core.catalogue.loading import split
 from splitlab.core.contract.errors import ConfigError, SplitlabError
+from splitlab.core.models.build import ModelFacts, describe
 from splitlab.core.report.naming import plan_key
 from splitlab.core.runs.config import Config
 from splitlab.core.runs.plan import Decided
@@ -45,10 +47,11 @@ def cells(definition: Definition) -> tuple[Cell, ...]:
     found: dict[str, Cell] = {}
     stacks: dict[str, str] = {}
     named = {key for axis in definition.axes for choice in axis for key in choice}
+    looks = functools.cache(describe)
     for text in definition.stacks:
         for choices in itertools.product(*definition.axes):
             chosen = {key: value for choice in choices for key, value in choice.items()}
-            cell = _cell(definition, text, chosen, named)
+            cell = _cell(definition, text, chosen, named, looks)
             first = stacks.setdefault(cell.key, text)
             if first != text:
                 raise ConfigError(f"the stacks {first} and {text} are the same; drop one")
@@ -57,7 +60,13 @@ def cells(definition: Definition) -> tuple[Cell, ...]:
     return tuple(found.values())
 
 
-def _cell(definition: Definition, text: str, chosen: Mapping[str, Any], named: set[str]) -> Cell:
+def _cell(
+    definition: Definition,
+    text: str,
+    chosen: Mapping[str, Any],
+    named: set[str],
+    looks: Callable[..., ModelFacts],
+) -> Cell:
     settings = {key: value for key, value in chosen.items() if key.startswith("plugin.")}
     members = tuple(_with_settings(member, settings) for member in split_stack(text))
     ratio = chosen.get(RATIO)
@@ -67,7 +76,7 @@ def _cell(definition: Definition, text: str, chosen: Mapping[str, Any], named: s
     told = ", ".join(f"{shown_key(key)} {value}" for key, value in chosen.items())
     try:
         asked = Config.from_mapping({**definition.base, **options, "plugins": plugins})
-        decided = Decided.of(asked.placed()).config
+        decided = Decided.of(asked.placed(), looks).config
     except SplitlabError as error:
         raise type(error)(f"{text}{told and ' with '}{told}: {error}") from error
     decided = replace(decided, seed=definition.seeds[0], output=None)

@@ -6,7 +6,7 @@ import gc
 from collections.abc import Callable, Sequence
 
 from splitlab.core.contract.errors import Interrupted
-from splitlab.core.studies.job import Job, JobReporter, Outcome, perform
+from splitlab.core.studies.job import Job, JobReporter, Outcome, perform, told
 
 __all__ = ["Inside"]
 
@@ -24,7 +24,7 @@ class Inside:
             try:
                 outcome = perform(job, reporter.run(job), should_stop)
             except Interrupted as reason:
-                reporter.ended(job, Outcome("interrupted", str(reason)))
+                reporter.ended(job, Outcome("interrupted", told(reason)))
                 raise
             reporter.ended(job, outcome)
             gc.collect()  # what a run leaves in cycles may hold memory of a GPU

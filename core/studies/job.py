@@ -18,12 +18,21 @@ from splitlab.core.contract.errors import Diverged, Interrupted, SplitlabError
 from splitlab.core.contract.jsonable import json_text
 from splitlab.core.runs.config import Config
 from splitlab.core.runs.disk import HeldError, hold, write_whole, writing
-from splitlab.core.runs.folder import CONFIG
+from splitlab.core.runs.folder import CONFIG, failure_note
 from splitlab.core.runs.records import SUMMARY, Summary, read_summary
 from splitlab.core.runs.reporter import Reporter
 from splitlab.core.runs.run import run
 
-__all__ = ["Executor", "Job", "JobReporter", "Outcome", "failure", "note_failure", "perform"]
+__all__ = [
+    "Executor",
+    "Job",
+    "JobReporter",
+    "Outcome",
+    "failure",
+    "note_failure",
+    "perform",
+    "told",
+]
 
 
 @dataclass(frozen=True)
@@ -128,21 +137,21 @@ def _performed(job: Job, reporter: Reporter, should_stop: Callable[[], bool]) ->
     except Interrupted:
         raise
     except Diverged as reason:
-        return Outcome("diverged", _told(reason))
+        return Outcome("diverged", told(reason))
     except SplitlabError as reason:
-        return Outcome("failed", _told(reason))
+        return Outcome("failed", told(reason))
     except (RuntimeError, MemoryError, OSError) as reason:  # no memory, a full disk
         return Outcome("failed", " ".join(f"{type(reason).__name__}: {reason}".split()))
 
 
-def _told(error: SplitlabError) -> str:
+def told(error: SplitlabError) -> str:
     """Return an error without the way to go on with the run, which is the study's to say."""
     return str(error).partition("; go on from")[0]
 
 
 def note_failure(job: Job, outcome: Outcome | None) -> None:
     """Keep why a job failed beside its folder, which may not be there; None forgets it."""
-    path = _failure_file(job.folder)
+    path = failure_note(job.folder)
     if outcome is not None and outcome.state in ("failed", "diverged"):
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,13 +164,9 @@ def note_failure(job: Job, outcome: Outcome | None) -> None:
 def failure(folder: Path) -> tuple[str, str] | None:
     """Return state and reason of a job that failed or diverged, by the folder of its run."""
     try:
-        values = json.loads(_failure_file(folder).read_text(encoding="utf-8"))
+        values = json.loads(failure_note(folder).read_text(encoding="utf-8"))
         return str(values["state"]), str(values["error"])
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:
-        return "failed", f"{_failure_file(folder)} cannot be read ({error})"
-
-
-def _failure_file(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.failed.json")
+        return "failed", f"{failure_note(folder)} cannot be read ({error})"

@@ -20,15 +20,12 @@ class Post:
         self._news[number] = share, note
         return self._stopping
 
-    def stops(self) -> bool:
-        """Return whether jobs are to stop."""
-        return self._stopping
+    def news(self, stopping: bool) -> dict[int, tuple[float, str]]:
+        """Return what was told since the last time, by the number of the job.
 
-    def stop(self) -> None:
-        """Let all jobs stop after their step."""
-        self._stopping = True
-
-    def news(self) -> dict[int, tuple[float, str]]:
-        """Return what was told since the last time, by the number of the job."""
+        Args:
+            stopping: whether all jobs are to stop after their step.
+        """
+        self._stopping = stopping
         news, self._news = self._news, {}
         return news

@@ -19,13 +19,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 from splitlab.core.contract.errors import Interrupted
 from splitlab.core.runs.disk import HeldError, hold, writing
 from splitlab.core.runs.records import read_summary
 from splitlab.core.studies.job import Job, JobReporter, Outcome, note_failure
+from splitlab.core.studies.printed import keep_log, log_file
 from splitlab.core.studies.remote import job_text
-from splitlab.core.studies.worker import log_file
 
 __all__ = ["Processes"]
 
@@ -62,12 +63,11 @@ class Processes:
                         worker.begin(job)
                     elif worker.job is None:
                         worker.dismiss()
-                busy = [worker for worker in workers if worker.job is not None]
+                busy: dict[Any, _Worker] = {w.pipe: w for w in workers if w.job is not None}
                 if not busy:
                     break
-                for ready in wait(busy, _TICK):
-                    assert isinstance(ready, _Worker)
-                    interrupted += ready.hear(reporter) == "interrupted"
+                for pipe in wait(busy, _TICK):
+                    interrupted += busy[pipe].hear(reporter) == "interrupted"
         finally:
             _end(workers)
         if waiting or interrupted:
@@ -116,18 +116,15 @@ class _Worker:
 
     Attributes:
         job: in hand; None if it is idle.
+        pipe: the descriptor where it tells how that goes.
     """
 
     def __init__(self, place: _Place) -> None:
         self.job: Job | None = None
         self._place = place
         self._process: subprocess.Popen[bytes] | None = None
-        self._pipe = -1
+        self.pipe = -1
         self._heard = b""
-
-    def fileno(self) -> int:
-        """Return the descriptor where it tells how its job goes."""
-        return self._pipe
 
     def begin(self, job: Job) -> None:
         """Let it perform a job; starts its process, if there is none."""
@@ -141,12 +138,10 @@ class _Worker:
             self._process.stdin.flush()
 
     def _start(self, job: Job) -> None:
-        log = log_file(job.folder)
-        with writing(log):
-            log.parent.mkdir(parents=True, exist_ok=True)
-            printed = log.open("ab")
+        with writing(job.folder):
+            printed = log_file(job.folder).open("ab")
         self._heard = b""
-        self._pipe, theirs = os.pipe()
+        self.pipe, theirs = os.pipe()
         environment = {"GOMP_SPINCOUNT": "1000", **os.environ}  # as the command line's own
         if self._place.gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = self._place.gpu
@@ -167,9 +162,10 @@ class _Worker:
     def hear(self, reporter: JobReporter) -> str:
         """Pass on what it tells; returns the state of its job if that has ended, or nothing."""
         assert self.job is not None
-        job, told = self.job, os.read(self._pipe, 65536)
+        job, told = self.job, os.read(self.pipe, 65536)
         if not told:
             outcome = _lost(job, self._last_words(job))
+            keep_log(job.folder)
             self._forget()
             return self._ended(reporter, outcome)
         *lines, self._heard = (self._heard + told).split(b"\n")
@@ -231,8 +227,8 @@ class _Worker:
 
     def _forget(self) -> None:
         self.dismiss()
-        os.close(self._pipe)
-        self._process, self._pipe = None, -1
+        os.close(self.pipe)
+        self._process, self.pipe = None, -1
 
 
 def _end(workers: Sequence[_Worker]) -> None:

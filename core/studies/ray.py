@@ -12,34 +12,35 @@ name: data, weights, plugins in files, a registry.
 from __future__ import annotations
 
 import gc
-import importlib.util
 import logging
 import os
 import platform
 import signal
 import tempfile
 import threading
-import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from splitlab import __version__
 from splitlab.core.contract.errors import ConfigError, Interrupted, SplitlabError
-from splitlab.core.runs.disk import HeldError, hold
-from splitlab.core.runs.records import SUMMARY, read_summary
-from splitlab.core.studies.job import Job, JobReporter, Outcome, note_failure, perform
+from splitlab.core.runs.disk import HeldError, hold, write_whole
+from splitlab.core.runs.records import STATE, SUMMARY, read_state, read_summary
+from splitlab.core.studies.job import Job, JobReporter, Outcome, note_failure, perform, told
 from splitlab.core.studies.parcel import pack, unpack
 from splitlab.core.studies.post import Post
+from splitlab.core.studies.printed import keep_log, log_file, printing_into
 from splitlab.core.studies.remote import Telling, job_from, job_text
 
 __all__ = ["Ray"]
 
-_TICK = 0.25  # seconds between two looks at the cluster, and between two questions of a task
+_TICK = 0.25  # seconds between two looks at the cluster, and between two words of a task
+_PATIENCE = 10.0  # seconds that the post may take to answer
 _RETRIES = 3
 """How often a task is performed again, if its node or process dies."""
 
@@ -61,14 +62,14 @@ class Ray:
     def __init__(
         self, cpus: float | None = None, gpus: float | None = None, address: str | None = None
     ) -> None:
-        if importlib.util.find_spec("ray") is None:
+        if find_spec("ray") is None:
             raise ConfigError(
                 "--executor ray needs Ray, which is not installed; get it with: "
                 "pip install 'splitlab[ray]'"
             )
-        self._cpus = cpus
-        self._gpus = gpus
-        self._address = address
+        self.cpus = cpus
+        self.gpus = gpus
+        self.address = address
 
     def perform(
         self, jobs: Sequence[Job], reporter: JobReporter, should_stop: Callable[[], bool]
@@ -86,38 +87,40 @@ class Ray:
                 f"out; give --device {certain.partition(':')[0]}"
             )
         waiting, interrupted, stopping = deque(jobs), 0, False
-        with _connected(self._address) as ray, _Tasks(ray, reporter) as tasks:
+        with _connected(self.address) as ray, _Tasks(ray, reporter) as tasks:
             while True:
                 if not stopping and should_stop():
                     stopping = True
                     tasks.stop()
-                needs = [self._needs(ray, job) for job in waiting]
-                while waiting and not stopping and tasks.out < _room(ray, needs):
-                    tasks.begin(waiting.popleft(), **needs.pop(0))
+                has = ray.cluster_resources()
+                while waiting and not stopping:
+                    needs = self._needs(waiting[0], has)
+                    if tasks.out >= _room(needs, has):
+                        break
+                    tasks.begin(waiting.popleft(), **needs)
                 if not tasks.out:
                     break
                 interrupted += tasks.look().count("interrupted")
         if waiting or interrupted:
             raise Interrupted(f"interrupted in {interrupted} runs, before {len(waiting)}")
 
-    def _needs(self, ray: Any, job: Job) -> dict[str, float]:
+    def _needs(self, job: Job, has: Mapping[str, float]) -> dict[str, float]:
         """Return what the task of a job takes of its node."""
-        cpus, gpus = self._cpus, self._gpus
+        cpus, gpus = self.cpus, self.gpus
         if gpus is None:
-            some = job.config.device != "cpu" and ray.cluster_resources().get("GPU", 0)
-            gpus = 1 if some else 0
+            gpus = 1 if job.config.device != "cpu" and has.get("GPU") else 0
         return {"cpus": cpus or max(1, job.config.threads or 1), "gpus": gpus}
 
 
-def _room(ray: Any, needs: Sequence[dict[str, float]]) -> float:
-    """Return how many tasks may be out: what the cluster has room for, and one that waits.
+def _room(needs: Mapping[str, float], has: Mapping[str, float]) -> float:
+    """Return how many such tasks may be out: what the cluster has room for, and one that waits.
 
     The others are not claimed: another study of the same folder may take them.
     """
-    has = ray.cluster_resources()
-    cpus, gpus = (max(need[key] for need in needs) for key in ("cpus", "gpus"))
-    room = has.get("CPU", 0) // cpus
-    return 1 + (min(room, has.get("GPU", 0) // gpus) if gpus else room)
+    room = has.get("CPU", 0) // needs["cpus"]
+    if needs["gpus"]:
+        room = min(room, has.get("GPU", 0) // needs["gpus"])
+    return 1 + room
 
 
 @contextmanager
@@ -173,11 +176,11 @@ class _Tasks:
         self._reporter = reporter
         self._out: dict[Any, _Out] = {}
         self._stopping = False
-        # Beside this process, and not where it could die with a node.
+        # Beside this process, and not where it would die with another node.
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=True
+            ray.get_runtime_context().get_node_id(), soft=False
         )
-        actor = ray.remote(num_cpus=0, scheduling_strategy=here)(Post)
+        actor = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Post)
         self._post = actor.remote()
         self._there = ray.remote(max_retries=_RETRIES)(perform_there)
         self._place = {"folder": os.getcwd(), "registry": os.environ.get(_REGISTRY, "")}
@@ -188,7 +191,8 @@ class _Tasks:
     def __exit__(self, *error: object) -> None:
         """Take back what an error has left out."""
         for ref, out in self._out.items():
-            with suppress(self._ray.exceptions.RayError):
+            # A TypeError where the task is not known any more: it has ended meanwhile.
+            with suppress(self._ray.exceptions.RayError, TypeError):
                 self._ray.cancel(ref, force=True)
             out.claim.close()
         self._ray.kill(self._post)
@@ -226,7 +230,6 @@ class _Tasks:
     def stop(self) -> None:
         """Let all stop after their step, and take back those that have not begun."""
         self._stopping = True
-        self._ray.get(self._post.stop.remote())
         self._hear()
         for ref, out in self._out.items():
             if not out.begun:
@@ -239,7 +242,9 @@ class _Tasks:
         return [self._take(ref) for ref in ready]
 
     def _hear(self) -> None:
-        news = self._ray.get(self._post.news.remote())
+        news: dict[int, tuple[float, str]] = {}
+        with suppress(self._ray.exceptions.RayError):  # it is started anew; the jobs go on
+            news = self._ray.get(self._post.news.remote(self._stopping), timeout=_PATIENCE)
         for out in self._out.values():
             if out.job.number in news:
                 out.begun = True
@@ -307,25 +312,38 @@ def perform_there(
         os.chdir(place["folder"])
     if place["registry"]:
         os.environ[_REGISTRY] = place["registry"]
-    line = _Line(job.number, post)
-    with tempfile.TemporaryDirectory(prefix="splitlab-") as temporary:
+    with _Line(job.number, post) as line, tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, job.folder.name)
         if begun:
             unpack(begun, folder)
-        here = replace(job, config=replace(job.config, output=str(folder)))
-        try:
-            outcome = perform(here, Telling(line.tell), line.should_stop)
-        except Interrupted as reason:
-            outcome = Outcome("interrupted", str(reason))
-        gc.collect()
+        with printing_into(log_file(folder)):
+            here = replace(job, config=replace(job.config, output=str(folder)))
+            try:
+                outcome = perform(here, Telling(line.tell), line.should_stop)
+            except Interrupted as reason:
+                outcome = Outcome("interrupted", told(reason))
+            gc.collect()
+        keep_log(folder)
+        _place_state(folder, job.folder)
         error = outcome.error.replace(str(folder), str(job.folder))
         if outcome.state == "failed":
             error = f"node {node}: {error}"
         return outcome.state, error, pack(folder)
 
 
+def _place_state(folder: Path, later: Path) -> None:
+    """Let the way to go on that a folder tells of lead to where the folder will be."""
+    state = read_state(folder)
+    if state is not None:
+        text = replace(state, error=state.error.replace(str(folder), str(later))).text()
+        write_whole(folder / STATE, text)
+
+
 class _Line:
-    """A task's line to the post.
+    """A task's line to the post, while the block lasts.
+
+    Another thread talks: a task that waits for an answer itself is taken for idle by Ray, which
+    then gives its cores to one more.
 
     Args:
         number: of the job.
@@ -335,23 +353,37 @@ class _Line:
     def __init__(self, number: int, post: Any) -> None:
         self._number = number
         self._post = post
+        self._word = 0.0, "begins"
         self._stopping = False
-        self._asked = 0.0
+        self._answered = threading.Event()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._talk, daemon=True)
+
+    def __enter__(self) -> _Line:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        self._thread.join()
 
     def tell(self, share: float, note: str) -> None:
-        """Tell how far the job is, and hear whether to stop."""
-        self._ask(self._post.tell.remote(self._number, share, note))
+        """Tell how far the job is."""
+        self._word = share, note
 
     def should_stop(self) -> bool:
-        """Return whether to stop; asks anew if the last answer is old."""
-        if not self._stopping and time.monotonic() - self._asked >= _TICK:
-            self._ask(self._post.stops.remote())
+        """Return whether to stop, as it was heard a moment ago."""
+        self._answered.wait()
         return self._stopping
 
-    def _ask(self, question: Any) -> None:
+    def _talk(self) -> None:
         import ray
 
-        # Without a study there is nobody to stop for: the cluster ends its tasks itself.
-        with suppress(ray.exceptions.RayError):
-            self._stopping = ray.get(question)
-        self._asked = time.monotonic()
+        while True:
+            # Without a study there is nobody to stop for: the cluster ends its tasks itself.
+            with suppress(ray.exceptions.RayError):
+                told = self._post.tell.remote(self._number, *self._word)
+                self._stopping = ray.get(told, timeout=_PATIENCE)
+            self._answered.set()
+            if self._ended.wait(_TICK):
+                return

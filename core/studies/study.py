@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,13 +21,14 @@ from typing import Any
 
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.jsonable import json_text
-from splitlab.core.report.naming import name_all, option, plan_key
-from splitlab.core.report.results import Point, Results, Row, RunResult
-from splitlab.core.runs.config import Budget, Config
+from splitlab.core.report.collect import common, points_of
+from splitlab.core.report.naming import name_all, plan_key
+from splitlab.core.report.results import Results, Row, RunResult
+from splitlab.core.runs.budget import Budget
+from splitlab.core.runs.config import Config
 from splitlab.core.runs.disk import hold, write_whole, writing
 from splitlab.core.runs.folder import CONFIG
 from splitlab.core.runs.listing import read_run
-from splitlab.core.runs.records import EvaluationRecord
 from splitlab.core.studies.definition import Definition
 from splitlab.core.studies.grid import Cell
 from splitlab.core.studies.job import Job, failure
@@ -168,8 +169,8 @@ class Study:
             name=definition.name,
             summary=definition.summary,
             paper=definition.paper,
-            common=tuple(_common([cell.config for cell in self.cells])),
-            command="",
+            common=tuple(common([cell.config for cell in self.cells])),
+            command=definition.command(self.folder.name),
             axes=axes,
             rows=tuple(rows),
             seeds=definition.seeds,
@@ -197,47 +198,29 @@ def result(folder: Path, budget: str, seed: int, *, logs: bool = True) -> RunRes
         state, error, summary = "interrupted", "", None
     elif failed and state != "finished":
         state, error = failed
-    found = tuple(map(point, run.evaluations())) if logs else ()
+    found = points_of(run) if logs else ()
     return RunResult(folder, seed, state, error, summary, found)
 
 
-def point(record: EvaluationRecord) -> Point:
-    """Return an evaluation as reports see it."""
-    return Point(record.step, record.accuracy, record.loss, record.training_bytes)
-
-
 def _goes_on(old: Config, new: Config) -> bool:
-    """Return whether a run of the old configuration goes on as one of the new: to more budget."""
+    """Return whether a run of the old configuration goes on as one of the new: to more budget.
+
+    Not where a step depends on how many there are to be, or where a run may have ended early.
+    """
     was, wanted = Budget.parse(old.budget), Budget.parse(new.budget)
+    by_share = new.lr_schedule != "constant" or 0 < new.warmup < 1 or new.patience is not None
     return (
-        was.unit == wanted.unit
+        not by_share
+        and was.unit == wanted.unit
         and was.amount < wanted.amount
         and plan_key(replace(old, budget=new.budget)) == plan_key(new)
     )
 
 
 def _reference(asked: str, rows: Sequence[Row]) -> str | None:
-    """Return the title of the row that others are tested against; by default what sends all."""
-    for wanted in filter(None, (asked, "none")):
-        found = [row.title for row in rows if wanted in (row.title, row.method)]
-        if len(found) == 1:
-            return found[0]
-    return None
-
-
-_ALWAYS = ("dataset", "data_dir", "model", "cut", "batch_size", "optimizer", "lr", "budget")
-_NEVER = ("plugins", "seed", "output", "eval_every", "checkpoint_every", "image_size", "timeout")
-
-
-def _common(configs: Sequence[Config]) -> Iterator[tuple[str, str]]:
-    """Yield options that all rows have in common: those that matter, and those that were set."""
-    for spec in dataclasses.fields(Config):
-        values = {str(getattr(config, spec.name)) for config in configs}
-        value = getattr(configs[0], spec.name)
-        if len(values) > 1 or spec.name in _NEVER or value in (None, ()):
-            continue
-        if spec.name in _ALWAYS or value != spec.default:
-            yield option(spec.name), " + ".join(value) if isinstance(value, tuple) else str(value)
+    """Return the row or method that others are tested against; by default what sends all."""
+    known = {name for row in rows for name in (row.title, row.method)}
+    return next((wanted for wanted in (asked, "none") if wanted in known), None)
 
 
 def _set(config: Config) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 It is told jobs on its standard input, one a line, each when the one before has ended. When that
 is closed, by whomever, it stops after its step, with a checkpoint, and ends. What becomes of a job
-it tells in lines of JSON on a pipe of its own; what plugins and libraries print goes into a log
-beside the folder of the run.
+it tells in lines of JSON on a pipe of its own; where what is printed goes tells
+`splitlab.core.studies.printed`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-__all__ = ["log_file", "main"]
+from splitlab.core.studies.printed import keep_log, log_file, printing_into
 
-
-def log_file(folder: Path) -> Path:
-    """Return where is printed what a run prints; the run's folder must not be there yet."""
-    return folder.with_name(f"{folder.name}.log")
+__all__ = ["main"]
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -41,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     from splitlab.core.contract.errors import Interrupted
-    from splitlab.core.studies.job import Outcome, perform
+    from splitlab.core.studies.job import Outcome, perform, told
     from splitlab.core.studies.remote import Telling, job_from
 
     def tell(**values: Any) -> None:
@@ -50,16 +46,16 @@ def main(arguments: Sequence[str]) -> None:
 
     for line in sys.stdin:
         job = job_from(line)
-        _print_into(log_file(job.folder))
-        reporter = Telling(lambda share, note: tell(share=share, note=note))
-        try:
-            outcome = perform(job, reporter, _is_asked_to_stop)
-        except Interrupted as reason:
-            outcome = Outcome("interrupted", str(reason))
-        del reporter
-        _release()
-        if outcome.state != "busy":
-            _remove_if_empty(log_file(job.folder))
+        with printing_into(log_file(job.folder)):
+            reporter = Telling(lambda share, note: tell(share=share, note=note))
+            try:
+                outcome = perform(job, reporter, _is_asked_to_stop)
+            except Interrupted as reason:
+                outcome = Outcome("interrupted", told(reason))
+            del reporter
+            _release()
+        if outcome.state != "busy":  # the log is another's
+            keep_log(job.folder)
         tell(state=outcome.state, error=outcome.error)
 
 
@@ -68,30 +64,12 @@ def _is_asked_to_stop() -> bool:
     return bool(select.select([sys.stdin], [], [], 0)[0])
 
 
-def _print_into(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-        os.dup2(log, stream.fileno())
-    os.close(log)
-
-
-def _remove_if_empty(path: Path) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with suppress(OSError):
-        if not path.stat().st_size:
-            path.unlink()
-
-
 def _release() -> None:
     """Give back what a run leaves behind: other processes may want the memory of the GPU."""
     import torch
 
     gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # does nothing where no GPU was used
 
 
 if __name__ == "__main__":

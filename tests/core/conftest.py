@@ -42,9 +42,9 @@ class Runs:
         self.log.append(f"{kind} {'+'.join(config.plugins)} {config.seed}")
         if folder is None:
             folder = RunFolder.create(config.output, config.plugins)
-            folder.write_config(replace(config, eval_every=1, checkpoint_every=1))
+            folder.write_config(replace(config, checkpoint_every=1))
         reporter = arguments.get("reporter") or Reporter()
-        data = SimpleNamespace(notices=())
+        data = SimpleNamespace(notices=(), test=8)
         plan: Any = SimpleNamespace(config=config, titles=("the stack",), data=data)
         reporter.begin(plan, folder.path, lambda: 0.5)
         self.before(config)

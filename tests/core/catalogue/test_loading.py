@@ -76,6 +76,7 @@ def test_settings_of_another_form_name_the_kind_and_the_way_out(
     [
         ("plugins", "plugin file 'a/b.py': name the class too, as in a/b.py:MyMethod"),
         ("probes", "probe file 'a/b.py': name the class too, as in a/b.py:MyProbe"),
+        ("loggers", "logger file 'a/b.py': name the class too, as in a/b.py:MyLogger"),
         ("transports", "transport file 'a/b.py': name the class too, as in a/b.py:MyTransport"),
         ("links", "link file 'a/b.py': name the class too, as in a/b.py:MyLink"),
         ("models", "model file 'a/b.py': name the function too, as in a/b.py:my_model"),

@@ -23,7 +23,7 @@ from splitlab.core.catalogue.tables import (
     notices,
 )
 
-KINDS: tuple[Any, ...] = (*LOADABLE, "stacks", "datasets")
+KINDS: tuple[Any, ...] = (*LOADABLE, "stacks", "datasets", "studies")
 
 
 @pytest.fixture
@@ -55,7 +55,8 @@ def test_every_summary_is_one_short_line() -> None:
 
 def test_root_is_where_the_catalogue_lies() -> None:
     assert (ROOT / "registry.toml").is_file()
-    assert {"plugins", "stacks", "transports", "datasets", "models", "probes"} <= set(catalogue())
+    kinds = {"plugins", "stacks", "transports", "datasets", "models", "probes", "loggers"}
+    assert kinds <= set(catalogue())
     assert catalogue().keys() <= set(KINDS)
 
 
@@ -101,6 +102,8 @@ target = "birds:Pigeon"
 target = "links.py:Slow"
 [probes.watch]
 target = "probes.py:Watch"
+[loggers.paper]
+target = "logs.py:Paper"
 [models.net]
 target = "nets.py:net"
 [models.small-net]
@@ -110,6 +113,10 @@ cut = 2
 [datasets.photos]
 files = { train = "a.parquet", test = "b.parquet" }
 classes = 3
+[studies.grid]
+summary = "a grid of my own"
+stacks = ["none", "mine.py:Mine"]
+over = { cut = [1, 2] }
 """
 
 
@@ -125,6 +132,10 @@ def test_a_registry_in_the_folder_adds_names_of_every_kind(own: Path) -> None:
     assert entries("transports")["pigeon"].target == "birds:Pigeon"
     assert entries("links")["slow"].target == f"{folder}/links.py:Slow"
     assert entries("probes")["watch"].target == f"{folder}/probes.py:Watch"
+    grid = entries("studies")["grid"]
+    assert grid.facts["stacks"] == ["none", f"{folder}/mine.py:Mine"]
+    assert (grid.summary, grid.facts["over"]) == ("a grid of my own", {"cut": [1, 2]})
+    assert entries("loggers")["paper"].target == f"{folder}/logs.py:Paper"
     assert entries("models")["net"].target == f"{folder}/nets.py:net"
     small = entries("models")["small-net"]
     assert small.target == small.facts["preset"] == f"{folder}/nets.py:net:depth=3"
@@ -328,7 +339,7 @@ def test_an_unknown_kind_of_table_beside_known_ones_is_a_notice(own: Path) -> No
     assert told["models"] == f"the registry {own}: models must be tables, as in [models.NAME]"
     assert "unknown table 'plugin' (did you mean 'plugins'?)" in told["plugin"]
     assert told["plugin"].endswith("; it is ignored")
-    assert "unknown table 'xyz'; known: datasets, links, models" in told["xyz"]
+    assert "unknown table 'xyz'; known: datasets, links, loggers, models" in told["xyz"]
 
 
 # A file that the user named must be a registry.

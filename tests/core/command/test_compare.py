@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -22,6 +23,10 @@ FLAGS = ["--threads", "1", "--budget", "steps=2", "--weights", "none", "--device
     ("arguments", "told"),
     [
         ([], r"nothing to compare; name every stack with --plugin, or with --output DIR"),
+        (["--output", "c"], r"--output c is empty; say what to compare with --plugin"),
+        (["--plugin", "adc", "--executor", "processes:0"], r"--executor processes:0 is not"),
+        (["--plugin", "adc", "--executor", "threads"], r"unknown executor 'threads'"),
+        (["--plugin", "adc", "--ray-address", "x"], r"--ray-address x goes with --executor ray"),
         (["--plugin", "acd"], r"unknown plugin 'acd' \(did you mean 'adc'\?\)"),
         (["--plugin", "adc++adc"], r"'adc\+\+adc' has an empty member; write plugins joined"),
         (["--plugin", "adc:ratio=0"], r"ratio=0.0 is refused"),
@@ -29,11 +34,11 @@ FLAGS = ["--threads", "1", "--budget", "steps=2", "--weights", "none", "--device
         (["--plugin", "adc", "--plugin", "adc:ratio=0.1"], "adc and adc:ratio=0.1 are the same"),
         (
             ["--plugin", "adc", "--ratio", "0"],
-            r"--ratio 0.0 is not allowed; more than 0, at most 1",
+            r"ratio 0.0 is not allowed; more than 0, at most 1",
         ),
-        (["--plugin", "adc", "--ratio", "1.5"], r"--ratio 1.5 is not allowed"),
-        (["--plugin", "adc", "--ratio", "nan"], r"--ratio nan is not allowed"),
-        (["--plugin", "adc:ratio=0.1", "--ratio", "0.2"], r"--ratio 0.2 is not allowed here"),
+        (["--plugin", "adc", "--ratio", "1.5"], r"ratio 1.5 is not allowed"),
+        (["--plugin", "adc", "--ratio", "nan"], r"ratio nan is not allowed"),
+        (["--plugin", "adc:ratio=0.1", "--ratio", "0.2"], r"ratio 0.2 is not allowed here"),
         (["--plugin", "adc", "--seeds", "0"], r"--seeds 0 is not allowed; write how many"),
         (["--plugin", "adc", "--seeds", "-1"], r"--seeds -1 is not allowed"),
         (["--plugin", "adc", "--seeds", "two"], r"--seeds two is not allowed"),
@@ -48,9 +53,6 @@ FLAGS = ["--threads", "1", "--budget", "steps=2", "--weights", "none", "--device
         (["--plugin", "adc", "--device", "cuda:99"], r"--device cuda:99 cannot be used here"),
         (["--plugin", "adc", "--transport", "pigeon"], r"unknown transport 'pigeon'"),
         (["--plugin", "adc", "--cut", "99"], r"cut"),
-        (["--output", "c", "--budget", "steps=1"], r"--budget without --plugin: nothing is run"),
-        (["--output", "c", "--ratio", "0.1"], r"--ratio without --plugin"),
-        (["--output", "c"], r"--output c is empty; say what to compare with --plugin"),
     ],
 )
 def test_bad_input(
@@ -81,17 +83,25 @@ def test_the_command(
     arguments = ["compare", "--config", "c.toml", "--seeds", "1", "--output", "c"]
     assert main(arguments) == 1
     out, error = capsys.readouterr()
-    assert error == ("splitlab: error: a run failed: adc-token-select, seed 0: the loss is nan\n")
+    assert error == (
+        "splitlab: error: a run failed: adc-token-select, seed 0: the loss is nan; run it again "
+        f"with: splitlab study --output {tmp_path / 'c'} --retry\n"
+    )
     assert "run 2 of 2: adc-token-select, seed 0" in out
     assert re.search(r"^ adc +0\.5000 ± — ", out, re.MULTILINE)
-    assert re.search(r"^ adc-token-select +— .* 0/1 *$", out, re.MULTILINE)
+    assert re.search(r"^ adc-token-select +— +0/1 ", out, re.MULTILINE)
     assert "adc-token-select: seed 0 failed: the loss is nan" in out
-    assert "c/table.md" in out
+    assert "c/report.html, c/table.md" in out
+    assert (tmp_path / "c" / "report.html").is_file()
     assert main([*arguments, "--quiet"]) == 1
     assert capsys.readouterr().out == ""
-    assert runs.log[2:] == ["resume adc-token-select 0"]
-    assert main(["compare", "--output", "c", "--x-scale", "log"]) == 0
-    assert "0.5000 ± —" in capsys.readouterr().out
+    assert len(runs.log) == 2  # what failed would fail again
+    runs.before = lambda config: None
+    assert main([*arguments, "--retry", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [run["state"] for run in told["runs"]] == ["finished", "finished"]
+    assert main(["compare", "--output", "c", "--ratio", "0.2", "--quiet"]) == 0
+    assert runs.log[3:] == ["run adc:ratio=0.2 0", "run adc-token-select:ratio=0.2 0"]
 
 
 @pytest.mark.parametrize(("columns", "tables"), [("200", 1), ("90", 2)])
@@ -115,9 +125,9 @@ def test_the_display_on_a_terminal(
     assert main(["compare", *stacks, "--seeds", "1", "--output", "c", *FLAGS]) == 1
     out = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().out)
     assert "run 1 of 2: adc, seed 0: done   accuracy 0.5000, 1 steps" in out
-    assert " 75%  run 2 of 2: adc-token-select, seed 0, c" in out  # half of the second of two
+    assert " 75%  1 of 2 runs" in out  # half of the second of two
     assert "run 2 of 2: adc-token-select, seed 0: failed the loss is nan" in out
-    assert len(re.findall(r"^ stack ", out, re.MULTILINE)) == tables
+    assert len(re.findall(r"^ row ", out, re.MULTILINE)) == tables
     assert "0.5000 ± —" in out
 
 
@@ -127,12 +137,12 @@ def test_sigterm_leaves_what_can_be_resumed(
     arguments = ["compare", "--plugin", "adc", "--seeds", "1", "--output", str(tmp_path / "c")]
     arguments += ["--data-dir", small_data, "--batch-size", "8", *FLAGS[:2], *FLAGS[4:]]
     arguments += ["--budget", "steps=100000", "--eval-every", "100000"]
-    log = tmp_path / "c" / "adc" / "seed-0" / "metrics.jsonl"
+    logs = tmp_path / "c"
     gone = threading.Event()
 
     def terminate() -> None:
         while not gone.wait(0.02):
-            if log.exists() and log.stat().st_size:
+            if any('"train"' in log.read_text() for log in logs.glob("*/seed-0/metrics.jsonl")):
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
@@ -143,7 +153,8 @@ def test_sigterm_leaves_what_can_be_resumed(
     finally:
         gone.set()
         watcher.join()
-    assert "0 of 1 runs are finished; go on with the same options" in capsys.readouterr().err
+    assert "0 of 1 runs are finished; go on with: splitlab study" in capsys.readouterr().err
+    (log,) = logs.glob("*/seed-0/metrics.jsonl")
     steps = log.read_text().count('"kind": "train"')
     assert steps >= 1
     assert (log.parent / "checkpoints" / f"step-{steps:08d}" / "client.safetensors").is_file()

@@ -38,13 +38,17 @@ def test_commands_options_and_names_are_completed(tmp_path: Path) -> None:
         '[plugins.mymethod]\ntarget = "nowhere:Nothing"\nsummary = "x"\n', encoding="utf-8"
     )
     registry = {"SPLITLAB_REGISTRY": str(tmp_path / "mine.toml")}
-    assert {"run", "runs"} & _completed("splitlab ru", tmp_path) == {"run"}
+    assert {"run", "runs", "trace"} & _completed("splitlab ru", tmp_path) == {"run", "runs"}
     assert "--batch-size" in _completed("splitlab run --ba", tmp_path)
     assert {"adam", "adamw"} <= _completed("splitlab run --optimizer ad", tmp_path)
     assert {"adc", "adc-token-select"} <= _completed("splitlab run --plugin ad", tmp_path)
     assert {"adc+quantize"} <= _completed("splitlab run --plugin adc+qu", tmp_path)
     assert {"mymethod"} <= _completed("splitlab compare --plugin my", tmp_path, **registry)
     assert {"tcp"} <= _completed("splitlab transports tc", tmp_path)
+    assert {"accuracy", "accuracy_uncompressed"} <= _completed("splitlab runs --sort ac", tmp_path)
+    assert "bytes_up" in _completed("splitlab runs --json --filter by", tmp_path)
+    (tmp_path / "shelf").mkdir()
+    assert {"show", "shelf/"} <= _completed("splitlab runs sh", tmp_path)
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash here")

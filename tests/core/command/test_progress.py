@@ -10,19 +10,20 @@ from typing import Any
 import pytest
 
 from splitlab.core.command import progress as module
-from splitlab.core.command.live import LiveComparison, LiveReporter
+from splitlab.core.command.live import LiveReporter, LiveStudy
 from splitlab.core.command.progress import (
-    PlainComparison,
     PlainReporter,
+    PlainStudy,
     RunState,
-    comparison_reporter,
+    StudyState,
     ending,
     reporter,
+    study_reporter,
 )
 from splitlab.core.runs.config import Config
 from splitlab.core.runs.records import EvaluationRecord
 from splitlab.core.runs.reporter import Progress
-from splitlab.core.studies.compare import ComparisonReporter
+from splitlab.core.studies.conduct import StudyReporter
 
 LEDGER: Any = SimpleNamespace(total=lambda way, phase: 1500 if way == "up" else 2_000_000)
 
@@ -44,7 +45,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def plan(config: Config, *titles: str, notices: tuple[str, ...] = ()) -> Any:
-    return SimpleNamespace(config=config, titles=titles, data=SimpleNamespace(notices=notices))
+    data = SimpleNamespace(notices=notices, test=1000)
+    return SimpleNamespace(config=config, titles=titles, data=data)
 
 
 def progress(step: int, samples: int, seconds: float) -> Progress:
@@ -116,40 +118,81 @@ def test_a_run_in_lines(clock: Clock, capsys: pytest.CaptureFixture[str]) -> Non
         training_bytes=999,
     )
     lines.evaluated(record)
-    lines.evaluated(replace(record, accuracy_uncompressed=0.75))
+    lines.evaluated(replace(record, accuracy_uncompressed=0.75, samples=1000))
+    lines.evaluated(replace(record, samples=40))
     assert capsys.readouterr().out.splitlines() == [
         "eval   step 2: accuracy 0.5000, loss 1.0000, 999 B of training traffic",
         "eval   step 2: accuracy 0.5000, uncompressed 0.7500, loss 1.0000, "
+        "999 B of training traffic",
+        "eval   step 2: accuracy 0.5000 on 40 of 1,000 images, loss 1.0000, "
         "999 B of training traffic",
     ]
     lines.end(None)
     assert capsys.readouterr().out == ""
 
 
-def test_a_comparison_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = PlainComparison()
-    contender: Any = SimpleNamespace(title="a + b")
-    lines.begin(Path("c"), 4, 0)
-    lines.begin(Path("c"), 4, 3)
-    run = lines.run(4, contender, 7)
-    run.begin(plan(Config(), "a", "b"), Path("c/a"), lambda: 0.0)  # the comparison has said it
-    summary = SimpleNamespace(accuracy=0.5, steps=1000, bytes_up=1500, bytes_down=10)
-    lines.ended(contender, SimpleNamespace(summary=summary, error=None))  # type: ignore[arg-type]
+def job(number: int, title: str = "a", seed: int = 0) -> Any:
+    return SimpleNamespace(number=number, title=title, config=SimpleNamespace(seed=seed))
+
+
+STUDY: Any = SimpleNamespace(folder=Path("c"))
+DONE: Any = SimpleNamespace(
+    summary=SimpleNamespace(accuracy=0.5, steps=1000, bytes_up=1500, bytes_down=10)
+)
+TOLD = "done   accuracy 0.5000, 1,000 steps, up 1.5 kB, down 10 B"
+
+
+def test_a_study_in_lines(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = PlainStudy()
+    lines.begin(STUDY, 4, 0)
+    lines.begin(STUDY, 4, 2)
+    run = lines.run(job(3, "a + b", 7))
+    run.begin(plan(Config(), "a", "b"), Path("c/a"), lambda: 0.0)  # the study has said it
+    clock.now += 60
+    lines.ended(job(3, "a + b", 7), DONE)
     lines.end()
     assert capsys.readouterr().out.splitlines() == [
-        "compare 4 runs in c",
-        "compare 4 runs in c, 3 of them finished before",
-        "run 4 of 4: a + b, seed 7",
-        "done   accuracy 0.5000, 1,000 steps, up 1.5 kB, down 10 B",
+        "study  4 runs in c",
+        "study  4 runs in c, 2 of them finished before",
+        "run 3 of 4: a + b, seed 7",
+        f"{TOLD} (run 3 of 4: a + b, seed 7, 1:00 left)",
     ]
     ended: Any = SimpleNamespace(summary=None, state="diverged", error="the loss is nan")
     assert ending(ended) == "diverged the loss is nan"
 
 
+def test_runs_elsewhere_in_lines(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = PlainStudy()
+    lines.begin(STUDY, 4, 1)
+    lines.progress(job(2), 0.0, "starting")
+    lines.progress(job(3), 0.0, "starting")
+    clock.now += 30
+    lines.progress(job(2), 0.5, "step 5")
+    lines.progress(job(3), 0.5, "step 5")  # the last line is not old enough
+    lines.ended(job(2), DONE)
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "run 2 of 4: a, seed 0",
+        "run 3 of 4: a, seed 0",
+        "study  1 of 4 runs, 2:30 left, c",  # half a run took half a minute
+        f"{TOLD} (run 2 of 4: a, seed 0, 0:30 left)",
+    ]
+
+
+def test_no_time_is_told_that_nobody_can_know(clock: Clock) -> None:
+    state = StudyState()
+    state.begin(STUDY, 4, 2)
+    assert (state.left(), state.share()) == ("", 0.5)
+    clock.now += 60
+    state.progress(job(3), 0.001, "step 1")
+    assert state.left() == ""  # a guess from a thousandth of a run
+    state.progress(job(3), 0.5, "step 500")
+    assert (state.left(), state.share()) == ("3:00 left", 0.625)
+
+
 def test_what_the_data_leave_out_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
-    lines, contender = PlainComparison(), SimpleNamespace(title="a")
+    lines = PlainStudy()
     for number in (1, 2):
-        run = lines.run(number, contender, 0)  # type: ignore[arg-type]
+        run = lines.run(job(number))
         run.begin(plan(Config(), notices=("left [out] a", "b")), Path("c"), lambda: 0.0)
     assert capsys.readouterr().out.splitlines() == [
         "run 1 of 0: a, seed 0", "note   left [out] a", "note   b", "run 2 of 0: a, seed 0",
@@ -161,23 +204,23 @@ def test_no_name_commands_the_terminal(capsys: pytest.CaptureFixture[str]) -> No
     lines = PlainReporter()
     lines.begin(plan(Config(data_dir=red), red, notices=(red,)), Path(red), lambda: 0.0)
     lines.accepted([red])
-    comparison = PlainComparison()
-    comparison.begin(Path(red), 1, 0)
-    contender: Any = SimpleNamespace(title=red)
-    comparison.run(1, contender, seed=0)
+    study = PlainStudy()
+    where: Any = SimpleNamespace(folder=Path(red))
+    study.begin(where, 1, 0)
+    study.run(job(1, red))
     failed: Any = SimpleNamespace(summary=None, state="failed", error=red)
-    comparison.ended(contender, failed)
+    study.ended(job(1, red), failed)
     text = capsys.readouterr().out
     assert "\x1b" not in text
-    assert text.count("\\x1b[31m") == 8
+    assert text.count("\\x1b[31m") == 9
 
 
 def test_the_output_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert type(comparison_reporter(quiet=True)) is ComparisonReporter
+    assert type(study_reporter(quiet=True)) is StudyReporter
     assert type(reporter()) is PlainReporter
-    assert type(comparison_reporter(quiet=False)) is PlainComparison
+    assert type(study_reporter(quiet=False)) is PlainStudy
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     display = reporter()
     display.end(None)
     assert type(display) is LiveReporter
-    assert type(comparison_reporter(quiet=False)) is LiveComparison
+    assert type(study_reporter(quiet=False)) is LiveStudy

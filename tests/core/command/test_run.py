@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -122,6 +123,21 @@ def test_a_dry_run_shows_probes_links_and_rhythms(
     assert re.search(f"linkinprocesslinkwrappers{wrappers}", text)
 
 
+def test_a_dry_run_shows_points_of_the_budget_and_a_part_of_the_images(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ["--eval-points", "20", "--eval-samples", "400", "--patience", "3", "--keep", "best"]
+    assert main(["run", "--dry-run", *FAST, *options]) == 0
+    text = "".join(capsys.readouterr().out.split())
+    for words in (
+        "evaluation before the first step and at 20 even shares of the budget, uncompressed",
+        "on 400 of 1,000 images, at the end on all",
+        "ends the run after 3 in a row without a better accuracy",
+        "checkpoint at every evaluation; the best is kept",
+    ):
+        assert words.replace(" ", "") in text, words
+
+
 def test_a_dry_run_of_a_run_that_goes_on_takes_what_that_would_take(
     tmp_path: Path, fails: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -234,6 +250,15 @@ def test_what_came_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
         assert line in lines
 
 
+def test_what_came_of_a_run_that_ended_early(capsys: pytest.CaptureFixture[str]) -> None:
+    whole = result()
+    best = {"budget_used": 20.0, "stopped_early": True, "best_step": 1100, "best_accuracy": 0.8}
+    show_result(replace(whole, summary=replace(whole.summary, **best)))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "best 0.8000 after step 1,100, checkpoint kept" in lines
+    assert "budget used 20 B of 50 B: the accuracy no longer got better, see --patience" in lines
+
+
 def test_the_bytes_of_a_run_on_a_narrow_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,6 +293,11 @@ def test_the_bytes_of_a_run_on_a_narrow_terminal(
         (["--cut", "7"], r"--cut 7 is outside the model; allowed: 0 to 6"),
         (["--lr", "-1"], r"--lr -1.0 is not allowed"),
         (["--budget", "hours=3"], r"unknown budget 'hours'"),
+        (["--eval-points", "0"], r"--eval-points 0 is not allowed; from 1 to"),
+        (["--eval-points", "9", "--eval-every", "3"], r"--eval-every and --eval-points exclude"),
+        (["--eval-points", "9", "--patience", "9"], r"--patience 9 ends no run of 9 evaluations"),
+        (["--eval-samples", "9"], r"--eval-samples 9 are not of every class alike; .* least 10"),
+        (["--keep", "all"], r"unknown value of --keep 'all'"),
         (["--evaluate", "never"], r"unknown value of --evaluate 'never'"),
         (["--weights", "gone.safetensors"], r"no such file"),
         (["--device", "cuda:99"], r"--device cuda:99 cannot be used here"),

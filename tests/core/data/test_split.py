@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitlab.core.contract.errors import ConfigError
+from splitlab.core.data.decode import Decoder
 from splitlab.core.data.load import Data
 from splitlab.core.data.split import Split
 
@@ -61,6 +62,70 @@ def test_sample_ids_name_the_same_images_in_every_epoch(mini: Data) -> None:
     mixed = next(mini.test.batches(1_000, epoch=3, shuffle=True))
     assert torch.equal(plain.images[mixed.sample_ids], mixed.images)
     assert torch.equal(plain.targets[mixed.sample_ids], mixed.targets)
+
+
+@given(
+    labels=st.lists(st.integers(0, 4), min_size=1, max_size=60),
+    count=st.integers(1, 70),
+    less=st.integers(1, 70),
+)
+def test_a_balanced_part_has_every_class_alike_as_far_as_it_goes(
+    labels: list[int], count: int, less: int
+) -> None:
+    split = Split.__new__(Split)  # of the labels, and of nothing else
+    split.classes, split._targets = tuple("abcde"), torch.tensor(labels)
+    rows = split.balanced(count).tolist()
+    assert rows == sorted(set(rows))
+    assert len(rows) == min(count, len(labels))
+    sizes = {label: labels.count(label) for label in set(labels)}
+    taken = {label: sum(labels[row] == label for row in rows) for label in sizes}
+    # A class that has fewer than another has no more, or comes later in the last round.
+    for label, number in taken.items():
+        assert number == sizes[label] or number >= max(taken.values()) - 1
+    assert set(split.balanced(min(less, count)).tolist()) <= set(rows)
+
+
+def test_a_balanced_part_does_not_depend_on_the_seed_and_is_drawn(
+    files: Any, load: Any, tmp_path: Path
+) -> None:
+    files.write_parquet(tmp_path, "train.parquet", [*range(5)])
+    files.write_parquet(tmp_path, "test.parquet", [*range(5)] * 9)
+    first = load(tmp_path, seed=0).test.balanced(10)
+    assert torch.equal(load(tmp_path, seed=1).test.balanced(10), first)
+    assert first.tolist() != [*range(10)]  # not the first of each class: a file may be sorted
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("limit", [0, 1 << 20])
+def test_of_some_rows_no_others_are_decoded(
+    files: Any,
+    load: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
+    limit: int,
+) -> None:
+    for name in ("train.parquet", "test.parquet"):
+        files.write_parquet(tmp_path, name, [*range(5)] * 9)
+    monkeypatch.setattr("splitlab.core.data.split.DECODED_LIMIT", limit)
+    monkeypatch.setattr("splitlab.core.data.split.DECODED_AHEAD", 0)
+    test = load(tmp_path, workers=workers).test
+    decode, decoded = Decoder._decode, []
+
+    def noting(self: Decoder, row: int, *rest: Any) -> torch.Tensor:
+        decoded.append(row)
+        return decode(self, row, *rest)
+
+    monkeypatch.setattr(Decoder, "_decode", noting)
+    rows = torch.tensor([40, 3, 17])
+    some = list(test.batches(2, rows=rows))
+    assert sorted(decoded) == [3, 17, 40]
+    assert [batch.sample_ids.tolist() for batch in some] == [[40, 3], [17]]
+    whole = next(test.batches(45))
+    assert torch.equal(torch.cat([b.images for b in some]), whole.images[rows])
+    assert torch.equal(torch.cat([b.targets for b in some]), whole.targets[rows])
+    [skipped] = test.batches(2, rows=rows, skip=1)
+    assert skipped.sample_ids.tolist() == [17]
 
 
 @pytest.mark.parametrize(("size", "skip"), [(0, 0), (-1, 0), (5, -1)])

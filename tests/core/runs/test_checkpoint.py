@@ -78,6 +78,18 @@ def test_the_two_newest_steps_are_kept_for_each_peer(tmp_path: Path) -> None:
     assert server.load(10)[0]["x"] == 0
 
 
+def test_older_steps_are_kept_on_request(tmp_path: Path) -> None:
+    client, server = Checkpoints(tmp_path, "client"), Checkpoints(tmp_path, "server")
+    for step, keep in ((2, [2]), (4, [2]), (6, [2]), (8, [2, 99])):
+        for peer in (server, client):
+            peer.save(step, {}, {}, keep)
+    assert client.steps() == server.steps() == [2, 6, 8]
+    assert client.older(6, lambda step: True) == 2
+    server.save(10, {}, {}, [2, 10])
+    client.save(10, {}, {})  # each peer keeps what it is asked to
+    assert (server.steps(), client.steps()) == ([2, 8, 10], [8, 10])
+
+
 def test_what_is_not_a_checkpoint_is_left_alone(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, "client")
     for step in (1, 2):

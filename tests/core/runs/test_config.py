@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
 from pathlib import Path
@@ -13,7 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.runs.config import Budget, Config, differences, flag, read_toml
+from splitlab.core.runs.config import Config, differences, flag, read_toml
+from splitlab.core.runs.training import Training
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 FLOATS = st.floats(0, 1e6)
@@ -134,6 +134,8 @@ def test_whole_numbers_are_numbers_and_lists_are_tuples() -> None:
 
 # Bounds.
 
+TRAINING = {spec.name for spec in dataclasses.fields(Training)}
+"""Those of them that are no `BOUNDS` here have theirs in test_training.py."""
 BOUNDS = {
     "test_share": (0.001, 0.999),
     "image_size": (1, 4096),
@@ -178,6 +180,7 @@ def test_every_number_has_bounds() -> None:
     numbers = {
         spec.name
         for spec in dataclasses.fields(Config)
+        if spec.name in BOUNDS or spec.name not in TRAINING
         if "int" in str(spec.type) or "float" in str(spec.type)
     }
     assert numbers == BOUNDS.keys()
@@ -196,80 +199,6 @@ def test_pretrained_and_a_file_of_weights_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match="--pretrained and --weights x exclude each other"):
         Config(pretrained=True, weights="x")
     assert Config(pretrained=True, weights="none").pretrained
-
-
-# Budgets.
-
-
-@pytest.mark.parametrize(
-    ("text", "unit", "amount"),
-    [
-        ("steps=500", "steps", 500),
-        ("steps=1e3", "steps", 1000),
-        ("epochs=10", "epochs", 10),
-        ("epochs=.5", "epochs", 0.5),
-        ("nominal=1.0", "nominal", 1),
-        ("nominal= 2.5", "nominal", 2.5),
-        ("bytes=12", "bytes", 12),
-        ("bytes=50MB", "bytes", 50_000_000),
-        ("bytes=50 MB", "bytes", 50_000_000),
-        ("bytes=1.5KiB", "bytes", 1536),
-        ("bytes=2GiB", "bytes", 2 << 30),
-        ("bytes=1TB", "bytes", 10**12),
-        ("bytes=7B", "bytes", 7),
-    ],
-)
-def test_budgets_are_read(text: str, unit: str, amount: float) -> None:
-    assert Budget.parse(text) == Budget(unit, amount)
-    assert Config(budget=text).budget == text
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "steps=0",
-        "steps=-5",
-        "steps=1.5",
-        "steps=",
-        "steps",
-        "steps=ten",
-        "steps=5MB",
-        "steps=nan",
-        "steps=inf",
-        "steps=1e999",
-        "epochs=1e999",
-        "bytes=1e999TB",
-        "epochs=0",
-        "epochs=1e-999",
-        "nominal=0.0",
-        "bytes=50mb",
-        "bytes=0.5",
-        "bytes=1,000",
-        "bytes=5 5",
-        "steps=٣",
-    ],
-)
-def test_amounts_that_mean_nothing_are_refused_with_examples(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"is not an amount of .*; write steps=500, epochs=10"):
-        Budget.parse(text)
-    with pytest.raises(ConfigError):
-        Config(budget=text)
-
-
-@pytest.mark.parametrize(
-    ("text", "near"), [("step=5", "'steps'"), ("500", ""), ("", ""), ("=5", "")]
-)
-def test_unknown_units_name_the_known(text: str, near: str) -> None:
-    with pytest.raises(
-        ConfigError, match=rf"unknown budget .*{near}.*known: bytes, epochs, nominal"
-    ):
-        Budget.parse(text)
-
-
-@given(st.text())
-def test_any_text_is_a_budget_or_an_error_of_the_user(text: str) -> None:
-    with contextlib.suppress(ConfigError):
-        assert Budget.parse(text).amount > 0
 
 
 # Files.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import signal
@@ -106,6 +107,18 @@ def test_half_a_line_is_taken_back(tmp_path: Path) -> None:
 def test_other_errors_than_the_disks_pass(tmp_path: Path) -> None:
     with pytest.raises(KeyError), writing(tmp_path):
         raise KeyError("mine")
+
+
+def test_a_look_at_what_a_killed_process_left_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = tmp_path / "client.lock"
+    lock.write_text("process 1 on earth")
+    with lock.open() as look:
+        fcntl.flock(look, fcntl.LOCK_SH)
+        monkeypatch.setattr(disk.time, "sleep", lambda seconds: fcntl.flock(look, fcntl.LOCK_UN))
+        with hold(tmp_path, "client"):
+            assert disk.holder(tmp_path, "client") != ""
 
 
 def test_who_holds_a_folder_can_be_asked(tmp_path: Path) -> None:

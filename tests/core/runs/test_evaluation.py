@@ -214,15 +214,10 @@ def test_killed_anywhere_and_resumed_equals_uninterrupted(easy_data: str, tmp_pa
 def test_killed_over_tcp_and_resumed_equals_uninterrupted(
     real: Any, easy_data: str, tmp_path: Path
 ) -> None:
-    options = {
-        "budget": "steps=30",
-        "eval_points": 10,
-        "eval_samples": 8,
-        "keep": "best",
-        "patience": 9,
-    }
+    options = real.SMALL | TINY | {"budget": "steps=60", "eval_points": 10, "eval_samples": 8}
+    options |= {"keep": "best", "patience": 9}
     whole = run(
-        plugins=["adc"], data_dir=easy_data, output=str(tmp_path / "a/r"), **real.SMALL, **options
+        plugins=["adc"], data_dir=easy_data, output=str(tmp_path / "a/r"), **options
     ).summary
     parts = tmp_path / "b" / "r"
     flags = real.flags(easy_data, parts, **options, transport="tcp", plugin="adc")
@@ -393,6 +388,19 @@ def test_a_best_one_is_saved_between_the_regular_checkpoints(
     plain = run(**options, output=str(tmp_path / "newest")).summary
     assert "best_step" not in plain
     assert Checkpoints(tmp_path / "newest", "client").steps() == [9, 10]
+
+
+def test_a_finished_run_that_goes_on_is_not_evaluated_again(
+    easy_data: str, tmp_path: Path, scripted: Callable[[dict[int, float]], None]
+) -> None:
+    scripted({2: 0.3, 3: 0.5})
+    options: dict[str, Any] = {**TINY, "data_dir": easy_data, "budget": "steps=3"}
+    options |= {"eval_every": 2, "checkpoint_every": 3, "keep": "best"}
+    first = run(**options, output=str(tmp_path / "r")).summary
+    scripted({})
+    again = run(resume=tmp_path / "r").summary
+    assert (again.best_step, again.best_accuracy, again.accuracy) == (3, 0.5, 0.5)
+    assert again == first
 
 
 def test_a_peer_that_is_killed_before_it_has_the_new_best_finds_the_old_one(

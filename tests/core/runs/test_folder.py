@@ -18,6 +18,7 @@ from splitlab.core.runs.records import (
     Summary,
     read_ledger,
     read_summary,
+    version_line,
 )
 from splitlab.core.wire.ledger import Ledger
 
@@ -135,7 +136,7 @@ def test_a_line_that_a_killed_run_left_half_is_cut_off(tmp_path: Path) -> None:
         ('"kind": "train", "step": 1', '"kind": "train", "step": 9'),
         ('"kind": "train", "step": 1', '"kind": "wrong", "step": 1'),
         ('"loss": 2.5', '"loss": "x"'),
-        ('{"kind": "records", "version": 2}\n', ""),
+        (version_line(), ""),
     ],
 )
 def test_a_log_that_was_edited_is_not_gone_on_with(tmp_path: Path, old: str, new: str) -> None:

@@ -192,6 +192,7 @@ def test_stacks_are_called_as_tables_call_them(tmp_path: Path) -> None:
     assert stack_title(("adc:ratio=0.05+quantize",)) == "adc:ratio=0.05 + quantize"
     assert stack_title((f"{tmp_path}/my_method.py:MyMethod:x=1",)) == "MyMethod:x=1"
     assert stack_title(("gone-since:x=1",)) == "gone-since:x=1"
+    assert stack_title(("sl-acc:bits=4", "tsflora")) == "sl-acc-recon:bits=4 + tsflora-recon"
     assert stack_title(("+",)) == "+"  # what no run could have had is shown as it stands
 
 
@@ -206,12 +207,26 @@ def test_records_are_plain(tmp_path: Path) -> None:
     assert record.keys() == table[str(tmp_path / "s")].keys() > Config.__dataclass_fields__.keys()
     assert (record["plugins"], record["stack"]) == ("adc+cast", "adc + cast")
     assert (record["name"], record["tags"], record["state"]) == ("mine", "x,y", "failed")
-    assert (record["accuracy"], record["loss"], record["steps"]) == (0.25, None, 2)
+    assert (record["accuracy"], record["loss"], record["steps"]) == (0.25, 0.75, 2)
+    assert record["seconds"] is None
     assert table[str(tmp_path / "s")]["loss"] == 1.25
     [evaluation] = runs.evaluations()
     assert (evaluation["step"], evaluation["accuracy"], evaluation["loss"]) == (1, 0.25, 0.75)
     assert (evaluation["training_bytes"], evaluation["evaluation_bytes_up"]) == (13, 3)
     assert (evaluation["seed"], evaluation["stack"], evaluation["cut"]) == (4, "adc + cast", 3)
+
+
+def test_runs_are_filtered_and_sorted(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        made(tmp_path / f"r{seed}", State("finished", 7), SUMMARY, seed=seed, tags=[f"t{seed}"])
+    made(tmp_path / "s", State("failed", 2, "why"))
+    runs = load_runs(tmp_path)
+    assert len(runs.where()) == 4
+    assert [run.name for run in runs.where("seed>=2", "state=finished").by("-seed")] == ["r3", "r2"]
+    assert [run.name for run in runs.where("tag=t1", "bytes=19")] == ["r1"]
+    assert [run.state for run in runs.by("accuracy")][-1] == "failed"  # it has none
+    with pytest.raises(ConfigError, match=r"unknown key of --filter 'stat'.*did you mean 'state'"):
+        runs.where("stat=failed")
 
 
 def test_pandas_makes_frames_of_them(tmp_path: Path) -> None:

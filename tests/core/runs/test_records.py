@@ -15,17 +15,23 @@ from splitlab.core.runs.folder import append, cut_after
 from splitlab.core.runs.records import (
     LEDGER,
     METRICS,
+    STATE,
     SUMMARY,
+    TIMES,
     VERSION,
     EvaluationRecord,
+    State,
     StepRecord,
     Summary,
+    TimeRecord,
     ledger_text,
     parse_record,
     read_evaluations,
     read_ledger,
     read_records,
+    read_state,
     read_summary,
+    read_times,
     version_line,
 )
 from splitlab.core.wire.ledger import Ledger
@@ -56,7 +62,10 @@ RESULT = Summary(
 
 @pytest.mark.parametrize(
     "record",
-    [STEP, StepRecord(2), EVALUATION, EvaluationRecord(2, 0.5, 0.1, False, 3, 4, 30)],
+    [
+        *(STEP, StepRecord(2), EVALUATION, EvaluationRecord(2, 0.5, 0.1, False, 3, 4, 30)),
+        replace(EVALUATION, samples=1000, accuracy_subset=0.5),
+    ],
 )
 def test_a_record_is_read_back_equal(record: StepRecord | EvaluationRecord) -> None:
     line = record.line()
@@ -96,6 +105,31 @@ def test_a_log_begins_with_its_version_and_keeps_the_order(tmp_path: Path) -> No
     assert text.count('"records"') == 1
     assert read_records(tmp_path) == records
     assert read_evaluations(tmp_path) == [EVALUATION]
+
+
+def test_times_are_read_back_and_older_runs_have_none(tmp_path: Path) -> None:
+    assert read_times(tmp_path) == []
+    times = [TimeRecord(0, 0.5, 0.0), TimeRecord(4, 9.0, 7.5)]
+    for time in times:
+        append(tmp_path / TIMES, time)
+    assert read_times(tmp_path) == times
+    assert (tmp_path / TIMES).read_text().startswith(version_line())
+
+
+def test_a_state_is_read_back_and_says_what_is_best_where_that_is_kept(tmp_path: Path) -> None:
+    for state in (State("running", 3), State("finished", 9, best_step=6)):
+        (tmp_path / STATE).write_text(state.text())
+        assert read_state(tmp_path) == state
+        assert ("best_step" in json.loads(state.text())) is (state.best_step is not None)
+
+
+def test_a_summary_says_what_is_special_of_a_run_only(tmp_path: Path) -> None:
+    names = ("stopped_early", "best_step", "best_accuracy")
+    assert not any(name in RESULT for name in names)
+    early = replace(RESULT, stopped_early=True, best_step=2, best_accuracy=0.0)
+    assert [early[name] for name in names] == [True, 2, 0.0]
+    (tmp_path / SUMMARY).write_text(early.text())
+    assert read_summary(tmp_path) == early
 
 
 def test_records_of_later_steps_are_cut(tmp_path: Path) -> None:
@@ -190,8 +224,10 @@ READERS: list[tuple[str, Read]] = [
     (LEDGER, read_ledger),
     (METRICS, read_records),
     (METRICS, read_evaluations),
+    (TIMES, read_times),
     (METRICS, lambda folder: cut_after(folder / METRICS, 1)),
 ]
+NEEDED = [(name, read) for name, read in READERS[:-1] if name != TIMES]
 
 
 @pytest.mark.parametrize(("name", "read"), READERS)
@@ -204,7 +240,7 @@ def test_a_later_version_is_told_as_such(name: str, read: Read, tmp_path: Path) 
     assert (tmp_path / name).read_text() == later
 
 
-@pytest.mark.parametrize(("name", "read"), READERS[:-1])
+@pytest.mark.parametrize(("name", "read"), NEEDED)
 def test_a_file_that_is_not_there_is_told_as_such(name: str, read: Read, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"{name} does not exist; .*go on .*--resume {tmp_path}"):
         read(tmp_path)

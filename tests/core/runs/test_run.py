@@ -32,6 +32,7 @@ def test_run_folder_holds_what_the_documentation_says(
         "run.json",
         "environment.json",
         "metrics.jsonl",
+        "times.jsonl",
         "ledger.json",
         "summary.json",
         "state.json",

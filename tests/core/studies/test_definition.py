@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import Any
 
 import pytest
 
 from splitlab.core import ConfigError
+from splitlab.core.command.main import parser
 from splitlab.core.studies.definition import (
     Definition,
     axis_of_columns,
@@ -145,3 +147,28 @@ def test_a_study_grows_by_what_is_said() -> None:
     assert grown.seeds == (0, 1, 2, 7)
     assert grown.base == {"budget": "steps=9"}
     assert grown.grown([], [], [], {}) == grown
+
+
+def test_a_study_says_what_makes_it_again() -> None:
+    found = Definition(
+        "mine",
+        base={"budget": "steps=3", "probes": ["time"], "pretrained": True, "eval_every": None},
+        stacks=("none", "adc+quantize:bits=8"),
+        axes=(
+            axis_of_columns({"cut": [1, None], "lr": [0.1, 0.2]}),
+            axis_of_columns({"links": [["slow:ms=1,x=2"], []]}),
+            axis_of_columns({"plugin.adc.ratio": [0.1]}),
+        ),
+        seeds=(3, 5),
+    )
+    words = shlex.split(found.command("a folder"))
+    assert words == [
+        *("splitlab", "study", "--plugin", "none", "--plugin", "adc+quantize:bits=8"),
+        *("--over", "cut=1,none", "--zip", "lr=0.1,0.2", "--over", "links=slow:ms=1,x=2;none"),
+        *("--over", "plugin.adc.ratio=0.1", "--budget", "steps=3", "--probe", "time"),
+        *("--pretrained", "--seeds", "3,5", "--output", "a folder"),
+    ]
+    arguments = parser().parse_args(words[1:])
+    axes = [axis_of_columns(dict(map(axis_of_text, each))) for each in arguments.axes]
+    assert tuple(axes) == found.axes
+    assert Definition("x", seeds=(4,)).command("s").endswith("--seeds 1 --seed 4 --output s")

@@ -16,18 +16,20 @@ from splitlab.core.runs.records import EvaluationRecord, State
 from splitlab.core.runs.reporter import Reporter
 from splitlab.core.studies.definition import Definition, axis_of_columns
 from splitlab.core.studies.grid import cells
-from splitlab.core.studies.job import Job, Outcome, note_failure, perform
+from splitlab.core.studies.job import Outcome, note_failure, perform
 from splitlab.core.studies.study import RECORD, Study
 
 FAST = {"threads": 1, "budget": "steps=2", "weights": "none", "device": "cpu"}
 
 
-def planned(folder: Path, *stacks: str, budget: str = "steps=2", seeds: int = 1) -> Study:
+def planned(
+    folder: Path, *stacks: str, budget: str = "steps=2", seeds: int = 1, **more: Any
+) -> Study:
     axes = (axis_of_columns({"cut": [1, 2]}),)
     definition = Definition(
         "mine",
         summary="a sentence",
-        base=FAST | {"budget": budget},
+        base=FAST | {"budget": budget} | more,
         stacks=stacks or ("none",),
         axes=axes,
         seeds=tuple(range(seeds)),
@@ -90,22 +92,6 @@ def test_how_runs_stand(study: Study) -> None:
         assert study.results().rows[3].runs[0].state == "running"
 
 
-def test_a_job_that_another_has_in_hand_is_left(study: Study) -> None:
-    job = study.jobs()[0]
-    with hold(job.folder.parent, job.folder.name):
-        outcome = perform(job, Reporter())
-    assert outcome.state == "busy"
-    assert "is in use by process" in outcome.error
-    assert not job.folder.exists()
-
-
-def test_a_job_that_another_has_finished_is_taken_as_it_is(study: Study, runs: Any) -> None:
-    job = study.jobs()[0]
-    first = perform(job, Reporter())
-    assert perform(job, Reporter()) == first
-    assert runs.log == ["run none 0"]
-
-
 def test_more_budget_goes_on_with_the_runs_that_are_there(runs: Any, tmp_path: Path) -> None:
     small, large = (planned(tmp_path / "s", budget=f"steps={n}") for n in (2, 5))
     for job in small.jobs():
@@ -121,9 +107,20 @@ def test_more_budget_goes_on_with_the_runs_that_are_there(runs: Any, tmp_path: P
     assert all(RunFolder.open(job.folder).read_config().budget == "steps=5" for job in jobs)
 
 
-@pytest.mark.parametrize(("before", "after"), [("steps=5", "steps=2"), ("steps=2", "epochs=9")])
-def test_another_budget_begins_anew(before: str, after: str, runs: Any, tmp_path: Path) -> None:
-    first, second = (planned(tmp_path / "s", budget=text) for text in (before, after))
+@pytest.mark.parametrize(
+    ("before", "after", "more"),
+    [
+        ("steps=5", "steps=2", {}),
+        ("steps=2", "epochs=9", {}),
+        ("steps=2", "steps=5", {"lr_schedule": "cosine"}),
+        ("steps=2", "steps=5", {"warmup": 0.5}),
+        ("steps=2", "steps=5", {"patience": 3}),
+    ],
+)
+def test_another_budget_begins_anew(
+    before: str, after: str, more: dict[str, Any], runs: Any, tmp_path: Path
+) -> None:
+    first, second = (planned(tmp_path / "s", budget=text, **more) for text in (before, after))
     for job in first.jobs():
         perform(job, Reporter())
     second.take_over(first.cells)
@@ -146,7 +143,7 @@ def test_results_know_what_all_have_in_common(study: Study) -> None:
     assert common["weights"] == "none"
     assert "cut" not in common
     assert [axis.name for axis in found.axes] == ["stack", "cut"]
-    assert found.reference is None  # two rows send everything
+    assert found.reference == "none"  # a method: every row has its own
     one = replace(study, definition=replace(study.definition, reference="none, cut 2"))
     assert one.results().reference == "none, cut 2"
 
@@ -185,8 +182,3 @@ class TestFolders:
         job.folder.with_name("seed-0.failed.json").write_text("{")
         assert study.results().rows[0].runs[0].state == "failed"
         assert json.loads((study.folder / RECORD).read_text())["splitlab_study"] == 1
-
-
-def test_a_job_needs_a_place() -> None:
-    with pytest.raises(AssertionError):
-        _ = Job(1, "x", planned(Path("s")).cells[0].config).folder

@@ -1,0 +1,125 @@
+"""Figures as files. With its neighbours ``draw_…`` all that knows matplotlib, imported when needed.
+
+A figure is drawn with matplotlib's own settings and a few of ours, whatever the user's are, and
+holds no date: the same results make the same file, byte for byte, with the same matplotlib. Texts
+in a PDF are TrueType, as conferences ask.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from splitlab.core.report.figures import frontier, maps, panels, wanted
+from splitlab.core.report.results import Results
+from splitlab.core.runs.disk import writing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["FORMATS", "draw", "draw_svg", "file_name"]
+
+FORMATS = ("pdf", "svg", "png")
+
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "splitlab",  # or every file would have identifiers of its own
+    "pdf.fonttype": 42,
+    "font.size": 7.5,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 7,
+    "figure.labelsize": 7.5,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "xtick.minor.size": 1.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.5,
+    "hatch.linewidth": 0.5,
+    "text.parse_math": False,  # a name may have a $ in it
+}
+_DATED = {"png": "Software", "pdf": "CreationDate", "svg": "Date"}
+
+
+def draw(
+    results: Results,
+    folder: Path,
+    kinds: Sequence[str] | None = None,
+    formats: Sequence[str] = FORMATS,
+) -> list[Path]:
+    """Draw figures into a folder, which is made; returns their paths.
+
+    Args:
+        results: what is drawn.
+        folder: where to.
+        kinds: which ones, see `splitlab.core.report.figures`; those of `wanted` by default.
+        formats: of every one: ``pdf``, ``svg``, ``png``.
+
+    Raises:
+        ConfigError: there is no such figure, the results have not what it needs, or a file cannot
+            be written.
+    """
+    kinds = wanted(results) if kinds is None else kinds
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for kind in kinds:
+        with _ours():
+            figure = _figure(results, kind)
+            for suffix in formats:
+                path = folder / f"{file_name(kind)}.{suffix}"
+                with writing(path):
+                    figure.savefig(path, dpi=300, metadata={_DATED[suffix]: None})
+                written.append(path)
+    return written
+
+
+def draw_svg(results: Results, kind: str) -> str:
+    """Return one figure as an ``<svg>`` element for a page; its texts stay texts.
+
+    Raises:
+        ConfigError: as `draw`.
+    """
+    text = io.StringIO()
+    with _ours({"svg.fonttype": "none", "svg.hashsalt": f"splitlab {kind}"}):
+        _figure(results, kind).savefig(text, format="svg", metadata={"Date": None})
+    whole = text.getvalue()
+    return whole[whole.index("<svg") :]
+
+
+def file_name(kind: str) -> str:
+    """Return what the files of a figure are called, without their suffix."""
+    return "".join(c if c.isalnum() or c in "._" else "-" for c in kind.replace("×", "-by-"))
+
+
+@contextmanager
+def _ours(more: dict[Any, Any] | None = None) -> Iterator[None]:
+    import matplotlib as mpl
+
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update({**_STYLE, **(more or {})})
+        yield
+
+
+def _figure(results: Results, kind: str) -> Figure:
+    from splitlab.core.report.draw_curves import draw_panels
+    from splitlab.core.report.draw_frontier import draw_frontier
+    from splitlab.core.report.draw_maps import draw_maps
+
+    if kind.startswith("heatmap"):
+        return draw_maps(maps(results, kind))
+    if kind == "frontier":
+        return draw_frontier(frontier(results))
+    return draw_panels(panels(results, kind), kind)

@@ -1,0 +1,433 @@
+"""What figures show, as numbers: panels of lines, the Pareto frontier, heat maps. Draws nothing.
+
+Which figures a study wants is a tuple of names (``Results.draw``), each one of
+
+bytes, steps, seconds, joules     accuracy against what was spent until then: a panel a method
+bytes:log, steps:log and so on    the same over a logarithmic axis
+frontier                          final accuracy against training bytes, all rows in one
+heatmap                           accuracy and bytes over the two settings with the most values
+heatmap:x=X,y=Y                   the same over these two; others have a map for each combination;
+                                  X and Y may stand with a multiplication sign between them, too
+
+Without any, those that suit are drawn, see `wanted`.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from splitlab.core.contract.errors import ConfigError, unknown_name
+from splitlab.core.contract.settings import shown
+from splitlab.core.report.reference import context_of
+from splitlab.core.report.results import Axis, Point, Results, Row
+from splitlab.core.report.statistics import Mean
+
+__all__ = [
+    "FIGURES",
+    "Cell",
+    "Line",
+    "Map",
+    "Maps",
+    "Mark",
+    "Panel",
+    "frontier",
+    "maps",
+    "panels",
+    "spent",
+    "wanted",
+]
+
+_SPENT: Mapping[str, Callable[[Point], float | None]] = {
+    "bytes": lambda point: point.training_bytes,
+    "steps": lambda point: point.step,
+    "seconds": lambda point: point.seconds,
+    "joules": lambda point: point.joules,
+}
+"""What a curve may be drawn against; None where it was not measured."""
+
+FIGURES = (*_SPENT, *(f"{name}:log" for name in _SPENT), "frontier", "heatmap")
+
+_OF_THE_METHOD = "stack"
+_LINES_OF_A_PANEL = 7
+
+
+def spent(kind: str) -> str:
+    """Return what a figure's curves are drawn against: ``bytes`` of ``bytes:log``."""
+    return kind.partition(":")[0]
+
+
+def wanted(results: Results) -> tuple[str, ...]:
+    """Return the figures to draw: those that were asked for, or those that suit.
+
+    Raises:
+        ConfigError: there is no such figure, or the results have not what it needs.
+    """
+    for kind in results.draw:
+        _check(kind, results)
+    if results.draw:
+        return tuple(dict.fromkeys(results.draw))
+    grid = len(_numeric(results.axes)) > 1 and any(
+        _has_both(row, *_map_axes(results, "heatmap")) for row in results.rows
+    )
+    return (*(("heatmap",) if grid else ()), "bytes", "bytes:log", "frontier")
+
+
+def _check(kind: str, results: Results) -> None:
+    if kind.startswith("heatmap"):
+        maps(results, kind)
+    elif kind not in FIGURES:
+        raise unknown_name("figure", kind, [*FIGURES, "heatmap:X×Y"])
+    elif kind != "frontier" and not any(
+        _SPENT[spent(kind)](point) is not None for point in _points(results)
+    ):
+        raise ConfigError(f"no run recorded its {spent(kind)}; draw accuracy against bytes instead")
+
+
+def _points(results: Results) -> Iterable[Point]:
+    return (point for row in results.rows for run in row.runs for point in run.points)
+
+
+# Curves.
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row as a curve.
+
+    Attributes:
+        row: that is shown; None of a line that tells only what is missing.
+        label: the settings in which it differs from the panel's other lines.
+        x: what was spent until each point, as a mean over the runs.
+        y: mean accuracy there.
+        low: lower end of the band; equal to y where there is one run.
+        high: upper end.
+        steps: of training until each point, as a mean over the runs.
+        n: how many runs it is of.
+        missing: how many runs of the row are not in it, and why; empty if all are.
+    """
+
+    row: Row
+    label: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    steps: tuple[float, ...]
+    n: int
+    missing: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The rows of one method, and what they are measured against.
+
+    Attributes:
+        title: the method, with settings that all its lines have and other panels have not.
+        lines: of its rows.
+        context: to be shown behind them; none for the panel of the reference itself.
+    """
+
+    title: str
+    lines: tuple[Line, ...]
+    context: tuple[Line, ...]
+
+
+def panels(results: Results, kind: str) -> tuple[Panel, ...]:
+    """Return the panels of curves against what a figure's name says.
+
+    A line goes through the means at the steps that all finished runs of its row evaluated, and ends
+    in the mean of their last evaluations. What was spent is averaged, too: it may differ by seed.
+    """
+    measure = _measure(kind)
+    groups: dict[str, list[Row]] = {}
+    behind = {id(each) for row in results.rows if (each := context_of(results, row)) is not None}
+    for row in results.rows:
+        if id(row) not in behind:  # it is in all other panels
+            groups.setdefault(row.method, []).append(row)
+    if not groups:
+        groups = {"": list(results.rows)}
+    found = []
+    for method, rows in groups.items():
+        for title, part in _parts(method, rows, results.axes):
+            context = {id(c): c for row in part if (c := context_of(results, row)) is not None}
+            names = _differing(part, results.axes)
+            found.append(
+                Panel(
+                    title,
+                    tuple(_line(row, measure, _label(row, names)) for row in part),
+                    tuple(_line(row, measure, row.title) for row in context.values()),
+                )
+            )
+    return tuple(found)
+
+
+def _measure(kind: str) -> Callable[[Point], float | None]:
+    """Return what is read off a point; of nothing spent a logarithmic axis has no place."""
+    measure = _SPENT[spent(kind)]
+    return (lambda point: measure(point) or None) if kind.endswith(":log") else measure
+
+
+def _parts(
+    title: str, rows: Sequence[Row], axes: Sequence[Axis]
+) -> Iterable[tuple[str, Sequence[Row]]]:
+    """Divide the rows of a method until a panel can be read, by the setting of fewest values."""
+    names = _differing(rows, axes)
+    if len(rows) <= _LINES_OF_A_PANEL or len(names) < 2:
+        yield title, rows
+        return
+    name = min(names, key=lambda each: len({str(row.settings.get(each)) for row in rows}))
+    for value in dict.fromkeys(row.settings.get(name) for row in rows):
+        part = [row for row in rows if row.settings.get(name) == value]
+        yield from _parts(f"{title}, {name} {shown(value)}", part, axes)
+
+
+def _differing(rows: Sequence[Row], axes: Sequence[Axis]) -> list[str]:
+    return [
+        axis.name
+        for axis in axes
+        if axis.name != _OF_THE_METHOD and len({str(r.settings.get(axis.name)) for r in rows}) > 1
+    ]
+
+
+def _label(row: Row, names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {shown(row.settings.get(name))}" for name in names)
+
+
+def _line(row: Row, measure: Callable[[Point], float | None], label: str) -> Line:
+    logs = [
+        log
+        for run in row.finished
+        if (
+            log := {
+                p.step: (x, p.accuracy, p.step)
+                for p in run.points
+                if (x := measure(p)) is not None and math.isfinite(p.accuracy)
+            }
+        )
+    ]
+    points = []
+    if logs:
+        common = sorted(set(logs[0]).intersection(*logs[1:]))
+        points = [[log[step] for log in logs] for step in common]
+        ends = [log[max(log)] for log in logs]
+        if points[-1:] != [ends]:
+            points.append(ends)
+    bands = [_band([y for _, y, _ in point]) for point in points]
+    return Line(
+        row=row,
+        label=label,
+        x=tuple(statistics.fmean(x for x, _, _ in point) for point in points),
+        y=tuple(statistics.fmean(y for _, y, _ in point) for point in points),
+        low=tuple(low for low, _ in bands),
+        high=tuple(high for _, high in bands),
+        steps=tuple(statistics.fmean(step for _, _, step in point) for point in points),
+        n=len(logs),
+        missing=_missing(row, len(logs)),
+    )
+
+
+def _band(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean's 95 % interval; of two values, of which it says little, their range."""
+    if len(values) < 3:
+        return min(values), max(values)
+    mean = Mean.of(values)
+    return mean.mean - (mean.half or 0.0), mean.mean + (mean.half or 0.0)
+
+
+def _missing(row: Row, shown_runs: int) -> str:
+    wanted_runs = len(row.runs)
+    if shown_runs == wanted_runs:
+        return ""
+    diverged = sum(run.state == "diverged" for run in row.runs)
+    if diverged:
+        return f"{diverged} of {wanted_runs} diverged"
+    return f"{wanted_runs - shown_runs} of {wanted_runs} not shown"
+
+
+# The frontier.
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One row in the scatter of accuracy against bytes.
+
+    Attributes:
+        row: that is shown.
+        x: training bytes, both directions, as a mean over the finished runs.
+        y: mean accuracy.
+        half: see `Mean`.
+        leads: whether it is on the Pareto frontier: no other row has at least its accuracy for at
+            most its bytes.
+    """
+
+    row: Row
+    x: float
+    y: float
+    half: float | None
+    leads: bool
+
+
+def frontier(results: Results) -> tuple[Mark, ...]:
+    """Return all rows with a finished run, in the order of the rows."""
+    known = [
+        (row, _bytes(row), accuracy)
+        for row in results.rows
+        if (accuracy := _accuracy(row)) is not None
+    ]
+    return tuple(
+        Mark(row, x, accuracy.mean, accuracy.half, not _beaten(x, accuracy.mean, known))
+        for row, x, accuracy in known
+    )
+
+
+def _beaten(x: float, y: float, known: Iterable[tuple[Row, float, Mean]]) -> bool:
+    return any(a <= x and b.mean >= y and (a, b.mean) != (x, y) for _, a, b in known)
+
+
+def _accuracy(row: Row) -> Mean | None:
+    values = [run.summary.accuracy for run in row.runs if run.summary is not None]
+    return Mean.of(values) if values else None
+
+
+def _bytes(row: Row) -> float:
+    return statistics.fmean(
+        run.summary.bytes_up + run.summary.bytes_down for run in row.runs if run.summary is not None
+    )
+
+
+# Heat maps.
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row in a heat map: its means, None where no run of it is finished."""
+
+    row: Row
+    accuracy: Mean | None
+    bytes: float | None
+
+
+@dataclass(frozen=True)
+class Map:
+    """One heat map: the rows that have the same other settings.
+
+    Attributes:
+        title: those settings; empty if there are none.
+        cells: by the numbers of their values on the axes x and y; rows that were not to be are not
+            in it.
+    """
+
+    title: str
+    cells: Mapping[tuple[int, int], Cell]
+
+
+@dataclass(frozen=True)
+class Maps:
+    """All heat maps over two axes.
+
+    Attributes:
+        x: the axis from left to right.
+        y: the axis from top to bottom.
+        maps: at least one.
+        beside: rows that have no value on one of the axes, such as what is uncompressed.
+    """
+
+    x: Axis
+    y: Axis
+    maps: tuple[Map, ...]
+    beside: tuple[Row, ...]
+
+
+def maps(results: Results, kind: str = "heatmap") -> Maps:
+    """Return the heat maps that a figure's name says.
+
+    Raises:
+        ConfigError: the results have no such axes.
+    """
+    x, y = _map_axes(results, kind)
+    inside = [row for row in results.rows if _has_both(row, x, y)]
+    if not inside:
+        raise ConfigError(f"{kind}: no row has both {x.name} and {y.name}; name two others")
+    x, y = _ordered(x, inside), _ordered(y, inside)
+    others = [axis for axis in results.axes if axis.name not in (x.name, y.name)]
+    cells: dict[str, dict[tuple[int, int], Cell]] = {}
+    for row in inside:
+        title = ", ".join(
+            shown(value) if axis.name == _OF_THE_METHOD else f"{axis.name} {shown(value)}"
+            for axis in others
+            if (value := row.settings.get(axis.name)) is not None
+        )
+        at = (x.values.index(row.settings[x.name]), y.values.index(row.settings[y.name]))
+        accuracy = _accuracy(row)
+        cell = Cell(row, accuracy, None if accuracy is None else _bytes(row))
+        cells.setdefault(title, {})[at] = cell
+    beside = tuple(row for row in results.rows if not _has_both(row, x, y))
+    titled = len(cells) > 1
+    found = tuple(Map(title if titled else "", each) for title, each in cells.items())
+    return Maps(x, y, found, beside)
+
+
+def _map_axes(results: Results, kind: str) -> tuple[Axis, Axis]:
+    name, _, text = kind.partition(":")
+    several = [axis for axis in results.axes if len(_values(axis)) > 1]
+    if name != "heatmap":
+        raise unknown_name("figure", kind, [*FIGURES, "heatmap:X×Y"])
+    if len(several) < 2:
+        raise ConfigError(
+            f"{kind} needs two settings with two values each; these runs differ in "
+            f"{' and '.join(axis.name for axis in results.axes) or 'nothing'}"
+        )
+    if not text:
+        numeric = _numeric(results.axes)
+        first, second = sorted(
+            [*numeric, *(axis for axis in several if axis not in numeric)][:2],
+            key=lambda axis: -len(_values(axis)),
+        )
+        return first, second
+    names = _names(text)
+    if len(names) != 2 or names[0] == names[1]:
+        raise ConfigError(
+            f"the figure {kind} names no two settings; write heatmap:X×Y, with two of "
+            f"{', '.join(axis.name for axis in several)}"
+        )
+    by_name = {axis.name: axis for axis in several}
+    for each in names:
+        if each not in by_name:
+            raise unknown_name("setting", each, by_name)
+    return by_name[names[0]], by_name[names[1]]
+
+
+def _names(text: str) -> list[str]:
+    """Return the axes of ``x=X,y=Y``, or of both with a multiplication sign between them."""
+    if "×" in text:
+        return text.split("×")
+    pairs = dict(each.partition("=")[::2] for each in text.split(","))
+    return [pairs[key] for key in ("x", "y") if key in pairs] if len(pairs) == 2 else []
+
+
+def _values(axis: Axis) -> list[Any]:
+    return [value for value in axis.values if value is not None]
+
+
+def _has_both(row: Row, x: Axis, y: Axis) -> bool:
+    return None not in (row.settings.get(x.name), row.settings.get(y.name))
+
+
+def _ordered(axis: Axis, rows: Iterable[Row]) -> Axis:
+    """Return the axis with the values that these rows have; numbers go up."""
+    used = [row.settings[axis.name] for row in rows]
+    values = [value for value in axis.values if value in used]
+    return Axis(axis.name, tuple(sorted(values) if _is_numeric(values) else values))
+
+
+def _is_numeric(values: Iterable[Any]) -> bool:
+    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+
+
+def _numeric(axes: Iterable[Axis]) -> list[Axis]:
+    """Return the axes of at least two numbers; what is None there has no such setting."""
+    return [a for a in axes if len(_values(a)) > 1 and _is_numeric(_values(a))]

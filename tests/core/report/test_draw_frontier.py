@@ -1,0 +1,40 @@
+"""The frontier: its rows are named, and no name covers another one or a mark."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from matplotlib.text import Text
+
+from splitlab.core.report.draw import _ours
+from splitlab.core.report.draw_frontier import draw_frontier
+from splitlab.core.report.figures import frontier
+from splitlab.core.report.results import Results
+
+
+def test_names_of_the_frontier_do_not_overlap(methods: Results) -> None:
+    marks = frontier(methods)
+    with _ours():
+        figure = draw_frontier(marks)
+        [axes] = figure.axes
+        named = [text.get_text() for text in axes.texts]
+        assert sorted(named) == sorted(mark.row.title for mark in marks if mark.leads)
+        figure.canvas.draw()
+        boxes = [
+            Text.get_window_extent(text) for text in axes.texts
+        ]  # without its line to the mark
+        assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+        places = axes.transData.transform([(mark.x, mark.y) for mark in marks])
+        assert not any(box.contains(x, y) for box in boxes for x, y in places)
+        inside = axes.get_window_extent()
+        assert all(
+            inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1) for box in boxes
+        )
+
+
+def test_bytes_of_one_size_are_on_a_linear_axis(make: Any, methods: Results) -> None:
+    rows = [make.row("a", [0.5]), make.row("b", [0.6])]
+    assert draw_frontier(frontier(make.results(rows))).axes[0].get_xscale() == "linear"
+    assert draw_frontier(frontier(methods)).axes[0].get_xscale() == "log"
+    assert len(draw_frontier(()).axes[0].texts) == 0

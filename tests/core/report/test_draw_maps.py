@@ -1,0 +1,74 @@
+"""Heat maps: numbers in their cells, ink that can be read, hatches where there is no run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from splitlab.core.report.draw_maps import _luminance, draw_maps
+from splitlab.core.report.figures import maps
+from splitlab.core.report.results import Results
+
+
+def test_cells_hold_mean_and_interval(cut_by_ratio: Results) -> None:
+    found = maps(cut_by_ratio)
+    figure = draw_maps(found)
+    accuracy, spent = figure.axes[:2]
+    texts = [text.get_text() for text in accuracy.texts]
+    mean = found.maps[0].cells[0, 0].accuracy
+    assert mean is not None
+    assert texts[:2] == [f"{mean.mean:.3f}", f"± {mean.half:.3f}"]
+    assert (len(texts), texts.count("diverged")) == (2 * 8 + 1, 1)
+    assert len(spent.texts) == 9
+    assert [bool(patch.get_hatch()) for patch in accuracy.patches].count(True) == 1
+    for axes in (accuracy, spent):
+        assert axes.get_xlabel() == "ratio"
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "2", "3"]
+    assert accuracy.get_ylabel() == "cut"
+    assert "none, cut 1: 0." in figure.get_supxlabel()
+    assert "hatched: no finished run" in figure.get_supxlabel()
+
+
+def test_ink_can_be_read_on_every_colour(cut_by_ratio: Results) -> None:
+    from matplotlib.colors import to_rgb
+
+    accuracy = draw_maps(maps(cut_by_ratio)).axes[0]
+    inks = set()
+    for patch in accuracy.patches:
+        if patch.get_hatch():
+            continue
+        x, y = patch.get_x() + 0.5, patch.get_y() + 0.5
+        ink = next(
+            t
+            for t in accuracy.texts
+            if abs(t.get_position()[1] - y) < 0.4 and t.get_position()[0] == x
+        )
+        inks.add(ink.get_color())
+        light, dark = sorted(
+            (_luminance(*to_rgb(ink.get_color())), _luminance(*patch.get_facecolor()[:3])),
+            reverse=True,
+        )
+        assert (light + 0.05) / (dark + 0.05) > 4.5  # WCAG 2, AA
+    assert inks == {"black", "white"}
+
+
+def test_luminance_is_that_of_the_standard() -> None:
+    assert _luminance(1, 1, 1) == pytest.approx(1)
+    assert _luminance(0, 0, 0) == 0
+    assert _luminance(1, 0, 0) == pytest.approx(0.2126)
+
+
+def test_maps_of_other_settings_stand_in_a_grid(make: Any) -> None:
+    figure = draw_maps(maps(make.grid(cuts=(1, 2), stacks=("adc", "topk", "svd"))))
+    titles = [axes.get_title("left") for axes in figure.axes if axes.axison]
+    assert [title for title in titles if title] == ["adc", "topk", "svd"] * 2
+
+
+def test_rows_in_no_map_are_counted_and_runs_once_have_no_interval(make: Any) -> None:
+    rows = [make.row(f"a{x}{y}", [0.5], settings={"x": x, "y": y}) for x in (1, 2) for y in (1, 2)]
+    rows += [make.row(f"none {i}", [0.5], settings={"x": None, "y": None}) for i in range(6)]
+    axes = [make.axis("x", (1, 2, None)), make.axis("y", (1, 2, None))]
+    figure = draw_maps(maps(make.results(rows, axes)))
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.500"] * 4
+    assert "2 more rows are in the table only" in figure.get_supxlabel()

@@ -1,0 +1,179 @@
+"""What figures show: panels that can be read, means at common steps, the frontier, heat maps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from splitlab.core import ConfigError
+from splitlab.core.report.figures import FIGURES, frontier, maps, panels, wanted
+from splitlab.core.report.results import Point, Results, Row
+from splitlab.core.report.statistics import Mean
+
+# Which figures.
+
+
+def test_what_suits_is_drawn(methods: Results, cut_by_ratio: Results) -> None:
+    assert wanted(methods) == ("bytes", "bytes:log", "frontier")
+    assert wanted(cut_by_ratio) == ("heatmap", "bytes", "bytes:log", "frontier")
+
+
+def test_settings_that_no_row_has_both_of_make_no_map(make: Any) -> None:
+    rows = [
+        make.row(f"{name}{i}", [0.5], settings={name: i, other: None})
+        for name, other in (("k", "bits"), ("bits", "k"))
+        for i in (1, 2)
+    ]
+    axes = [make.axis("k", (1, 2, None)), make.axis("bits", (None, 1, 2))]
+    assert "heatmap" not in wanted(make.results(rows, axes))
+    with pytest.raises(ConfigError, match="heatmap: no row has both k and bits"):
+        maps(make.results(rows, axes))
+
+
+def test_what_was_asked_for_is_drawn_once(cut_by_ratio: Results) -> None:
+    asked = ("frontier", "heatmap:ratio×cut", "heatmap:x=cut,y=ratio", "seconds:log", "frontier")
+    assert wanted(replace(cut_by_ratio, draw=asked)) == asked[:-1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("byte", r"unknown figure 'byte' \(did you mean 'bytes'\?\); known: bytes"),
+        ("heat", "unknown figure 'heat'"),
+        ("heatmaps", "unknown figure 'heatmaps'"),
+        ("joules", "no run recorded its joules"),
+        ("heatmap:cut", "names no two settings; write heatmap:X×Y, with two of stack, ratio, cut"),
+        ("heatmap:cut×cut", "names no two settings"),
+        ("heatmap:x=cut,z=ratio", "names no two settings"),
+        ("heatmap:cut×rate", r"unknown setting 'rate' \(did you mean 'ratio'\?\)"),
+    ],
+)
+def test_what_cannot_be_drawn_is_told(cut_by_ratio: Results, kind: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        wanted(replace(cut_by_ratio, draw=(kind,)))
+
+
+def test_a_heat_map_needs_two_settings(make: Any) -> None:
+    results = make.results([make.row("a", [0.5])], [make.axis("ratio", (1, 2))], draw=("heatmap",))
+    with pytest.raises(ConfigError, match=r"needs two settings .* these runs differ in ratio"):
+        wanted(results)
+
+
+def test_every_figure_has_a_name() -> None:
+    assert len(set(FIGURES)) == len(FIGURES) == 10
+
+
+# Curves.
+
+
+def test_a_panel_is_a_method_and_its_lines_are_settings(methods: Results) -> None:
+    found = panels(methods, "bytes")
+    assert [panel.title for panel in found] == [r.method for r in methods.rows[1::3]]
+    for panel in found:
+        assert [line.label for line in panel.lines] == ["ratio 0.05", "ratio 0.1", "ratio 0.2"]
+        assert [line.row.title for line in panel.context] == ["none"]
+    assert found[3].lines[0].missing == "1 of 5 diverged"
+    svd = next(panel for panel in found if panel.title == "svd")
+    assert (svd.lines[0].x, svd.lines[0].missing) == ((), "5 of 5 not shown")
+
+
+def test_a_panel_of_many_lines_is_divided(make: Any) -> None:
+    found = panels(make.grid(cuts=(1, 2, 3)), "bytes")
+    assert [panel.title for panel in found] == [f"adc, ratio {r}" for r in (0.05, 0.1, 0.2)]
+    assert [line.label for line in found[0].lines] == ["cut 1", "cut 2", "cut 3"]
+    assert len(panels(make.grid(cuts=(1, 2)), "bytes")) == 1
+
+
+def test_rows_that_are_all_the_reference_have_a_panel(make: Any) -> None:
+    [panel] = panels(make.results([make.row("none", [0.5])], reference="none"), "bytes")
+    assert [line.row.title for line in panel.lines] == ["none"]
+    assert panel.context == ()
+
+
+def run_of(make: Any, seed: int, points: list[tuple[int, int, float]]) -> Any:
+    found = tuple(Point(step, accuracy, 1.0, spent) for step, spent, accuracy in points)
+    return replace(make.finished(seed, points[-1][2]), points=found)
+
+
+def test_a_line_goes_through_means_of_both_at_common_steps(make: Any) -> None:
+    runs = (
+        run_of(make, 0, [(0, 0, 0.1), (5, 50, 0.2), (10, 100, 0.4), (20, 200, 0.6)]),
+        run_of(make, 1, [(0, 0, 0.1), (10, 120, 0.5), (18, 210, 0.8)]),
+    )
+    [panel] = panels(make.results([Row("a", "a", {}, runs)]), "bytes")
+    [line] = panel.lines
+    assert line.x == (0, 110, 205)  # step 5 is one run's alone; the end is both their ends
+    assert line.y == pytest.approx((0.1, 0.45, 0.7))
+    assert (line.low, line.high) == ((0.1, 0.4, 0.6), (0.1, 0.5, 0.8))  # of two runs, their range
+    assert (line.n, line.missing) == (2, "")
+
+
+def test_a_band_is_students_interval(make: Any) -> None:
+    values = [0.5, 0.6, 0.64]
+    [panel] = panels(make.results([make.row("a", values)]), "seconds")
+    [line] = panel.lines
+    mean = Mean.of(values)
+    assert mean.half is not None
+    assert line.low[-1] == pytest.approx(mean.mean - mean.half)
+    assert line.high[-1] == pytest.approx(mean.mean + mean.half)
+
+
+def test_of_nothing_spent_a_logarithmic_axis_has_no_place(make: Any) -> None:
+    results = make.results([make.row("a", [0.5])])
+    linear, log = (panels(results, kind)[0].lines[0] for kind in ("bytes", "bytes:log"))
+    assert linear.x[0] == 0
+    assert log.x == linear.x[1:]
+
+
+# The frontier.
+
+
+def test_the_frontier_is_who_nobody_beats(make: Any) -> None:
+    wants = {"small": (0.6, 0.1), "beaten": (0.5, 0.2), "large": (0.9, 1.0), "tied": (0.9, 1.0)}
+    rows = [
+        Row(name, name, {}, (replace(make.finished(0, accuracy, ratio), seed=0),))
+        for name, (accuracy, ratio) in wants.items()
+    ]
+    found = {mark.row.title: mark for mark in frontier(make.results(rows))}
+    assert {name for name, mark in found.items() if mark.leads} == {"small", "large", "tied"}
+    summary = rows[0].runs[0].summary
+    assert summary is not None
+    assert found["small"].x == summary.bytes_up + summary.bytes_down
+    assert (found["small"].y, found["small"].half) == (0.6, None)
+    assert frontier(make.results([Row("a", "a", {}, (make.lost(0, "failed"),))])) == ()
+
+
+# Heat maps.
+
+
+def test_a_heat_map_has_a_cell_for_every_row(cut_by_ratio: Results) -> None:
+    found = maps(cut_by_ratio)
+    assert (found.x.name, found.x.values) == ("ratio", (0.05, 0.1, 0.2))
+    assert (found.y.name, found.y.values) == ("cut", (1, 2, 3))
+    [only] = found.maps
+    assert (only.title, len(only.cells)) == ("", 9)
+    assert only.cells[1, 2].row.title == "adc:ratio=0.1, cut 3"
+    assert only.cells[0, 2].accuracy is None  # it diverged
+    assert [row.title for row in found.beside] == ["none, cut 1", "none, cut 2", "none, cut 3"]
+
+
+def test_other_settings_have_a_map_for_each_combination(make: Any) -> None:
+    results = make.grid(cuts=(1, 2), stacks=("adc", "topk"))
+    assert [each.title for each in maps(results).maps] == ["adc", "topk"]
+    by_stack = maps(results, "heatmap:x=ratio,y=stack")
+    assert by_stack.y.values == ("adc", "topk")  # what is uncompressed has no ratio
+    assert [each.title for each in by_stack.maps] == ["cut 1", "cut 2"]
+    assert [each.title for each in maps(results, "heatmap:cut×ratio").maps] == ["adc", "topk"]
+
+
+def test_numbers_go_up_and_texts_stay_in_order(make: Any) -> None:
+    rows = [
+        make.row(f"{cut}{sort}", [0.5], settings={"cut": cut, "sort": sort})
+        for cut in (3, 1)
+        for sort in ("b", "a")
+    ]
+    axes = [make.axis("cut", (3, 1)), make.axis("sort", ("b", "a"))]
+    found = maps(make.results(rows, axes, draw=("heatmap",)))
+    assert (found.x.values, found.y.values) == ((1, 3), ("b", "a"))

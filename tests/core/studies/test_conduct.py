@@ -1,0 +1,321 @@
+"""Studies: what is run, how one goes on and grows, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from splitlab.core import Config, ConfigError, SplitlabError
+from splitlab.core.contract.errors import Diverged, Interrupted
+from splitlab.core.runs.disk import hold
+from splitlab.core.runs.folder import RunFolder
+from splitlab.core.runs.reporter import Reporter
+from splitlab.core.studies.conduct import StudyReporter, definition_of, prepare, study
+from splitlab.core.studies.definition import Definition
+from splitlab.core.studies.job import Job, Outcome
+from splitlab.core.studies.study import Study
+
+FAST: dict[str, Any] = {"threads": 1, "budget": "steps=2", "weights": "none", "device": "cpu"}
+TABLE = '[studies.mine]\nstacks = ["adc"]\nseeds = 2\nbase = { budget = "steps=2" }\n'
+
+
+def states(found: Study) -> list[list[str]]:
+    return [[run.state for run in row.runs] for row in found.results().rows]
+
+
+def test_every_combination_runs_with_every_seed(runs: Any) -> None:
+    what = Definition("mine", stacks=("none", "adc"))
+    found = study(what, over={"cut": [1, 2]}, seeds=2, seed=5, output="s", **FAST)
+    assert runs.log == [f"run {stack} {seed}" for seed in (5, 6) for stack in SEEN]
+    assert states(found) == [["finished"] * 2] * 4
+    assert found.folder == Path("s").absolute()
+    config = RunFolder.open(found.jobs()[-1].folder).read_config()
+    assert (config.seed, config.budget, config.plugins, config.cut) == (6, "steps=2", ("adc",), 2)
+    assert (config.eval_points, config.threads) == (20, 1)
+
+
+SEEN = ("none", "none", "adc", "adc")
+
+
+def test_finished_runs_are_skipped(runs: Any) -> None:
+    for _ in range(2):
+        study(Definition("mine", stacks=("adc",)), seeds=2, **FAST)
+    assert runs.log == ["run adc 0", "run adc 1"]
+    assert Path("studies/mine/study.json").is_file()
+
+
+def test_only_what_differs_needs_to_be_said(runs: Any) -> None:
+    study(Definition("mine", stacks=("adc",)), seeds=1, output="s", lr=0.01, **FAST)
+    study(output="s", stacks=["none"])
+    study(output="s", seeds=2)
+    study(output="s", over={"cut": [2]})
+    found = study(output="s", over={"cut": [3]}, seeds=[7])
+    assert runs.log[:4] == ["run adc 0", "run none 0", "run adc 1", "run none 1"]
+    # The cut of the first runs was the model's own, 3: they are rows of the axis.
+    assert runs.log[4:] == ["run adc 0", "run none 0", "run adc 1", "run none 1"] + [
+        f"run {stack} 7" for stack in ("adc", "adc", "none", "none")
+    ]
+    assert {run.state for row in found.results().rows for run in row.runs} == {"finished"}
+    assert all(job.config.lr == 0.01 for job in found.jobs())
+
+
+def test_a_study_takes_more_budget(runs: Any) -> None:
+    study(Definition("mine", stacks=("adc",)), seeds=1, output="s", **FAST)
+    found = study(output="s", budget="steps=4")
+    assert runs.log == ["run adc 0", "resume adc 0"]
+    assert states(found) == [["finished"]]
+    (row,) = found.results().rows
+    assert row.runs[0].summary is not None
+    assert row.runs[0].summary.budget == "steps=4"
+
+
+def test_an_interrupted_run_is_resumed(runs: Any) -> None:
+    def interrupt(config: Config) -> None:
+        raise Interrupted("interrupted after step 1")
+
+    runs.before = interrupt
+    what = Definition("mine", stacks=("none", "adc"))
+    with pytest.raises(Interrupted, match=r"0 of 2 runs are finished; go on with: splitlab study"):
+        study(what, seeds=1, output="s", **FAST)
+    runs.before = lambda config: None
+    assert states(study(output="s")) == [["finished"], ["finished"]]
+    assert runs.log == ["run none 0", "resume none 0", "run adc 0"]
+
+
+def test_ctrl_c_in_a_run_that_has_not_begun(runs: Any) -> None:
+    def interrupt(config: Config) -> None:
+        raise KeyboardInterrupt
+
+    runs.before = interrupt
+    with pytest.raises(Interrupted, match="0 of 1 runs are finished"):
+        study(Definition("mine", stacks=("adc",)), seeds=1, **FAST)
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "told"),
+    [
+        (SplitlabError("bad; go on from step 3 with: x"), "failed", "bad"),
+        (Diverged("the loss is nan"), "diverged", "the loss is nan"),
+        (RuntimeError("out of\nmemory"), "failed", "RuntimeError: out of memory"),
+        (OSError(28, "No space left"), "failed", "OSError: [Errno 28] No space left"),
+    ],
+)
+def test_a_run_that_fails_does_not_end_the_others(
+    error: Exception, state: str, told: str, runs: Any
+) -> None:
+    def fail(config: Config) -> None:
+        if config.plugins == ("none",):
+            raise error
+
+    runs.before = fail
+    found = study(Definition("mine", stacks=("none", "adc")), seeds=1, output="s", **FAST)
+    assert states(found) == [[state], ["finished"]]
+    assert found.results().rows[0].runs[0].error == told
+    study(output="s")
+    assert runs.log == ["run none 0", "run adc 0"]  # it would only fail again
+    runs.before = lambda config: None
+    assert states(study(output="s", retry=True)) == [["finished"], ["finished"]]
+    assert runs.log[2:] == ["resume none 0"]
+
+
+def test_what_is_no_failure_of_a_run_is_raised(runs: Any) -> None:
+    def fail(config: Config) -> None:
+        raise ZeroDivisionError
+
+    runs.before = fail
+    with pytest.raises(ZeroDivisionError):
+        study(Definition("mine", stacks=("adc",)), seeds=1, **FAST)
+
+
+def test_the_reporter_is_told(runs: Any) -> None:
+    told: list[Any] = []
+
+    class Telling(StudyReporter):
+        def begin(self, study: Study, runs: int, finished: int) -> None:
+            told.append((study.definition.name, runs, finished))
+
+        def run(self, job: Job) -> Reporter:
+            told.append((job.number, job.title, job.config.seed))
+            return Reporter()
+
+        def ended(self, job: Job, outcome: Outcome) -> None:
+            told.append(outcome.state)
+
+        def end(self) -> None:
+            told.append("end")
+
+    for _ in range(2):
+        study(Definition("mine", stacks=("adc",)), seeds=1, reporter=Telling(), **FAST)
+    assert told == [("mine", 1, 0), (1, "adc", 0), "finished", "end", ("mine", 1, 1), "end"]
+
+
+class TestDefinitions:
+    def test_of_the_users_own_registry(self, runs: Any, tmp_path: Path) -> None:
+        Path("registry.toml").write_text(TABLE)
+        found = study("mine", **{key: FAST[key] for key in ("weights", "device")})
+        assert found.folder == tmp_path / "studies" / "mine"
+        assert runs.log == ["run adc 0", "run adc 1"]
+
+    @pytest.mark.parametrize("text", [TABLE, TABLE.partition("\n")[2]])
+    def test_of_a_file(self, text: str, runs: Any, tmp_path: Path) -> None:
+        Path("mine.toml").write_text(text)
+        found = definition_of("mine.toml")
+        assert (found.name, found.stacks, found.seeds) == ("mine", ("adc",), (0, 1))
+
+    def test_plugins_lie_beside_the_file(self, tmp_path: Path) -> None:
+        (tmp_path / "mine.toml").write_text('stacks = ["none", "method.py:Mine"]')
+        found = definition_of(tmp_path / "mine.toml")
+        assert found.stacks == ("none", f"{tmp_path / 'method.py'}:Mine")
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("stacks = [", "is not TOML"),
+            ('stack = ["adc"]', "unknown key 'stack'"),
+            ("[studies.a]\n[studies.b]\n", "has several studies"),
+            ("studies = 3", "has several studies"),
+            ("[studies]\na = 3", r"\[studies.a\] must be a table"),
+        ],
+    )
+    def test_files_that_are_none(self, text: str, told: str, tmp_path: Path) -> None:
+        (tmp_path / "x.toml").write_text(text)
+        with pytest.raises(ConfigError, match=told):
+            definition_of(tmp_path / "x.toml")
+
+    def test_unknown_ones(self) -> None:
+        with pytest.raises(ConfigError, match=r"unknown study 'method' \(did you mean 'methods'"):
+            definition_of("method")
+        with pytest.raises(ConfigError, match=r"cannot read the configuration nowhere\.toml"):
+            definition_of("nowhere.toml")
+
+    def test_all_that_ship_can_be_planned(self, tmp_path: Path) -> None:
+        from splitlab.core.catalogue.tables import entries
+
+        for name in entries("studies"):
+            found = prepare(name, output=tmp_path / "s", dry=True)
+            assert found.cells
+            assert found.definition.summary
+        assert not (tmp_path / "s").exists()
+
+
+class TestWhatIsSaid:
+    def test_replaces_what_a_new_study_says(self, runs: Any) -> None:
+        Path("mine.toml").write_text(
+            'stacks = ["adc"]\nover = { cut = [1, 2] }\nzip = [{ lr = [1.0], weight-decay = [0] }]'
+        )
+        found = prepare(
+            "mine.toml", stacks=["none"], over={"cut": [3]}, seeds="4,5", options=FAST, dry=True
+        )
+        assert found.definition.stacks == ("none",)
+        assert found.definition.axes == (
+            ({"lr": 1.0, "weight_decay": 0.0},),
+            ({"cut": 3},),
+        )
+        assert found.definition.seeds == (4, 5)
+
+    @pytest.mark.parametrize(
+        ("more", "told"),
+        [
+            ({"lr": 0.1}, "holds a study with other options: --lr was 0.0003 and is now 0.1"),
+            ({"threads": 2}, "--threads was 1 and is now 2"),
+            (
+                {"cut": 1},
+                "--cut is an axis of the study in .*; give it more values with --over",
+            ),
+            ({"plugins": ["adc"]}, "plugins is no option of a study"),
+            ({"output": "x"}, "output is no option of a study"),
+            ({"lrr": 1}, "unknown key 'lrr'"),
+        ],
+    )
+    def test_other_options_are_refused(self, more: dict[str, Any], told: str, runs: Any) -> None:
+        what = Definition("mine", stacks=("adc",))
+        prepare(what, over={"cut": [2]}, seeds=1, output="s", options=FAST)
+        with pytest.raises(ConfigError, match=told):
+            prepare(None, output="s", options=more)
+        prepare(None, output="s", options={**FAST, "seed": 0, "timeout": 9.0})
+
+    def test_another_study_is_refused(self, runs: Any) -> None:
+        prepare(Definition("mine"), output="s")
+        with pytest.raises(ConfigError, match="holds the study 'mine', not 'yours'"):
+            prepare(Definition("yours"), output="s")
+
+    def test_seed_and_a_list_exclude_each_other(self, runs: Any) -> None:
+        with pytest.raises(ConfigError, match="exclude each other"):
+            prepare(Definition("mine"), seeds="1,2", options={"seed": 3})
+        found = prepare(Definition("mine", seeds=(0, 1)), options={"seed": 3}, dry=True)
+        assert found.definition.seeds == (3, 4)
+
+    def test_nothing_at_all(self, runs: Any) -> None:
+        with pytest.raises(ConfigError, match="which study"):
+            study()
+        with pytest.raises(ConfigError, match="nothing to run; name every stack"):
+            study(output="s")
+
+
+def test_files_are_where_they_were(runs: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    Path("mine.py").write_text(
+        "class Mine:\n    'A plugin.'\n    from splitlab.core import hookimpl\n"
+        "    run_end = hookimpl(lambda self: None)\n"
+    )
+    study(Definition("x"), stacks=["mine.py:Mine"], seeds=1, output="s", **FAST)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    found = study(output=tmp_path / "s", seeds=2)
+    assert states(found) == [["finished", "finished"]]
+    Path("../mine.py").write_text(Path("../mine.py").read_text() + "# changed\n")
+    assert states(study(output=tmp_path / "s")) == [["finished", "finished"]]
+    assert len(runs.log) == 4  # what it does now is another method
+
+
+def test_a_folder_in_which_another_plans(runs: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("splitlab.core.studies.conduct._PLANNING_SECONDS", 0.1)
+    with (
+        hold(tmp_path / "s", "study"),
+        pytest.raises(ConfigError, match="is in use by process"),
+    ):
+        study(Definition("mine"), output="s", **FAST)
+
+
+def test_not_under_a_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = SimpleNamespace(place="beside", launched=lambda: ("client", "x"))
+    monkeypatch.setattr("splitlab.core.studies.conduct.load_transport", lambda text: place)
+    with pytest.raises(ConfigError, match="start it without a launcher"):
+        study(Definition("mine"), transport="tcp", **FAST)
+
+
+def test_what_every_run_would_stumble_over_is_said_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere"):
+        study(Definition("mine"), output=tmp_path / "s", data_dir="nowhere", **FAST)
+
+
+def test_runs_are_real_and_can_be_stopped(small_data: str, tmp_path: Path) -> None:
+    options = FAST | {"data_dir": small_data, "batch_size": 8}
+    options |= {"model": "vit:image_size=28,patch=7,channels=1,width=16,depth=3,heads=2"}
+    what = Definition("mine", stacks=("none", "adc"))
+    asked = iter([False, False, False, True])
+    with pytest.raises(Interrupted, match="0 of 4 runs"):
+        study(
+            what,
+            over={"cut": [1, 2]},
+            seeds=1,
+            output=tmp_path / "s",
+            should_stop=lambda: next(asked, True),
+            **options,
+        )
+    found = study(output=tmp_path / "s")
+    assert states(found) == [["finished"]] * 4
+    straight = study(what, over={"cut": [1, 2]}, seeds=1, output=tmp_path / "t", **options)
+    assert figures(found) == figures(straight)
+
+
+def figures(found: Study) -> list[Any]:
+    return [
+        (row.title, run.seed, run.summary.accuracy, run.summary.loss, run.summary.bytes_up)
+        for row in found.results().rows
+        for run in row.runs
+        if run.summary is not None
+    ]
