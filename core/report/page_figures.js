@@ -122,7 +122,8 @@ function scatter() {
   const room = (most - least || Math.abs(most) || 1) * .08;
   const x = {kind: "bytes", log, low: log ? least * .8 : Math.min(least - room, 0), high: log ? most * 1.25 : most + room};
   const finals = m => data.rows[m.row].runs.filter(run => run.accuracy !== null);
-  const y = upright(marks.flatMap(m => choice.scatterRuns ? finals(m).map(r => r.accuracy) : [m.y - (m.half || 0), m.y + (m.half || 0)]));
+  const y = upright(reach(marks.map(m => data.rows[m.row])));
+  byId("cut").hidden = choice.scatterRuns || !marks.some(m => m.y - m.half < y.low || m.y + m.half > y.high);
   const p = plot(width, height, x, y, `Final accuracy against training bytes of ${marks.length} rows. Arrow keys go through them.`,
     [`${width > 560 ? NAMES.bytes : "training bytes"}${log ? " (logarithmic)" : ""}`, "test accuracy"]);
   const methods = [...new Set(data.marks.filter(m => !grey.has(m.row)).map(m => data.rows[m.row].method))];

@@ -337,6 +337,17 @@ def test_a_point_of_a_run_tells_the_run(look: Look, small: Results) -> None:
     assert view.locator("#tip").is_hidden()
 
 
+def test_an_interval_wider_than_everything_is_cut_off_and_told(look: Look, make: Any) -> None:
+    rows = [make.row("a", [0.1, 0.2]), make.row("b", [0.15, 0.16, 0.17])]
+    view = look(make.results(rows))
+    assert view.locator("#cut").is_visible()
+    told = view.locator("#scatter svg").text_content()
+    assert "0.2" in told
+    assert "0.5" not in told
+    view.locator("#pareto-bar").get_by_role("button", name="every run").click()
+    assert view.locator("#cut").is_hidden()
+
+
 def test_a_row_opens_to_its_runs(look: Look, small: Results) -> None:
     view = look(small)
     button = view.get_by_role("button", name="Runs of quantize:ratio=0.05")
