@@ -229,8 +229,8 @@ def seeds_of(seeds: int | str | Sequence[int], first: int = 0) -> tuple[int, ...
     if isinstance(seeds, int):
         chosen = tuple(range(first, first + seeds)) if 0 < seeds <= _MOST_SEEDS else ()
     else:
-        chosen = tuple(seeds)
-    if not chosen or len({*chosen}) < len(chosen) or any(type(seed) is not int for seed in chosen):
+        chosen = tuple(seeds) if isinstance(seeds, Iterable) else ()
+    if any(type(seed) is not int for seed in chosen) or not chosen or len({*chosen}) < len(chosen):
         raise refused
     for seed in (min(chosen), max(chosen)):
         Config(seed=seed)  # refuses what no run could take

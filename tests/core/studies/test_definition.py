@@ -131,7 +131,7 @@ def test_an_axis_that_cannot_be(text: str, told: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "seeds", ["0,9999999999999999999,1", "99999999999", 1001, "", "two", -1, []]
+    "seeds", ["0,9999999999999999999,1", "99999999999", 1001, "", "two", -1, [], [[1]], 1.5]
 )
 def test_seeds_that_no_run_can_take(seeds: Any) -> None:
     with pytest.raises(ConfigError, match="is not allowed"):
