@@ -173,12 +173,9 @@ def _study(arguments: argparse.Namespace) -> int:
         )
     with heavy_imports():
         from splitlab.core.studies.conduct import prepare
-        from splitlab.core.studies.definition import axis_of_columns, axis_of_text
+        from splitlab.core.studies.definition import axis_of_texts
 
-    axes = [
-        axis_of_columns(dict(axis_of_text(text) for text in together))
-        for together in arguments.axes or ()
-    ]
+    axes = [axis_of_texts(together) for together in arguments.axes or ()]
     asked = {"stacks": stacks, "over": axes, "seeds": arguments.seeds, "output": output}
     if arguments.dry_run:
         return _show_plan(prepare(arguments.study, options=options, dry=True, **asked))

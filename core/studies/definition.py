@@ -40,6 +40,7 @@ __all__ = [
     "Definition",
     "axis_of_columns",
     "axis_of_text",
+    "axis_of_texts",
     "called",
     "seeds_of",
     "shown_key",
@@ -155,21 +156,33 @@ class Definition:
         return dataclasses.asdict(self)
 
     def command(self, output: str) -> str:
-        """Return what makes the same study in another folder, as typed in a shell."""
+        """Return what makes the same study in another folder, as typed in a shell.
+
+        Empty if it cannot be typed: a value of an axis that is a list of several, as TOML has it.
+        """
+        if any(
+            isinstance(value, list) and len(value) > 1
+            for axis in self.axes
+            for choice in axis
+            for value in choice.values()
+        ):
+            return ""
         words = ["splitlab", "study"]
         for stack in self.stacks:
             words += ["--plugin", stack]
         for axis in self.axes:
             for i, key in enumerate(axis[0]):
                 values = [_said(choice[key]) for choice in axis]
-                separator = ";" if any("," in value for value in values) else ","
-                words += ["--zip" if i else "--over", f"{shown_key(key)}={separator.join(values)}"]
+                told = ",".join(values)
+                if "," in "".join(values):
+                    told = ";".join(values) if len(values) > 1 else f"{told};"
+                words += ["--zip" if i else "--over", f"{shown_key(key)}={told}"]
         for field, value in self.base.items():
             if isinstance(value, list):
                 words += [word for each in value for word in (flag(field), each)]
             elif value is True:
                 words.append(flag(field))
-            elif value not in (None, False):
+            elif value is not None and value is not False:  # 0 is a value
                 words += [flag(field), str(value)]
         many = len(self.seeds) > 1
         words += ["--seeds", ",".join(map(str, self.seeds))] if many else ["--seeds", "1"]
@@ -240,12 +253,14 @@ def seeds_of(seeds: int | str | Sequence[int], first: int = 0) -> tuple[int, ...
 def axis_of_text(text: str) -> tuple[str, list[Any]]:
     """Read ``KEY=VALUE,VALUE,…``, or ``KEY=VALUE;VALUE`` where values have commas of their own.
 
+    A single value with commas ends in ``;``.
+
     Returns:
         The key and its values, typed.
     """
     typed, equals, rest = text.partition("=")
     separator = ";" if ";" in rest else ","
-    values = [value.strip() for value in rest.split(separator)]
+    values = [value.strip() for value in rest.removesuffix(";").split(separator)]
     if not equals or not all(values):
         raise ConfigError(
             f"--over {text} is not allowed; write KEY=VALUE,VALUE, as in cut=1,2,3 or "
@@ -286,8 +301,18 @@ def _axis(together: Any) -> tuple[Choice, ...]:
     return tuple(choices)
 
 
+def axis_of_texts(texts: Sequence[str]) -> tuple[Choice, ...]:
+    """Return the axis of keys that go together, each as `axis_of_text` reads it."""
+    columns: dict[str, list[Any]] = {}
+    for key, values in map(axis_of_text, texts):
+        if key in columns:
+            raise ConfigError(f"{shown_key(key)} is twice on one axis; keep one of them")
+        columns[key] = values
+    return _axis(columns)
+
+
 def axis_of_columns(columns: Mapping[str, list[Any]]) -> tuple[Choice, ...]:
-    """Return the axis of keys that go together, as `axis_of_text` reads them."""
+    """Return the axis of keys that go together, each with its typed values."""
     return _axis(columns)
 
 

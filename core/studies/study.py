@@ -194,7 +194,7 @@ def result(folder: Path, budget: str, seed: int, *, logs: bool = True) -> RunRes
         return RunResult(folder, seed, state, error)
     run = read_run(folder)
     state, error, summary = run.state, run.error, run.summary
-    if run.config is None or run.config.budget != budget:  # it was made to another one
+    if run.config is None or Budget.parse(run.config.budget) != Budget.parse(budget):  # it was made to another one
         state, error, summary = "interrupted", "", None
     elif failed and state != "finished":
         state, error = failed

@@ -107,6 +107,16 @@ def test_more_budget_goes_on_with_the_runs_that_are_there(runs: Any, tmp_path: P
     assert all(RunFolder.open(job.folder).read_config().budget == "steps=5" for job in jobs)
 
 
+def test_a_budget_that_is_written_otherwise_is_the_same(runs: Any, tmp_path: Path) -> None:
+    one, same = (planned(tmp_path / "s", budget=f"bytes={text}") for text in ("1MB", "1e6"))
+    for job in one.jobs():
+        perform(job, Reporter())
+    jobs = same.jobs()
+    assert not any(same.left(job) for job in jobs)
+    assert {perform(job, Reporter()).state for job in jobs} == {"finished"}
+    assert len(runs.log) == len(jobs)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "more"),
     [
