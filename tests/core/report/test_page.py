@@ -144,7 +144,10 @@ def browser() -> Iterator[Any]:
         found = next(filter(None, map(shutil.which, names)), own if Path(own).exists() else None)
         if found is None:
             pytest.skip("there is no Chromium here: install one, or run playwright install")
-        engine = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        try:
+            engine = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        except api.Error as error:
+            pytest.skip(f"{found} does not start: {str(error).splitlines()[0]}")
         yield engine
         engine.close()
 
