@@ -32,7 +32,6 @@ _ELSEWHERE = {
     "--ema {}": "model-ema-decay ema-decay",
     "--mixup {}": "mixup-alpha mix-up",
     "--train {}": "freeze trainable finetune",
-    "--augment timm:{}": "aa auto-augment",
     "--plugin {}": "method compression compressor codec stack plugins",
     "--plugin NAME:ratio={}": "ratio compression-ratio keep-ratio",
     "--plugin NAME:bits={}": "bits num-bits bit-width",

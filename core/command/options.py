@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from splitlab.core.catalogue.tables import Kind, entries
 from splitlab.core.command.streams import visible
 from splitlab.core.contract.jsonable import json_text
-from splitlab.core.runs.config import GROUPS, Config, flag, read_toml
+from splitlab.core.runs.config import GROUPS, Config, by_group, flag, read_toml
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -157,7 +157,7 @@ def add_config(
         "--config", metavar="FILE.toml", help="read options from a file; flags override it"
     )
     hints = typing.get_type_hints(Config)
-    fields = [spec for spec in dataclasses.fields(Config) if spec.name not in exclude]
+    fields = [spec for spec in by_group() if spec.name not in exclude]
     for title in GROUPS:
         members = [spec for spec in fields if spec.metadata["group"] == title]
         if not members:

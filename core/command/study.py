@@ -133,7 +133,9 @@ def add_executor(group: argparse._ActionsContainer) -> None:
         "each, or a Ray cluster (default: inside)",
     )
     group.add_argument(
-        "--ray-address", metavar="ADDRESS", help="of the Ray cluster (default: one is started here)"
+        "--ray-address",
+        metavar="ADDRESS",
+        help="of the Ray cluster (default: $RAY_ADDRESS, one that runs here, or a new one)",
     )
     group.add_argument(
         "--retry", action="store_true", help="run again what failed or diverged before"

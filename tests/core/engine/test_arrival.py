@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from splitlab.core import PluginError, ProtocolError, Role, hookimpl
+from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.errors import Diverged
+from splitlab.core.contract.message import Kind
 
 
 class Idle:
@@ -53,6 +55,24 @@ def test_activations_without_tokens_are_refused_before_plugins_see_them(tiny: An
     up = tiny.travel(next(client.train(tiny.batch(), 0)))
     with pytest.raises(ProtocolError, match="without a number in its payload"):
         server.handle(changed(up, "activations", torch.zeros(6, 0, 16)))
+
+
+def test_class_probabilities_are_taken_in_training_and_of_every_class(tiny: Any) -> None:
+    batch = tiny.batch(0)
+    soft = torch.full((6, tiny.classes), 1 / tiny.classes)
+    client, server = tiny.pair()
+    mixed = next(client.train(Batch(batch.images, soft, batch.sample_ids), 0))
+    assert mixed["targets"].dtype is torch.float32
+    assert server.handle(tiny.travel(mixed)).kind is Kind.GRADIENT
+    query = next(client.query(batch, 0, stacked=True))
+    for message, targets in (
+        (query, soft),
+        (mixed, soft[:, :-1]),
+        (mixed, soft.double()),
+        (mixed, soft[:5]),
+    ):
+        with pytest.raises(ProtocolError, match=r"targets arrived as .*in training class prob"):
+            tiny.server().handle(changed(tiny.travel(message), "targets", targets))
 
 
 def test_targets_and_tensors_that_no_client_sends_are_refused(tiny: Any) -> None:

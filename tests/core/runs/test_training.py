@@ -6,6 +6,8 @@ import signal
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import torch
 from splitlab.core import Config, ConfigError, Interrupted, run
 from splitlab.core.runs.checkpoint import plan_mark
 from splitlab.core.runs.plan import Decided, Plan, make, make_for_server
+from splitlab.core.runs.serve import serve
 from splitlab.core.runs.workers import build_client, build_server
 
 SMALL = Config(image_size=8, batch_size=6, cut=1, threads=1, seed=3, weights="none", device="cpu")
@@ -122,6 +125,24 @@ def test_interrupted_in_an_accumulation_and_resumed_equals_uninterrupted(
         )
     run(resume=tmp_path / "parts" / "r")
     assert real.losses(tmp_path / "parts" / "r") == real.losses(tmp_path / "whole" / "r")
+
+
+def test_a_server_elsewhere_hears_the_length_of_the_run_in_the_handshake(
+    real: Any, easy_data: str, tmp_path: Path
+) -> None:
+    how = {"lr_schedule": "cosine", "warmup": 0.3, "accumulate": 2, "label_smoothing": 0.1}
+    options = {**real.SMALL, **how, "data_dir": easy_data, "budget": "steps=6"}
+    run(output=str(tmp_path / "here"), **options)
+    said: Queue[str] = Queue()
+    decided = Decided.of(Config(**real.SMALL, **how, transport="tcp"))
+    arguments: dict[str, Any] = {"say": said.put, "output": str(tmp_path / "server"), "wait": 60.0}
+    server = Thread(target=serve, args=(decided, 4), kwargs=arguments)
+    server.start()
+    address = said.get(timeout=60).split()[-1]
+    run(connect=address, transport="tcp", output=str(tmp_path / "there"), **options)
+    server.join(60)
+    assert "served 6 steps" in said.get(timeout=60)
+    assert real.losses(tmp_path / "there") == real.losses(tmp_path / "here")
 
 
 def test_killed_over_tcp_and_resumed_equals_not_killed(
