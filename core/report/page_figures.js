@@ -197,6 +197,11 @@ function maps() {
   bar.querySelector(".scale")?.remove();
   if (known.length) bar.append(make("p", {class: "scale"}, heatText(low), make("i"), heatText(high)));
   for (const found of data.maps) for (const map of found.maps) place.append(heatMap(found, map, scale, place.clientWidth || 1232));
+  const beside = [...new Set(data.maps.flatMap(found => found.beside))].filter(number => !hidden.has(number) && isKnown(heatValue(number)));
+  byId("beside").textContent = beside.length ? `Without ${data.maps.length > 1 ? "some of the" : "these"} settings: ${beside.map(number => {
+    const row = data.rows[number];
+    return `${clipped(row.title, 80)} ${heatText(heatValue(number))}${choice.heat === "accuracy" && isKnown(row.half) ? ` ± ${row.half.toFixed(3)}` : ""}`;
+  }).join("; ")}.` : "";
 }
 const heatText = v => choice.heat === "accuracy" ? v.toFixed(3) : amount(v, "bytes");
 function heatMap(found, map, scale, room) {
