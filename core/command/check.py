@@ -32,7 +32,7 @@ _EXAMPLES = """\
   splitlab check my-method --model resnet18       the same promises, on another model
   splitlab check quantize --model my_model.py:my_model         on a model of your own
   splitlab check --transport tcp:nodelay=false    what a link must hold
-  splitlab check --link my_link.py:MyLink         what it must hold with a wrapper around it
+  splitlab check --link my_link.py:MyLink         with a wrapper around it
   splitlab check --probe my_probe.py:MyProbe      that it changes nothing
 """
 
@@ -43,8 +43,8 @@ def add(commands: Commands) -> Parser:
         commands,
         "check",
         _check,
-        "check what a method, a link or a probe must hold, or check all of them",
-        takes="[NAME | --transport NAME | --link NAME | --probe NAME] [options]",
+        "check what methods, links and probes must hold",
+        takes="[NAME|--transport NAME|--link NAME|--probe NAME] [options]",
         more=_MORE,
         examples=_EXAMPLES,
     )

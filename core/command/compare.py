@@ -29,17 +29,18 @@ if TYPE_CHECKING:
 __all__ = ["add"]
 
 _MORE = """\
-A comparison is a study over stacks: every run is an ordinary run folder. Started
-again with --output DIR it skips what is finished and goes on with what was
-interrupted; with more stacks, seeds or another ratio it grows. DIR/report.html,
-table.md, table.csv and figures/ hold what came of it; `splitlab report DIR` draws
-them anew, `splitlab study` takes more axes.
+A comparison is a study over stacks: every run is an ordinary run folder.
+Started again with --output DIR it skips what is finished and goes on with what
+was interrupted; with more stacks, seeds or another ratio it grows.
+DIR/report.html, table.md, table.csv and figures/ hold what came of it;
+`splitlab report DIR` draws them anew, `splitlab study` takes more axes.
 """
 
 _EXAMPLES = """\
-  splitlab compare --plugin none --plugin adc --plugin topk --plugin adc+quantize:bits=8 \\
+  splitlab compare --plugin none --plugin adc --plugin adc+quantize:bits=8 \\
                    --ratio 0.1 --seeds 3 --output comparisons/mine
-  splitlab compare --plugin adc:ratio=0.05 --plugin adc:ratio=0.2 --budget bytes=50MB --seeds 0,1,5
+  splitlab compare --plugin adc:ratio=0.05 --plugin adc:ratio=0.2 \\
+                   --budget bytes=50MB --seeds 0,1,5
   splitlab compare --output comparisons/mine --ratio 0.2          another ratio of the same stacks
 """
 

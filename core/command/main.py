@@ -38,7 +38,7 @@ from splitlab.core.command import (
     transports,
 )
 from splitlab.core.command.elsewhere import mistyped
-from splitlab.core.command.options import Formatter, Parser, add_common
+from splitlab.core.command.options import Formatter, Parser, add_common, examples_of
 from splitlab.core.command.streams import prepare, visible
 from splitlab.core.contract.errors import (
     ConfigError,
@@ -68,23 +68,24 @@ first part of a model, a server the rest; what crosses the link between them is
 compressed by plugins, and its bytes are counted where they leave.
 """
 
-_EPILOG = """\
-examples:
-  splitlab run --plugin adc                       ADC on the data and model that ship, in a minute
+_EXAMPLES = """\
+  splitlab run --plugin adc                       ADC on the data that ship, in a minute
   splitlab run                                    the same without compression
-  splitlab run --plugin adc:ratio=0.05 --transport tcp         two processes, a real socket
-  splitlab compare --plugin none --plugin adc --plugin topk --ratio 0.1 --seeds 3
-  splitlab study adc/balance                      a grid of runs, from its definition to its page
-  splitlab report studies/mine --html mine.html    its tables and figures on one page
+  splitlab run --plugin adc:ratio=0.05 --transport tcp   two processes, a real socket
+  splitlab compare --plugin none --plugin adc --ratio 0.1 --seeds 3
+  splitlab study adc/balance                      a grid of runs, and its page
+  splitlab report studies/mine --html mine.html   its tables and figures on one page
   splitlab runs --sort accuracy                   what there is, the best last
   splitlab trace --plugin adc                     what one step does, sends and takes
   splitlab plugins adc                            what a plugin does and takes
+"""
 
-`splitlab COMMAND --help` explains the options of a command and has more examples.
+_EPILOG = """
+`splitlab COMMAND --help` explains a command's options and has more examples.
 docs/glossary.md explains the words: ξ, cut, stack, link, nominal, measured, …
 
-exit status: 0 done, 1 failed (a plugin, a peer, the network), 2 what was typed or
-a file cannot be used, 3 the training diverged, 130 interrupted
+exit status: 0 done, 1 failed (a plugin, a peer, the network), 2 what was typed
+or a file cannot be used, 3 the training diverged, 130 interrupted
 """
 
 
@@ -156,7 +157,7 @@ def parser() -> Parser:
     whole = Parser(
         prog="splitlab",
         usage="splitlab COMMAND [options]",
-        epilog=_EPILOG,
+        epilog=examples_of(_EXAMPLES) + _EPILOG,
         formatter_class=Formatter,
     )
     whole.add_argument("--version", action="version", version=f"splitlab {__version__}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
 import types
 import typing
@@ -29,9 +30,13 @@ __all__ = [
     "add_quiet",
     "completes",
     "declare",
+    "examples_of",
     "given",
     "print_json",
 ]
+
+
+_COLUMNS = 80  # of a terminal as it opens
 
 
 class Parser(argparse.ArgumentParser):
@@ -95,13 +100,13 @@ def declare(
         summary: one line without a full stop.
         takes: what is typed after the name, for the usage line.
         more: what the help says after the summary.
-        examples: lines that end the help.
+        examples: lines that end the help, as for `examples_of`.
     """
     parser = commands.add_parser(
         name,
         usage=f"splitlab {name} {takes}",
         description=f"{summary[0].upper()}{summary[1:]}.\n{more and chr(10)}{more}",
-        epilog=f"examples:\n{examples}" if examples else None,
+        epilog=examples_of(examples) if examples else None,
         formatter_class=Formatter,
     )
     parser.name = name
@@ -109,6 +114,25 @@ def declare(
     parser.set_defaults(command=does, parser=parser)
     add_common(parser)
     return parser
+
+
+def examples_of(lines: str) -> str:
+    """Return the end of a help: commands, and beside them or below what they are for.
+
+    Args:
+        lines: each a command, after three spaces what it does; one with ``\\`` goes on below.
+    """
+    parts = [re.split(r"(?<=\S) {3,}", line.rstrip(), maxsplit=1) for line in lines.splitlines()]
+    told = [part for part in parts if len(part) > 1]
+    most = _COLUMNS - max((len(text) for _, text in told), default=0)
+    begin = min(most, max((len(command) + 3 for command, _ in told), default=0))
+    shown = ["examples:"]
+    for command, *text in parts:
+        if text and len(command) + 2 > begin:
+            shown += [command, " " * begin + text[0]]
+        else:
+            shown.append(command.ljust(begin) + text[0] if text else command)
+    return "\n".join(shown) + "\n"
 
 
 def add_common(parser: Parser) -> None:

@@ -19,18 +19,20 @@ if TYPE_CHECKING:
 __all__ = ["add", "show_results"]
 
 _MORE = """\
-Takes the folder of a study or a comparison, run folders, or folders of them; runs
-that differ in their seed alone are a row. Without an option that names a file, the
-table is printed. Figures: bytes, steps, seconds, joules (accuracy against what was
-spent; each also as bytes:log and so on), frontier, heatmap, heatmap:x=NAME,y=NAME.
+Takes the folder of a study or a comparison, run folders, or folders of them;
+runs that differ in their seed alone are a row. Without an option that names a
+file, the table is printed. Figures: bytes, steps, seconds, joules (accuracy
+against what was spent; each also as bytes:log and so on), frontier, heatmap,
+heatmap:x=NAME,y=NAME.
 docs/reports.md explains what is shown.
 """
 
 _EXAMPLES = """\
   splitlab report studies/mine                               the table
   splitlab report studies/mine --html mine.html              one page with everything in it
-  splitlab report runs/* --reference none --csv results      every run and evaluation, for pandas
-  splitlab report studies/mine --figures figures --figure bytes:log --latex table.tex
+  splitlab report runs/* --csv results   every run and evaluation, for pandas
+  splitlab report studies/mine --figures figures --latex table.tex   for a paper
+  splitlab report studies/mine --figures figures --figure bytes:log
 """
 
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["add"]
 
 _MORE = """\
-A study of your own is a table [studies.NAME] in a registry.toml (--registry), or
-a TOML file with its keys: summary, paper, base, stacks, over, zip, seeds, draw,
-reference. docs/studies.md explains them.
+A study of your own is a table [studies.NAME] in a registry.toml (--registry),
+or a TOML file with its keys: summary, paper, base, stacks, over, zip, seeds,
+draw, reference. docs/studies.md explains them.
 """
 
 _EXAMPLES = """\

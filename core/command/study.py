@@ -46,11 +46,14 @@ on how many there are.
 _EXAMPLES = """\
   splitlab study adc/split-point                              in studies/adc/split-point
   splitlab study adc/split-point --seeds 5                    two more seeds of the same
-  splitlab study adc/balance --over plugin.adc.tau=0.1,0.3,1 --over plugin.adc.kappa=0.1,0.3,1
-  splitlab study --plugin none --plugin adc --over ratio=0.05,0.1 --over cut=1,2,3 --output mine
+  splitlab study adc/balance --over plugin.adc.tau=0.1,0.3 \\
+                             --over plugin.adc.kappa=0.1,0.3
+  splitlab study --plugin none --plugin adc --over ratio=0.05,0.1 \\
+                 --over cut=1,2,3 --output mine
   splitlab study --output mine --plugin topk                  one more stack, same axes
   splitlab study --output mine --retry                        what failed, once more
-  splitlab study --plugin adc --over batch-size=64,128 --zip lr=1e-3,2e-3 --output both
+  splitlab study --plugin adc --over batch-size=64,128 --zip lr=1e-3,2e-3 \\
+                 --output both
   splitlab study methods --executor processes:8
   splitlab study methods --dry-run                            its rows, and how they stand
 """

@@ -23,9 +23,22 @@ COMMANDS = [
     *("new-plugin", "plugins", "probes", "report", "run", "runs", "serve", "studies", "study"),
     *("trace", "transports"),
 ]
+WORDS = ("show", "diff", "label", "rm")
 
 
 # Help.
+
+
+@pytest.mark.parametrize(
+    "command", [[], *([name] for name in COMMANDS), *(["runs", word] for word in WORDS)]
+)
+def test_no_line_of_a_help_is_broken_by_a_narrow_terminal(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        parser().parse_known_args([*command, "--help"])
+    assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)
