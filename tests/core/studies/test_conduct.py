@@ -282,6 +282,9 @@ def test_files_are_where_they_were(runs: Any, tmp_path: Path, monkeypatch: Any) 
     Path("../mine.py").write_text(Path("../mine.py").read_text() + "# changed\n")
     assert states(study(output=tmp_path / "s")) == [["finished", "finished"]]
     assert len(runs.log) == 4  # what it does now is another method
+    Path("../mine.py").write_text(Path("../mine.py").read_text() + "# again\n")
+    study(output=tmp_path / "s", budget="steps=4")
+    assert not any(line.startswith("resume") for line in runs.log)
 
 
 def test_a_folder_in_which_another_plans(runs: Any, tmp_path: Path, monkeypatch: Any) -> None:

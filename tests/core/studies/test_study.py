@@ -62,7 +62,6 @@ def test_runs_lie_under_their_rows(study: Study) -> None:
     ]
     key = study.cells[0].key
     assert jobs[0].folder == study.folder / f"none-cut-1-{key}" / "seed-0"
-    jobs[0].folder.parent.mkdir()
     jobs[0].folder.parent.rename(study.folder / f"another-name-{key}")
     assert study.jobs()[4].folder == study.folder / f"another-name-{key}" / "seed-1"
 
@@ -137,12 +136,68 @@ def test_another_budget_begins_anew(
     assert not any(job.folder.exists() for job in second.jobs())
 
 
-def test_runs_in_hand_are_not_taken_over(runs: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("begun", [True, False])
+def test_runs_in_hand_are_not_taken_over(begun: bool, runs: Any, tmp_path: Path) -> None:
     small, large = (planned(tmp_path / "s", budget=f"steps={n}") for n in (2, 5))
-    job = small.jobs()[0]
-    perform(job, Reporter())
+    small.write()
+    job = small.jobs()[1]
+    if begun:
+        perform(job, Reporter())
     with hold(job.folder.parent, job.folder.name), pytest.raises(HeldError, match="is in use"):
         large.take_over(small.cells)
+    assert all(job.folder.parent.is_dir() for job in small.jobs())  # not half of them
+    large.take_over(small.cells)
+    assert not any(job.folder.parent.exists() for job in small.jobs())
+    assert not [*large.folder.rglob("*.lock")]
+
+
+def test_an_axis_of_the_place_moves_no_run_to_another_of_its_rows(
+    runs: Any, tmp_path: Path
+) -> None:
+    def over(threads: list[int], budget: str) -> Study:
+        definition = Definition(
+            "mine",
+            base={key: value for key, value in FAST.items() if key != "threads"}
+            | {"budget": budget},
+            axes=(axis_of_columns({"threads": threads}),),
+            seeds=(0,),
+        )
+        return Study(tmp_path / "s", definition, cells(definition))
+
+    both = over([1, 2], "steps=2")
+    for job in both.jobs():
+        perform(job, Reporter())
+    more = over([2, 1], "steps=5")
+    more.take_over(both.cells)
+    for job in more.jobs():
+        assert RunFolder.open(job.folder).read_config().threads == job.config.threads
+
+
+def test_what_is_there_is_a_row_of_an_axis_of_the_place(runs: Any, tmp_path: Path) -> None:
+    before = planned(tmp_path / "s")
+    for job in before.jobs():
+        perform(job, Reporter())
+    definition = before.definition
+    axes = (*definition.axes, axis_of_columns({"threads": [2, 1]}))
+    definition = replace(definition, axes=axes)
+    after = Study(before.folder, definition, cells(definition))
+    after.take_over(before.cells)
+    assert [after.left(job) for job in after.jobs()] == [True, False, True, False]
+
+
+def test_a_row_keeps_its_folder_whatever_grows_the_study(tmp_path: Path) -> None:
+    first = planned(tmp_path / "s")
+    first.write()
+    definition = replace(first.definition, axes=(axis_of_columns({"cut": [2, 3]}),))
+    grown = Study(first.folder, definition, cells(definition))
+    one = replace(first, cells=first.cells[1:])  # cut 2, which alone needs no name
+    assert one.jobs()[0].title == "none"
+    assert one.jobs()[0].folder == first.jobs()[1].folder == grown.jobs()[0].folder
+    new = planned(tmp_path / "t")
+    new = replace(new, cells=new.cells[1:])
+    new.write()
+    later = replace(grown, folder=new.folder)
+    assert later.jobs()[0].folder == new.jobs()[0].folder
 
 
 def test_results_know_what_all_have_in_common(study: Study) -> None:
