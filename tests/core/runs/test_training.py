@@ -59,6 +59,7 @@ def test_peers_agree_on_what_is_not_as_always_and_only_on_that() -> None:
     plain = SMALL.agreed()
     assert plain == replace(SMALL, train=("all",)).agreed() == {}
     assert replace(SMALL, augment="paper", mixup=0.4).agreed() == {}  # the client's own
+    assert replace(SMALL, train=("last", "last")).agreed() == {"train": "last"}
     names = {"lr schedule", "clip norm", "accumulate", "ema", "label smoothing", "drop path"}
     agreed = replace(SMALL, **EVERYTHING).agreed()
     assert agreed.keys() == names | {"train"}
