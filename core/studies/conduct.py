@@ -244,7 +244,7 @@ def _axes(
 
 
 def _listed(values: Any) -> Any:
-    """Return a list of any values that come one by one; what is none is refused where it is used."""
+    """Return a list of what comes one by one; anything else is refused where it is used."""
     return [*values] if isinstance(values, Iterable) and not isinstance(values, str) else values
 
 

@@ -196,9 +196,20 @@ class Definition:
         Raises:
             ConfigError, TypeError, ValueError, LookupError, AttributeError: it is damaged.
         """
-        tuples = {key: tuple(values[key]) for key in ("stacks", "seeds", "draw")}
-        axes = tuple(tuple(dict(choice) for choice in axis) for axis in values["axes"])
-        return cls(**{**values, **tuples, "axes": axes})
+        words = {key: values[key] for key in ("name", "summary", "paper", "reference")}
+        _texts(words.values(), "the definition")
+        Config.from_mapping(values["base"])
+        return cls(
+            **words,
+            base=dict(values["base"]),
+            stacks=tuple(_texts(values["stacks"], "stacks")),
+            axes=tuple(
+                _axis({key: [choice[key] for choice in axis] for key in axis[0]})
+                for axis in values["axes"]
+            ),
+            seeds=seeds_of([*values["seeds"]]),
+            draw=tuple(_texts(values["draw"], "draw")),
+        )
 
     def grown(
         self,
@@ -366,9 +377,9 @@ def _checked(key: str, value: Any) -> Any:
 
 def _texts(values: Iterable[Any], what: str) -> list[str]:
     found = [*values]
-    wrong = next((value for value in found if not isinstance(value, str)), None)
-    if wrong is not None:
-        raise ConfigError(f"{what} has {wrong!r}; it takes texts")
+    for value in found:
+        if not isinstance(value, str):
+            raise ConfigError(f"{what} has {value!r}; it takes texts")
     return found
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,17 +66,17 @@ class Study:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             if record["splitlab_study"] != _FORMAT:
-                raise ConfigError(f"{path} is of another version of splitlab; name another folder")
-            definition = Definition.of_record(record["definition"])
-            rows = tuple(
-                Cell(row["key"], Config.from_mapping(row["config"]), row["remark"])
-                for row in record["rows"]
-            )
-            return cls(folder, definition, rows)
+                raise ConfigError("it is of another version of splitlab")
+            rows = tuple(_cell(row) for row in record["rows"])
+            if not rows:
+                raise ConfigError("it has no rows")
+            return cls(folder, Definition.of_record(record["definition"]), rows)
         except OSError:
             raise ConfigError(
                 f"{folder} is no study (it has no {RECORD}); name another folder"
             ) from None
+        except ConfigError as error:
+            raise ConfigError(f"{path} cannot be used: {error}; name another folder") from None
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ConfigError(f"{path} is damaged ({reason}); name another folder") from None
@@ -262,6 +262,13 @@ def _reference(asked: str, rows: Sequence[Row]) -> str | None:
     """Return the row or method that others are tested against; by default what sends all."""
     known = {name for row in rows for name in (row.title, row.method)}
     return next((wanted for wanted in (asked, "none") if wanted in known), None)
+
+
+def _cell(row: Mapping[str, Any]) -> Cell:
+    """Read a row as it was written; its key is part of a path."""
+    if not re.fullmatch(r"[0-9a-f]{4,64}", row["key"]) or not isinstance(row["remark"], str):
+        raise ConfigError(f"the row {row['key']!r} is not as it was written")
+    return Cell(row["key"], Config.from_mapping(row["config"]), row["remark"])
 
 
 def _set(config: Config) -> dict[str, Any]:

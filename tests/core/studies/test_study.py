@@ -233,13 +233,40 @@ class TestFolders:
             ("[]", "is damaged"),
             ('{"splitlab_study": 2}', "is of another version of splitlab"),
             ('{"splitlab_study": 1}', "is damaged"),
-            ('{"splitlab_study": 1, "definition": {}, "rows": []}', "is damaged"),
+            ('{"splitlab_study": 1, "definition": {}, "rows": []}', "it has no rows"),
         ],
     )
     def test_a_damaged_record(self, text: str, told: str, tmp_path: Path) -> None:
         (tmp_path / RECORD).write_text(text)
         with pytest.raises(ConfigError, match=told):
             Study.read(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("place", "value"),
+        [
+            (("rows",), []),
+            (("rows", 0, "key"), "a/../../b"),
+            (("rows", 0, "remark"), 1),
+            (("definition", "base"), "x"),
+            (("definition", "base"), {"x": 1}),
+            (("definition", "seeds"), []),
+            (("definition", "seeds", 0), "../../x"),
+            (("definition", "reference"), ["none"]),
+            (("definition", "draw"), [1]),
+            (("definition", "axes"), [[{"x": 1}]]),
+            (("definition", "axes"), [[{"cut": 1}, {"lr": 1.0}]]),
+        ],
+    )
+    def test_an_edited_record(self, place: tuple[Any, ...], value: Any, study: Study) -> None:
+        study.write()
+        record = json.loads((study.folder / RECORD).read_text())
+        inner = record
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = value
+        (study.folder / RECORD).write_text(json.dumps(record))
+        with pytest.raises(ConfigError, match=r"study\.json (cannot be|is dam)[^\n]*folder$"):
+            Study.read(study.folder)
 
     def test_a_damaged_failure_is_a_failure(self, study: Study) -> None:
         job = study.jobs()[0]
