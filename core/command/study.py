@@ -216,9 +216,10 @@ def conducted(
 def ended(found: Study, *, quiet: bool, json: bool) -> int:
     """Write tables, figures and page of a study, print its table, and fail if a run did."""
     from splitlab.core.command.show import near
+    from splitlab.core.report.figures import drawable
     from splitlab.core.report.files import write_all
 
-    results = found.results()
+    results = drawable(found.results())
     files = write_all(results, found.folder)
     if json:
         from splitlab.core.report.long import run_records

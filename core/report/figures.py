@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from splitlab.core.contract.errors import ConfigError, unknown_name
+from splitlab.core.contract.errors import ConfigError, Notice, unknown_name
 from splitlab.core.contract.settings import shown
 from splitlab.core.report.reference import context_of
 from splitlab.core.report.results import Axis, Point, Results, Row
@@ -34,6 +35,8 @@ __all__ = [
     "Maps",
     "Mark",
     "Panel",
+    "check_name",
+    "drawable",
     "frontier",
     "maps",
     "panels",
@@ -76,11 +79,33 @@ def wanted(results: Results) -> tuple[str, ...]:
     return (*(("heatmap",) if grid else ()), "bytes", "bytes:log", "frontier")
 
 
+def drawable(results: Results) -> Results:
+    """Return the results without those figures for which they have not what it takes.
+
+    Every one that is left out is told in a `Notice`: a study names its figures before anybody knows
+    what it will be reduced to, and what will be measured.
+    """
+    kept = []
+    for kind in results.draw:
+        try:
+            _check(kind, results)
+        except ConfigError as error:
+            warnings.warn(f"the figure {kind} is left out: {error}", Notice, stacklevel=2)
+        else:
+            kept.append(kind)
+    return replace(results, draw=tuple(kept))
+
+
+def check_name(kind: str) -> None:
+    """Raise `ConfigError` if no figure is called so, whatever the results."""
+    if kind not in FIGURES and kind.partition(":")[0] != "heatmap":
+        raise unknown_name("figure", kind, [*FIGURES, "heatmap:x=X,y=Y"])
+
+
 def _check(kind: str, results: Results) -> None:
+    check_name(kind)
     if kind.startswith("heatmap"):
         maps(results, kind)
-    elif kind not in FIGURES:
-        raise unknown_name("figure", kind, [*FIGURES, "heatmap:X×Y"])
     elif kind != "frontier" and not any(
         _SPENT[spent(kind)](point) is not None for point in _points(results)
     ):
@@ -372,10 +397,9 @@ def maps(results: Results, kind: str = "heatmap") -> Maps:
 
 
 def _map_axes(results: Results, kind: str) -> tuple[Axis, Axis]:
-    name, _, text = kind.partition(":")
+    text = kind.partition(":")[2]
     several = [axis for axis in results.axes if len(_values(axis)) > 1]
-    if name != "heatmap":
-        raise unknown_name("figure", kind, [*FIGURES, "heatmap:X×Y"])
+    check_name(kind)
     if len(several) < 2:
         raise ConfigError(
             f"{kind} needs two settings with two values each; these runs differ in "
@@ -391,7 +415,7 @@ def _map_axes(results: Results, kind: str) -> tuple[Axis, Axis]:
     names = _names(text)
     if len(names) != 2 or names[0] == names[1]:
         raise ConfigError(
-            f"the figure {kind} names no two settings; write heatmap:X×Y, with two of "
+            f"the figure {kind} names no two settings; write heatmap:x=X,y=Y, with two of "
             f"{', '.join(axis.name for axis in several)}"
         )
     by_name = {axis.name: axis for axis in several}

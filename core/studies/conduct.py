@@ -1,4 +1,4 @@
-"""A study from what is asked for to what came of it: found or made, grown, run, drawn."""
+"""A study from what is asked for to its last run: found or made, grown, run."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def study(
     should_stop: Callable[[], bool] = lambda: False,
     **options: Any,
 ) -> Study:
-    """Run what is missing of a study, draw what came of it, and return it.
+    """Run what is missing of a study, and return it: `Study.results` is what came of it.
 
     A new study is made of a definition and what is said on top; one that is in the folder already
     goes on, and takes in what is said.

@@ -32,6 +32,7 @@ from splitlab.core.catalogue.binding import split_stack
 from splitlab.core.catalogue.loading import split
 from splitlab.core.contract.errors import ConfigError, unknown_name
 from splitlab.core.contract.settings import Parameter, shown
+from splitlab.core.report.figures import check_name
 from splitlab.core.runs.config import Config, flag
 
 __all__ = [
@@ -137,6 +138,9 @@ class Definition:
                 base_stack = ["+".join(base_stack)]
             axes = [_axis({key: values}) for key, values in table.get("over", {}).items()]
             axes += [_axis(together) for together in table.get("zip", [])]
+            draw = _texts(table.get("draw", []), "draw")
+            for kind in draw:
+                check_name(kind)
             return cls(
                 name=name,
                 summary=table.get("summary", ""),
@@ -145,7 +149,7 @@ class Definition:
                 stacks=tuple(_texts(table.get("stacks", base_stack or ["none"]), "stacks")),
                 axes=tuple(axes),
                 seeds=seeds_of(table.get("seeds", 3), first),
-                draw=tuple(_texts(table.get("draw", []), "draw")),
+                draw=tuple(draw),
                 reference=table.get("reference", ""),
             )
         except ConfigError as error:

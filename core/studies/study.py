@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from splitlab.core.contract.errors import ConfigError
+from splitlab.core.contract.errors import ConfigError, Notice
 from splitlab.core.contract.jsonable import json_text
 from splitlab.core.report.collect import common, points_of
 from splitlab.core.report.naming import name_all, plan_key
@@ -28,7 +28,7 @@ from splitlab.core.runs.budget import Budget
 from splitlab.core.runs.config import Config
 from splitlab.core.runs.disk import LOCKS, hold, write_whole, writing
 from splitlab.core.runs.folder import CONFIG
-from splitlab.core.runs.listing import read_run
+from splitlab.core.runs.listing import read_run, stack_title
 from splitlab.core.studies.definition import Definition
 from splitlab.core.studies.grid import Cell
 from splitlab.core.studies.job import Job, failure
@@ -259,9 +259,26 @@ def _slug(title: str) -> str:
 
 
 def _reference(asked: str, rows: Sequence[Row]) -> str | None:
-    """Return the row or method that others are tested against; by default what sends all."""
-    known = {name for row in rows for name in (row.title, row.method)}
-    return next((wanted for wanted in (asked, "none") if wanted in known), None)
+    """Return the row or method that others are tested against; by default what sends all.
+
+    One that is not among the rows is told in a `Notice`.
+
+    Args:
+        asked: as the user writes a stack, or a title; may be empty.
+        rows: all of them.
+    """
+    known = {_plain(name): name for row in rows for name in (row.method, row.title)}
+    usual = known.get("none")
+    wanted = known.get(_plain(asked)) or known.get(_plain(stack_title((asked,))))
+    if asked and wanted is None:
+        others = f"rows are tested against {usual}" if usual else "no row is tested"
+        told = f"no row is called {asked!r}, the study's reference; {others}"
+        warnings.warn(told, Notice, stacklevel=3)
+    return wanted or usual
+
+
+def _plain(name: str) -> str:
+    return name.replace(" ", "")
 
 
 def _cell(row: Mapping[str, Any]) -> Cell:

@@ -83,6 +83,7 @@ def test_plugins_among_the_base_options_are_the_stack() -> None:
         ({"over": {"ratio": ["x"]}}, r"ratio x is not allowed"),
         ({"over": {"plugin.adc.ratio": [0.1]}}, r"unknown plugin of the stacks 'adc'; known: none"),
         ({"over": {"cut": [1]}, "zip": [{"cut": [2]}]}, r"cut is on two axes; keep one"),
+        ({"draw": ["heatmpa"]}, r"here: unknown figure 'heatmpa' \(did you mean 'heatmap'"),
         ({"zip": [3]}, r"zip has 3; write tables of lists"),
         ({"zip": [{"cut": [1], "lr": [0.1, 0.2]}]}, r"as many \(cut 1, lr 2\)"),
         (

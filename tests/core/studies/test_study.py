@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from splitlab.core import ConfigError
+from splitlab.core.contract.errors import Notice
 from splitlab.core.runs.disk import HeldError, hold
 from splitlab.core.runs.folder import RunFolder
 from splitlab.core.runs.records import EvaluationRecord, State
@@ -211,6 +212,32 @@ def test_results_know_what_all_have_in_common(study: Study) -> None:
     assert found.reference == "none"  # a method: every row has its own
     one = replace(study, definition=replace(study.definition, reference="none, cut 2"))
     assert one.results().reference == "none, cut 2"
+
+
+@pytest.mark.parametrize(
+    ("asked", "reference"),
+    [
+        ("tome+quantize:bits=8", "tome + quantize:bits=8"),
+        ("tome + quantize:bits=8", "tome + quantize:bits=8"),
+        ("nsc-sl", "nsc-sl-recon"),
+        ("nsc-sl-recon", "nsc-sl-recon"),
+        ("", None),
+    ],
+)
+def test_a_reference_is_a_stack_as_it_is_written(
+    asked: str, reference: str | None, tmp_path: Path
+) -> None:
+    found = planned(tmp_path, "tome+quantize:bits=8", "nsc-sl")
+    named = replace(found, definition=replace(found.definition, reference=asked))
+    assert named.results().reference == reference
+
+
+def test_a_reference_that_is_no_row_is_told(tmp_path: Path) -> None:
+    found = planned(tmp_path, "none", "adc")
+    named = replace(found, definition=replace(found.definition, reference="noen"))
+    told = "no row is called 'noen', the study's reference; rows are tested against none"
+    with pytest.warns(Notice, match=told):
+        assert named.results().reference == "none"
 
 
 class TestFolders:
