@@ -109,7 +109,7 @@ def test_options_are_one_value_each_and_decide_the_run() -> None:
     config = Config(plugins=("adc", "quantize"), name="n", tags=("t",), loggers=("none",))
     found = options_of(config)
     assert found["plugins"] == "adc + quantize"
-    assert found["probes"] == "none"
+    assert (found["probes"], found["train"]) == ("none", "all")
     assert (found["seed"], found["lr"], found["pretrained"]) == (0, 3e-4, False)
     assert {"name", "tags", "loggers", "output", "cut"}.isdisjoint(found)  # cut is not decided yet
 
