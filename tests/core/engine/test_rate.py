@@ -72,7 +72,7 @@ def test_shares_need_the_length_of_the_run(schedule: str, warmup: float, needs: 
 
 def test_a_share_is_not_rounded_up_for_a_float_s_error() -> None:
     rate = Rate.parse(0.1, "constant", 0.07)
-    assert [step for step in range(100) if rate.at(step, 100) == 0.1][0] == 7
+    assert next(step for step in range(100) if rate.at(step, 100) == 0.1) == 7
     assert Rate.parse(0.1, "constant", 0.071).at(7, 100) < 0.1
 
 

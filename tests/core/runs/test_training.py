@@ -103,6 +103,11 @@ def test_a_length_that_nobody_can_foresee_is_refused(
     with pytest.raises(ConfigError, match=r"nobody can foresee it of --budget bytes=1MB; give --b"):
         Plan.of(replace(unforeseen, **options))
     Plan.of(replace(unforeseen, lr_schedule="step:every=5", warmup=2))
+    # It charges every step for what it was.
+    by_step = replace(unforeseen, plugins=("sl-acc",), budget="nominal=1.0", **options)
+    with pytest.raises(ConfigError, match=r"give --budget steps=… or epochs=…, or a constant"):
+        Plan.of(by_step)
+    Plan.of(replace(by_step, budget="epochs=1"))
 
 
 # Whole runs.
