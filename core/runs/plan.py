@@ -41,6 +41,8 @@ __all__ = [
     "make_for_server",
 ]
 
+_MOST = 2.0**62  # steps or samples that are foreseen: nobody sees the end of more
+
 
 @dataclass(frozen=True)
 class Decided:
@@ -153,7 +155,7 @@ class PeerPlan:
         """Return how many steps a budget is expected to allow; None where nobody can foresee it."""
         amount, samples, size = schedule.amount, schedule.training_samples, self.config.batch_size
         if schedule.unit == "steps":
-            return int(amount)
+            return int(min(amount, _MOST))
         if schedule.unit == "nominal":
             amount /= sum(self.nominal) / 2
         elif schedule.unit == "bytes":
@@ -161,7 +163,7 @@ class PeerPlan:
                 return None
             amount *= size / (sum(self.step_bytes) * samples)
         # By now of epochs, whose last batch is smaller: so many samples are at least due.
-        epochs, due = divmod(math.ceil(round(amount * samples, 6)), samples)
+        epochs, due = divmod(math.ceil(round(min(amount * samples, _MOST), 6)), samples)
         return epochs * -(-samples // size) + -(-due // size)
 
     def peer(self, role: Literal["client", "server"]) -> Peer:

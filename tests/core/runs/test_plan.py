@@ -106,6 +106,8 @@ def test_a_plan_knows_the_run_before_its_first_step(noise_data: str) -> None:
     ("budget", "steps"),
     [
         ("steps=7", 7),
+        ("steps=1e300", 2**62),
+        ("epochs=1e308", 4 * (2**62 // 20) + 1),
         ("epochs=1.5", 6),
         ("epochs=0.8", 3),
         ("nominal=1.0", 4),
