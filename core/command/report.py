@@ -112,9 +112,9 @@ def _report(arguments: argparse.Namespace) -> int:
         wanted(results)  # what cannot be drawn is told before anything is written
     written = _write(results, arguments)
     if written:
-        from splitlab.core.command.show import near
+        from splitlab.core.command.show import print_written
 
-        say(f"written: {', '.join(map(near, written))}")
+        print_written(written)
     else:
         show_results(results)
     return 0

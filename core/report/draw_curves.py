@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "GREY", "MARKERS", "draw_panels"]
+__all__ = ["COLOURS", "GREY", "MARKERS", "draw_panels", "within_shares"]
 
 # Okabe and Ito's colours, told apart by nearly everybody, without their yellow, which is too light
 # for a line on white. Markers and dashes have other periods, so that 84 lines all look different.
@@ -51,6 +51,7 @@ def draw_panels(panels: Sequence[Panel], kind: str) -> Figure:
         if not shared and any(line.label for line in panel.lines):
             axes.legend(loc="lower right", frameon=False, fontsize=5.5, handlelength=2.2)
     _scale(grid[0], kind, size_of_unit, cut, 4 if len(panels) > 1 else 6)
+    within_shares(grid[0])
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     for i, axes in enumerate(grid[: len(panels)]):  # the last of every column has the numbers
@@ -59,6 +60,12 @@ def draw_panels(panels: Sequence[Panel], kind: str) -> Figure:
     figure.supylabel("test accuracy")
     _legend(figure, [*grid], labels if shared else [])
     return figure
+
+
+def within_shares(axes: Axes) -> None:
+    """End the axis of accuracies where they do; an interval by Student's t may go further."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -0.02), min(high, 1.02))
 
 
 _X = {

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from splitlab.core.report.draw_curves import COLOURS, GREY, MARKERS
+from splitlab.core.report.draw_curves import COLOURS, GREY, MARKERS, within_shares
 from splitlab.core.report.figures import Mark
 from splitlab.core.report.summary_table import byte_unit
 
@@ -47,6 +47,7 @@ def draw_frontier(marks: Sequence[Mark]) -> Figure:
         label="Pareto frontier",
     )
     _scale(axes, marks)
+    within_shares(axes)
     axes.set_ylabel("test accuracy")
     if marks:
         figure.legend(loc="outside right upper", frameon=False, handlelength=1.4)

@@ -48,7 +48,9 @@ for (const line of lines) {
 toggles(byId("row-bar"), "Runs", [[false, "closed"], [true, "all open"]], false, isOpen => { for (const line of lines) turn(line, isOpen); });
 
 // Intervals of accuracy, all on one scale.
-const [least, most] = extent(data.rows.flatMap(row => isKnown(row.accuracy) ? [row.accuracy - (row.half || 0), row.accuracy + (row.half || 0)] : []));
+const within = v => Math.min(Math.max(v, 0), 1);
+const ends = row => [within(row.accuracy - (row.half || 0)), within(row.accuracy + (row.half || 0))];
+const [least, most] = extent(data.rows.flatMap(row => isKnown(row.accuracy) ? ends(row) : []));
 const at = v => 5 + (v - least) / ((most - least) || 1) * 110;
 const accuracy = names.indexOf("accuracy");
 if (data.marks.length > 1) {
@@ -58,9 +60,10 @@ if (data.marks.length > 1) {
     const row = data.rows[line.dataset.row], cell = make("td", {class: "interval"});
     line.cells[accuracy].after(cell);
     if (!isKnown(row.accuracy)) continue;
+    const [low, high] = ends(row);
     cell.append(draw("svg", {width: 120, height: 12, viewBox: "0 0 120 12", "aria-hidden": "true"},
       draw("path", {d: `M${at(best)} 0V12`, stroke: "var(--rule)"}),
-      draw("path", {d: `M${at(row.accuracy - (row.half || 0))} 6H${at(row.accuracy + (row.half || 0))}`, stroke: "var(--c0)", "stroke-width": 1.5}),
+      draw("path", {d: `M${at(low)} 6H${at(high)}`, stroke: "var(--c0)", "stroke-width": 1.5}),
       draw("circle", {cx: at(row.accuracy), cy: 6, r: 3, fill: "var(--c0)"})));
   }
 }

@@ -33,6 +33,13 @@ def test_names_of_the_frontier_do_not_overlap(methods: Results) -> None:
         )
 
 
+def test_the_axis_ends_where_accuracies_do(make: Any) -> None:
+    results = make.results([make.row("a", [0.05, 0.4]), make.row("b", [0.5, 0.9])])
+    low, high = draw_frontier(frontier(results)).axes[0].get_ylim()
+    assert -0.05 < low < 0.05  # the intervals are from -2 to 3
+    assert 0.95 < high < 1.05
+
+
 def test_bytes_of_one_size_are_on_a_linear_axis(make: Any, methods: Results) -> None:
     rows = [make.row("a", [0.5]), make.row("b", [0.6])]
     assert draw_frontier(frontier(make.results(rows))).axes[0].get_xscale() == "linear"
