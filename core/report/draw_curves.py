@@ -153,7 +153,7 @@ def _scale(axes: Axes, kind: str, size: float, cut: float | None, ticks: int) ->
         axes.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
         axes.set_xlim(left=0, right=cut)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / size:g}"))
-    axes.yaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(ticks + 1, min_n_ticks=3, steps=[1, 2, 2.5, 5, 10]))
 
 
 def _told(panels: Sequence[Panel], cut: float | None) -> str:

@@ -164,6 +164,7 @@ def _write(axes: Axes, mark: Mark, place: tuple[int, int]) -> None:
         ha={-1: "right", 0: "center", 1: "left"}[_side(offset[0])],
         va={-1: "top", 0: "center", 1: "bottom"}[_side(offset[1])],
         fontsize=6.5,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.4},
         arrowprops=line if place[0] > _DISTANCES[1] else None,
         zorder=6,
     )
