@@ -161,7 +161,7 @@ def _write(results: Results, arguments: argparse.Namespace) -> list[Path]:
 def show_results(results: Results) -> None:
     """Print the table of some results, and what its numbers are."""
     from splitlab.core.command.show import Cell, print_line, print_table, width
-    from splitlab.core.report.summary_table import cells, summarise
+    from splitlab.core.report.summary_table import cells, gathered, summarise
 
     summary = summarise(results)
     table = cells(summary)
@@ -189,9 +189,8 @@ def show_results(results: Results) -> None:
             whole=(),
         )
     print()
-    for row in summary:
-        if row.note:
-            print_line(f"{row.row.title}: {row.note}")
+    for names, note in gathered((row.row.title, row.note) for row in summary):
+        print_line(f"{names}: {note}")
     told = "accuracy: mean ± half the 95 % interval over n runs"
     if any(row.is_reference for row in summary):
         told += "; p: of the difference to the reference, after Holm's correction"
