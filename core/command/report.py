@@ -113,9 +113,9 @@ def _report(arguments: argparse.Namespace) -> int:
         wanted(results)  # what cannot be drawn is told before anything is written
     written = _write(results, arguments)
     if written:
-        from splitlab.core.command.show import near
+        from splitlab.core.command.show import print_written
 
-        say(f"written: {', '.join(map(near, written))}")
+        print_written(written)
     else:
         show_results(results)
     return 0
@@ -162,7 +162,7 @@ def _write(results: Results, arguments: argparse.Namespace) -> list[Path]:
 def show_results(results: Results) -> None:
     """Print the table of some results, and what its numbers are."""
     from splitlab.core.command.show import Cell, print_line, print_table, width
-    from splitlab.core.report.summary_table import cells, summarise
+    from splitlab.core.report.summary_table import cells, gathered, summarise
 
     summary = summarise(results)
     table = cells(summary)
@@ -190,9 +190,8 @@ def show_results(results: Results) -> None:
             whole=(),
         )
     print()
-    for row in summary:
-        if row.note:
-            print_line(f"{row.row.title}: {row.note}")
+    for names, note in gathered((row.row.title, row.note) for row in summary):
+        print_line(f"{names}: {note}")
     told = "accuracy: mean ± half the 95 % interval over n runs"
     if any(row.is_reference for row in summary):
         told += "; p: of the difference to the reference, after Holm's correction"

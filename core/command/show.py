@@ -37,6 +37,18 @@ def near(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
+def print_written(files: Sequence[Path]) -> None:
+    """Print which files were written, a line for every folder."""
+    folders: dict[Path, list[Path]] = {}
+    for file in files:
+        folders.setdefault(file.parent, []).append(file)
+    for folder, inside in folders.items():
+        if len(inside) == 1:
+            print_line(f"written: {near(inside[0])}")
+        else:
+            print_line(f"written in {near(folder)}: {', '.join(file.name for file in inside)}")
+
+
 def width() -> int:
     """Return how many characters of a line there is room for."""
     return _console().width

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from splitlab.core.catalogue.tables import entries
@@ -50,7 +51,7 @@ def _studies(arguments: argparse.Namespace) -> int:
 
     if arguments.name is not None:
         found = definition_of(arguments.name)
-        return print_json(found.as_table()) if arguments.json else _explain(found)
+        return print_json(found.as_table()) if arguments.json else _explain(found, arguments.name)
     rows = []
     for name, entry in entries("studies").items():
         row: dict[str, Any] = {"name": name, "source": entry.source, "problem": ""}
@@ -65,7 +66,7 @@ def _studies(arguments: argparse.Namespace) -> int:
     from splitlab.core.command.show import print_table
 
     print_table(
-        ("study", "runs", "summary", "paper", "from"),
+        ("study", "runs, at most", "summary", "paper", "from"),
         [
             (
                 row["name"],
@@ -90,7 +91,7 @@ def _most_runs(found: Definition) -> int:
     return count
 
 
-def _explain(found: Definition) -> int:
+def _explain(found: Definition, typed: str) -> int:
     from splitlab.core.command.show import Cell, print_facts, print_line
     from splitlab.core.studies.definition import shown_key
 
@@ -98,14 +99,15 @@ def _explain(found: Definition) -> int:
     facts: list[tuple[str, Cell]] = [("paper", found.paper)] if found.paper else []
     facts += [("" if i else "stacks", text) for i, text in enumerate(found.stacks)]
     for axis in found.axes:
-        for key in axis[0]:
+        for i, key in enumerate(axis[0]):
             values = ", ".join(str(choice[key]) for choice in axis)
-            facts.append((shown_key(key), values))
+            facts.append((f"zip {shown_key(key)}" if i else shown_key(key), values))
     facts.append(("seeds", ", ".join(map(str, found.seeds))))
-    facts += [(shown_key(key), str(value)) for key, value in found.base.items()]
-    facts.append(("runs", f"{_most_runs(found):,}"))
+    changed = {key for axis in found.axes for key in axis[0]}
+    facts += [(shown_key(k), str(value)) for k, value in found.base.items() if k not in changed]
+    facts.append(("runs", f"at most {_most_runs(found):,}; --dry-run of the study lists its rows"))
     if found.draw:
         facts.append(("draws", ", ".join(found.draw)))
     print_facts(facts)
-    say(f"\nexample: splitlab study {found.name}")
+    say(f"\nexample: splitlab study {shlex.quote(typed)}")
     return 0

@@ -215,7 +215,7 @@ def conducted(
 
 def ended(found: Study, *, quiet: bool, json: bool) -> int:
     """Write tables, figures and page of a study, print its table, and fail if a run did."""
-    from splitlab.core.command.show import near
+    from splitlab.core.command.show import print_written
     from splitlab.core.report.figures import drawable
     from splitlab.core.report.files import write_all
 
@@ -229,7 +229,7 @@ def ended(found: Study, *, quiet: bool, json: bool) -> int:
         from splitlab.core.command.report import show_results
 
         show_results(results)
-        say(f"written: {', '.join(map(near, files))}")
+        print_written(files)
     fail(results, found)
     return 0
 

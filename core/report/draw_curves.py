@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "GREY", "MARKERS", "draw_panels"]
+__all__ = ["COLOURS", "GREY", "MARKERS", "draw_panels", "within_shares"]
 
 # Okabe and Ito's colours, told apart by nearly everybody, without their yellow, which is too light
 # for a line on white. Markers and dashes have other periods, so that 84 lines all look different.
@@ -51,6 +51,7 @@ def draw_panels(panels: Sequence[Panel], kind: str) -> Figure:
         if not shared and any(line.label for line in panel.lines):
             axes.legend(loc="lower right", frameon=False, fontsize=5.5, handlelength=2.2)
     _scale(grid[0], kind, size_of_unit, cut, 4 if len(panels) > 1 else 6)
+    within_shares(grid[0])
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     for i, axes in enumerate(grid[: len(panels)]):  # the last of every column has the numbers
@@ -59,6 +60,12 @@ def draw_panels(panels: Sequence[Panel], kind: str) -> Figure:
     figure.supylabel("test accuracy")
     _legend(figure, [*grid], labels if shared else [])
     return figure
+
+
+def within_shares(axes: Axes) -> None:
+    """End the axis of accuracies where they do; an interval by Student's t may go further."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -0.02), min(high, 1.02))
 
 
 _X = {
@@ -146,7 +153,7 @@ def _scale(axes: Axes, kind: str, size: float, cut: float | None, ticks: int) ->
         axes.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
         axes.set_xlim(left=0, right=cut)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / size:g}"))
-    axes.yaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(ticks + 1, min_n_ticks=3, steps=[1, 2, 2.5, 5, 10]))
 
 
 def _told(panels: Sequence[Panel], cut: float | None) -> str:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from splitlab.core.report.draw_curves import COLOURS, GREY, MARKERS
+from splitlab.core.report.draw_curves import COLOURS, GREY, MARKERS, within_shares
 from splitlab.core.report.figures import Mark
 from splitlab.core.report.summary_table import byte_unit
 
@@ -20,6 +20,8 @@ __all__ = ["draw_frontier"]
 
 _DISTANCES = (6, 10, 16, 24, 34, 46)  # points from a mark to its label
 _DIRECTIONS = 16
+_LETTERS = 120
+"""Where the names of the frontier have more, marks have numbers, and the names stand below."""
 
 
 def draw_frontier(marks: Sequence[Mark]) -> Figure:
@@ -31,13 +33,17 @@ def draw_frontier(marks: Sequence[Mark]) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.9, 3.3), dpi=200, layout="constrained")
+    leading = sorted((mark for mark in marks if mark.leads), key=lambda mark: (mark.x, mark.y))
+    names = [mark.row.title for mark in leading]
+    told = [f"{i + 1}  {name}" for i, name in enumerate(names)]
+    if sum(map(len, names)) <= _LETTERS:
+        told = []
+    figure = Figure(figsize=(6.9, 3.3 + 0.13 * len(told)), dpi=200, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     methods = list(dict.fromkeys(mark.row.method for mark in marks))
     for i, method in enumerate(methods):
         _scatter(axes, i, method, [mark for mark in marks if mark.row.method == method])
-    leading = sorted((mark for mark in marks if mark.leads), key=lambda mark: (mark.x, mark.y))
     axes.plot(
         *([mark.x for mark in leading], [mark.y for mark in leading]),
         drawstyle="steps-post",
@@ -47,12 +53,16 @@ def draw_frontier(marks: Sequence[Mark]) -> Figure:
         label="Pareto frontier",
     )
     _scale(axes, marks)
+    within_shares(axes)
     axes.set_ylabel("test accuracy")
     if marks:
         figure.legend(loc="outside right upper", frameon=False, handlelength=1.4)
+        if told:
+            figure.supxlabel("\n".join(told), x=0.07, ha="left", fontsize=6.5, linespacing=1.3)
+            names = [str(i + 1) for i in range(len(names))]
         figure.canvas.draw()  # the layout is made now, and labels are placed in it
         figure.set_layout_engine("none")
-        _place_labels(figure, axes, marks, leading)
+        _place_labels(figure, axes, marks, [*zip(leading, names, strict=True)])
     return figure
 
 
@@ -102,15 +112,15 @@ def _scale(axes: Axes, marks: Sequence[Mark]) -> None:
 
 
 def _place_labels(
-    figure: Figure, axes: Axes, marks: Sequence[Mark], leading: Sequence[Mark]
+    figure: Figure, axes: Axes, marks: Sequence[Mark], names: Sequence[tuple[Mark, str]]
 ) -> None:
     """Write the names of the leading rows where they cover neither marks nor each other."""
     taken = [_extent(axes, figure.dpi, mark) for mark in marks]
-    taken += _steps(axes, leading)
+    taken += _steps(axes, [mark for mark, _ in names])
     inside = axes.get_window_extent()
-    for mark in leading:
+    for mark, name in names:
         label = axes.annotate(
-            mark.row.title, (mark.x, mark.y), (0, 0), textcoords="offset points", fontsize=6.5
+            name, (mark.x, mark.y), (0, 0), textcoords="offset points", fontsize=6.5
         )
         size = label.get_window_extent()
         label.remove()
@@ -122,7 +132,7 @@ def _place_labels(
         }
         place = min(boxes, key=lambda each: _cost(boxes[each], each[0], taken, inside))
         taken.append(boxes[place])
-        _write(axes, mark, place)
+        _write(axes, mark, name, place)
 
 
 def _offset(distance: int, direction: int) -> tuple[float, float]:
@@ -152,17 +162,18 @@ def _cost(box: Bbox, distance: int, taken: Sequence[Bbox], inside: Bbox) -> floa
     return covered + 4 * outside + distance * 2
 
 
-def _write(axes: Axes, mark: Mark, place: tuple[int, int]) -> None:
+def _write(axes: Axes, mark: Mark, name: str, place: tuple[int, int]) -> None:
     offset = _offset(*place)
     line = {"arrowstyle": "-", "linewidth": 0.4, "color": "#555555", "shrinkB": 3}
     axes.annotate(
-        mark.row.title,
+        name,
         (mark.x, mark.y),
         xytext=offset,
         textcoords="offset points",
         ha={-1: "right", 0: "center", 1: "left"}[_side(offset[0])],
         va={-1: "top", 0: "center", 1: "bottom"}[_side(offset[1])],
         fontsize=6.5,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.4},
         arrowprops=line if place[0] > _DISTANCES[1] else None,
         zorder=6,
     )

@@ -21,6 +21,7 @@ __all__ = ["draw_maps"]
 
 _WIDTH = 6.9
 _CELL = (0.52, 0.38)  # inches
+_OF_A_LETTER = 0.06  # inches, on the average
 _BESIDE = 4
 """How many rows that are in no map are told below it."""
 
@@ -33,7 +34,9 @@ def draw_maps(maps: Maps) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    width = _CELL[0] * len(maps.x.values) + 0.4
+    titles = max(len(each.title) for each in maps.maps)
+    names = max(len(shown(value)) for value in maps.y.values)
+    width = max(_CELL[0] * len(maps.x.values), _OF_A_LETTER * titles) + 0.2 + _OF_A_LETTER * names
     height = _CELL[1] * len(maps.y.values) + 0.45
     alone = len(maps.maps) == 1
     columns = 1 if alone else max(1, min(len(maps.maps), int((_WIDTH - 0.6) / width)))
@@ -52,6 +55,9 @@ def draw_maps(maps: Maps) -> Figure:
 def _draw_all(
     figure: Figure, grid: Sequence[Axes], maps: Maps, columns: int, accuracy: bool
 ) -> None:
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     cells = [cell for each in maps.maps for cell in each.cells.values()]
     unit, size = byte_unit([cell.bytes for cell in cells if cell.bytes is not None])
     known = [value for cell in cells if (value := _value(cell, accuracy, size)) is not None]
@@ -67,6 +73,10 @@ def _draw_all(
     if known:
         bar = figure.colorbar(colours, ax=[*grid], aspect=24, pad=0.02)
         bar.outline.set_linewidth(0.4)
+        if isinstance(colours.norm, LogNorm):  # or its numbers are formulas, which nothing sets
+            bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            bar.ax.yaxis.set_minor_locator(NullLocator())
         bar.set_label("test accuracy" if accuracy else f"training bytes ({unit})")
 
 
@@ -137,9 +147,8 @@ def _write(
         axes.text(i, j - 0.14, f"{value:.3f}", fontsize=7, color=ink, **place)
         axes.text(i, j + 0.24, f"± {mean.half:.3f}", fontsize=5, color=ink, **place)
     else:
-        axes.text(
-            i, j, f"{value:.3f}" if accuracy else f"{value:.3g}", fontsize=7, color=ink, **place
-        )
+        text = f"{value:.3f}" if accuracy else f"{value:.3g}"
+        axes.text(i, j, text, fontsize=7 if len(text) < 6 else 6, color=ink, **place)
 
 
 def _colour(colours: Any, value: float) -> tuple[float, float, float, float]:

@@ -26,6 +26,7 @@ from splitlab.core.contract.settings import shown
 from splitlab.core.report.reference import context_of
 from splitlab.core.report.results import Axis, Point, Results, Row
 from splitlab.core.report.statistics import Mean
+from splitlab.core.report.zipped import together, zipped
 
 __all__ = [
     "FIGURES",
@@ -379,6 +380,9 @@ def maps(results: Results, kind: str = "heatmap") -> Maps:
         raise ConfigError(f"{kind}: no row has both {x.name} and {y.name}; name two others")
     x, y = _ordered(x, inside), _ordered(y, inside)
     others = [axis for axis in results.axes if axis.name not in (x.name, y.name)]
+    free = [axis for axis in others if axis.name != _OF_THE_METHOD]
+    along = {name: zipped(name, free, inside) for name in (x.name, y.name)}
+    others = [axis for axis in others if not any(axis in each for each in along.values())]
     cells: dict[str, dict[tuple[int, int], Cell]] = {}
     for row in inside:
         title = ", ".join(
@@ -393,6 +397,7 @@ def maps(results: Results, kind: str = "heatmap") -> Maps:
     beside = tuple(row for row in results.rows if not _has_both(row, x, y))
     titled = len(cells) > 1
     found = tuple(Map(title if titled else "", each) for title, each in cells.items())
+    x, y = (together(axis, along[axis.name], inside) for axis in (x, y))
     return Maps(x, y, found, beside)
 
 
@@ -407,11 +412,13 @@ def _map_axes(results: Results, kind: str) -> tuple[Axis, Axis]:
         )
     if not text:
         numeric = _numeric(results.axes)
-        first, second = sorted(
-            [*numeric, *(axis for axis in several if axis not in numeric)][:2],
-            key=lambda axis: -len(_values(axis)),
-        )
-        return first, second
+        numeric.sort(key=lambda axis: -len(_values(axis)))
+        first, *rest = [*numeric, *(axis for axis in several if axis not in numeric)]
+        rows = [row for row in results.rows if row.settings.get(first.name) is not None]
+        bound = zipped(first.name, rest, rows)
+        second, *_ = [axis for axis in rest if axis not in bound] or rest
+        more = sorted((first, second), key=lambda axis: -len(_values(axis)))
+        return more[0], more[1]
     names = _names(text)
     if len(names) != 2 or names[0] == names[1]:
         raise ConfigError(

@@ -11,9 +11,12 @@ from collections.abc import Iterator, Sequence
 
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.report.results import Results
-from splitlab.core.report.summary_table import Cells, cells, summarise
+from splitlab.core.report.summary_table import Cells, cells, gathered, summarise
 
 __all__ = ["escape", "latex_document", "latex_table"]
+
+_LETTERS_OF_A_NAME = 48
+"""Longer names of rows are folded, or the table is wider than its page."""
 
 _LEFT_OUT = ("client s", "server s", "link s", "epochs", "steps", "note")
 """Columns for which a page has no room; notes stand below the table, the rest is in table.csv."""
@@ -91,7 +94,8 @@ def latex_table(results: Results, label: str = "") -> str:
     kept = [i for i, name in enumerate(table.header) if name not in _LEFT_OUT]
     caption = f"\\caption{{{_caption(results, table)}}}"
     mark = f"\\label{{{label or 'tab:' + _word(results.name)}}}"
-    columns = "".join("l" if i in table.words else "r" for i in kept)
+    names = "p{0.36\\linewidth}" if _is_wide(table) else "l"
+    columns = "".join(names if i in table.words else "r" for i in kept)
     head = [
         "\\toprule",
         " & ".join(_head(table.header[i]) for i in kept) + " \\\\",
@@ -167,7 +171,8 @@ def _comment(results: Results) -> list[str]:
 
 
 def _caption(results: Results, table: Cells) -> str:
-    told = [results.summary or f"{results.name}."]
+    first = results.summary or results.name
+    told = [first if first.endswith((".", "?", "!")) else f"{first}."]
     if results.paper:
         told.append(f"Reproduces {results.paper}.")
     if results.common:
@@ -195,9 +200,14 @@ def _head(name: str) -> str:
     return f"{first} ({escape(more)})" if more else first
 
 
+def _is_wide(table: Cells) -> bool:
+    return max((len(texts[0]) for texts in table.rows), default=0) > _LETTERS_OF_A_NAME
+
+
 def _body(results: Results, table: Cells, kept: Sequence[int]) -> Iterator[str]:
     methods = [row.method for row in results.rows]
     grouped = len(set(methods)) < len(methods)
+    ragged = "\\raggedright " if _is_wide(table) else ""
     for i, texts in enumerate(table.rows):
         if grouped and i and methods[i] != methods[i - 1]:
             yield "\\addlinespace"
@@ -205,7 +215,7 @@ def _body(results: Results, table: Cells, kept: Sequence[int]) -> Iterator[str]:
             _cell(texts[j], table.header[j], table.header[j] == "accuracy" and i in table.bold)
             for j in kept
         ]
-        yield " & ".join(shown) + " \\\\"
+        yield ragged + " & ".join(shown) + " \\\\"
 
 
 def _cell(text: str, column: str, bold: bool) -> str:
@@ -220,9 +230,8 @@ def _notes(table: Cells) -> Iterator[str]:
     if "note" not in table.header:
         return
     at = table.header.index("note")
-    for texts in table.rows:
-        if texts[at]:
-            yield f"\\par\\raggedright {escape(texts[0])}: {escape(texts[at])}."
+    for names, note in gathered((texts[0], texts[at]) for texts in table.rows):
+        yield f"\\par\\raggedright {escape(names)}: {escape(note)}."
 
 
 def _word(name: str) -> str:

@@ -114,8 +114,9 @@ def _table(table: Cells, rows: Sequence[SummaryRow]) -> str:
         line = "".join(_cell(table, i, texts[i], row) for i in shown)
         body.append(f'<tr data-row="{number}">{line}</tr>')
     return (
-        '<table id="rows"><caption>Accuracy is the mean over the finished runs ± half its 95 % '
-        f"interval; bold is the best, with those that cannot be told from it.{in_all}</caption>"
+        '<table id="rows"><caption><span>Accuracy is the mean over the finished runs ± half its '
+        "95 % interval; bold is the best, with those that cannot be told from it."
+        f"{in_all}</span></caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     )
 

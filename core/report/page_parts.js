@@ -108,7 +108,7 @@ function plot(width, height, x, y, label, names = null) {
   const box = {left: names ? 54 : 34, right: width - 12, top: names ? 12 : 8, bottom: height - (names ? 40 : 22)};
   const to = v => x.log ? Math.log10(v) : v;
   const sx = v => box.left + (to(v) - to(x.low)) / ((to(x.high) - to(x.low)) || 1) * (box.right - box.left);
-  const sy = v => box.bottom - (v - y.low) / ((y.high - y.low) || 1) * (box.bottom - box.top);
+  const sy = v => box.bottom - (Math.min(Math.max(v, y.low), y.high) - y.low) / ((y.high - y.low) || 1) * (box.bottom - box.top);
   const id = `clip-${clips++}`;
   const svg = draw("svg", {viewBox: `0 0 ${width} ${height}`, width, height, role: "img", tabindex: 0, class: "plot", "aria-label": clipped(label, 600)});
   svg.append(draw("clipPath", {id}, draw("rect", {x: box.left - 1, y: box.top - 8, width: box.right - box.left + 2, height: box.bottom - box.top + 9})));
@@ -135,7 +135,7 @@ function plot(width, height, x, y, label, names = null) {
   svg.append(area);
   return {svg, area, sx, sy, box};
 }
-function upright(values) {
+function upright(values) { // an interval may go beyond what an accuracy can be; the axis does not
   const [low, high] = extent(values), room = Math.max((high - low) * .06, .004);
   return {low: Math.max(0, low - room), high: Math.min(1, high + room)};
 }

@@ -58,9 +58,10 @@ if (data.marks.length > 1) {
     const row = data.rows[line.dataset.row], cell = make("td", {class: "interval"});
     line.cells[accuracy].after(cell);
     if (!isKnown(row.accuracy)) continue;
+    const [low, high] = ends(row);
     cell.append(draw("svg", {width: 120, height: 12, viewBox: "0 0 120 12", "aria-hidden": "true"},
       draw("path", {d: `M${at(best)} 0V12`, stroke: "var(--rule)"}),
-      draw("path", {d: `M${at(row.accuracy - (row.half || 0))} 6H${at(row.accuracy + (row.half || 0))}`, stroke: "var(--c0)", "stroke-width": 1.5}),
+      draw("path", {d: `M${at(low)} 6H${at(high)}`, stroke: "var(--c0)", "stroke-width": 1.5}),
       draw("circle", {cx: at(row.accuracy), cy: 6, r: 3, fill: "var(--c0)"})));
   }
 }

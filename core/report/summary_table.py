@@ -6,7 +6,7 @@ import csv
 import io
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ __all__ = [
     "SummaryRow",
     "byte_unit",
     "cells",
+    "gathered",
     "markdown",
     "summarise",
     "table_csv",
@@ -150,6 +151,17 @@ def _leading(rows: Sequence[Row]) -> list[bool]:
     if not any(p is not None and p < LEVEL for p in corrected):
         return [False] * len(rows)
     return [i == best or (p is not None and p >= LEVEL) for i, p in enumerate(corrected)]
+
+
+def gathered(notes: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield what is told of rows, each note once, with the names of the rows that have it."""
+    names: dict[str, list[str]] = {}
+    for name, note in notes:
+        if note:
+            names.setdefault(note, []).append(name)
+    for note, found in names.items():
+        more = f" and {len(found) - 2} more rows" if len(found) > 3 else ""
+        yield "; ".join(found[:2] if more else found) + more, note
 
 
 def _notes(row: Row) -> Iterator[str]:

@@ -19,7 +19,7 @@ stacks = ["none", "adc"]
 over = { cut = [1, 2] }
 zip = [{ lr = [0.1, 0.2], batch-size = [8, 16] }]
 seeds = [4, 5]
-base = { budget = "steps=3" }
+base = { budget = "steps=3", cut = 3 }
 draw = ["frontier"]
 [studies.bad]
 stacks = ["adc"]
@@ -49,12 +49,19 @@ def test_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["studies", "mine"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == "mine: a grid"
-    for line in ("cut 1, 2", "lr 0.1, 0.2", "batch-size 8, 16", "seeds 4, 5", "budget steps=3"):
+    for line in ("cut 1, 2", "lr 0.1, 0.2", "zip batch-size 8, 16", "seeds 4, 5", "budget steps=3"):
         assert line in lines
-    assert "runs 16" in lines
+    assert "runs at most 16; --dry-run of the study lists its rows" in lines
+    assert "cut 3" not in lines  # the axis says otherwise
     assert lines[-1] == "example: splitlab study mine"
     assert main(["studies", "mine", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["seeds"] == [4, 5]
+
+
+def test_the_example_of_a_file_runs_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("own.toml").write_text('stacks = ["none", "adc"]\nover = { cut = [1, 2] }\n')
+    assert main(["studies", "own.toml"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "example: splitlab study own.toml"
 
 
 def test_bad_ones(fails: Callable[..., str]) -> None:

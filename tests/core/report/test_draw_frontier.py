@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 from matplotlib.text import Text
@@ -31,6 +32,27 @@ def test_names_of_the_frontier_do_not_overlap(methods: Results) -> None:
         assert all(
             inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1) for box in boxes
         )
+
+
+def test_long_names_stand_below_and_their_marks_have_numbers(make: Any) -> None:
+    rows = [
+        make.row(f"a method whose name is as long as it can be, lr {i}", [0.5 + i / 10])
+        for i in range(3)
+    ]
+    for i, row in enumerate(rows):
+        runs = (make.finished(0, 0.5 + i / 10, 0.1 * (i + 1)),)
+        rows[i] = replace(row, runs=runs)
+    figure = draw_frontier(frontier(make.results(rows)))
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1", "2", "3"]
+    told = [f"{i + 1}  {row.title}" for i, row in enumerate(rows)]
+    assert figure.get_supxlabel() == "\n".join(told)
+
+
+def test_the_axis_ends_where_accuracies_do(make: Any) -> None:
+    results = make.results([make.row("a", [0.05, 0.4]), make.row("b", [0.5, 0.9])])
+    low, high = draw_frontier(frontier(results)).axes[0].get_ylim()
+    assert -0.05 < low < 0.05  # the intervals are from -2 to 3
+    assert 0.95 < high < 1.05
 
 
 def test_bytes_of_one_size_are_on_a_linear_axis(make: Any, methods: Results) -> None:

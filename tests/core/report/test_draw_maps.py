@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 
+from splitlab.core.report.draw import _ours
 from splitlab.core.report.draw_maps import _luminance, draw_maps
 from splitlab.core.report.figures import maps
-from splitlab.core.report.results import Results
+from splitlab.core.report.results import Results, Row
 
 
 def test_cells_hold_mean_and_interval(cut_by_ratio: Results) -> None:
@@ -28,6 +30,34 @@ def test_cells_hold_mean_and_interval(cut_by_ratio: Results) -> None:
     assert accuracy.get_ylabel() == "cut"
     assert "none, cut 1: 0." in figure.get_supxlabel()
     assert "hatched: no finished run" in figure.get_supxlabel()
+
+
+def test_a_logarithmic_scale_of_bytes_has_plain_numbers(make: Any) -> None:
+    from matplotlib.text import Text
+
+    rows = [
+        Row(f"{a}{b}", "a", {"a": a, "b": b}, (make.finished(0, 0.5, (10**-a) * b, 6),))
+        for a in (0, 1, 2)
+        for b in (0.5, 1.0)
+    ]
+    results = make.results(rows, [make.axis("a", (0, 1, 2)), make.axis("b", (0.5, 1.0))])
+    figure = draw_maps(maps(results))
+    figure.draw_without_rendering()
+    texts = [text.get_text() for text in figure.findobj(Text)]
+    assert [text for text in texts if "$" in text] == []
+
+
+def test_maps_stand_as_far_apart_as_their_titles_need(make: Any) -> None:
+    from matplotlib.text import Text
+
+    stacks = [f"a-method-with-a-long-name-{i}" for i in range(4)]
+    with _ours():
+        figure = draw_maps(maps(make.grid(cuts=(1, 2), stacks=stacks)))
+        figure.draw_without_rendering()
+    titles = [t for t in figure.findobj(Text) if t.get_text().startswith("a-method")]
+    boxes = [title.get_window_extent() for title in titles]
+    assert len(boxes) == 8
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def test_ink_can_be_read_on_every_colour(cut_by_ratio: Results) -> None:

@@ -184,6 +184,31 @@ def test_other_settings_have_a_map_for_each_combination(make: Any) -> None:
     assert [each.title for each in maps(results, "heatmap:cut×ratio").maps] == ["adc", "topk"]
 
 
+def test_settings_that_go_together_are_one_side_of_a_map(make: Any) -> None:
+    rows = [
+        make.row(f"{cut}{size}", [0.5], settings={"cut": cut, "size": size, "lr": size / 1000})
+        for cut in (1, 2)
+        for size in (16, 32, 64)
+    ]
+    axes = [make.axis("size", (16, 32, 64)), make.axis("lr", (0.016, 0.032, 0.064))]
+    found = maps(make.results(rows, [*axes, make.axis("cut", (1, 2))]))
+    assert (found.x.name, found.x.values) == ("size, lr", ("16, 0.016", "32, 0.032", "64, 0.064"))
+    assert (found.y.name, found.y.values) == ("cut", (1, 2))
+    assert [len(each.cells) for each in found.maps] == [6]
+
+
+def test_without_a_word_a_map_is_over_the_settings_with_the_most_values(make: Any) -> None:
+    rows = [
+        make.row(f"{a}{b}{c}", [0.5], settings={"a": a, "b": b, "c": c})
+        for a in (1, 2)
+        for b in (1, 2, 3)
+        for c in (1, 2, 3, 4)
+    ]
+    axes = [make.axis("a", (1, 2)), make.axis("b", (1, 2, 3)), make.axis("c", (1, 2, 3, 4))]
+    found = maps(make.results(rows, axes))
+    assert (found.x.name, found.y.name, len(found.maps)) == ("c", "b", 2)
+
+
 def test_numbers_go_up_and_texts_stay_in_order(make: Any) -> None:
     rows = [
         make.row(f"{cut}{sort}", [0.5], settings={"cut": cut, "sort": sort})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,22 @@ def test_a_table_says_what_its_numbers_are(methods: Results) -> None:
     assert r"$\mathbf{0." in text
     assert text.count(r" \\") == 1 + len(methods.rows)
     assert text.count(r"\addlinespace") == 11
+
+
+def test_long_names_are_folded_and_equal_notes_are_told_once(make: Any) -> None:
+    name = "adc:ratio=0.1 + quantize:bits=8, cut 1, batch-size 16, "
+    rows = [replace(make.row(f"{name}lr {i}", [0.5]), remark="takes no ratio") for i in range(5)]
+    text = latex_table(make.results(rows))
+    assert r"\begin{tabular}{@{}p{0.36\linewidth}" in text
+    assert text.count("takes no ratio") == 1
+    assert "and 3 more rows: takes no ratio." in text
+
+
+def test_a_summary_ends_with_a_full_stop(make: Any) -> None:
+    results = make.results([make.row("a", [0.5])])
+    for summary, told in (("ratio against cut", "cut. "), ("does it?", "it? "), ("It is.", "is. ")):
+        text = latex_table(replace(results, summary=summary))
+        assert f"{told}All runs:" in text
 
 
 def test_nothing_is_bold_inside_the_noise(make: Any) -> None:

@@ -232,6 +232,20 @@ def test_no_page_is_wider_than_its_window(look: Look, anything: Results) -> None
     assert view.evaluate(wide) <= 1280
 
 
+def test_what_a_table_means_is_read_without_scrolling(look: Look, small: Results) -> None:
+    box = look(small, width=400).locator("#rows caption span").bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= 400
+
+
+def test_an_interval_ends_where_accuracies_do(look: Look, make: Any) -> None:
+    rows = [make.row("a", [0.05, 0.4]), make.row("b", [0.5, 0.9])]  # intervals are from -2 to 3
+    view = look(make.results(rows))
+    assert view.locator("th.interval").inner_text() == "0.00 – 1.00"
+    ticks = view.locator("#scatter svg text").all_text_contents()
+    assert not [each for each in ticks if each.startswith(("-", "−", "1."))]
+
+
 def test_a_page_without_a_result_says_so(look: Look, make: Any) -> None:
     view = look(make.results([make.row("a", [], runs=(make.lost(0, "failed", "no memory"),))]))
     assert "1 row, 1 run: 1 failed" in view.locator("#states").inner_text()
