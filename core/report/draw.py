@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splitlab.core.report.figures import frontier, maps, panels, wanted
+from splitlab.core.report.figures import frontier, panels, wanted
+from splitlab.core.report.heat_maps import maps
 from splitlab.core.report.results import Results
 from splitlab.core.runs.disk import writing
 

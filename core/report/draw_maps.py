@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from splitlab.core.contract.settings import shown
-from splitlab.core.report.figures import Cell, Map, Maps
+from splitlab.core.report.heat_maps import Cell, Map, Maps
 from splitlab.core.report.results import Row
 from splitlab.core.report.statistics import Mean
 from splitlab.core.report.summary_table import byte_unit

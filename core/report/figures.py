@@ -19,27 +19,22 @@ import statistics
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from splitlab.core.contract.errors import ConfigError, Notice, unknown_name
 from splitlab.core.contract.settings import shown
+from splitlab.core.report.heat_maps import OF_THE_METHOD, maps, suits
 from splitlab.core.report.reference import context_of
 from splitlab.core.report.results import Axis, Point, Results, Row
 from splitlab.core.report.statistics import Mean
-from splitlab.core.report.zipped import together, zipped
 
 __all__ = [
     "FIGURES",
-    "Cell",
     "Line",
-    "Map",
-    "Maps",
     "Mark",
     "Panel",
     "check_name",
     "drawable",
     "frontier",
-    "maps",
     "panels",
     "spent",
     "wanted",
@@ -55,7 +50,6 @@ _SPENT: Mapping[str, Callable[[Point], float | None]] = {
 
 FIGURES = (*_SPENT, *(f"{name}:log" for name in _SPENT), "frontier", "heatmap")
 
-_OF_THE_METHOD = "stack"
 _LINES_OF_A_PANEL = 7
 
 
@@ -74,9 +68,7 @@ def wanted(results: Results) -> tuple[str, ...]:
         _check(kind, results)
     if results.draw:
         return tuple(dict.fromkeys(results.draw))
-    grid = len(_numeric(results.axes)) > 1 and any(
-        _has_both(row, *_map_axes(results, "heatmap")) for row in results.rows
-    )
+    grid = suits(results)
     return (*(("heatmap",) if grid else ()), "bytes", "bytes:log", "frontier")
 
 
@@ -215,7 +207,7 @@ def _differing(rows: Sequence[Row], axes: Sequence[Axis]) -> list[str]:
     return [
         axis.name
         for axis in axes
-        if axis.name != _OF_THE_METHOD and len({str(r.settings.get(axis.name)) for r in rows}) > 1
+        if axis.name != OF_THE_METHOD and len({str(r.settings.get(axis.name)) for r in rows}) > 1
     ]
 
 
@@ -300,9 +292,9 @@ class Mark:
 def frontier(results: Results) -> tuple[Mark, ...]:
     """Return all rows with a finished run, in the order of the rows."""
     known = [
-        (row, _bytes(row), accuracy)
+        (row, sent, accuracy)
         for row in results.rows
-        if (accuracy := _accuracy(row)) is not None
+        if (sent := row.bytes) is not None and (accuracy := row.accuracy) is not None
     ]
     return tuple(
         Mark(row, x, accuracy.mean, accuracy.half, not _beaten(x, accuracy.mean, known))
@@ -312,153 +304,3 @@ def frontier(results: Results) -> tuple[Mark, ...]:
 
 def _beaten(x: float, y: float, known: Iterable[tuple[Row, float, Mean]]) -> bool:
     return any(a <= x and b.mean >= y and (a, b.mean) != (x, y) for _, a, b in known)
-
-
-def _accuracy(row: Row) -> Mean | None:
-    values = [run.summary.accuracy for run in row.runs if run.summary is not None]
-    return Mean.of(values) if values else None
-
-
-def _bytes(row: Row) -> float:
-    return statistics.fmean(
-        run.summary.bytes_up + run.summary.bytes_down for run in row.runs if run.summary is not None
-    )
-
-
-# Heat maps.
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A row in a heat map: its means, None where no run of it is finished."""
-
-    row: Row
-    accuracy: Mean | None
-    bytes: float | None
-
-
-@dataclass(frozen=True)
-class Map:
-    """One heat map: the rows that have the same other settings.
-
-    Attributes:
-        title: those settings; empty if there are none.
-        cells: by the numbers of their values on the axes x and y; rows that were not to be are not
-            in it.
-    """
-
-    title: str
-    cells: Mapping[tuple[int, int], Cell]
-
-
-@dataclass(frozen=True)
-class Maps:
-    """All heat maps over two axes.
-
-    Attributes:
-        x: the axis from left to right.
-        y: the axis from top to bottom.
-        maps: at least one.
-        beside: rows that have no value on one of the axes, such as what is uncompressed.
-    """
-
-    x: Axis
-    y: Axis
-    maps: tuple[Map, ...]
-    beside: tuple[Row, ...]
-
-
-def maps(results: Results, kind: str = "heatmap") -> Maps:
-    """Return the heat maps that a figure's name says.
-
-    Raises:
-        ConfigError: the results have no such axes.
-    """
-    x, y = _map_axes(results, kind)
-    inside = [row for row in results.rows if _has_both(row, x, y)]
-    if not inside:
-        raise ConfigError(f"{kind}: no row has both {x.name} and {y.name}; name two others")
-    x, y = _ordered(x, inside), _ordered(y, inside)
-    others = [axis for axis in results.axes if axis.name not in (x.name, y.name)]
-    free = [axis for axis in others if axis.name != _OF_THE_METHOD]
-    along = {name: zipped(name, free, inside) for name in (x.name, y.name)}
-    others = [axis for axis in others if not any(axis in each for each in along.values())]
-    cells: dict[str, dict[tuple[int, int], Cell]] = {}
-    for row in inside:
-        title = ", ".join(
-            shown(value) if axis.name == _OF_THE_METHOD else f"{axis.name} {shown(value)}"
-            for axis in others
-            if (value := row.settings.get(axis.name)) is not None
-        )
-        at = (x.values.index(row.settings[x.name]), y.values.index(row.settings[y.name]))
-        accuracy = _accuracy(row)
-        cell = Cell(row, accuracy, None if accuracy is None else _bytes(row))
-        cells.setdefault(title, {})[at] = cell
-    beside = tuple(row for row in results.rows if not _has_both(row, x, y))
-    titled = len(cells) > 1
-    found = tuple(Map(title if titled else "", each) for title, each in cells.items())
-    x, y = (together(axis, along[axis.name], inside) for axis in (x, y))
-    return Maps(x, y, found, beside)
-
-
-def _map_axes(results: Results, kind: str) -> tuple[Axis, Axis]:
-    text = kind.partition(":")[2]
-    several = [axis for axis in results.axes if len(_values(axis)) > 1]
-    check_name(kind)
-    if len(several) < 2:
-        raise ConfigError(
-            f"{kind} needs two settings with two values each; these runs differ in "
-            f"{' and '.join(axis.name for axis in results.axes) or 'nothing'}"
-        )
-    if not text:
-        numeric = _numeric(results.axes)
-        numeric.sort(key=lambda axis: -len(_values(axis)))
-        first, *rest = [*numeric, *(axis for axis in several if axis not in numeric)]
-        rows = [row for row in results.rows if row.settings.get(first.name) is not None]
-        bound = zipped(first.name, rest, rows)
-        second, *_ = [axis for axis in rest if axis not in bound] or rest
-        more = sorted((first, second), key=lambda axis: -len(_values(axis)))
-        return more[0], more[1]
-    names = _names(text)
-    if len(names) != 2 or names[0] == names[1]:
-        raise ConfigError(
-            f"the figure {kind} names no two settings; write heatmap:x=X,y=Y, with two of "
-            f"{', '.join(axis.name for axis in several)}"
-        )
-    by_name = {axis.name: axis for axis in several}
-    for each in names:
-        if each not in by_name:
-            raise unknown_name("setting", each, by_name)
-    return by_name[names[0]], by_name[names[1]]
-
-
-def _names(text: str) -> list[str]:
-    """Return the axes of ``x=X,y=Y``, or of both with a multiplication sign between them."""
-    if "×" in text:
-        return text.split("×")
-    pairs = dict(each.partition("=")[::2] for each in text.split(","))
-    return [pairs[key] for key in ("x", "y") if key in pairs] if len(pairs) == 2 else []
-
-
-def _values(axis: Axis) -> list[Any]:
-    return [value for value in axis.values if value is not None]
-
-
-def _has_both(row: Row, x: Axis, y: Axis) -> bool:
-    return None not in (row.settings.get(x.name), row.settings.get(y.name))
-
-
-def _ordered(axis: Axis, rows: Iterable[Row]) -> Axis:
-    """Return the axis with the values that these rows have; numbers go up."""
-    used = [row.settings[axis.name] for row in rows]
-    values = [value for value in axis.values if value in used]
-    return Axis(axis.name, tuple(sorted(values) if _is_numeric(values) else values))
-
-
-def _is_numeric(values: Iterable[Any]) -> bool:
-    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-
-
-def _numeric(axes: Iterable[Axis]) -> list[Axis]:
-    """Return the axes of at least two numbers; what is None there has no such setting."""
-    return [a for a in axes if len(_values(a)) > 1 and _is_numeric(_values(a))]

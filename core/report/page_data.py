@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from splitlab.core.contract.settings import shown
-from splitlab.core.report.figures import Line, Maps, frontier, maps, panels, spent, wanted
+from splitlab.core.report.figures import Line, frontier, panels, spent, wanted
+from splitlab.core.report.heat_maps import Maps, maps
 from splitlab.core.report.results import Results, RunResult
 from splitlab.core.report.summary_table import SummaryRow
 

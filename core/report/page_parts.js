@@ -139,10 +139,13 @@ function upright(values) { // an interval may go beyond what an accuracy can be;
   const [low, high] = extent(values), room = Math.max((high - low) * .06, .004);
   return {low: Math.max(0, low - room), high: Math.min(1, high + room)};
 }
+// Both ends of an interval, which may go beyond what an accuracy can be.
+const within = v => Math.min(Math.max(v, 0), 1);
+const ends = row => [within(row.accuracy - (row.half || 0)), within(row.accuracy + (row.half || 0))];
 // The least and the greatest accuracy of rows and their runs, with intervals that say something:
 // of two runs, one may be wider than everything else.
 function reach(rows) {
-  const halves = rows.filter(row => row.n > 2).flatMap(row => [row.accuracy - row.half, row.accuracy + row.half]);
+  const halves = rows.filter(row => row.n > 2).flatMap(ends);
   return extent([...halves, ...rows.flatMap(row => row.runs.map(run => run.accuracy))]);
 }
 

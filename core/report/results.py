@@ -7,11 +7,13 @@ nothing else.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from splitlab.core.report.statistics import Mean
 from splitlab.core.runs.records import Summary
 
 __all__ = ["Axis", "Point", "Results", "Row", "RunResult"]
@@ -99,6 +101,18 @@ class Row:
     def finished(self) -> tuple[RunResult, ...]:
         """The runs that every mean is over."""
         return tuple(run for run in self.runs if run.summary is not None)
+
+    @property
+    def accuracy(self) -> Mean | None:
+        """At the end of the finished runs; None if none is."""
+        values = [run.summary.accuracy for run in self.runs if run.summary is not None]
+        return Mean.of(values) if values else None
+
+    @property
+    def bytes(self) -> float | None:
+        """Training bytes in both directions, as a mean over the finished runs; None if none is."""
+        sent = [run.summary for run in self.runs if run.summary is not None]
+        return statistics.fmean(each.bytes_up + each.bytes_down for each in sent) if sent else None
 
 
 @dataclass(frozen=True)

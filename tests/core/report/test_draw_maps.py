@@ -9,7 +9,7 @@ import pytest
 
 from splitlab.core.report.draw import _ours
 from splitlab.core.report.draw_maps import _luminance, draw_maps
-from splitlab.core.report.figures import maps
+from splitlab.core.report.heat_maps import maps
 from splitlab.core.report.results import Results, Row
 
 

@@ -239,7 +239,7 @@ def test_what_a_table_means_is_read_without_scrolling(look: Look, small: Results
 
 
 def test_an_interval_ends_where_accuracies_do(look: Look, make: Any) -> None:
-    rows = [make.row("a", [0.05, 0.4]), make.row("b", [0.5, 0.9])]  # intervals are from -2 to 3
+    rows = [make.row("a", [0.02, 0.1, 0.5]), make.row("b", [0.5, 0.9, 0.98])]  # -0.4 to 1.4
     view = look(make.results(rows))
     assert view.locator("th.interval").inner_text() == "0.00 – 1.00"
     ticks = view.locator("#scatter svg text").all_text_contents()
