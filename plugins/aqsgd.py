@@ -146,7 +146,8 @@ class AQSGD:
         if peer.augmented:
             raise ConfigError(
                 f"plugin {_NAME!r} sends how a sample's activations changed since its last visit; "
-                "random augmentation makes another image of it every time; use --augment none"
+                "random augmentation and mixup make another image of it every time; use "
+                "--augment none, and no --mixup"
             )
         self._samples = _Samples(peer.device if self._memory == "device" else torch.device("cpu"))
 

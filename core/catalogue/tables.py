@@ -90,6 +90,7 @@ _TYPES: Final = {
     "target": (str, "a text"),
     "preset": (str, "a text"),
     "plugins": (list, "a list of plugins"),
+    "stacks": (list, "a list of stacks"),
     "summary": (str, "a text"),
     "paper": (str, "a text"),
     "weights": (str, "a text"),
@@ -360,7 +361,7 @@ def _wrong(kind: Kind, name: str, table: Any) -> Iterator[str]:
     for key, value in table.items():
         wanted, words = _TYPES.get(key, (type(value), ""))
         fits = type(value) is wanted  # not isinstance: true is no number
-        if key == "plugins":
+        if key in ("plugins", "stacks"):
             fits = fits and bool(value) and all(isinstance(text, str) for text in value)
         if not fits:
             yield f"{key} of {where} must be {words}"

@@ -91,7 +91,7 @@ def add(commands: Commands) -> Parser:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from splitlab.core.report.figures import wanted
+    from splitlab.core.report.figures import drawable, wanted
     from splitlab.core.report.reference import references
 
     if arguments.figure and not (arguments.figures or arguments.html):
@@ -109,6 +109,7 @@ def _report(arguments: argparse.Namespace) -> int:
             "nothing to report"
         )
     if arguments.figures or arguments.html:
+        results = results if arguments.figure else drawable(results)
         wanted(results)  # what cannot be drawn is told before anything is written
     written = _write(results, arguments)
     if written:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -254,9 +255,9 @@ def _remove(arguments: argparse.Namespace) -> int:
     from splitlab.core.runs.folder import remove_run
 
     runs = {run.folder.resolve(): run for run in _named(arguments.runs)}.values()
-    busy = next((run for run in runs if run.state == "running"), None)
-    if busy is not None:
-        raise ConfigError(f"{near(busy.folder)} is running; stop it first. Nothing was deleted")
+    for run in runs:
+        if why := _must_stay(run.folder):
+            raise ConfigError(f"{near(run.folder)} {why}. Nothing was deleted")
     if not arguments.yes:
         if not sys.stdin.isatty():
             raise ConfigError("nobody is here to ask; delete runs without a terminal with --yes")
@@ -265,10 +266,26 @@ def _remove(arguments: argparse.Namespace) -> int:
         if not _agreed(f"delete {what} with all that is in the folder? [y/N] "):
             say("nothing was deleted")
             return 0
-    for run in runs:
+    for run, name in [(run, near(run.folder)) for run in runs]:  # which may be where we are
         remove_run(run.folder)
-        say(f"deleted {near(run.folder)}")
+        say(f"deleted {name}")
     return 0
+
+
+def _must_stay(folder: Path) -> str:
+    """Return why the folder of a run cannot be deleted; nothing if it can."""
+    from splitlab.core.command.show import near
+    from splitlab.core.runs.disk import holder
+    from splitlab.core.runs.listing import is_run
+
+    if holder(folder, "client") or holder(folder, "server") or holder(folder.parent, folder.name):
+        return "is running; stop it first"
+    if folder.is_symlink():
+        return f"is a link; name the run itself: {near(folder.resolve())}"
+    below = (Path(path, name) for path, names, _ in os.walk(folder) for name in names)
+    if inner := next(filter(is_run, below), None):
+        return f"holds another run, {near(inner)}; delete that first, or move it away"
+    return ""
 
 
 def _agreed(question: str) -> bool:

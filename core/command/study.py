@@ -176,12 +176,9 @@ def _study(arguments: argparse.Namespace) -> int:
         )
     with heavy_imports():
         from splitlab.core.studies.conduct import prepare
-        from splitlab.core.studies.definition import axis_of_columns, axis_of_text
+        from splitlab.core.studies.definition import axis_of_texts
 
-    axes = [
-        axis_of_columns(dict(axis_of_text(text) for text in together))
-        for together in arguments.axes or ()
-    ]
+    axes = [axis_of_texts(together) for together in arguments.axes or ()]
     asked = {"stacks": stacks, "over": axes, "seeds": arguments.seeds, "output": output}
     if arguments.dry_run:
         return _show_plan(prepare(arguments.study, options=options, dry=True, **asked))
@@ -219,9 +216,10 @@ def conducted(
 def ended(found: Study, *, quiet: bool, json: bool) -> int:
     """Write tables, figures and page of a study, print its table, and fail if a run did."""
     from splitlab.core.command.show import print_written
+    from splitlab.core.report.figures import drawable
     from splitlab.core.report.files import write_all
 
-    results = found.results()
+    results = drawable(found.results())
     files = write_all(results, found.folder)
     if json:
         from splitlab.core.report.long import run_records

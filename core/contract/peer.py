@@ -54,7 +54,8 @@ class Peer:
         device: where this peer computes.
         schedule: how long the run is to last; read it as `training_samples`, `steps_per_epoch` and
             `budget`. None at a server that its client has not greeted yet.
-        augmented: whether the images of a sample differ from epoch to epoch. Client only.
+        augmented: whether the images of a sample differ from epoch to epoch, by augmentation or
+            mixup. Client only.
         unable: why the client's part cannot measure something, or None; asked by `request`.
         requests: what was asked for with `request`.
         modules: what the plugins registered with `add_module`.

@@ -97,7 +97,7 @@ class Trainer:
             gradients = [p.grad for p in self._trained if p.grad is not None]
             if how.accumulate > 1:
                 torch._foreach_div_(gradients, how.accumulate)
-            if how.clip_norm is not None:
+            if how.clip_norm is not None and gradients:
                 norm = self._clip(gradients, how.clip_norm)
             if how.rate.varies:
                 for group in self._optimizer.param_groups:
@@ -128,8 +128,9 @@ class Trainer:
             return
         now = self._numbers()
         floats = [name for name, tensor in now.items() if tensor.is_floating_point()]
-        blend = get_ema_multi_avg_fn(self._how.ema)  # type: ignore[no-untyped-call]
-        blend([self._average[name] for name in floats], [now[name] for name in floats], 0)
+        if floats:
+            blend = get_ema_multi_avg_fn(self._how.ema)  # type: ignore[no-untyped-call]
+            blend([self._average[name] for name in floats], [now[name] for name in floats], 0)
         for name in now.keys() - floats:  # counters, which have no average
             self._average[name].copy_(now[name])
 

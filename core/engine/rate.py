@@ -43,7 +43,8 @@ _LIMITS = {"least": (0.0, 1.0), "every": (1e-6, 1e9), "rate": (0.0, 1.0)}
 
 def _steps(amount: float, steps: int) -> int:
     """Return an amount in steps; less than 1 is a share of these."""
-    return math.ceil(amount * steps) if amount < 1 else int(amount)
+    # Such as 0.07 of 100, which is more than 7 by a rounding.
+    return math.ceil(round(amount * steps, 6)) if amount < 1 else int(amount)
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,13 @@ class Rate:
                     f"{', '.join(settings) or 'none'}"
                 )
             settings[key] = _number(f"--lr-schedule {schedule}: {key}", value, *_LIMITS[key])
-        whole = warmup < 1 or float(warmup).is_integer()
-        if not 0 <= warmup <= 1e9 or not whole:
+        every = settings.get("every", 0.0)
+        if not _share_or_whole(every):
+            raise ConfigError(
+                f"--lr-schedule {schedule}: every={every:g} is not allowed; a share of the steps "
+                "below 1, or 1 or more whole steps"
+            )
+        if not 0 <= warmup <= 1e9 or not _share_or_whole(warmup):
             raise ConfigError(
                 f"--warmup {warmup} is not allowed; a share of the steps from 0 to 1, or 1 or more "
                 "whole steps"
@@ -102,8 +108,8 @@ class Rate:
 
         Args:
             step: its number, from 0.
-            steps: how many the run is to last, where `needs_steps`; what comes after them has
-                that of the end.
+            steps: how many the run is to last, where `needs_steps`; a cosine stays at its end
+                after them, and others go on.
         """
         steps = steps or 0
         warmup = _steps(self.warmup, steps)
@@ -113,9 +119,18 @@ class Rate:
         return self.lr * _SHAPES[self.shape](step - warmup, left, **self.settings)
 
     def __str__(self) -> str:
-        settings = ",".join(f"{key}={value:g}" for key, value in self.settings.items())
+        settings = ",".join(f"{key}={_shown(value)}" for key, value in self.settings.items())
         shape = f"{self.shape}:{settings}" if settings else self.shape
-        return f"{shape}, warm-up {self.warmup:g}" if self.warmup else shape
+        return f"{shape}, warm-up {_shown(self.warmup)}" if self.warmup else shape
+
+
+def _share_or_whole(amount: float) -> bool:
+    return amount < 1 or float(amount).is_integer()
+
+
+def _shown(value: float) -> str:
+    """Return a number briefly, but with all its digits: peers compare what they say."""
+    return repr(float(value)).removesuffix(".0")
 
 
 def _number(what: str, text: str, low: float, high: float) -> float:

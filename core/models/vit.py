@@ -67,6 +67,11 @@ def vit(
             f"width={width} is no multiple of heads={heads}; take width={width - width % heads} or "
             f"{width - width % heads + heads}"
         )
+    if drop_path and depth == 1:
+        raise ConfigError(
+            "a single block drops nothing, as the first of several; leave --drop-path out, or take "
+            "a larger depth"
+        )
     pooled: dict[str, Any] = {} if class_token else {"class_token": False, "global_pool": "avg"}
     _check_image_size(image_size, patch)
     return shaped(

@@ -16,16 +16,16 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-from splitlab.core.contract.errors import ConfigError, unknown_name
+from splitlab.core.contract.errors import ConfigError, Notice, unknown_name
 from splitlab.core.contract.settings import shown
+from splitlab.core.report.axes import has_both, numeric_of, ordered, together, values_of, zipped
 from splitlab.core.report.reference import context_of
 from splitlab.core.report.results import Axis, Point, Results, Row
 from splitlab.core.report.statistics import Mean
-from splitlab.core.report.zipped import together, zipped
 
 __all__ = [
     "FIGURES",
@@ -35,6 +35,8 @@ __all__ = [
     "Maps",
     "Mark",
     "Panel",
+    "check_name",
+    "drawable",
     "frontier",
     "maps",
     "panels",
@@ -71,17 +73,39 @@ def wanted(results: Results) -> tuple[str, ...]:
         _check(kind, results)
     if results.draw:
         return tuple(dict.fromkeys(results.draw))
-    grid = len(_numeric(results.axes)) > 1 and any(
-        _has_both(row, *_map_axes(results, "heatmap")) for row in results.rows
+    grid = len(numeric_of(results.axes)) > 1 and any(
+        has_both(row, *_map_axes(results, "heatmap")) for row in results.rows
     )
     return (*(("heatmap",) if grid else ()), "bytes", "bytes:log", "frontier")
 
 
+def drawable(results: Results) -> Results:
+    """Return the results without those figures for which they have not what it takes.
+
+    Every one that is left out is told in a `Notice`: a study names its figures before anybody knows
+    what it will be reduced to, and what will be measured.
+    """
+    kept = []
+    for kind in results.draw:
+        try:
+            _check(kind, results)
+        except ConfigError as error:
+            warnings.warn(f"the figure {kind} is left out: {error}", Notice, stacklevel=2)
+        else:
+            kept.append(kind)
+    return replace(results, draw=tuple(kept))
+
+
+def check_name(kind: str) -> None:
+    """Raise `ConfigError` if no figure is called so, whatever the results."""
+    if kind not in FIGURES and kind.partition(":")[0] != "heatmap":
+        raise unknown_name("figure", kind, [*FIGURES, "heatmap:x=X,y=Y"])
+
+
 def _check(kind: str, results: Results) -> None:
+    check_name(kind)
     if kind.startswith("heatmap"):
         maps(results, kind)
-    elif kind not in FIGURES:
-        raise unknown_name("figure", kind, [*FIGURES, "heatmap:X×Y"])
     elif kind != "frontier" and not any(
         _SPENT[spent(kind)](point) is not None for point in _points(results)
     ):
@@ -350,10 +374,10 @@ def maps(results: Results, kind: str = "heatmap") -> Maps:
         ConfigError: the results have no such axes.
     """
     x, y = _map_axes(results, kind)
-    inside = [row for row in results.rows if _has_both(row, x, y)]
+    inside = [row for row in results.rows if has_both(row, x, y)]
     if not inside:
         raise ConfigError(f"{kind}: no row has both {x.name} and {y.name}; name two others")
-    x, y = _ordered(x, inside), _ordered(y, inside)
+    x, y = ordered(x, inside), ordered(y, inside)
     others = [axis for axis in results.axes if axis.name not in (x.name, y.name)]
     free = [axis for axis in others if axis.name != _OF_THE_METHOD]
     along = {name: zipped(name, free, inside) for name in (x.name, y.name)}
@@ -369,7 +393,7 @@ def maps(results: Results, kind: str = "heatmap") -> Maps:
         accuracy = _accuracy(row)
         cell = Cell(row, accuracy, None if accuracy is None else _bytes(row))
         cells.setdefault(title, {})[at] = cell
-    beside = tuple(row for row in results.rows if not _has_both(row, x, y))
+    beside = tuple(row for row in results.rows if not has_both(row, x, y))
     titled = len(cells) > 1
     found = tuple(Map(title if titled else "", each) for title, each in cells.items())
     x, y = (together(axis, along[axis.name], inside) for axis in (x, y))
@@ -377,28 +401,27 @@ def maps(results: Results, kind: str = "heatmap") -> Maps:
 
 
 def _map_axes(results: Results, kind: str) -> tuple[Axis, Axis]:
-    name, _, text = kind.partition(":")
-    several = [axis for axis in results.axes if len(_values(axis)) > 1]
-    if name != "heatmap":
-        raise unknown_name("figure", kind, [*FIGURES, "heatmap:X×Y"])
+    text = kind.partition(":")[2]
+    several = [axis for axis in results.axes if len(values_of(axis)) > 1]
+    check_name(kind)
     if len(several) < 2:
         raise ConfigError(
             f"{kind} needs two settings with two values each; these runs differ in "
             f"{' and '.join(axis.name for axis in results.axes) or 'nothing'}"
         )
     if not text:
-        numeric = _numeric(results.axes)
-        numeric.sort(key=lambda axis: -len(_values(axis)))
+        numeric = numeric_of(results.axes)
+        numeric.sort(key=lambda axis: -len(values_of(axis)))
         first, *rest = [*numeric, *(axis for axis in several if axis not in numeric)]
         rows = [row for row in results.rows if row.settings.get(first.name) is not None]
         bound = zipped(first.name, rest, rows)
         second, *_ = [axis for axis in rest if axis not in bound] or rest
-        more = sorted((first, second), key=lambda axis: -len(_values(axis)))
+        more = sorted((first, second), key=lambda axis: -len(values_of(axis)))
         return more[0], more[1]
     names = _names(text)
     if len(names) != 2 or names[0] == names[1]:
         raise ConfigError(
-            f"the figure {kind} names no two settings; write heatmap:X×Y, with two of "
+            f"the figure {kind} names no two settings; write heatmap:x=X,y=Y, with two of "
             f"{', '.join(axis.name for axis in several)}"
         )
     by_name = {axis.name: axis for axis in several}
@@ -414,27 +437,3 @@ def _names(text: str) -> list[str]:
         return text.split("×")
     pairs = dict(each.partition("=")[::2] for each in text.split(","))
     return [pairs[key] for key in ("x", "y") if key in pairs] if len(pairs) == 2 else []
-
-
-def _values(axis: Axis) -> list[Any]:
-    return [value for value in axis.values if value is not None]
-
-
-def _has_both(row: Row, x: Axis, y: Axis) -> bool:
-    return None not in (row.settings.get(x.name), row.settings.get(y.name))
-
-
-def _ordered(axis: Axis, rows: Iterable[Row]) -> Axis:
-    """Return the axis with the values that these rows have; numbers go up."""
-    used = [row.settings[axis.name] for row in rows]
-    values = [value for value in axis.values if value in used]
-    return Axis(axis.name, tuple(sorted(values) if _is_numeric(values) else values))
-
-
-def _is_numeric(values: Iterable[Any]) -> bool:
-    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-
-
-def _numeric(axes: Iterable[Axis]) -> list[Axis]:
-    """Return the axes of at least two numbers; what is None there has no such setting."""
-    return [a for a in axes if len(_values(a)) > 1 and _is_numeric(_values(a))]

@@ -20,6 +20,7 @@ from splitlab.core.catalogue.tables import entries
 from splitlab.core.contract.errors import SplitlabError
 from splitlab.core.contract.settings import shown
 from splitlab.core.report.results import Axis, Row, RunResult
+from splitlab.core.runs.budget import Budget
 from splitlab.core.runs.config import LABELS, Config, by_group, flag
 
 __all__ = ["Named", "name_all", "option", "plan_key", "rows_of"]
@@ -59,14 +60,23 @@ def plan_key(config: Config, besides: Iterable[str] = ()) -> str:
     """
     ignored = {*_APART, *_OF_THE_PLACE} - {*besides}
     settings: dict[str, Any] = {"stack": [member.identity for member in _members(config.plugins)]}
+    usual = _meant(Config())
     settings |= {
-        spec.name: getattr(config, spec.name)
-        for spec in dataclasses.fields(Config)
+        name: value
+        for name, value in _meant(config).items()
         # What is not given is left out: a new option leaves the keys of older runs as they are.
-        if spec.name not in ignored and getattr(config, spec.name) != spec.default
+        if name not in ignored and value != usual[name]
     }
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _meant(config: Config) -> dict[str, Any]:
+    """Return the options by field, those that mean the same with the same value."""
+    budget = Budget.parse(config.budget)
+    amount = int(budget.amount) if budget.amount.is_integer() else budget.amount
+    values = {spec.name: getattr(config, spec.name) for spec in dataclasses.fields(Config)}
+    return values | {"budget": f"{budget.unit}={amount}", "train": tuple(sorted(config.trains))}
 
 
 def rows_of(

@@ -150,6 +150,7 @@ def _maps(found: Maps, numbers: Mapping[int, int]) -> dict[str, Any]:
             }
             for each in found.maps
         ],
+        "beside": [numbers[id(row)] for row in found.beside],
     }
 
 

@@ -122,7 +122,8 @@ function scatter() {
   const room = (most - least || Math.abs(most) || 1) * .08;
   const x = {kind: "bytes", log, low: log ? least * .8 : Math.min(least - room, 0), high: log ? most * 1.25 : most + room};
   const finals = m => data.rows[m.row].runs.filter(run => run.accuracy !== null);
-  const y = upright(marks.flatMap(m => choice.scatterRuns ? finals(m).map(r => r.accuracy) : [m.y - (m.half || 0), m.y + (m.half || 0)]));
+  const y = upright(reach(marks.map(m => data.rows[m.row])));
+  byId("cut").hidden = choice.scatterRuns || !marks.some(m => m.y - m.half < y.low || m.y + m.half > y.high);
   const p = plot(width, height, x, y, `Final accuracy against training bytes of ${marks.length} rows. Arrow keys go through them.`,
     [`${width > 560 ? NAMES.bytes : "training bytes"}${log ? " (logarithmic)" : ""}`, "test accuracy"]);
   const methods = [...new Set(data.marks.filter(m => !grey.has(m.row)).map(m => data.rows[m.row].method))];
@@ -196,6 +197,11 @@ function maps() {
   bar.querySelector(".scale")?.remove();
   if (known.length) bar.append(make("p", {class: "scale"}, heatText(low), make("i"), heatText(high)));
   for (const found of data.maps) for (const map of found.maps) place.append(heatMap(found, map, scale, place.clientWidth || 1232));
+  const beside = [...new Set(data.maps.flatMap(found => found.beside))].filter(number => !hidden.has(number) && isKnown(heatValue(number)));
+  byId("beside").textContent = beside.length ? `Without ${data.maps.length > 1 ? "some of the" : "these"} settings: ${beside.map(number => {
+    const row = data.rows[number];
+    return `${clipped(row.title, 80)} ${heatText(heatValue(number))}${choice.heat === "accuracy" && isKnown(row.half) ? ` ± ${row.half.toFixed(3)}` : ""}`;
+  }).join("; ")}.` : "";
 }
 const heatText = v => choice.heat === "accuracy" ? v.toFixed(3) : amount(v, "bytes");
 function heatMap(found, map, scale, room) {

@@ -111,7 +111,7 @@ function plot(width, height, x, y, label, names = null) {
   const sy = v => box.bottom - (Math.min(Math.max(v, y.low), y.high) - y.low) / ((y.high - y.low) || 1) * (box.bottom - box.top);
   const id = `clip-${clips++}`;
   const svg = draw("svg", {viewBox: `0 0 ${width} ${height}`, width, height, role: "img", tabindex: 0, class: "plot", "aria-label": clipped(label, 600)});
-  svg.append(draw("clipPath", {id}, draw("rect", {x: box.left - 1, y: 0, width: box.right - box.left + 2, height: box.bottom + 1})));
+  svg.append(draw("clipPath", {id}, draw("rect", {x: box.left - 1, y: box.top - 8, width: box.right - box.left + 2, height: box.bottom - box.top + 9})));
   for (const v of ticks(y.low, y.high, Math.max(2, (box.bottom - box.top) / 32))) {
     svg.append(draw("path", {d: `M${box.left} ${sy(v).toFixed(1)}H${box.right}`, stroke: "var(--grid)"}));
     svg.append(draw("text", {x: box.left - 6, y: sy(v) + 4, "text-anchor": "end"}, short(v)));
@@ -138,6 +138,12 @@ function plot(width, height, x, y, label, names = null) {
 function upright(values) { // an interval may go beyond what an accuracy can be; the axis does not
   const [low, high] = extent(values), room = Math.max((high - low) * .06, .004);
   return {low: Math.max(0, low - room), high: Math.min(1, high + room)};
+}
+// The least and the greatest accuracy of rows and their runs, with intervals that say something:
+// of two runs, one may be wider than everything else.
+function reach(rows) {
+  const halves = rows.filter(row => row.n > 2).flatMap(row => [row.accuracy - row.half, row.accuracy + row.half]);
+  return extent([...halves, ...rows.flatMap(row => row.runs.map(run => run.accuracy))]);
 }
 
 // What a pointer or the keys are at: the nearest spot of a figure.

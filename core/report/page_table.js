@@ -48,10 +48,8 @@ for (const line of lines) {
 toggles(byId("row-bar"), "Runs", [[false, "closed"], [true, "all open"]], false, isOpen => { for (const line of lines) turn(line, isOpen); });
 
 // Intervals of accuracy, all on one scale.
-const within = v => Math.min(Math.max(v, 0), 1);
-const ends = row => [within(row.accuracy - (row.half || 0)), within(row.accuracy + (row.half || 0))];
-const [least, most] = extent(data.rows.flatMap(row => isKnown(row.accuracy) ? ends(row) : []));
-const at = v => 5 + (v - least) / ((most - least) || 1) * 110;
+const [least, most] = reach(data.rows);
+const at = v => Math.max(0, Math.min(120, 5 + (v - least) / ((most - least) || 1) * 110));
 const accuracy = names.indexOf("accuracy");
 if (data.marks.length > 1) {
   heads[accuracy].after(make("th", {scope: "col", class: "interval"}, `${least.toFixed(2)} – ${most.toFixed(2)}`));

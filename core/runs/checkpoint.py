@@ -122,7 +122,13 @@ class Checkpoints:
         """Delete what is newer: the run goes on from ``step``, so it will never be used.
 
         Left in place it would count among the newest two and push out what the other peer has.
+        What a killed process had written half goes, too.
         """
+        for half in self._folder.glob(f"step-*/{self._role}.*.tmp"):
+            with writing(half):
+                half.unlink(missing_ok=True)
+            with suppress(OSError):
+                half.parent.rmdir()  # if it is empty
         for newer in self.steps():
             if newer > step:
                 self._delete(newer)

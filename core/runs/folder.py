@@ -133,6 +133,12 @@ class RunFolder:
         """Write what a run that goes on would go on with, for the server of a second process."""
         self.write_config(config, _PROPOSAL)
 
+    def drop_halves(self) -> None:
+        """Take away what a killed process had written half; nobody else may be writing here."""
+        for half in self.path.glob("*.tmp"):
+            with suppress(OSError):
+                half.unlink()
+
     def drop_proposal(self) -> None:
         """Take away what `propose` wrote."""
         with suppress(OSError):

@@ -94,7 +94,8 @@ def options_of(config: Config) -> dict[str, Option]:
     for spec in dataclasses.fields(config):
         value = getattr(config, spec.name)
         if spec.name not in _NOT_OPTIONS and value is not None:
-            found[spec.name] = " + ".join(value) or "none" if isinstance(value, tuple) else value
+            nothing = spec.metadata.get("unset", "none")  # which is all of it, for --train
+            found[spec.name] = " + ".join(value) or nothing if isinstance(value, tuple) else value
     return found
 
 

@@ -87,7 +87,9 @@ class Loop:
         """
         try:
             result = self._go(last_words, from_step)
-            # It is complete by now: a probe that fails costs no summary.
+            # It is complete by now: a logger that is not waited for, or a probe that fails, costs
+            # no summary.
+            self._loggers.end("finished", result.summary)
             with writing(self.folder.probes()):
                 self.client.stack.report(self.folder.probes())
             return result
@@ -380,7 +382,6 @@ class Loop:
         self.folder.write_ledger(self.ledger)
         self.folder.write_summary(summary)
         self.folder.write_state(State("finished", progress.step, best_step=summary.best_step))
-        self._loggers.end("finished", summary)
         return Result(self.folder.path, summary, self.ledger)
 
     def _way_back(self) -> str:

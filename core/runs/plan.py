@@ -41,6 +41,8 @@ __all__ = [
     "make_for_server",
 ]
 
+_MOST = 2.0**62  # steps or samples that are foreseen: nobody sees the end of more
+
 
 @dataclass(frozen=True)
 class Decided:
@@ -153,12 +155,16 @@ class PeerPlan:
         """Return how many steps a budget is expected to allow; None where nobody can foresee it."""
         amount, samples, size = schedule.amount, schedule.training_samples, self.config.batch_size
         if schedule.unit == "steps":
-            return int(amount)
-        if schedule.unit == "epochs":
-            return math.ceil(amount * -(-samples // size))
+            return int(min(amount, _MOST))
         if schedule.unit == "nominal":
-            return math.ceil(amount * samples / (sum(self.nominal) / 2 * size))
-        return math.ceil(amount / sum(self.step_bytes)) if self.step_bytes else None
+            amount /= sum(self.nominal) / 2
+        elif schedule.unit == "bytes":
+            if self.step_bytes is None:
+                return None
+            amount *= size / (sum(self.step_bytes) * samples)
+        # By now of epochs, whose last batch is smaller: so many samples are at least due.
+        epochs, due = divmod(math.ceil(round(min(amount * samples, _MOST), 6)), samples)
+        return epochs * -(-samples // size) + -(-due // size)
 
     def peer(self, role: Literal["client", "server"]) -> Peer:
         """Return the facts of this peer."""
@@ -370,19 +376,21 @@ def _plan(
         schedule=schedule,
     )
     tried.run_end()
-    return _with_steps(plan), model
+    return _with_steps(plan, tried), model
 
 
-def _with_steps(plan: PeerPlan) -> PeerPlan:
+def _with_steps(plan: PeerPlan, tried: Stack) -> PeerPlan:
     """Return the plan with the run's steps in its schedule, if the learning rate follows them."""
     if plan.schedule is None or not plan.config.rate.needs_steps:
         return plan
     steps = plan.foresee(plan.schedule)
-    if steps is None:
+    charged = tried.charges_by_step  # then what a step costs is known when it is done
+    if steps is None or (charged and plan.schedule.unit in ("nominal", "bytes")):
+        others = "steps=… or epochs=…" if charged else "steps=…, epochs=… or nominal=…"
         raise ConfigError(
             f"the learning rate ({plan.config.rate}) follows from how many steps the run is to "
             f"last, and with this stack nobody can foresee it of --budget {plan.config.budget}; "
-            "give --budget steps=…, epochs=… or nominal=…, or a constant rate and --warmup in steps"
+            f"give --budget {others}, or a constant rate and --warmup in steps"
         )
     return replace(plan, schedule=replace(plan.schedule, steps=steps))
 

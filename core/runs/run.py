@@ -157,6 +157,7 @@ def _run(
             process = cleanup.enter_context(ServerProcess())  # it loads while this one does
         if folder is not None:
             cleanup.enter_context(hold(folder.path, "client"))
+            folder.drop_halves()
             if config.data_dir and not Path(config.data_dir).exists():
                 raise ConfigError(
                     f"the data folder {config.data_dir} is gone; if it was moved, say where to "

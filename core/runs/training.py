@@ -10,7 +10,7 @@ from splitlab.core.runs.option import GROUPS, check_ranges, option
 
 __all__ = ["Training"]
 
-_, _, _, _TRAINING, *_ = GROUPS
+_TRAINING = GROUPS[3]
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,7 @@ class Training:
         "constant",
         "how the learning rate goes on after its warm-up: constant, cosine (to least=0 of itself "
         "at the end of the budget) or step (rate=0.1 times itself again after every=0.333 of the "
-        "steps); of every and --warmup, less than 1 is a share of the run's steps, and 1 or more "
-        "are steps",
+        "steps behind the warm-up, or after every=1 or more steps)",
         metavar="constant|cosine|step[:key=value,…]",
         group=_TRAINING,
     )
@@ -121,6 +120,6 @@ class Training:
             "label smoothing": (self.label_smoothing, 0.0),
             "drop path": (self.drop_path, 0.0),
             "ema": (self.ema, None),
-            "train": (" ".join(sorted(self.trains)), ""),
+            "train": (" ".join(sorted({*self.trains})), ""),
         }
         return {name: str(now) for name, (now, usual) in facts.items() if now != usual}

@@ -7,6 +7,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping
+from typing import TypeGuard
 
 from splitlab.core.contract.errors import LinkError, NetworkError, ProtocolError, when
 from splitlab.core.contract.link import Link
@@ -27,6 +28,8 @@ from splitlab.core.session.protocol import (
 __all__ = ["ServerSession"]
 
 
+_MOST = 2**63 - 1
+"""Samples and steps that a run may have; more is no number to count with."""
 _STEPS = re.compile("([0-9]{1,19}( [0-9]{1,19})*)?")
 
 
@@ -174,10 +177,14 @@ def _schedule(said: object) -> Schedule | None:
     if not isinstance(said, dict) or {"steps", *said} != {*Schedule.__dataclass_fields__}:
         return None
     samples, unit, amount, steps = (said.get(name) for name in Schedule.__dataclass_fields__)
-    if type(samples) is not int or samples < 1 or not isinstance(unit, str):
+    if not (_counts(samples) and (steps is None or _counts(steps))):
         return None
-    if not isinstance(amount, int | float) or isinstance(amount, bool) or not 0 < amount < math.inf:
+    if type(amount) is int:
+        amount = float(amount) if amount <= _MOST else math.inf
+    if not isinstance(unit, str) or type(amount) is not float or not 0 < amount < math.inf:
         return None
-    if steps is not None and (type(steps) is not int or steps < 1):
-        return None
-    return Schedule(samples, unit, float(amount), steps)
+    return Schedule(samples, unit, amount, steps)
+
+
+def _counts(said: object) -> TypeGuard[int]:
+    return type(said) is int and 1 <= said <= _MOST

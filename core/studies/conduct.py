@@ -1,10 +1,10 @@
-"""A study from what is asked for to what came of it: found or made, grown, run, drawn."""
+"""A study from what is asked for to its last run: found or made, grown, run."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +64,7 @@ def study(
     should_stop: Callable[[], bool] = lambda: False,
     **options: Any,
 ) -> Study:
-    """Run what is missing of a study, draw what came of it, and return it.
+    """Run what is missing of a study, and return it: `Study.results` is what came of it.
 
     A new study is made of a definition and what is said on top; one that is in the folder already
     goes on, and takes in what is said.
@@ -124,7 +124,7 @@ def prepare(
         ConfigError: a definition, an axis, a combination or a folder that cannot be used.
     """
     _check_options(options)
-    stacks = [_placed_stack(text) for text in stacks]
+    stacks = [_placed_stack(text) for text in ([stacks] if isinstance(stacks, str) else stacks)]
     axes = _axes(over)
     asked = definition_of(what) if what is not None else None
     folder = _folder(asked, output)
@@ -239,8 +239,13 @@ def _axes(
     over: Mapping[str, Sequence[Any]] | Sequence[tuple[Choice, ...]],
 ) -> tuple[tuple[Choice, ...], ...]:
     if isinstance(over, Mapping):
-        return tuple(axis_of_columns({key: [*values]}) for key, values in over.items())
+        return tuple(axis_of_columns({key: _listed(values)}) for key, values in over.items())
     return tuple(over)
+
+
+def _listed(values: Any) -> Any:
+    """Return a list of what comes one by one; anything else is refused where it is used."""
+    return [*values] if isinstance(values, Iterable) and not isinstance(values, str) else values
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -285,7 +290,8 @@ def _folder(asked: Definition | None, output: str | Path | None) -> Path:
             "which study? name one of `splitlab studies`, a TOML file, or the folder of one with "
             "--output"
         )
-    return Path("studies", re.sub(r"[^\w.+=,/-]+", "-", asked.name)).absolute()
+    parts = re.sub(r"[^\w.+=,/-]+", "-", asked.name).split("/")
+    return Path("studies", *(part for part in parts if part not in ("", ".", ".."))).absolute()
 
 
 def _check_what_all_share(job: Job) -> None:

@@ -32,6 +32,7 @@ from splitlab.core.catalogue.binding import split_stack
 from splitlab.core.catalogue.loading import split
 from splitlab.core.contract.errors import ConfigError, unknown_name
 from splitlab.core.contract.settings import Parameter, shown
+from splitlab.core.report.figures import check_name
 from splitlab.core.runs.config import Config, flag
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Definition",
     "axis_of_columns",
     "axis_of_text",
+    "axis_of_texts",
     "called",
     "seeds_of",
     "shown_key",
@@ -136,6 +138,9 @@ class Definition:
                 base_stack = ["+".join(base_stack)]
             axes = [_axis({key: values}) for key, values in table.get("over", {}).items()]
             axes += [_axis(together) for together in table.get("zip", [])]
+            draw = _texts(table.get("draw", []), "draw")
+            for figure in draw:
+                check_name(figure)
             return cls(
                 name=name,
                 summary=table.get("summary", ""),
@@ -144,7 +149,7 @@ class Definition:
                 stacks=tuple(_texts(table.get("stacks", base_stack or ["none"]), "stacks")),
                 axes=tuple(axes),
                 seeds=seeds_of(table.get("seeds", 3), first),
-                draw=tuple(_texts(table.get("draw", []), "draw")),
+                draw=tuple(draw),
                 reference=table.get("reference", ""),
             )
         except ConfigError as error:
@@ -155,21 +160,33 @@ class Definition:
         return dataclasses.asdict(self)
 
     def command(self, output: str) -> str:
-        """Return what makes the same study in another folder, as typed in a shell."""
+        """Return what makes the same study in another folder, as typed in a shell.
+
+        Empty if it cannot be typed: a value of an axis that is a list of several, as TOML has it.
+        """
+        if any(
+            isinstance(value, list) and len(value) > 1
+            for axis in self.axes
+            for choice in axis
+            for value in choice.values()
+        ):
+            return ""
         words = ["splitlab", "study"]
         for stack in self.stacks:
             words += ["--plugin", stack]
         for axis in self.axes:
             for i, key in enumerate(axis[0]):
                 values = [_said(choice[key]) for choice in axis]
-                separator = ";" if any("," in value for value in values) else ","
-                words += ["--zip" if i else "--over", f"{shown_key(key)}={separator.join(values)}"]
+                told = ",".join(values)
+                if "," in "".join(values):
+                    told = ";".join(values) if len(values) > 1 else f"{told};"
+                words += ["--zip" if i else "--over", f"{shown_key(key)}={told}"]
         for field, value in self.base.items():
             if isinstance(value, list):
                 words += [word for each in value for word in (flag(field), each)]
             elif value is True:
                 words.append(flag(field))
-            elif value not in (None, False):
+            elif value is not None and value is not False:  # 0 is a value
                 words += [flag(field), str(value)]
         many = len(self.seeds) > 1
         words += ["--seeds", ",".join(map(str, self.seeds))] if many else ["--seeds", "1"]
@@ -183,9 +200,20 @@ class Definition:
         Raises:
             ConfigError, TypeError, ValueError, LookupError, AttributeError: it is damaged.
         """
-        tuples = {key: tuple(values[key]) for key in ("stacks", "seeds", "draw")}
-        axes = tuple(tuple(dict(choice) for choice in axis) for axis in values["axes"])
-        return cls(**{**values, **tuples, "axes": axes})
+        words = {key: values[key] for key in ("name", "summary", "paper", "reference")}
+        _texts(words.values(), "the definition")
+        Config.from_mapping(values["base"])
+        return cls(
+            **words,
+            base=dict(values["base"]),
+            stacks=tuple(_texts(values["stacks"], "stacks")),
+            axes=tuple(
+                _axis({key: [choice[key] for choice in axis] for key in axis[0]})
+                for axis in values["axes"]
+            ),
+            seeds=seeds_of([*values["seeds"]]),
+            draw=tuple(_texts(values["draw"], "draw")),
+        )
 
     def grown(
         self,
@@ -229,8 +257,8 @@ def seeds_of(seeds: int | str | Sequence[int], first: int = 0) -> tuple[int, ...
     if isinstance(seeds, int):
         chosen = tuple(range(first, first + seeds)) if 0 < seeds <= _MOST_SEEDS else ()
     else:
-        chosen = tuple(seeds)
-    if not chosen or len({*chosen}) < len(chosen) or any(type(seed) is not int for seed in chosen):
+        chosen = tuple(seeds) if isinstance(seeds, Iterable) else ()
+    if any(type(seed) is not int for seed in chosen) or not chosen or len({*chosen}) < len(chosen):
         raise refused
     for seed in (min(chosen), max(chosen)):
         Config(seed=seed)  # refuses what no run could take
@@ -240,12 +268,14 @@ def seeds_of(seeds: int | str | Sequence[int], first: int = 0) -> tuple[int, ...
 def axis_of_text(text: str) -> tuple[str, list[Any]]:
     """Read ``KEY=VALUE,VALUE,…``, or ``KEY=VALUE;VALUE`` where values have commas of their own.
 
+    A single value with commas ends in ``;``.
+
     Returns:
         The key and its values, typed.
     """
     typed, equals, rest = text.partition("=")
     separator = ";" if ";" in rest else ","
-    values = [value.strip() for value in rest.split(separator)]
+    values = [value.strip() for value in rest.removesuffix(";").split(separator)]
     if not equals or not all(values):
         raise ConfigError(
             f"--over {text} is not allowed; write KEY=VALUE,VALUE, as in cut=1,2,3 or "
@@ -286,8 +316,18 @@ def _axis(together: Any) -> tuple[Choice, ...]:
     return tuple(choices)
 
 
+def axis_of_texts(texts: Sequence[str]) -> tuple[Choice, ...]:
+    """Return the axis of keys that go together, each as `axis_of_text` reads it."""
+    columns: dict[str, list[Any]] = {}
+    for key, values in map(axis_of_text, texts):
+        if key in columns:
+            raise ConfigError(f"{shown_key(key)} is twice on one axis; keep one of them")
+        columns[key] = values
+    return _axis(columns)
+
+
 def axis_of_columns(columns: Mapping[str, list[Any]]) -> tuple[Choice, ...]:
-    """Return the axis of keys that go together, as `axis_of_text` reads them."""
+    """Return the axis of keys that go together, each with its typed values."""
     return _axis(columns)
 
 
@@ -341,9 +381,9 @@ def _checked(key: str, value: Any) -> Any:
 
 def _texts(values: Iterable[Any], what: str) -> list[str]:
     found = [*values]
-    wrong = next((value for value in found if not isinstance(value, str)), None)
-    if wrong is not None:
-        raise ConfigError(f"{what} has {wrong!r}; it takes texts")
+    for value in found:
+        if not isinstance(value, str):
+            raise ConfigError(f"{what} has {value!r}; it takes texts")
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from splitlab.core.contract.errors import Interrupted
 from splitlab.core.studies.job import Job, JobReporter, Outcome, perform, told
+from splitlab.core.studies.printed import keep_log
 
 __all__ = ["Inside"]
 
@@ -26,5 +27,7 @@ class Inside:
             except Interrupted as reason:
                 reporter.ended(job, Outcome("interrupted", told(reason)))
                 raise
+            if outcome.state != "busy":
+                keep_log(job.folder)  # of a process that had it in hand before
             reporter.ended(job, outcome)
             gc.collect()  # what a run leaves in cycles may hold memory of a GPU

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol
 
 from splitlab.core.contract.errors import Diverged, Interrupted, SplitlabError
 from splitlab.core.contract.jsonable import json_text
+from splitlab.core.runs.budget import Budget
 from splitlab.core.runs.config import Config
 from splitlab.core.runs.disk import HeldError, hold, write_whole, writing
 from splitlab.core.runs.folder import CONFIG, failure_note
@@ -128,7 +129,8 @@ def _performed(job: Job, reporter: Reporter, should_stop: Callable[[], bool]) ->
             result = run(job.config, reporter=reporter, should_stop=should_stop)
             return Outcome("finished", summary=result.summary)
         more: dict[str, Any] = {}
-        if Config.from_toml(folder / CONFIG).budget != job.config.budget:
+        was = Config.from_toml(folder / CONFIG).budget
+        if Budget.parse(was) != Budget.parse(job.config.budget):
             more = {"budget": job.config.budget}
         elif (folder / SUMMARY).is_file():  # another process was faster
             return Outcome("finished", summary=read_summary(folder))

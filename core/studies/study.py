@@ -13,22 +13,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from splitlab.core.contract.errors import ConfigError
+from splitlab.core.contract.errors import ConfigError, Notice
 from splitlab.core.contract.jsonable import json_text
 from splitlab.core.report.collect import common, points_of
 from splitlab.core.report.naming import name_all, plan_key
 from splitlab.core.report.results import Results, Row, RunResult
 from splitlab.core.runs.budget import Budget
 from splitlab.core.runs.config import Config
-from splitlab.core.runs.disk import hold, write_whole, writing
+from splitlab.core.runs.disk import LOCKS, hold, write_whole, writing
 from splitlab.core.runs.folder import CONFIG
-from splitlab.core.runs.listing import read_run
+from splitlab.core.runs.listing import read_run, stack_title
 from splitlab.core.studies.definition import Definition
 from splitlab.core.studies.grid import Cell
 from splitlab.core.studies.job import Job, failure
@@ -66,23 +67,26 @@ class Study:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             if record["splitlab_study"] != _FORMAT:
-                raise ConfigError(f"{path} is of another version of splitlab; name another folder")
-            definition = Definition.of_record(record["definition"])
-            rows = tuple(
-                Cell(row["key"], Config.from_mapping(row["config"]), row["remark"])
-                for row in record["rows"]
-            )
-            return cls(folder, definition, rows)
+                raise ConfigError("it is of another version of splitlab")
+            rows = tuple(_cell(row) for row in record["rows"])
+            if not rows:
+                raise ConfigError("it has no rows")
+            return cls(folder, Definition.of_record(record["definition"]), rows)
         except OSError:
             raise ConfigError(
                 f"{folder} is no study (it has no {RECORD}); name another folder"
             ) from None
+        except ConfigError as error:
+            raise ConfigError(f"{path} cannot be used: {error}; name another folder") from None
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ConfigError(f"{path} is damaged ({reason}); name another folder") from None
 
     def write(self) -> None:
-        """Write what it is to run."""
+        """Write what it is to run, and make the folders of its rows.
+
+        They are made now: what grows the study later may call the rows otherwise, and finds them.
+        """
         record = {
             "splitlab_study": _FORMAT,
             "definition": self.definition.as_table(),
@@ -93,13 +97,16 @@ class Study:
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         write_whole(self.folder / RECORD, json_text(record, indent=2) + "\n")
+        for place in self._places(self._titles()):
+            with writing(place):
+                place.mkdir(exist_ok=True)
 
     # Its runs.
 
     def jobs(self) -> list[Job]:
         """Return every run that there is to be, seed by seed, so that all rows grow alike."""
-        titles = [named.title for named in name_all([cell.config for cell in self.cells])[1]]
-        places = [self._place(cell, title) for cell, title in zip(self.cells, titles, strict=True)]
+        titles = self._titles()
+        places = self._places(titles)
         found: list[Job] = []
         for seed in self.definition.seeds:
             for cell, title, place in zip(self.cells, titles, places, strict=True):
@@ -118,15 +125,23 @@ class Study:
         state = result(job.folder, job.config.budget, job.config.seed, logs=False).state
         return state not in ("finished", *(() if retry else ("failed", "diverged")))
 
-    def _place(self, cell: Cell, title: str) -> Path:
-        """Return the folder of a row: the one with its key, whatever it was called before."""
+    def _titles(self) -> list[str]:
+        return [named.title for named in name_all([cell.config for cell in self.cells])[1]]
+
+    def _places(self, titles: Sequence[str]) -> list[Path]:
+        """Return the folder of every row: the one with its key, whatever it was called before."""
+        known = self._folders()
+        return [
+            known.get(cell.key) or self.folder / f"{_slug(title)}-{cell.key}"
+            for cell, title in zip(self.cells, titles, strict=True)
+        ]
+
+    def _folders(self) -> dict[str, Path]:
+        """Return what may be folders of rows, by their keys; of two with one key the first."""
         with suppress(OSError):
-            known = sorted(self.folder.glob(f"*-{cell.key}"))
-            if known:
-                return known[0]
-        short = re.sub(r"[^\s+]*/(?=[^+/]*\.py:)", "", title)
-        slug = re.sub(r"[^\w.+=]+", "-", short)[:80].strip("-.") or "row"
-        return self.folder / f"{slug}-{cell.key}"
+            found = sorted(self.folder.glob("*-*"), reverse=True)
+            return {path.name.rpartition("-")[2]: path for path in found}
+        return {}
 
     def take_over(self, before: Sequence[Cell]) -> None:
         """Let runs that were made to a smaller budget go on to the new one, where that is the same.
@@ -137,19 +152,42 @@ class Study:
         Raises:
             HeldError: another process has one of these runs in hand.
         """
-        wanted = {cell.key for cell in self.cells}
-        for old in (cell for cell in before if cell.key not in wanted):
-            new = next((cell for cell in self.cells if _goes_on(old.config, cell.config)), None)
-            folders = sorted(self.folder.glob(f"*-{old.key}"))
-            if new is None or not folders or any(self.folder.glob(f"*-{new.key}")):
+        moves = [*self._moves(before)]
+        for source, _ in moves:  # all or none
+            with self._holding(source):
+                pass
+        for source, target in moves:
+            with self._holding(source), writing(source):
+                source.rename(target)
+                for lock in target.glob(f"seed-*{LOCKS}"):  # ours, which have moved along
+                    lock.unlink()
+
+    def _moves(self, before: Sequence[Cell]) -> Iterator[tuple[Path, Path]]:
+        """Yield the folders of those rows that go on as rows of this study, from where to where."""
+        wanted, known = {cell.key: cell for cell in self.cells}, self._folders()
+        named = {key for axis in self.definition.axes for choice in axis for key in choice}
+        budgets = list(dict.fromkeys(cell.config.budget for cell in self.cells))
+        for old in before:
+            if old.key in wanted or old.key not in known:
                 continue
-            folder = folders[0]
-            for run in folder.glob("seed-*"):
-                if run.is_dir():
-                    with hold(folder, run.name):
-                        pass
-            with writing(folder):
-                folder.rename(folder.with_name(folder.name.removesuffix(old.key) + new.key))
+            if old.key not in (plan_key(old.config), plan_key(old.config, named)):
+                continue  # a plugin's file does something else than it did
+            for budget in budgets:
+                new = wanted.get(plan_key(replace(old.config, budget=budget), named))
+                if new and new.key not in known and _goes_on(old.config, new.config):
+                    source = known[old.key]
+                    target = source.with_name(source.name.removesuffix(old.key) + new.key)
+                    known[new.key] = target
+                    yield source, target
+                    break
+
+    @contextmanager
+    def _holding(self, place: Path) -> Iterator[None]:
+        """Keep everybody from the runs of a row, also from those that are not there yet."""
+        with ExitStack() as all_of_them:
+            for seed in self.definition.seeds:
+                all_of_them.enter_context(hold(place, f"seed-{seed}"))
+            yield
 
     # What came of it.
 
@@ -157,9 +195,9 @@ class Study:
         """Return what came of it until now, read from the run folders."""
         definition = self.definition
         axes, names = name_all([cell.config for cell in self.cells])
+        places = self._places([named.title for named in names])
         rows = []
-        for cell, named in zip(self.cells, names, strict=True):
-            place = self._place(cell, named.title)
+        for cell, named, place in zip(self.cells, names, places, strict=True):
             runs = tuple(
                 result(place / f"seed-{seed}", cell.config.budget, seed)
                 for seed in definition.seeds
@@ -194,7 +232,9 @@ def result(folder: Path, budget: str, seed: int, *, logs: bool = True) -> RunRes
         return RunResult(folder, seed, state, error)
     run = read_run(folder)
     state, error, summary = run.state, run.error, run.summary
-    if run.config is None or run.config.budget != budget:  # it was made to another one
+    if run.config is None or Budget.parse(run.config.budget) != Budget.parse(
+        budget
+    ):  # it was made to another one
         state, error, summary = "interrupted", "", None
     elif failed and state != "finished":
         state, error = failed
@@ -203,24 +243,50 @@ def result(folder: Path, budget: str, seed: int, *, logs: bool = True) -> RunRes
 
 
 def _goes_on(old: Config, new: Config) -> bool:
-    """Return whether a run of the old configuration goes on as one of the new: to more budget.
+    """Return whether a run goes on with another budget as one that had it from the beginning.
 
     Not where a step depends on how many there are to be, or where a run may have ended early.
     """
     was, wanted = Budget.parse(old.budget), Budget.parse(new.budget)
     by_share = new.lr_schedule != "constant" or 0 < new.warmup < 1 or new.patience is not None
-    return (
-        not by_share
-        and was.unit == wanted.unit
-        and was.amount < wanted.amount
-        and plan_key(replace(old, budget=new.budget)) == plan_key(new)
-    )
+    more = was.unit == wanted.unit and was.amount < wanted.amount
+    return was == wanted or (more and not by_share)
+
+
+def _slug(title: str) -> str:
+    """Return the title of a row as the name of a folder."""
+    short = re.sub(r"[^\s+]*/(?=[^+/]*\.py:)", "", title)
+    return re.sub(r"[^\w.+=]+", "-", short)[:80].strip("-.") or "row"
 
 
 def _reference(asked: str, rows: Sequence[Row]) -> str | None:
-    """Return the row or method that others are tested against; by default what sends all."""
-    known = {name for row in rows for name in (row.title, row.method)}
-    return next((wanted for wanted in (asked, "none") if wanted in known), None)
+    """Return the row or method that others are tested against; by default what sends all.
+
+    One that is not among the rows is told in a `Notice`.
+
+    Args:
+        asked: as the user writes a stack, or a title; may be empty.
+        rows: all of them.
+    """
+    known = {_plain(name): name for row in rows for name in (row.method, row.title)}
+    usual = known.get("none")
+    wanted = known.get(_plain(asked)) or known.get(_plain(stack_title((asked,))))
+    if asked and wanted is None:
+        others = f"rows are tested against {usual}" if usual else "no row is tested"
+        told = f"no row is called {asked!r}, the study's reference; {others}"
+        warnings.warn(told, Notice, stacklevel=3)
+    return wanted or usual
+
+
+def _plain(name: str) -> str:
+    return name.replace(" ", "")
+
+
+def _cell(row: Mapping[str, Any]) -> Cell:
+    """Read a row as it was written; its key is part of a path."""
+    if not re.fullmatch(r"[0-9a-f]{4,64}", row["key"]) or not isinstance(row["remark"], str):
+        raise ConfigError(f"the row {row['key']!r} is not as it was written")
+    return Cell(row["key"], Config.from_mapping(row["config"]), row["remark"])
 
 
 def _set(config: Config) -> dict[str, Any]:

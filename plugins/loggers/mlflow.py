@@ -28,6 +28,11 @@ _PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOU
 """Where the user has not said otherwise: MLflow's own is to wait minutes, and training with it."""
 
 
+def _name(given: str) -> str:
+    """Return a name of a number or a tag with the characters that MLflow takes."""
+    return re.sub(r"[^\w. /-]", "_", given)
+
+
 @contextmanager
 def _few_tries() -> Iterator[None]:
     ours = {key: value for key, value in _PATIENCE.items() if key not in os.environ}
@@ -79,7 +84,7 @@ class MLflow(Logger):
             else found.experiment_id
         )
         before = self._client.search_runs([experiment], f"tags.`{_TAG}` = '{run.id}'")
-        tags = {_TAG: run.id, **dict.fromkeys(run.tags, "")}
+        tags = {_TAG: run.id, **dict.fromkeys(map(_name, run.tags), "")}
         if before:
             self._run, had = before[0].info.run_id, before[0].data.params
             self._client.update_run(self._run, status="RUNNING", name=run.name)
@@ -109,7 +114,7 @@ class MLflow(Logger):
 
         self._step = step
         for given, number in numbers.items():
-            name = re.sub(r"[^\w. /-]", "_", given)  # all that MLflow takes
+            name = _name(given)
             if step > self._known(name):
                 self._held.append(Metric(name, number, int(1000 * time.time()), step))
 

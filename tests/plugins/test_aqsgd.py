@@ -391,7 +391,7 @@ def test_small_batches(tiny: Any, values: torch.Tensor) -> None:
 
 
 def test_augmentation_is_refused() -> None:
-    with pytest.raises(ConfigError, match="another image of it every time; use --augment none"):
+    with pytest.raises(ConfigError, match="use --augment none, and no --mixup"):
         make_plugin(augmented=True)
 
 

@@ -305,6 +305,8 @@ def test_the_shipped_registry_is_not_read_twice(monkeypatch: pytest.MonkeyPatch)
         ("[stacks.x]\nplugins = 'adc'", "plugins of [stacks.x] must be a list of plugins"),
         ("[stacks.x]\nplugins = []", "plugins of [stacks.x] must be a list of plugins"),
         ("[stacks.x]\nplugins = ['adc', 1]", "plugins of [stacks.x] must be a list"),
+        ("[studies.x]\nstacks = 3", "stacks of [studies.x] must be a list of stacks"),
+        ("[studies.x]\nstacks = [1]", "stacks of [studies.x] must be a list of stacks"),
     ],
 )
 def test_a_broken_table_is_a_problem_of_its_name_and_a_notice(

@@ -305,7 +305,7 @@ def test_the_difference(prints: Callable[..., str]) -> None:
     lines = [line.split() for line in text.splitlines()]
     assert ["--plugin", "adc", "none"] in lines
     assert ["--seed", "0", "4"] in lines
-    assert [words[0] for words in lines if words and "--" in words[0]] == ["--plugin", "--seed"]
+    assert {words[0] for words in lines if words and "--" in words[0]} == {"--plugin", "--seed"}
     assert ["accuracy", "0.5000", "0.7500", "+0.2500"] in lines
     assert ["steps", "1,234", "1,234"] in lines
     text = prints("diff", "b", "c", "runs/a")
@@ -395,12 +395,32 @@ def test_what_a_process_works_on_is_not_deleted(
     made("runs/a", "running")
     other = made("runs/b")
     with hold(Path("runs/a"), who):
-        told = fails("runs", "rm", "runs/a", "runs/b", "--yes")
-        assert "runs/a is running; stop it first" in told or "is in use by process" in told
+        told = fails("runs", "rm", "runs/b", "runs/a", "--yes")
+        assert "runs/a is running; stop it first. Nothing was deleted" in told
     assert other.exists()
     with hold(Path("runs"), "b"):  # of a study
-        assert "is in use by process" in fails("runs", "rm", "runs/b", "--yes")
+        assert "runs/b is running; stop it" in fails("runs", "rm", "runs/b", "--yes")
     assert other.exists()
+
+
+def test_what_is_not_the_runs_own_is_not_deleted(here: Path, fails: Callable[..., str]) -> None:
+    outer, inner = made("runs/a"), made("runs/a/more/inner")
+    assert (
+        "runs/a holds another run, runs/a/more/inner; delete that first, or move it away. "
+        "Nothing was deleted"
+    ) in fails("runs", "rm", "runs/a", "--yes")
+    assert outer.exists()
+    Path("link").symlink_to(inner)
+    assert "link is a link; name the run itself: runs/a/more/inner" in fails(
+        "runs", "rm", "link", "--yes"
+    )
+    assert inner.exists()
+
+
+def test_the_folder_where_one_is(here: Path, prints: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(made("runs/a"))
+    assert prints("rm", ".", "--yes") == "deleted .\n"
+    assert not (here / "runs/a").exists()
 
 
 def test_what_is_no_run_is_not_deleted(here: Path, fails: Callable[..., str]) -> None:

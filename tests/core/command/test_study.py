@@ -12,7 +12,7 @@ import pytest
 
 from splitlab.core import Config, SplitlabError
 from splitlab.core.command.main import main
-from splitlab.core.contract.errors import Diverged
+from splitlab.core.contract.errors import Diverged, Notice
 
 FLAGS = ["--threads", "1", "--budget", "steps=2", "--weights", "none", "--device", "cpu"]
 GRID = ["study", "--plugin", "none", "--plugin", "adc", "--over", "cut=1,2", "--seeds", "1"]
@@ -34,6 +34,19 @@ def test_a_study_that_is_said(
     assert len(runs.log) == 6
     assert main(["study", "--output", "s", "--quiet"]) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_a_figure_that_cannot_be_drawn_costs_no_results(
+    runs: Any, tmp_path: Path, unlistened: None
+) -> None:
+    Path("mine.toml").write_text('stacks = ["adc"]\nover = { cut = [1] }\ndraw = ["heatmap"]\n')
+    told = "the figure heatmap is left out: heatmap needs two"
+    with pytest.warns(Notice, match=told):
+        assert main(["study", "mine.toml", "--seeds", "1", *FLAGS]) == 0
+    assert (tmp_path / "studies" / "mine" / "report.html").is_file()
+    with pytest.warns(Notice, match=told):
+        assert main(["report", "studies/mine", "--html", "mine.html"]) == 0
+    assert main(["report", "studies/mine", "--html", "x.html", "--figure", "heatmap"]) != 0
 
 
 def test_a_dry_run_writes_nothing(

@@ -97,6 +97,23 @@ def test_the_moving_average_is_timms(accumulate: int) -> None:
         assert same(module, live)
 
 
+def test_a_part_without_a_number_is_trained_too() -> None:
+    module = nn.AvgPool2d(2)
+    train = trainer(module, ema=0.7, clip_norm=1.0, accumulate=2)
+    assert [train.step(step, None) for step in range(2)] == [None, None]
+    train.load_state(train.state())
+    with train.averaged():
+        assert not module.state_dict()
+
+
+def test_what_got_no_gradient_has_no_norm() -> None:
+    module = network()
+    live = deepcopy(module)
+    # The norm of nothing would be on the CPU, wherever the weights are.
+    assert trainer(module, clip_norm=1.0).step(0, None) is None
+    assert same(module, live)
+
+
 def test_an_error_in_the_block_puts_the_weights_back() -> None:
     module = network()
     train = trainer(module, ema=0.7)

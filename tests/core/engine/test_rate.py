@@ -70,6 +70,24 @@ def test_shares_need_the_length_of_the_run(schedule: str, warmup: float, needs: 
     assert Rate.parse(0.1, schedule, warmup).needs_steps is needs
 
 
+def test_a_share_is_not_rounded_up_for_a_float_s_error() -> None:
+    rate = Rate.parse(0.1, "constant", 0.07)
+    assert next(step for step in range(100) if rate.at(step, 100) == 0.1) == 7
+    assert Rate.parse(0.1, "constant", 0.071).at(7, 100) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("cosine:least=0.1234567", 0), ("cosine:least=0.1234568", 0)),
+        (("constant", 1234567), ("constant", 1234568)),
+    ],
+)
+def test_its_text_tells_it_from_every_other(one: Any, other: Any) -> None:
+    assert str(Rate.parse(0.1, *one)) != str(Rate.parse(0.1, *other))
+    assert str(Rate.parse(0.1, "cosine", 3.0)) == "cosine:least=0, warm-up 3"
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize("schedule", ["cosine", "step"])
 @pytest.mark.parametrize("warmup", [0, 0.99, 5])
@@ -86,6 +104,7 @@ def test_the_shortest_runs_have_a_rate_too(steps: int, schedule: str, warmup: fl
         ("constant:x=1", 0, "constant has no setting 'x'; allowed: none"),
         ("step:rate=2", 0, "rate=2 is not allowed; from 0 to 1"),
         ("step:every=x", 0, "every=x is not allowed"),
+        ("step:every=2.5", 0, "every=2.5 is not allowed; a share of the steps below 1, or 1"),
         ("cosine:least=nan", 0, "least=nan is not allowed"),
         ("cosine", 2.5, "--warmup 2.5 is not allowed"),
         ("cosine", -1, "--warmup -1 is not allowed"),

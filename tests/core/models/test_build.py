@@ -552,5 +552,8 @@ def test_a_model_without_branches_takes_no_drop_path(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="takes no drop path; leave --drop-path out, or give its"):
         build_model(f"{file}:own", classes=4, seed=0, drop_path=0.1)
+    one = "vit:image_size=8,patch=4,width=8,depth=1,heads=2"
+    with pytest.raises(ConfigError, match="a single block drops nothing"):
+        build_model(one, classes=4, seed=0, drop_path=0.1)
     with pytest.raises(ConfigError, match="--drop-path decides it"):
         build_model("vit-mini:drop_path=0.1", classes=4, seed=0)

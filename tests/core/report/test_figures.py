@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from splitlab.core import ConfigError
-from splitlab.core.report.figures import FIGURES, frontier, maps, panels, wanted
+from splitlab.core.contract.errors import Notice
+from splitlab.core.report.figures import FIGURES, drawable, frontier, maps, panels, wanted
 from splitlab.core.report.results import Point, Results, Row
 from splitlab.core.report.statistics import Mean
 
@@ -44,7 +45,10 @@ def test_what_was_asked_for_is_drawn_once(cut_by_ratio: Results) -> None:
         ("heat", "unknown figure 'heat'"),
         ("heatmaps", "unknown figure 'heatmaps'"),
         ("joules", "no run recorded its joules"),
-        ("heatmap:cut", "names no two settings; write heatmap:X×Y, with two of stack, ratio, cut"),
+        (
+            "heatmap:cut",
+            "names no two settings; write heatmap:x=X,y=Y, with two of stack, ratio, cut",
+        ),
         ("heatmap:cut×cut", "names no two settings"),
         ("heatmap:x=cut,z=ratio", "names no two settings"),
         ("heatmap:cut×rate", r"unknown setting 'rate' \(did you mean 'ratio'\?\)"),
@@ -53,6 +57,18 @@ def test_what_was_asked_for_is_drawn_once(cut_by_ratio: Results) -> None:
 def test_what_cannot_be_drawn_is_told(cut_by_ratio: Results, kind: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         wanted(replace(cut_by_ratio, draw=(kind,)))
+
+
+def test_what_cannot_be_drawn_is_left_out_with_a_word(cut_by_ratio: Results) -> None:
+    kinds = ("bytes", "joules", "heatmap:x=cut,y=lr", "heatmap")
+    with pytest.warns(Notice) as told:
+        found = drawable(replace(cut_by_ratio, draw=kinds))
+    assert found.draw == ("bytes", "heatmap")
+    assert [str(each.message).partition(" is left out: ")[0] for each in told] == [
+        "the figure joules",
+        "the figure heatmap:x=cut,y=lr",
+    ]
+    assert drawable(found) == found
 
 
 def test_a_heat_map_needs_two_settings(make: Any) -> None:

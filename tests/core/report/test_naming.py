@@ -95,7 +95,11 @@ def test_a_plugin_that_is_gone_is_named_by_its_text() -> None:
         ({"output": "x", "name": "n", "tags": ("t",), "timeout": 9.0, "threads": 7}, True),
         ({"plugins": ("adc:ratio=0.10",)}, True),
         ({"plugins": ("adc:ratio=0.2",)}, False),
+        ({"budget": "nominal=1"}, True),
+        ({"train": ("all",)}, True),
+        ({"train": ("last",)}, False),
         ({"budget": "steps=9"}, False),
+        ({"budget": "nominal=0.00001"}, False),
         ({"transport": "tcp"}, False),
     ],
 )

@@ -231,6 +231,20 @@ def test_what_is_newer_than_the_step_gone_on_from_is_forgotten(tmp_path: Path) -
     assert client.steps() == [7]
 
 
+def test_halves_of_a_killed_process_are_forgotten(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path, "client")
+    kept.save(2, {}, {})
+    whose = ((2, "client"), (2, "server"), (4, "client"))
+    halves = [file(tmp_path, step, role).with_suffix(".7.tmp") for step, role in whose]
+    for half in halves:
+        half.parent.mkdir(exist_ok=True)
+        half.touch()
+    kept.forget_after(2)
+    assert [half.exists() for half in halves] == [False, True, False]
+    assert kept.steps() == [2]
+    assert not halves[2].parent.exists()
+
+
 # What a checkpoint belongs to.
 
 MARKS = {"run": "0123456789abcdef", "seed": "3", "plan": "fedcba9876543210"}

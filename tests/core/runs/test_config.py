@@ -260,8 +260,8 @@ def test_files_that_are_there_are_placed(tmp_path: Path, monkeypatch: pytest.Mon
 def test_differences_name_every_option() -> None:
     now, was = Config(lr=0.5, plugins=("adc",)), Config(seed=3)
     assert differences(now, was, ["seed"]) == [
-        "--lr was 0.0003 and is now 0.5",
         "--plugin was nothing and is now adc",
+        "--lr was 0.0003 and is now 0.5",
     ]
 
 

@@ -14,7 +14,13 @@ import pytest
 from splitlab.core import Config, ConfigError, Diverged, Interrupted, LoggedRun, Logger, run
 from splitlab.core.contract.errors import Notice
 from splitlab.core.runs.loggers import Loggers, numbers_of, options_of
-from splitlab.core.runs.records import EvaluationRecord, StepRecord, read_records
+from splitlab.core.runs.records import (
+    EvaluationRecord,
+    StepRecord,
+    read_records,
+    read_state,
+    read_summary,
+)
 
 MINE = """
 import json
@@ -109,7 +115,7 @@ def test_options_are_one_value_each_and_decide_the_run() -> None:
     config = Config(plugins=("adc", "quantize"), name="n", tags=("t",), loggers=("none",))
     found = options_of(config)
     assert found["plugins"] == "adc + quantize"
-    assert found["probes"] == "none"
+    assert (found["probes"], found["train"]) == ("none", "all")
     assert (found["seed"], found["lr"], found["pretrained"]) == (0, 3e-4, False)
     assert {"name", "tags", "loggers", "output", "cut"}.isdisjoint(found)  # cut is not decided yet
 
@@ -161,6 +167,22 @@ def test_how_a_run_ended_is_told(options: Any, mine: str, tmp_path: Path) -> Non
 
 
 # They decide nothing.
+
+
+def test_who_does_not_wait_for_a_logger_has_a_finished_run(options: Any, tmp_path: Path) -> None:
+    file = tmp_path / "slow.py"
+    file.write_text(
+        "from splitlab.core import Logger\n"
+        "class Slow(Logger):\n"
+        "    def end(self, state, summary):\n"
+        "        raise KeyboardInterrupt\n"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run(output=str(tmp_path / "r"), loggers=(f"{file}:Slow",), **options)
+    state = read_state(tmp_path / "r")
+    assert state is not None
+    assert state.state == "finished"
+    assert read_summary(tmp_path / "r").steps == 4
 
 
 def test_losses_and_bytes_are_the_same_with_and_without(

@@ -104,10 +104,20 @@ def test_a_plan_knows_the_run_before_its_first_step(noise_data: str) -> None:
 
 @pytest.mark.parametrize(
     ("budget", "steps"),
-    [("steps=7", 7), ("epochs=1.5", 6), ("nominal=1.0", 4), ("bytes=100kB", 7)],
+    [
+        ("steps=7", 7),
+        ("steps=1e300", 2**62),
+        ("epochs=1e308", 4 * (2**62 // 20) + 1),
+        ("epochs=1.5", 6),
+        ("epochs=0.8", 3),
+        ("nominal=1.0", 4),
+        ("nominal=3.0", 12),
+        ("bytes=100kB", 8),
+        ("bytes=150kB", 12),
+    ],
 )
 def test_how_many_steps_are_expected(noise_data: str, budget: str, steps: int) -> None:
-    # A full batch is 7,680 bytes each way; 20 images are 3.33 full batches.
+    # A full batch is 7,680 bytes each way; 20 images are 3.33 full batches, in 4 steps.
     plan = Plan.of(dataclasses.replace(SMALL, data_dir=noise_data, budget=budget))
     assert plan.expected_steps == steps
 

@@ -229,7 +229,9 @@ def test_a_run_that_goes_on_elsewhere_is_left_alone(
     run(output=str(tmp_path / "r"), should_stop=stop, **options)
     assert len(told) == 2
     assert not list((tmp_path / "r").glob("*.lock"))
+    (tmp_path / "r" / "summary.json.7.tmp").touch()  # a killed process left it
     assert run(resume=tmp_path / "r").summary.steps == 1
+    assert not list((tmp_path / "r").glob("*.tmp"))
 
 
 ASKS = """

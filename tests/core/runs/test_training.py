@@ -59,6 +59,7 @@ def test_peers_agree_on_what_is_not_as_always_and_only_on_that() -> None:
     plain = SMALL.agreed()
     assert plain == replace(SMALL, train=("all",)).agreed() == {}
     assert replace(SMALL, augment="paper", mixup=0.4).agreed() == {}  # the client's own
+    assert replace(SMALL, train=("last", "last")).agreed() == {"train": "last"}
     names = {"lr schedule", "clip norm", "accumulate", "ema", "label smoothing", "drop path"}
     agreed = replace(SMALL, **EVERYTHING).agreed()
     assert agreed.keys() == names | {"train"}
@@ -102,6 +103,11 @@ def test_a_length_that_nobody_can_foresee_is_refused(
     with pytest.raises(ConfigError, match=r"nobody can foresee it of --budget bytes=1MB; give --b"):
         Plan.of(replace(unforeseen, **options))
     Plan.of(replace(unforeseen, lr_schedule="step:every=5", warmup=2))
+    # It charges every step for what it was.
+    by_step = replace(unforeseen, plugins=("sl-acc",), budget="nominal=1.0", **options)
+    with pytest.raises(ConfigError, match=r"give --budget steps=… or epochs=…, or a constant"):
+        Plan.of(by_step)
+    Plan.of(replace(by_step, budget="epochs=1"))
 
 
 # Whole runs.

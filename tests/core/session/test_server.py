@@ -297,6 +297,8 @@ def test_a_server_hears_how_long_the_run_is_to_last(talk: Any) -> None:
         {"training_samples": 1, "unit": "steps", "amount": 1, "more": 1},
         {"training_samples": 1, "unit": "steps", "amount": 1, "steps": 0},
         {"training_samples": 1, "unit": "steps", "amount": 1, "steps": 1.5},
+        {"training_samples": 1, "unit": "steps", "amount": 10**400},
+        {"training_samples": 1, "unit": "steps", "amount": 1, "steps": 10**400},
         {"training_samples": 1, "unit": "steps", "steps": 1},
     ],
 )

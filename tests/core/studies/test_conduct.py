@@ -248,6 +248,20 @@ class TestWhatIsSaid:
         found = prepare(Definition("mine", seeds=(0, 1)), options={"seed": 3}, dry=True)
         assert found.definition.seeds == (3, 4)
 
+    def test_of_python_may_be_no_list(self, runs: Any) -> None:
+        with pytest.raises(ConfigError, match="cut = 1 is not allowed; an axis is a list"):
+            prepare(Definition("mine"), over={"cut": 1})
+        with pytest.raises(ConfigError, match=r"cut = '1,2' is not allowed; an axis is a list"):
+            prepare(Definition("mine"), over={"cut": "1,2"})
+        assert prepare(Definition("mine"), stacks="adc", dry=True).definition.stacks == ("adc",)
+
+    @pytest.mark.parametrize(
+        ("name", "place"), [("../../x", "x"), ("/tmp/x", "tmp/x"), ("a/../ü b", "a/ü-b")]
+    )
+    def test_no_name_leads_elsewhere(self, name: str, place: str, runs: Any) -> None:
+        found = prepare(Definition(name), dry=True)
+        assert found.folder == Path("studies", place).absolute()
+
     def test_nothing_at_all(self, runs: Any) -> None:
         with pytest.raises(ConfigError, match="which study"):
             study()
@@ -268,6 +282,9 @@ def test_files_are_where_they_were(runs: Any, tmp_path: Path, monkeypatch: Any) 
     Path("../mine.py").write_text(Path("../mine.py").read_text() + "# changed\n")
     assert states(study(output=tmp_path / "s")) == [["finished", "finished"]]
     assert len(runs.log) == 4  # what it does now is another method
+    Path("../mine.py").write_text(Path("../mine.py").read_text() + "# again\n")
+    study(output=tmp_path / "s", budget="steps=4")
+    assert not any(line.startswith("resume") for line in runs.log)
 
 
 def test_a_folder_in_which_another_plans(runs: Any, tmp_path: Path, monkeypatch: Any) -> None:

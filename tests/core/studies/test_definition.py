@@ -14,6 +14,7 @@ from splitlab.core.studies.definition import (
     Definition,
     axis_of_columns,
     axis_of_text,
+    axis_of_texts,
     seeds_of,
 )
 
@@ -82,6 +83,7 @@ def test_plugins_among_the_base_options_are_the_stack() -> None:
         ({"over": {"ratio": ["x"]}}, r"ratio x is not allowed"),
         ({"over": {"plugin.adc.ratio": [0.1]}}, r"unknown plugin of the stacks 'adc'; known: none"),
         ({"over": {"cut": [1]}, "zip": [{"cut": [2]}]}, r"cut is on two axes; keep one"),
+        ({"draw": ["heatmpa"]}, r"here: unknown figure 'heatmpa' \(did you mean 'heatmap'"),
         ({"zip": [3]}, r"zip has 3; write tables of lists"),
         ({"zip": [{"cut": [1], "lr": [0.1, 0.2]}]}, r"as many \(cut 1, lr 2\)"),
         (
@@ -106,6 +108,7 @@ def test_a_table_that_cannot_be_used(table: dict[str, Any], told: str) -> None:
         ("plugin.adc.ratio=0.05,0.1", "plugin.adc.ratio", ["0.05", "0.1"]),
         ("ratio=0.05", "ratio", [0.05]),
         ("budget=steps=3,steps=5", "budget", ["steps=3", "steps=5"]),
+        ("link=slow:ms=1,x=2;", "links", [["slow:ms=1,x=2"]]),
         ("link=slow:ms=1,x=2;none", "links", [["slow:ms=1,x=2"], []]),
     ],
 )
@@ -118,6 +121,7 @@ def test_an_axis_as_it_is_typed(text: str, key: str, values: list[Any]) -> None:
     [
         ("cut", "write KEY=VALUE,VALUE"),
         ("cut=", "write KEY=VALUE,VALUE"),
+        ("cut=;", "write KEY=VALUE,VALUE"),
         ("cut=1,,2", "write KEY=VALUE,VALUE"),
         ("cut=x", "cut=x is not allowed; cut takes"),
         ("batch-size=0", "--batch-size 0 is not allowed; from 1"),
@@ -131,7 +135,7 @@ def test_an_axis_that_cannot_be(text: str, told: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "seeds", ["0,9999999999999999999,1", "99999999999", 1001, "", "two", -1, []]
+    "seeds", ["0,9999999999999999999,1", "99999999999", 1001, "", "two", -1, [], [[1]], 1.5]
 )
 def test_seeds_that_no_run_can_take(seeds: Any) -> None:
     with pytest.raises(ConfigError, match="is not allowed"):
@@ -152,12 +156,14 @@ def test_a_study_grows_by_what_is_said() -> None:
 def test_a_study_says_what_makes_it_again() -> None:
     found = Definition(
         "mine",
-        base={"budget": "steps=3", "probes": ["time"], "pretrained": True, "eval_every": None},
+        base={"budget": "steps=3", "probes": ["time"], "pretrained": True, "eval_every": None}
+        | {"workers": 0},
         stacks=("none", "adc+quantize:bits=8"),
         axes=(
             axis_of_columns({"cut": [1, None], "lr": [0.1, 0.2]}),
             axis_of_columns({"links": [["slow:ms=1,x=2"], []]}),
             axis_of_columns({"plugin.adc.ratio": [0.1]}),
+            axis_of_columns({"augment": ["timm:none,hflip=0"]}),
         ),
         seeds=(3, 5),
     )
@@ -165,10 +171,20 @@ def test_a_study_says_what_makes_it_again() -> None:
     assert words == [
         *("splitlab", "study", "--plugin", "none", "--plugin", "adc+quantize:bits=8"),
         *("--over", "cut=1,none", "--zip", "lr=0.1,0.2", "--over", "links=slow:ms=1,x=2;none"),
-        *("--over", "plugin.adc.ratio=0.1", "--budget", "steps=3", "--probe", "time"),
-        *("--pretrained", "--seeds", "3,5", "--output", "a folder"),
+        *("--over", "plugin.adc.ratio=0.1", "--over", "augment=timm:none,hflip=0;"),
+        *("--budget", "steps=3", "--probe", "time", "--pretrained", "--workers", "0"),
+        *("--seeds", "3,5", "--output", "a folder"),
     ]
     arguments = parser().parse_args(words[1:])
-    axes = [axis_of_columns(dict(map(axis_of_text, each))) for each in arguments.axes]
-    assert tuple(axes) == found.axes
+    assert tuple(map(axis_of_texts, arguments.axes)) == found.axes
     assert Definition("x", seeds=(4,)).command("s").endswith("--seeds 1 --seed 4 --output s")
+
+
+def test_what_cannot_be_typed_is_not_said() -> None:
+    links = [["slow:ms=1", "slow:ms=2"], []]
+    assert not Definition("x", axes=(axis_of_columns({"links": links}),)).command("s")
+
+
+def test_values_of_one_axis_are_given_once() -> None:
+    with pytest.raises(ConfigError, match="cut is twice on one axis; keep one of them"):
+        axis_of_texts(["cut=1,2", "lr=0.1,0.2", "cut=3,4"])

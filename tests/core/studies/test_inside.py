@@ -10,6 +10,7 @@ from splitlab.core.contract.errors import Interrupted
 from splitlab.core.runs.reporter import Reporter
 from splitlab.core.studies.inside import Inside
 from splitlab.core.studies.job import failure
+from splitlab.core.studies.printed import log_file
 
 
 def test_one_after_the_other_with_a_reporter_for_each(
@@ -40,3 +41,13 @@ def test_what_is_interrupted_goes_on(
     Inside().perform(jobs, again, lambda: False)
     assert again.states == ["finished", "finished"]
     assert [*map(numbers, jobs)] == [*map(numbers, undisturbed)]
+
+
+def test_what_another_process_printed_is_kept(make_jobs: Any, heard: Any, tmp_path: Any) -> None:
+    said, silent = make_jobs(tmp_path, stacks=["none"])
+    for job, text in ((said, "a warning\n"), (silent, "")):
+        job.folder.parent.mkdir(parents=True, exist_ok=True)
+        log_file(job.folder).write_text(text)
+    Inside().perform([said, silent], heard, lambda: False)
+    assert (said.folder / "worker.log").read_text() == "a warning\n"
+    assert not any(log_file(job.folder).exists() for job in (said, silent))

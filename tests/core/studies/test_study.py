@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from splitlab.core import ConfigError
+from splitlab.core.contract.errors import Notice
 from splitlab.core.runs.disk import HeldError, hold
 from splitlab.core.runs.folder import RunFolder
 from splitlab.core.runs.records import EvaluationRecord, State
@@ -62,7 +63,6 @@ def test_runs_lie_under_their_rows(study: Study) -> None:
     ]
     key = study.cells[0].key
     assert jobs[0].folder == study.folder / f"none-cut-1-{key}" / "seed-0"
-    jobs[0].folder.parent.mkdir()
     jobs[0].folder.parent.rename(study.folder / f"another-name-{key}")
     assert study.jobs()[4].folder == study.folder / f"another-name-{key}" / "seed-1"
 
@@ -107,6 +107,16 @@ def test_more_budget_goes_on_with_the_runs_that_are_there(runs: Any, tmp_path: P
     assert all(RunFolder.open(job.folder).read_config().budget == "steps=5" for job in jobs)
 
 
+def test_a_budget_that_is_written_otherwise_is_the_same(runs: Any, tmp_path: Path) -> None:
+    one, same = (planned(tmp_path / "s", budget=f"bytes={text}") for text in ("1MB", "1e6"))
+    for job in one.jobs():
+        perform(job, Reporter())
+    jobs = same.jobs()
+    assert not any(same.left(job) for job in jobs)
+    assert {perform(job, Reporter()).state for job in jobs} == {"finished"}
+    assert len(runs.log) == len(jobs)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "more"),
     [
@@ -127,12 +137,68 @@ def test_another_budget_begins_anew(
     assert not any(job.folder.exists() for job in second.jobs())
 
 
-def test_runs_in_hand_are_not_taken_over(runs: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("begun", [True, False])
+def test_runs_in_hand_are_not_taken_over(begun: bool, runs: Any, tmp_path: Path) -> None:
     small, large = (planned(tmp_path / "s", budget=f"steps={n}") for n in (2, 5))
-    job = small.jobs()[0]
-    perform(job, Reporter())
+    small.write()
+    job = small.jobs()[1]
+    if begun:
+        perform(job, Reporter())
     with hold(job.folder.parent, job.folder.name), pytest.raises(HeldError, match="is in use"):
         large.take_over(small.cells)
+    assert all(job.folder.parent.is_dir() for job in small.jobs())  # not half of them
+    large.take_over(small.cells)
+    assert not any(job.folder.parent.exists() for job in small.jobs())
+    assert not [*large.folder.rglob("*.lock")]
+
+
+def test_an_axis_of_the_place_moves_no_run_to_another_of_its_rows(
+    runs: Any, tmp_path: Path
+) -> None:
+    def over(threads: list[int], budget: str) -> Study:
+        definition = Definition(
+            "mine",
+            base={key: value for key, value in FAST.items() if key != "threads"}
+            | {"budget": budget},
+            axes=(axis_of_columns({"threads": threads}),),
+            seeds=(0,),
+        )
+        return Study(tmp_path / "s", definition, cells(definition))
+
+    both = over([1, 2], "steps=2")
+    for job in both.jobs():
+        perform(job, Reporter())
+    more = over([2, 1], "steps=5")
+    more.take_over(both.cells)
+    for job in more.jobs():
+        assert RunFolder.open(job.folder).read_config().threads == job.config.threads
+
+
+def test_what_is_there_is_a_row_of_an_axis_of_the_place(runs: Any, tmp_path: Path) -> None:
+    before = planned(tmp_path / "s")
+    for job in before.jobs():
+        perform(job, Reporter())
+    definition = before.definition
+    axes = (*definition.axes, axis_of_columns({"threads": [2, 1]}))
+    definition = replace(definition, axes=axes)
+    after = Study(before.folder, definition, cells(definition))
+    after.take_over(before.cells)
+    assert [after.left(job) for job in after.jobs()] == [True, False, True, False]
+
+
+def test_a_row_keeps_its_folder_whatever_grows_the_study(tmp_path: Path) -> None:
+    first = planned(tmp_path / "s")
+    first.write()
+    definition = replace(first.definition, axes=(axis_of_columns({"cut": [2, 3]}),))
+    grown = Study(first.folder, definition, cells(definition))
+    one = replace(first, cells=first.cells[1:])  # cut 2, which alone needs no name
+    assert one.jobs()[0].title == "none"
+    assert one.jobs()[0].folder == first.jobs()[1].folder == grown.jobs()[0].folder
+    new = planned(tmp_path / "t")
+    new = replace(new, cells=new.cells[1:])
+    new.write()
+    later = replace(grown, folder=new.folder)
+    assert later.jobs()[0].folder == new.jobs()[0].folder
 
 
 def test_results_know_what_all_have_in_common(study: Study) -> None:
@@ -146,6 +212,32 @@ def test_results_know_what_all_have_in_common(study: Study) -> None:
     assert found.reference == "none"  # a method: every row has its own
     one = replace(study, definition=replace(study.definition, reference="none, cut 2"))
     assert one.results().reference == "none, cut 2"
+
+
+@pytest.mark.parametrize(
+    ("asked", "reference"),
+    [
+        ("tome+quantize:bits=8", "tome + quantize:bits=8"),
+        ("tome + quantize:bits=8", "tome + quantize:bits=8"),
+        ("nsc-sl", "nsc-sl-recon"),
+        ("nsc-sl-recon", "nsc-sl-recon"),
+        ("", None),
+    ],
+)
+def test_a_reference_is_a_stack_as_it_is_written(
+    asked: str, reference: str | None, tmp_path: Path
+) -> None:
+    found = planned(tmp_path, "tome+quantize:bits=8", "nsc-sl")
+    named = replace(found, definition=replace(found.definition, reference=asked))
+    assert named.results().reference == reference
+
+
+def test_a_reference_that_is_no_row_is_told(tmp_path: Path) -> None:
+    found = planned(tmp_path, "none", "adc")
+    named = replace(found, definition=replace(found.definition, reference="noen"))
+    told = "no row is called 'noen', the study's reference; rows are tested against none"
+    with pytest.warns(Notice, match=told):
+        assert named.results().reference == "none"
 
 
 class TestFolders:
@@ -168,13 +260,40 @@ class TestFolders:
             ("[]", "is damaged"),
             ('{"splitlab_study": 2}', "is of another version of splitlab"),
             ('{"splitlab_study": 1}', "is damaged"),
-            ('{"splitlab_study": 1, "definition": {}, "rows": []}', "is damaged"),
+            ('{"splitlab_study": 1, "definition": {}, "rows": []}', "it has no rows"),
         ],
     )
     def test_a_damaged_record(self, text: str, told: str, tmp_path: Path) -> None:
         (tmp_path / RECORD).write_text(text)
         with pytest.raises(ConfigError, match=told):
             Study.read(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("place", "value"),
+        [
+            (("rows",), []),
+            (("rows", 0, "key"), "a/../../b"),
+            (("rows", 0, "remark"), 1),
+            (("definition", "base"), "x"),
+            (("definition", "base"), {"x": 1}),
+            (("definition", "seeds"), []),
+            (("definition", "seeds", 0), "../../x"),
+            (("definition", "reference"), ["none"]),
+            (("definition", "draw"), [1]),
+            (("definition", "axes"), [[{"x": 1}]]),
+            (("definition", "axes"), [[{"cut": 1}, {"lr": 1.0}]]),
+        ],
+    )
+    def test_an_edited_record(self, place: tuple[Any, ...], value: Any, study: Study) -> None:
+        study.write()
+        record = json.loads((study.folder / RECORD).read_text())
+        inner = record
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = value
+        (study.folder / RECORD).write_text(json.dumps(record))
+        with pytest.raises(ConfigError, match=r"study\.json (cannot be|is dam)[^\n]*folder$"):
+            Study.read(study.folder)
 
     def test_a_damaged_failure_is_a_failure(self, study: Study) -> None:
         job = study.jobs()[0]

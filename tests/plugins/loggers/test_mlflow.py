@@ -102,12 +102,14 @@ def test_a_state_that_is_no_end_of_its_own_is_one_that_mlflow_knows(
         logger = MLflow(uri=store)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            logger.begin(LoggedRun(id * 16, "r", tmp_path, 0, {"long": 1000 * "x"}))
+            options, tags = {"long": 1000 * "x"}, ("k=1", "a+b@c")
+            logger.begin(LoggedRun(id * 16, "r", tmp_path, 0, options, tags))
         logger.log(1, {"train/loss": float("nan")})
         logger.end(state, {})
         _, run = read(store, id * 16)
         assert run.info.status == known
         assert len(run.data.params["long"]) == 500
+        assert {"k_1", "a_b_c"} <= run.data.tags.keys()
 
 
 def test_a_server_that_does_not_answer_costs_the_log_and_not_the_run(
