@@ -9,7 +9,7 @@ from pathlib import Path
 from splitlab.core.contract.errors import ConfigError, Notice
 from splitlab.core.report.naming import option, plan_key, rows_of
 from splitlab.core.report.results import Point, Results, RunResult
-from splitlab.core.runs.config import Config, by_group
+from splitlab.core.runs.config import LABELS, Config, by_group
 from splitlab.core.runs.listing import Run, find_runs
 from splitlab.core.runs.records import METRICS, StepRecord, read_records, read_times
 
@@ -19,7 +19,10 @@ _JOULES = "joules"
 """What a probe or plugin calls the energy that a step took, if it measures it."""
 
 _ALWAYS = ("dataset", "data_dir", "model", "cut", "batch_size", "optimizer", "lr", "budget")
-_NEVER = ("plugins", "seed", "output", "eval_every", "checkpoint_every", "image_size", "timeout")
+_NEVER = (
+    *("plugins", "seed", "eval_every", "checkpoint_every", "image_size", "timeout"),
+    *("output", *LABELS),
+)
 
 
 def results_of(places: Sequence[Path], reference: str | None = None) -> Results:

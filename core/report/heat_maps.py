@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from splitlab.core.contract.errors import ConfigError, unknown_name
 from splitlab.core.contract.settings import shown
+from splitlab.core.report.axes import has_both, numeric_of, ordered, together, values_of, zipped
 from splitlab.core.report.results import Axis, Results, Row
 from splitlab.core.report.statistics import Mean
-from splitlab.core.report.zipped import together, zipped
 
 __all__ = ["OF_THE_METHOD", "Cell", "Map", "Maps", "maps", "suits"]
 
@@ -65,10 +64,10 @@ def maps(results: Results, kind: str = "heatmap") -> Maps:
         ConfigError: the results have no such axes.
     """
     x, y = _map_axes(results, kind)
-    inside = [row for row in results.rows if _has_both(row, x, y)]
+    inside = [row for row in results.rows if has_both(row, x, y)]
     if not inside:
         raise ConfigError(f"{kind}: no row has both {x.name} and {y.name}; name two others")
-    x, y = _ordered(x, inside), _ordered(y, inside)
+    x, y = ordered(x, inside), ordered(y, inside)
     others = [axis for axis in results.axes if axis.name not in (x.name, y.name)]
     free = [axis for axis in others if axis.name != OF_THE_METHOD]
     along = {name: zipped(name, free, inside) for name in (x.name, y.name)}
@@ -84,7 +83,7 @@ def maps(results: Results, kind: str = "heatmap") -> Maps:
         accuracy = row.accuracy
         cell = Cell(row, accuracy, row.bytes)
         cells.setdefault(title, {})[at] = cell
-    beside = tuple(row for row in results.rows if not _has_both(row, x, y))
+    beside = tuple(row for row in results.rows if not has_both(row, x, y))
     titled = len(cells) > 1
     found = tuple(Map(title if titled else "", each) for title, each in cells.items())
     x, y = (together(axis, along[axis.name], inside) for axis in (x, y))
@@ -93,20 +92,20 @@ def maps(results: Results, kind: str = "heatmap") -> Maps:
 
 def _map_axes(results: Results, kind: str) -> tuple[Axis, Axis]:
     text = kind.partition(":")[2]
-    several = [axis for axis in results.axes if len(_values(axis)) > 1]
+    several = [axis for axis in results.axes if len(values_of(axis)) > 1]
     if len(several) < 2:
         raise ConfigError(
             f"{kind} needs two settings with two values each; these runs differ in "
             f"{' and '.join(axis.name for axis in results.axes) or 'nothing'}"
         )
     if not text:
-        numeric = _numeric(results.axes)
-        numeric.sort(key=lambda axis: -len(_values(axis)))
+        numeric = numeric_of(results.axes)
+        numeric.sort(key=lambda axis: -len(values_of(axis)))
         first, *rest = [*numeric, *(axis for axis in several if axis not in numeric)]
         rows = [row for row in results.rows if row.settings.get(first.name) is not None]
         bound = zipped(first.name, rest, rows)
         second, *_ = [axis for axis in rest if axis not in bound] or rest
-        more = sorted((first, second), key=lambda axis: -len(_values(axis)))
+        more = sorted((first, second), key=lambda axis: -len(values_of(axis)))
         return more[0], more[1]
     names = _names(text)
     if len(names) != 2 or names[0] == names[1]:
@@ -129,32 +128,8 @@ def _names(text: str) -> list[str]:
     return [pairs[key] for key in ("x", "y") if key in pairs] if len(pairs) == 2 else []
 
 
-def _values(axis: Axis) -> list[Any]:
-    return [value for value in axis.values if value is not None]
-
-
-def _has_both(row: Row, x: Axis, y: Axis) -> bool:
-    return None not in (row.settings.get(x.name), row.settings.get(y.name))
-
-
-def _ordered(axis: Axis, rows: Iterable[Row]) -> Axis:
-    """Return the axis with the values that these rows have; numbers go up."""
-    used = [row.settings[axis.name] for row in rows]
-    values = [value for value in axis.values if value in used]
-    return Axis(axis.name, tuple(sorted(values) if _is_numeric(values) else values))
-
-
-def _is_numeric(values: Iterable[Any]) -> bool:
-    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-
-
-def _numeric(axes: Iterable[Axis]) -> list[Axis]:
-    """Return the axes of at least two numbers; what is None there has no such setting."""
-    return [a for a in axes if len(_values(a)) > 1 and _is_numeric(_values(a))]
-
-
 def suits(results: Results) -> bool:
     """Return whether there are two settings in numbers that some row has both of."""
-    return len(_numeric(results.axes)) > 1 and any(
-        _has_both(row, *_map_axes(results, "heatmap")) for row in results.rows
+    return len(numeric_of(results.axes)) > 1 and any(
+        has_both(row, *_map_axes(results, "heatmap")) for row in results.rows
     )

@@ -112,22 +112,22 @@ def name_all(configs: Sequence[Config]) -> tuple[tuple[Axis, ...], tuple[Named, 
         alike.setdefault(kind, []).append(stack)
     differing = {kind: _differing(members) for kind, members in alike.items()}
     options = [
-        spec.name
+        spec
         for spec in by_group()
         if spec.name not in _APART
         and len({str(getattr(config, spec.name)) for config in configs}) > 1
     ]
-    whole = _ambiguous(differing.values(), ["stack", *map(option, options)])
+    whole = _ambiguous(differing.values(), ["stack", *(option(spec.name) for spec in options)])
     found: list[Named] = []
     for config, kind, stack in zip(configs, kinds, stacks, strict=True):
         keys = differing[kind]
         settings: dict[str, Any] = {"stack": " + ".join(kind) or "none"}
         for label, member, own in zip(_distinct(kind), stack, keys, strict=True):
             settings |= {f"{label}.{k}" if k in whole else k: member.params.get(k) for k in own}
-        chosen = {option(name): _plain(getattr(config, name)) for name in options}
+        chosen = {option(spec.name): _plain(spec, config) for spec in options}
         members = [*zip(stack, keys, strict=True)]
         title = " + ".join(member.title(own) for member, own in members) or "none"
-        title = ", ".join([title, *(f"{name} {value}" for name, value in chosen.items())])
+        title = ", ".join([title, *(f"{name} {shown(value)}" for name, value in chosen.items())])
         if any(title == named.title for named in found):  # files with classes of one name
             title = f"{title} [{plan_key(config)}]"
         method = " + ".join(member.title((), without=own) for member, own in members) or "none"
@@ -165,9 +165,12 @@ def _ambiguous(kinds: Iterable[Sequence[Sequence[str]]], options: Collection[str
     return found
 
 
-def _plain(value: Any) -> Any:
-    """Return a value of an option as a cell holds it."""
-    return " ".join(value) or "none" if isinstance(value, tuple) else value
+def _plain(spec: dataclasses.Field[Any], config: Config) -> Any:
+    """Return the value of an option as a cell holds it."""
+    value = getattr(config, spec.name)
+    if isinstance(value, tuple):  # without a word, all is trained, and there is no probe
+        return " ".join(value) or spec.metadata.get("unset") or "none"
+    return value
 
 
 @dataclass(frozen=True)

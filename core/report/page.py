@@ -135,7 +135,9 @@ def _cell(table: Cells, i: int, text: str, row: SummaryRow) -> str:
     inner = html.escape(text)
     if table.header[i] == "row":
         inner = inner.replace(":", ":<wbr>").replace(",", ",<wbr>")
-        note = f'<span class="note">{html.escape(row.note)}</span>' if row.note else ""
+        lost = len(row.row.finished) < len(row.row.runs)
+        look = "note lost" if lost else "note"
+        note = f'<span class="{look}">{html.escape(row.note)}</span>' if row.note else ""
         return f'<th scope="row"><span class="title">{inner}</span>{note}</th>'
     if table.header[i] == "accuracy" and row.leads:
         inner = f"<strong>{inner}</strong>"

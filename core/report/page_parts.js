@@ -105,7 +105,7 @@ function key(i, text, isLine = true) {
 // A plot: scales, ticks, and a group that is cut off at its edges.
 let clips = 0;
 function plot(width, height, x, y, label, names = null) {
-  const box = {left: names ? 54 : 34, right: width - 12, top: names ? 12 : 8, bottom: height - (names ? 40 : 22)};
+  const box = {left: names ? 54 : 46, right: width - 12, top: names ? 12 : 8, bottom: height - (names ? 40 : 22)};
   const to = v => x.log ? Math.log10(v) : v;
   const sx = v => box.left + (to(v) - to(x.low)) / ((to(x.high) - to(x.low)) || 1) * (box.right - box.left);
   const sy = v => box.bottom - (Math.min(Math.max(v, y.low), y.high) - y.low) / ((y.high - y.low) || 1) * (box.bottom - box.top);

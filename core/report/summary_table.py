@@ -275,7 +275,7 @@ LEGEND = """\
 - accuracy: on the test images, at the end of training: mean over the seeds ± half the width of the
   95 % interval of the mean (Student's t; — of a single run); through the stack where a plugin acts
   in evaluation. uncompressed: the same model evaluated without the stack. best: at the evaluation
-  that was best, of runs that kept it.
+  that was best, of runs that kept it; on the images of --eval-samples, where that was given.
 - n: the finished runs, which every mean is over; k/n are k finished of n wanted. A run that
   diverged (a loss, gradient or evaluation that is no finite number) is in no mean.
 - p: two-sided p-value of the accuracy's difference to the reference, after Holm's correction over

@@ -128,6 +128,12 @@ class Config(Training):
         metavar="none|paper|timm:POLICY[,key=value…]",
         group=_DATA,
     )
+    mixup: float = option(
+        0.0,
+        "mix every training batch with itself reversed, images and targets, by a share drawn from "
+        "Beta(X, X); targets then cross the link as class probabilities",
+        group=_DATA,
+    )
     model: str = option(
         "vit-mini",
         "a model and its settings, FILE.py:function, or any model of timm's that can be cut (see "
@@ -250,6 +256,7 @@ class Config(Training):
         self.check_training()
         ranges = (
             ("test_share", 0.001, 0.999),
+            ("mixup", 0.0, 1e6),
             ("image_size", 1, 4096),
             ("cut", 0, 10_000),
             ("eval_every", 1, 2**63 - 1),

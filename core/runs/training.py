@@ -10,7 +10,7 @@ from splitlab.core.runs.option import GROUPS, check_ranges, option
 
 __all__ = ["Training"]
 
-_DATA, _MODEL, _METHOD, _TRAINING, *_ = GROUPS
+_TRAINING = GROUPS[3]
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,6 @@ class Training:
         metavar="all|last|NAME",
         group=_TRAINING,
     )
-    mixup: float = option(
-        0.0,
-        "mix every training batch with itself reversed, images and targets, by a share drawn from "
-        "Beta(X, X); targets then cross the link as class probabilities",
-        group=_DATA,
-    )
     seed: int = option(0, "fixes everything that is random", group=_TRAINING)
 
     def check_training(self) -> None:
@@ -100,7 +94,6 @@ class Training:
                 ("label_smoothing", 0.0, 0.999),
                 ("drop_path", 0.0, 0.999),
                 ("ema", 0.0, 0.999999999),
-                ("mixup", 0.0, 1e6),
                 ("seed", 0, 2**63 - 1),
             ),
         )

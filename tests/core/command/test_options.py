@@ -57,6 +57,7 @@ def test_options_stand_under_what_they_are_about() -> None:
         number = GROUPS.index(spec.metadata["group"])
         end = places[number + 1] if number + 1 < len(places) else len(text)
         assert re.search(rf"^  {flag(spec.name)}\b", text[places[number] : end], re.MULTILINE)
+    assert text.index("--dataset") < text.index("--augment") < text.index("--mixup")
 
 
 def test_help_tells_defaults_and_choices() -> None:

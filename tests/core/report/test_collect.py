@@ -93,11 +93,9 @@ def test_no_run(tmp_path: Path) -> None:
 
 
 def test_what_all_have_in_common_is_what_matters_and_what_was_set() -> None:
-    configs = [
-        Config.from_mapping({"dataset": "d", "cut": cut, "weights": "none", "seed": cut})
-        for cut in (1, 2)
-    ]
+    options = {"dataset": "d", "weights": "none", "name": "n", "tags": ["t"]}
+    configs = [Config.from_mapping({**options, "cut": cut, "seed": cut}) for cut in (1, 2)]
     found = dict(common(configs))
     assert (found["dataset"], found["weights"]) == ("d", "none")
     assert found["batch-size"] == str(configs[0].batch_size)
-    assert not {"cut", "seed", "timeout", "workers"} & found.keys()
+    assert not {"cut", "seed", "timeout", "workers", "name", "tag"} & found.keys()

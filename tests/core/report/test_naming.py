@@ -34,6 +34,8 @@ def test_rows_are_named_by_what_they_differ_in() -> None:
         "none, cut 1, batch-size 8",
         "none, cut 2, batch-size 9",
     ]
+    assert titles(config(train=("last",)), config()) == ["none, train last", "none, train all"]
+    assert titles(config(ema=0.9), config()) == ["none, ema 0.9", "none, ema none"]
     assert titles(config(device="cpu"), config(device="cuda")) == [
         "none, device cpu",
         "none, device cuda",

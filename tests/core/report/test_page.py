@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 
 from splitlab.core.contract.errors import SplitlabError
 from splitlab.core.report.page import page, write_page
-from splitlab.core.report.results import Point, Results, RunResult
+from splitlab.core.report.results import Point, Results, Row, RunResult
 from splitlab.core.report.summary_table import summarise
 
 EVIL = "<script>window.evil=1</script><!--DATA--><img src=x onerror=window.evil=1>\u2028 Ünï 测试"
@@ -82,6 +83,14 @@ def test_the_html_alone_has_the_table_and_the_reasons(small: Results) -> None:
     assert "every row: epochs 1.50, steps 2,000." in text
     assert "splitlab study made-up" in text
     assert "crossed the link" in text
+
+
+def test_only_of_a_row_that_lost_a_run_the_note_is_alarming(make: Any) -> None:
+    told = replace(make.row("a", [0.5]), remark="takes no ratio")
+    lost = Row("b", "b", {}, (make.finished(0, 0.5), make.lost(1, "failed", "no memory")))
+    text = page(make.results([told, lost]))
+    assert '<span class="note">takes no ratio' in text
+    assert '<span class="note lost">' in text
 
 
 def test_nothing_in_it_points_outside(small: Results) -> None:
@@ -242,8 +251,22 @@ def test_an_interval_ends_where_accuracies_do(look: Look, make: Any) -> None:
     rows = [make.row("a", [0.02, 0.1, 0.5]), make.row("b", [0.5, 0.9, 0.98])]  # -0.4 to 1.4
     view = look(make.results(rows))
     assert view.locator("th.interval").inner_text() == "0.00 – 1.00"
-    ticks = view.locator("#scatter svg text").all_text_contents()
-    assert not [each for each in ticks if each.startswith(("-", "−", "1."))]
+    texts = view.locator("#scatter svg text").all_text_contents()
+    ticks = [float(text) for text in texts if re.fullmatch(r"-?[\d.]+", text)]
+    assert ticks
+    assert 0 <= min(ticks) <= max(ticks) <= 1
+
+
+def test_the_numbers_beside_a_panel_are_whole(look: Look, make: Any) -> None:
+    run = make.finished(0, 0.115)
+    points = tuple(replace(point, accuracy=0.1 + point.step / 1e5) for point in run.points)
+    row = Row("a", "a", {}, (replace(run, points=points),))
+    view = look(make.results([row]), width=400)
+    texts = view.locator("#panels svg text[text-anchor='end']").all()
+    assert texts
+    for text in texts:
+        inside = text.evaluate("each => each.getBBox().x >= 0")
+        assert inside, text.text_content()
 
 
 def test_a_page_without_a_result_says_so(look: Look, make: Any) -> None:
