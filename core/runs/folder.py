@@ -106,9 +106,9 @@ class RunFolder:
         except FileExistsError:
             if _is_unbegun(path):
                 return cls(path)
+            way = f"go on with --resume {path}" if (path / CONFIG).is_file() else "move it away"
             raise ConfigError(
-                f"--output {path} exists already; go on with --resume {path}, "
-                "or name another folder"
+                f"--output {path} exists already; {way}, or name another folder"
             ) from None
         except OSError as error:
             raise ConfigError(f"--output {path} cannot be made: {error.strerror}") from None
