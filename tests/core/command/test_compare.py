@@ -91,7 +91,7 @@ def test_the_command(
     assert re.search(r"^ adc +0\.5000 ± — ", out, re.MULTILINE)
     assert re.search(r"^ adc-token-select +— +0/1 ", out, re.MULTILINE)
     assert "adc-token-select: seed 0 failed: the loss is nan" in out
-    assert "c/report.html, c/table.md" in out
+    assert "written in c: report.html, table.md" in out
     assert (tmp_path / "c" / "report.html").is_file()
     assert main([*arguments, "--quiet"]) == 1
     assert capsys.readouterr().out == ""

@@ -25,7 +25,7 @@ def test_a_study_that_is_said(
     out = capsys.readouterr().out
     assert "study  4 runs in s" in out
     assert re.search(r"^ adc, cut 2, lr 0\.2 +0\.5000 ± — ", out, re.MULTILINE)
-    assert "s/report.html, s/table.md, s/table.csv" in out
+    assert "written in s: report.html, table.md, table.csv" in out
     assert len(runs.log) == 4
     assert main(["study", "--output", "s", "--over", "cut=3", "--zip", "lr=0.3", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -77,6 +77,9 @@ def test_a_folder_without_a_name_is_made_under_runs(
 def test_a_folder_that_exists_is_refused_with_the_way_to_go_on(tmp_path: Path) -> None:
     path = RunFolder.create(str(tmp_path / "a" / "b"), []).path
     assert path.is_dir()
+    with pytest.raises(ConfigError, match=r"--output .*b exists already; move it away, or name"):
+        RunFolder.create(str(path), [])
+    (path / "config.toml").touch()
     with pytest.raises(
         ConfigError, match=r"--output .*b exists already; go on with --resume .*b, or"
     ):
