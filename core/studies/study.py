@@ -232,9 +232,8 @@ def result(folder: Path, budget: str, seed: int, *, logs: bool = True) -> RunRes
         return RunResult(folder, seed, state, error)
     run = read_run(folder)
     state, error, summary = run.state, run.error, run.summary
-    if run.config is None or Budget.parse(run.config.budget) != Budget.parse(
-        budget
-    ):  # it was made to another one
+    made_to = Budget.parse(run.config.budget) if run.config else None
+    if made_to != Budget.parse(budget):
         state, error, summary = "interrupted", "", None
     elif failed and state != "finished":
         state, error = failed
