@@ -13,7 +13,7 @@ from splitlab.core.runs.config import LABELS, Config, by_group
 from splitlab.core.runs.listing import Run, find_runs
 from splitlab.core.runs.records import METRICS, StepRecord, read_records, read_times
 
-__all__ = ["common", "points_of", "results_of"]
+__all__ = ["common", "result_of", "results_of"]
 
 _JOULES = "joules"
 """What a probe or plugin calls the energy that a step took, if it measures it."""
@@ -79,13 +79,13 @@ def _kept(runs: Sequence[Run]) -> Iterator[tuple[Config, Run]]:
 
 
 def result_of(run: Run) -> RunResult:
-    """Return what came of one run, its evaluations included.
-
-    Raises:
-        ConfigError: a log is damaged.
-    """
+    """Return what came of one run, its evaluations included; with a damaged log it has failed."""
     seed = run.config.seed if run.config else 0
-    return RunResult(run.folder, seed, run.state, run.error, run.summary, points_of(run))
+    try:
+        points = points_of(run)
+    except ConfigError as error:
+        return RunResult(run.folder, seed, "failed", str(error))
+    return RunResult(run.folder, seed, run.state, run.error, run.summary, points)
 
 
 def points_of(run: Run) -> tuple[Point, ...]:

@@ -22,7 +22,7 @@ from typing import Any
 
 from splitlab.core.contract.errors import ConfigError, Notice
 from splitlab.core.contract.jsonable import json_text
-from splitlab.core.report.collect import common, points_of
+from splitlab.core.report.collect import common, result_of
 from splitlab.core.report.naming import name_all, plan_key
 from splitlab.core.report.results import Results, Row, RunResult
 from splitlab.core.runs.budget import Budget
@@ -231,14 +231,13 @@ def result(folder: Path, budget: str, seed: int, *, logs: bool = True) -> RunRes
         state, error = failed or ("missing", "")
         return RunResult(folder, seed, state, error)
     run = read_run(folder)
-    state, error, summary = run.state, run.error, run.summary
+    found = result_of(run) if logs else RunResult(folder, seed, run.state, run.error, run.summary)
     made_to = Budget.parse(run.config.budget) if run.config else None
     if made_to != Budget.parse(budget):
-        state, error, summary = "interrupted", "", None
-    elif failed and state != "finished":
-        state, error = failed
-    found = points_of(run) if logs else ()
-    return RunResult(folder, seed, state, error, summary, found)
+        return replace(found, seed=seed, state="interrupted", error="", summary=None)
+    if failed and run.state != "finished":
+        return replace(found, state=failed[0], error=failed[1])
+    return found
 
 
 def _goes_on(old: Config, new: Config) -> bool:

@@ -295,6 +295,17 @@ class TestFolders:
         with pytest.raises(ConfigError, match=r"study\.json (cannot be|is dam)[^\n]*folder$"):
             Study.read(study.folder)
 
+    @pytest.mark.parametrize("name", ["metrics.jsonl", "times.jsonl"])
+    def test_a_damaged_log_spoils_its_own_run(self, name: str, study: Study) -> None:
+        first, second, *_ = study.jobs()
+        for job in (first, second):
+            perform(job, Reporter())
+        (first.folder / name).write_text("xx{\n")
+        one, two = (row.runs[0] for row in study.results().rows[:2])
+        assert (one.state, one.summary) == ("failed", None)
+        assert f"{name} is damaged" in one.error
+        assert two.state == "finished"
+
     def test_a_damaged_failure_is_a_failure(self, study: Study) -> None:
         job = study.jobs()[0]
         note_failure(job, Outcome("failed", "x"))
