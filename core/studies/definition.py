@@ -139,8 +139,8 @@ class Definition:
             axes = [_axis({key: values}) for key, values in table.get("over", {}).items()]
             axes += [_axis(together) for together in table.get("zip", [])]
             draw = _texts(table.get("draw", []), "draw")
-            for kind in draw:
-                check_name(kind)
+            for figure in draw:
+                check_name(figure)
             return cls(
                 name=name,
                 summary=table.get("summary", ""),
