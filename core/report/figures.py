@@ -80,19 +80,14 @@ def wanted(results: Results) -> tuple[str, ...]:
 
 
 def drawable(results: Results) -> Results:
-    """Return the results without those figures for which they have not what it takes.
-
-    Every one that is left out is told in a `Notice`: a study names its figures before anybody knows
-    what it will be reduced to, and what will be measured.
-    """
+    """Return the results without the figures that they cannot give, each told in a `Notice`."""
     kept = []
     for kind in results.draw:
         try:
             _check(kind, results)
+            kept.append(kind)
         except ConfigError as error:
             warnings.warn(f"the figure {kind} is left out: {error}", Notice, stacklevel=2)
-        else:
-            kept.append(kind)
     return replace(results, draw=tuple(kept))
 
 
@@ -173,8 +168,7 @@ def panels(results: Results, kind: str) -> tuple[Panel, ...]:
     for row in results.rows:
         if id(row) not in behind:  # it is in all other panels
             groups.setdefault(row.method, []).append(row)
-    if not groups:
-        groups = {"": list(results.rows)}
+    groups = groups or {"": list(results.rows)}
     found = []
     for method, rows in groups.items():
         for title, part in _parts(method, rows, results.axes):
