@@ -385,8 +385,7 @@ def maps(results: Results, kind: str = "heatmap") -> Maps:
         cell = Cell(row, accuracy, None if accuracy is None else _bytes(row))
         cells.setdefault(title, {})[at] = cell
     beside = tuple(row for row in results.rows if not _has_both(row, x, y))
-    titled = len(cells) > 1
-    found = tuple(Map(title if titled else "", each) for title, each in cells.items())
+    found = tuple(Map(title if len(cells) > 1 else "", each) for title, each in cells.items())
     return Maps(x, y, found, beside)
 
 
