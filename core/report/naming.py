@@ -19,9 +19,10 @@ from splitlab.core.catalogue.loading import split
 from splitlab.core.catalogue.tables import entries
 from splitlab.core.contract.errors import SplitlabError
 from splitlab.core.contract.settings import shown
-from splitlab.core.report.results import Axis, Row, RunResult
+from splitlab.core.report.results import Axis, Point, Row, RunResult
 from splitlab.core.runs.budget import Budget
 from splitlab.core.runs.config import LABELS, Config, by_group, flag
+from splitlab.core.runs.records import Summary
 
 __all__ = ["Named", "name_all", "option", "plan_key", "rows_of"]
 
@@ -29,6 +30,15 @@ _APART = ("plugins", "seed", "output", *LABELS)
 """Fields that are no settings of a row: the stack is looked at more closely."""
 _OF_THE_PLACE = ("device", "threads", "workers", "timeout", "checkpoint_every")
 """Fields that are not meant to decide a number."""
+
+
+_TAKEN = frozenset(
+    name
+    for kind in (Config, Summary, Point, RunResult)
+    for spec in dataclasses.fields(kind)
+    for name in (spec.name, spec.name.replace("_", "-"))
+) | {"stack", "row", "method", "note", "test", "p", "difference", "bold"}
+"""What tables have columns of: a plugin's setting that is called so is told with its plugin."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +127,7 @@ def name_all(configs: Sequence[Config]) -> tuple[tuple[Axis, ...], tuple[Named, 
         if spec.name not in _APART
         and len({str(getattr(config, spec.name)) for config in configs}) > 1
     ]
-    whole = _ambiguous(differing.values(), ["stack", *(option(spec.name) for spec in options)])
+    whole = _ambiguous(differing.values(), [*_TAKEN, *(option(spec.name) for spec in options)])
     found: list[Named] = []
     for config, kind, stack in zip(configs, kinds, stacks, strict=True):
         keys = differing[kind]

@@ -88,6 +88,19 @@ def test_a_plugin_that_is_gone_is_named_by_its_text() -> None:
     ]
 
 
+def test_a_setting_that_is_called_like_a_column_is_told_with_its_plugin(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "class Mine:\n    'A.'\n    def __init__(self, seed: int = 0, accuracy: float = 1.0,\n"
+        "        mine: int = 1) -> None:\n        ...\n" + HOOK
+    )
+    axes, names = name_all(
+        [config(f"{file}:Mine:seed={i},accuracy=0.{i},mine={i}") for i in (1, 2)]
+    )
+    assert [axis.name for axis in axes] == ["Mine.seed", "Mine.accuracy", "mine"]
+    assert names[0].settings == {"Mine.seed": 1, "Mine.accuracy": 0.1, "mine": 1}
+
+
 @pytest.mark.parametrize(
     ("other", "same"),
     [
