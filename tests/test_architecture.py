@@ -208,7 +208,7 @@ WORDS_FOR_USERS = {
     ("core/command/plugins.py", "adc"): "the examples in --help",
     ("core/command/run.py", "adc"): "the examples in --help",
     ("core/command/run.py", "adc-batch-merge"): "the examples in --help",
-    ("core/command/run.py", "quantize"): "the examples in --help",
+    ("core/command/run.py", "adc-token-select"): "the examples in --help",
     ("core/command/run.py", "tcp"): "the examples in --help",
     ("core/command/runs.py", "adc"): "the examples in --help",
     ("core/command/serve.py", "adc"): "the examples in --help",

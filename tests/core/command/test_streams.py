@@ -45,7 +45,8 @@ def test_what_the_sources_print_has_words_in_ascii() -> None:
     from splitlab.core.catalogue.tables import ROOT
 
     folders = ("core/command", "core/report", "core/catalogue", "plugins", "transports")
-    texts = [path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    texts = [path.read_text() for path in paths if path.name != "latex.py"]  # which prints nothing
     signs = {sign for text in texts for sign in text if not sign.isascii()}
     assert "ξ" in signs
     assert not [sign for sign in signs if not streams._word(sign).isascii()]

@@ -114,7 +114,7 @@ def test_existing_output_is_refused_and_untouched(
 ) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("precious")
-    with pytest.raises(ConfigError, match=r"exists already.*--resume"):
+    with pytest.raises(ConfigError, match=r"exists already; move it away"):
         run(data_dir=easy_data, output=str(tmp_path / "mine"), **real.SMALL)
     assert (tmp_path / "mine" / "notes").read_text() == "precious"
 
