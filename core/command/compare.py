@@ -15,11 +15,10 @@ from splitlab.core.command.options import (
     add_config,
     add_json,
     add_quiet,
-    completes,
     declare,
     given,
 )
-from splitlab.core.command.study import NOT_OF_A_STUDY, add_executor, conducted
+from splitlab.core.command.study import NOT_OF_A_STUDY, add_executor, add_stacks, conducted
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.runs.config import Config
 
@@ -59,15 +58,7 @@ def add(commands: Commands) -> Parser:
     add_quiet(parser)
     add_json(parser)
     group = parser.add_argument_group("the comparison")
-    stacks = group.add_argument(
-        "--plugin",
-        dest="plugins",
-        action="append",
-        default=argparse.SUPPRESS,
-        metavar="STACK",
-        help="a whole stack, NAME[:key=value,…]+NAME…; repeat it for every stack to compare",
-    )
-    completes(stacks, "plugins", "stacks")
+    add_stacks(group)
     group.add_argument(
         "--ratio",
         type=float,

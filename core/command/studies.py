@@ -47,7 +47,7 @@ def add(commands: Commands) -> Parser:
 
 
 def _studies(arguments: argparse.Namespace) -> int:
-    from splitlab.core.studies.conduct import definition_of
+    from splitlab.core.studies.find import definition_of
 
     if arguments.name is not None:
         found = definition_of(arguments.name)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from splitlab.core.report.results import Results
     from splitlab.core.studies.study import Study
 
-__all__ = ["NOT_OF_A_STUDY", "add", "add_executor", "conducted", "ended"]
+__all__ = ["NOT_OF_A_STUDY", "add", "add_executor", "add_stacks", "conducted", "ended"]
 
 NOT_OF_A_STUDY = ("plugins", "output", "name", "tags")
 """Fields of `Config` that a study has for every run, or not at all."""
@@ -84,15 +84,7 @@ def add(commands: Commands) -> Parser:
         "--dry-run", action="store_true", help="list the rows and how they stand; nothing is run"
     )
     group = parser.add_argument_group("the study")
-    stacks = group.add_argument(
-        "--plugin",
-        dest="plugins",
-        action="append",
-        default=argparse.SUPPRESS,
-        metavar="STACK",
-        help="a whole stack, NAME[:key=value,…]+NAME…; repeat it for every stack",
-    )
-    completes(stacks, "plugins", "stacks")
+    add_stacks(group)
     group.add_argument(
         "--over",
         action=_AxisAction,
@@ -124,6 +116,19 @@ def add(commands: Commands) -> Parser:
     add_executor(group)
     add_config(parser, exclude=NOT_OF_A_STUDY)
     return parser
+
+
+def add_stacks(group: argparse._ActionsContainer) -> None:
+    """Add the stacks, one an option."""
+    stacks = group.add_argument(
+        "--plugin",
+        dest="plugins",
+        action="append",
+        default=argparse.SUPPRESS,
+        metavar="STACK",
+        help="a whole stack, NAME[:key=value,…]+NAME…; repeat it for every stack",
+    )
+    completes(stacks, "plugins", "stacks")
 
 
 def add_executor(group: argparse._ActionsContainer) -> None:

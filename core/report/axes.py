@@ -8,7 +8,10 @@ from typing import Any
 from splitlab.core.contract.settings import shown
 from splitlab.core.report.results import Axis, Row
 
-__all__ = ["has_both", "numeric_of", "ordered", "together", "values_of", "zipped"]
+__all__ = ["OF_THE_METHOD", "has_both", "numeric_of", "ordered", "together", "values_of", "zipped"]
+
+OF_THE_METHOD = "stack"
+"""The axis that tells methods apart."""
 
 
 def zipped(name: str, others: Iterable[Axis], rows: Sequence[Row]) -> list[Axis]:

@@ -22,7 +22,8 @@ from dataclasses import dataclass, replace
 
 from splitlab.core.contract.errors import ConfigError, Notice, unknown_name
 from splitlab.core.contract.settings import shown
-from splitlab.core.report.heat_maps import OF_THE_METHOD, maps, suits
+from splitlab.core.report.axes import OF_THE_METHOD
+from splitlab.core.report.heat_maps import maps, suits
 from splitlab.core.report.reference import context_of
 from splitlab.core.report.results import Axis, Point, Results, Row
 from splitlab.core.report.statistics import Mean

@@ -7,14 +7,19 @@ from dataclasses import dataclass
 
 from splitlab.core.contract.errors import ConfigError, unknown_name
 from splitlab.core.contract.settings import shown
-from splitlab.core.report.axes import has_both, numeric_of, ordered, together, values_of, zipped
+from splitlab.core.report.axes import (
+    OF_THE_METHOD,
+    has_both,
+    numeric_of,
+    ordered,
+    together,
+    values_of,
+    zipped,
+)
 from splitlab.core.report.results import Axis, Results, Row
 from splitlab.core.report.statistics import Mean
 
-__all__ = ["OF_THE_METHOD", "Cell", "Map", "Maps", "maps", "suits"]
-
-OF_THE_METHOD = "stack"
-"""The axis that tells methods apart."""
+__all__ = ["Cell", "Map", "Maps", "maps", "suits"]
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import difflib
 
 from splitlab.core.contract.errors import ConfigError
+from splitlab.core.report.axes import OF_THE_METHOD
 from splitlab.core.report.results import Results, Row
 
 __all__ = ["context_of", "reference_of", "references"]
 
 _UNCOMPRESSED = "none"
-_OF_THE_METHOD = "stack"
-"""The axis that tells methods apart."""
 
 
 def references(results: Results) -> tuple[Row, ...]:
@@ -64,7 +63,7 @@ def _at_its_settings(candidates: tuple[Row, ...], row: Row) -> Row | None:
         if all(
             value is None or value == row.settings.get(axis)
             for axis, value in each.settings.items()
-            if axis != _OF_THE_METHOD
+            if axis != OF_THE_METHOD
         )
     ]
     return found[0] if len(found) == 1 else None

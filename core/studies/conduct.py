@@ -13,9 +13,8 @@ from typing import Any
 
 from splitlab.core.catalogue.binding import split_stack
 from splitlab.core.catalogue.links import load_transport
-from splitlab.core.catalogue.tables import entries
-from splitlab.core.contract.errors import ConfigError, Interrupted, unknown_name
-from splitlab.core.runs.config import Config, flag, read_toml
+from splitlab.core.contract.errors import ConfigError, Interrupted
+from splitlab.core.runs.config import Config, flag
 from splitlab.core.runs.disk import hold
 from splitlab.core.runs.plan import Decided, make
 from splitlab.core.studies.definition import (
@@ -26,11 +25,12 @@ from splitlab.core.studies.definition import (
     shown_key,
 )
 from splitlab.core.studies.executors import executor as executor_of
+from splitlab.core.studies.find import definition_of
 from splitlab.core.studies.grid import Cell, cells
 from splitlab.core.studies.job import Job, JobReporter
 from splitlab.core.studies.study import Study
 
-__all__ = ["StudyReporter", "definition_of", "prepare", "study"]
+__all__ = ["StudyReporter", "prepare", "study"]
 
 _PLANNING_SECONDS = 300.0
 """How long another process may take to plan the same study."""
@@ -151,52 +151,6 @@ def prepare(
             found.take_over(before)
             found.write()
         return found
-
-
-def definition_of(what: str | Path | Definition) -> Definition:
-    """Return the definition of a study of the catalogue, or of a TOML file.
-
-    Raises:
-        ConfigError: there is none, or it cannot be used.
-    """
-    if isinstance(what, Definition):
-        return what
-    text = str(what)
-    known = entries("studies")
-    if text in known:
-        entry = known[text]
-        if entry.problem:
-            raise ConfigError(entry.problem)
-        where = f"study {text!r}" if entry.source == "splitlab" else f"the registry {entry.source}"
-        return Definition.of_table(text, {**entry.facts, "summary": entry.summary}, where)
-    if not text.endswith(".toml"):
-        raise unknown_name("study", text, known, "; or a TOML file of your own")
-    path = Path(text).expanduser()
-    tables = read_toml(path)
-    if "studies" in tables:
-        named = tables["studies"]
-        if not isinstance(named, dict) or len(named) != 1:
-            raise ConfigError(
-                f"{path} has several studies; use it with --registry {path} and name one of them"
-            )
-        name, table = next(iter(named.items()))
-    else:
-        name, table = path.stem, tables
-    if not isinstance(table, dict):
-        raise ConfigError(f"{path}: [studies.{name}] must be a table")
-    return Definition.of_table(name, _beside(table, path.parent), str(path))
-
-
-def _beside(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return a table whose plugin files are where its own file says."""
-    stacks = table.get("stacks")
-    if not isinstance(stacks, list):
-        return {**table}
-    placed = [
-        str(folder.absolute() / text) if isinstance(text, str) and ".py:" in text else text
-        for text in stacks
-    ]
-    return {**table, "stacks": placed}
 
 
 def _new(

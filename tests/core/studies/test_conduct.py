@@ -13,7 +13,7 @@ from splitlab.core.contract.errors import Diverged, Interrupted
 from splitlab.core.runs.disk import hold
 from splitlab.core.runs.folder import RunFolder
 from splitlab.core.runs.reporter import Reporter
-from splitlab.core.studies.conduct import StudyReporter, definition_of, prepare, study
+from splitlab.core.studies.conduct import StudyReporter, prepare, study
 from splitlab.core.studies.definition import Definition
 from splitlab.core.studies.job import Job, Outcome
 from splitlab.core.studies.study import Study
@@ -158,38 +158,6 @@ class TestDefinitions:
         found = study("mine", **{key: FAST[key] for key in ("weights", "device")})
         assert found.folder == tmp_path / "studies" / "mine"
         assert runs.log == ["run adc 0", "run adc 1"]
-
-    @pytest.mark.parametrize("text", [TABLE, TABLE.partition("\n")[2]])
-    def test_of_a_file(self, text: str, runs: Any, tmp_path: Path) -> None:
-        Path("mine.toml").write_text(text)
-        found = definition_of("mine.toml")
-        assert (found.name, found.stacks, found.seeds) == ("mine", ("adc",), (0, 1))
-
-    def test_plugins_lie_beside_the_file(self, tmp_path: Path) -> None:
-        (tmp_path / "mine.toml").write_text('stacks = ["none", "method.py:Mine"]')
-        found = definition_of(tmp_path / "mine.toml")
-        assert found.stacks == ("none", f"{tmp_path / 'method.py'}:Mine")
-
-    @pytest.mark.parametrize(
-        ("text", "told"),
-        [
-            ("stacks = [", "is not TOML"),
-            ('stack = ["adc"]', "unknown key 'stack'"),
-            ("[studies.a]\n[studies.b]\n", "has several studies"),
-            ("studies = 3", "has several studies"),
-            ("[studies]\na = 3", r"\[studies.a\] must be a table"),
-        ],
-    )
-    def test_files_that_are_none(self, text: str, told: str, tmp_path: Path) -> None:
-        (tmp_path / "x.toml").write_text(text)
-        with pytest.raises(ConfigError, match=told):
-            definition_of(tmp_path / "x.toml")
-
-    def test_unknown_ones(self) -> None:
-        with pytest.raises(ConfigError, match=r"unknown study 'method' \(did you mean 'methods'"):
-            definition_of("method")
-        with pytest.raises(ConfigError, match=r"cannot read the configuration nowhere\.toml"):
-            definition_of("nowhere.toml")
 
     def test_all_that_ship_can_be_planned(self, tmp_path: Path) -> None:
         from splitlab.core.catalogue.tables import entries
