@@ -136,14 +136,14 @@ class TcpLink:
         """Return the next message; its tensors were received straight into their memory."""
         try:
             self._set_deadline(timeout)
-            while True:
+            message = self._reader.take()
+            while message is None:
                 self._spin()
                 count = self._socket.recv_into(self._reader.buffer())
                 if count == 0:
                     raise ConnectionResetError
                 message = self._reader.advance(count)
-                if message is not None:
-                    return message
+            return message
         except OSError as error:
             raise self._blame(error, f"sent nothing for {timeout:g} s") from None
 
@@ -153,6 +153,8 @@ class TcpLink:
 
     def _spin(self) -> None:
         """Look for an answer for a moment before sleeping in the kernel."""
+        if self._readable.poll(0):
+            return
         end = time.perf_counter() + _SPIN_SECONDS
         while not self._readable.poll(0) and time.perf_counter() < end:
             pass

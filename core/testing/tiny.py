@@ -254,12 +254,13 @@ def freeze(message: Message) -> bytes:
 
 def thaw(raw: bytes) -> Message:
     """Return the message of a frame."""
-    reader = Reader()
+    reader, size = Reader(), len(raw)
     while True:
         buffer = reader.buffer()
         count = min(len(buffer), len(raw))
         buffer[:count], raw = raw[:count], raw[count:]
         arrived = reader.advance(count)
         if arrived is not None:
-            assert not raw, f"{len(raw)} bytes behind the frame"
+            behind = size - arrived.frame_bytes
+            assert not behind, f"{behind} bytes behind the frame"
             return arrived

@@ -1,15 +1,16 @@
 """A frame becomes a message.
 
 Three pure functions for transports that know where each part of a frame ends (`parse_opening`,
-`parse_header`, `assemble`), `decode` for a whole frame, and a `Reader` for a stream.
+`parse_header`, `assemble`), `decode` for a whole frame, and a `Reader` for a stream, whose tensors
+arrive in CPU memory or where a `Landing` puts them.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -34,9 +35,20 @@ from splitlab.core.wire.layout import (
     layout,
 )
 
-__all__ = ["Header", "Opening", "Reader", "assemble", "decode", "parse_header", "parse_opening"]
+__all__ = [
+    "Header",
+    "InMemory",
+    "Landing",
+    "Opening",
+    "Reader",
+    "assemble",
+    "decode",
+    "parse_header",
+    "parse_opening",
+]
 
 _Raw = bytes | bytearray | memoryview
+_AHEAD_BYTES: Final = 4096
 
 
 class Opening(NamedTuple):
@@ -215,69 +227,145 @@ def _read_entry(key: str, entry: Any) -> Description:
     return role, name, DTYPES[code], tuple(shape)
 
 
+class Landing(Protocol):
+    """Where the tensors of one frame arrive."""
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield where the next bytes go, never empty; resumed when these are filled."""
+        ...
+
+    def tensor(self, slot: Slot) -> torch.Tensor:
+        """Return the tensor of this place; asked for when all pieces are filled."""
+        ...
+
+
+class InMemory:
+    """One allocation of CPU memory, filled in one piece (a `Landing`).
+
+    Args:
+        size: bytes of all tensors of the frame.
+    """
+
+    def __init__(self, size: int) -> None:
+        # Unlike a bytearray it is not filled with zeros: memory pages are taken as the data come.
+        try:
+            self._data = np.empty(size, np.uint8).data
+        except MemoryError:
+            raise ProtocolError(
+                f"the other end's frame declares {size} bytes of tensors, more than can be "
+                "allocated here"
+            ) from None
+
+    def pieces(self) -> Iterator[memoryview]:
+        """Yield the memory, if there is any."""
+        if self._data:
+            yield self._data
+
+    def tensor(self, slot: Slot) -> torch.Tensor:
+        """Return a view of the memory."""
+        return slot.in_memory(self._data)
+
+
 class Reader:
     """Turns a stream of bytes into messages: the caller fills `buffer` and says how far.
 
-    The tensors are received into one allocation, taken when opening and header have been checked;
-    the message's tensors are views of it. After a `ProtocolError` the stream has no meaning.
+    Small parts of frames are read ahead, so that a small frame costs one call of the kernel; large
+    ones are received straight into their memory. That is taken when opening and header have been
+    checked. After a `ProtocolError` the stream has no meaning.
+
+    Args:
+        limits: as the attribute.
+        land: makes the place where the tensors of a frame arrive, of so many bytes.
 
     Attributes:
-        limits: apply from the next frame on.
+        limits: apply from the next frame on, also if it was read ahead.
     """
 
-    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self, limits: Limits = DEFAULT_LIMITS, land: Callable[[int], Landing] = InMemory
+    ) -> None:
         self.limits = limits
-        self._first = memoryview(bytearray(OPENING_BYTES))
+        self._land = land
+        self._ahead = memoryview(bytearray(_AHEAD_BYTES))
+        self._begin = self._end = 0  # of what was read ahead and belongs to no part yet
+        self._straight = False
         self._start()
 
     def _start(self) -> None:
         self._opening: Opening | None = None
         self._header: Header | None = None
-        self._data = memoryview(b"")
-        self._receive_into(self._first)
+        self._landing: Landing | None = None
+        self._pieces: Iterator[memoryview] = iter(())
+        self._receive_into(None)
 
-    def _receive_into(self, view: memoryview) -> None:
-        self._view = view
+    def _receive_into(self, part: memoryview | None) -> None:
+        self._part = part
         self._filled = 0
 
     def buffer(self) -> memoryview:
-        """Return where the next bytes go: writable, never empty, never beyond this frame."""
-        return self._view[self._filled :]
+        """Return where the next bytes go: writable, never empty, perhaps beyond this frame.
+
+        Only if `take` has nothing: what it would return is overwritten.
+        """
+        part = self._part
+        self._straight = part is not None and len(part) - self._filled >= _AHEAD_BYTES
+        return part[self._filled :] if part is not None and self._straight else self._ahead
 
     def advance(self, count: int) -> Message | None:
-        """Take note that the first ``count`` bytes of `buffer` were filled.
+        """Take note that the first ``count`` bytes of `buffer` were filled, and `take`."""
+        if self._straight:
+            self._filled += count
+        else:
+            self._begin, self._end = 0, count
+        return self.take()
 
-        Returns:
-            the message, if they were its last.
+    def take(self) -> Message | None:
+        """Return the next message, if all of it was filled in; what is left is for the next call.
 
         Raises:
             ProtocolError: the format does not allow what was filled in.
         """
-        self._filled += count
-        if self._filled < len(self._view):
-            return None
         if self._opening is None:
-            self._opening = parse_opening(self._view, self.limits)
-            self._receive_into(memoryview(bytearray(self._opening.header_bytes)))
-            return None
-        if self._header is None:
-            self._header = parse_header(self._view, self._opening, self.limits)
-            self._data = _memory(self._opening.data_bytes)
-            if self._opening.data_bytes:
-                self._receive_into(self._data)
+            raw = self._next(OPENING_BYTES)
+            if raw is None:
                 return None
-        tensors = [slot.in_memory(self._data) for slot in self._header.slots]
+            self._opening = parse_opening(raw, self.limits)
+        if self._header is None or self._landing is None:
+            raw = self._next(self._opening.header_bytes)
+            if raw is None:
+                return None
+            self._header = parse_header(raw, self._opening, self.limits)
+            self._landing = self._land(self._opening.data_bytes)
+            self._pieces = self._landing.pieces()
+            self._receive_into(next(self._pieces, None))
+        while self._part is not None:
+            if not self._complete(self._part):
+                return None
+            self._receive_into(next(self._pieces, None))
+        tensors = [self._landing.tensor(slot) for slot in self._header.slots]
         message = assemble(self._opening, self._header, tensors)
         self._start()
         return message
 
+    def _next(self, count: int) -> memoryview | None:
+        """Return the next bytes of the frame when all are there; valid until `buffer` is called."""
+        if self._part is None:
+            if self._end - self._begin >= count:
+                self._begin += count
+                return self._ahead[self._begin - count : self._begin]
+            self._receive_into(memoryview(bytearray(count)))
+        part = self._part
+        if part is None or not self._complete(part):
+            return None
+        self._receive_into(None)
+        return part
 
-def _memory(size: int) -> memoryview:
-    # Unlike a bytearray it is not filled with zeros: memory pages are taken as the data come.
-    try:
-        return np.empty(size, np.uint8).data
-    except MemoryError:
-        raise ProtocolError(
-            f"the other end's frame declares {size} bytes of tensors, more than can be "
-            "allocated here"
-        ) from None
+    def _complete(self, part: memoryview) -> bool:
+        """Give the part what was read ahead of it; return whether it has all its bytes."""
+        count = min(len(part) - self._filled, self._end - self._begin)
+        if count:
+            ahead = self._ahead[self._begin : self._begin + count]
+            part[self._filled : self._filled + count] = ahead
+            self._filled += count
+            self._begin += count
+        return self._filled == len(part)

@@ -71,6 +71,8 @@ class Slot(NamedTuple):
             return torch.empty(self.shape, dtype=self.dtype)
         count = (self.end - self.begin) // self.dtype.itemsize
         vector = torch.frombuffer(memory, dtype=self.dtype, count=count, offset=self.begin)
+        if len(self.shape) == 1:
+            return vector
         # view(shape) tries more signatures than view(*shape), and takes twice as long.
         return vector.view(*self.shape) if self.shape else vector[0]
 

@@ -35,8 +35,9 @@ def read(raw: bytes, chunk: int = 2**30, limits: Limits | None = None) -> Iterat
         assert count > 0
         buffer[:count], raw = raw[:count], raw[count:]
         message = reader.advance(count)
-        if message is not None:
+        while message is not None:
             yield message
+            message = reader.take()
 
 
 def facts(message: Message) -> list[Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
 import struct
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from splitlab.core.contract.link import Limits
 from splitlab.core.contract.message import WORDS, Kind, Message, Role
 from splitlab.core.wire.decode import Reader, decode
 from splitlab.core.wire.encode import encode
-from splitlab.core.wire.layout import OPENING_BYTES
+from splitlab.core.wire.layout import OPENING_BYTES, Slot
 
 DTYPES = [
     torch.float64,
@@ -95,6 +98,122 @@ def test_a_message_survives_whole_and_byte_by_byte(wire: Any, message: Message) 
 def test_glued_messages_come_apart(wire: Any, first: Message, second: Message, chunk: int) -> None:
     arrived = list(wire.read(wire.to_bytes(first) + wire.to_bytes(second), chunk))
     assert [wire.facts(message) for message in arrived] == [wire.facts(first), wire.facts(second)]
+
+
+@given(st.lists(messages(), min_size=1, max_size=4), st.data())
+@settings(deadline=None, max_examples=50)
+def test_a_stream_may_be_split_anywhere(
+    wire: Any, sent: list[Message], draws: st.DataObject
+) -> None:
+    raw = b"".join(map(wire.to_bytes, sent))
+    cuts = draws.draw(st.lists(st.integers(0, len(raw)), max_size=8).map(sorted))
+    reader, arrived = Reader(), []
+    for begin, end in itertools.pairwise([0, *cuts, len(raw)]):
+        piece = raw[begin:end]
+        while piece:
+            buffer = reader.buffer()
+            count = min(len(buffer), len(piece))
+            buffer[:count], piece = piece[:count], piece[count:]
+            message = reader.advance(count)
+            while message is not None:
+                arrived.append(message)
+                message = reader.take()
+    assert [wire.facts(message) for message in arrived] == [wire.facts(m) for m in sent]
+
+
+def feed(reader: Reader, raw: bytes) -> Message | None:
+    """Fill in what the buffer takes at once."""
+    buffer = reader.buffer()
+    assert len(buffer) >= len(raw)
+    buffer[: len(raw)] = raw
+    return reader.advance(len(raw))
+
+
+def test_small_frames_are_read_at_once_and_taken_one_by_one(wire: Any) -> None:
+    raw = wire.to_bytes(wire.example())
+    reader = Reader()
+    assert reader.take() is None
+    first = feed(reader, raw * 3 + raw[:10])
+    second, third = reader.take(), reader.take()
+    assert first and second and third
+    assert wire.facts(first) == wire.facts(second) == wire.facts(third)
+    assert reader.take() is None
+    last = feed(reader, raw[10:])
+    assert last
+    assert wire.facts(last) == wire.facts(first)
+    for message in (first, second, third):
+        message["gradient"].zero_()
+    assert last["gradient"].tolist() == [[1.0], [-2.0]]
+
+
+def test_limits_hold_for_the_next_frame_also_if_it_was_read_ahead(wire: Any) -> None:
+    raw = wire.to_bytes(wire.example())
+    reader = Reader(Limits(frame_bytes=len(raw)))
+    assert feed(reader, raw * 2)
+    reader.limits = Limits(frame_bytes=len(raw) - 1)
+    with pytest.raises(ProtocolError, match=f"has {len(raw)} bytes; allowed on this link"):
+        reader.take()
+
+
+def test_large_tensors_are_received_straight_into_their_memory(wire: Any) -> None:
+    sent = Message(Kind.ACTIVATION)
+    sent.put("x", torch.arange(50_000, dtype=torch.uint8), Role.PAYLOAD)
+    raw = wire.to_bytes(sent)
+    reader = Reader()
+    assert feed(reader, raw[:3000]) is None
+    left = len(raw) - 3000
+    buffer = reader.buffer()
+    assert len(buffer) == left, "all that is missing, and nothing beyond"
+    arrived = feed(reader, raw[3000:])
+    assert arrived
+    buffer[-1] = 77
+    assert arrived["x"][-1] == 77
+    assert torch.equal(arrived["x"][:-1], sent["x"][:-1])
+
+
+class Pieces:
+    """A place in pieces of three bytes, put together when all have come."""
+
+    def __init__(self, size: int) -> None:
+        self.got = b""
+        self.size = size
+
+    def pieces(self) -> Iterator[memoryview]:
+        room = memoryview(bytearray(3))
+        while len(self.got) < self.size:
+            piece = room[: self.size - len(self.got)]
+            yield piece
+            self.got += piece.tobytes()
+
+    def tensor(self, slot: Slot) -> torch.Tensor:
+        return slot.in_memory(bytearray(self.got))
+
+
+@given(messages(), st.integers(1, 50))
+@settings(deadline=None, max_examples=50)
+def test_tensors_arrive_where_the_caller_says(wire: Any, sent: Message, chunk: int) -> None:
+    raw = wire.to_bytes(sent) * 2
+    reader, arrived = Reader(land=Pieces), []
+    for begin in range(0, len(raw), chunk):
+        piece = raw[begin : begin + chunk]
+        message = feed(reader, piece)
+        while message is not None:
+            arrived.append(wire.facts(message))
+            message = reader.take()
+    assert arrived == [wire.facts(sent)] * 2
+
+
+def test_the_reader_keeps_nothing_of_a_message(wire: Any) -> None:
+    places: list[weakref.ref[Pieces]] = []
+
+    def land(size: int) -> Pieces:
+        made = Pieces(size)
+        places.append(weakref.ref(made))
+        return made
+
+    reader = Reader(land=land)
+    assert feed(reader, wire.to_bytes(wire.example()))
+    assert places[0]() is None
 
 
 @given(messages())
@@ -321,7 +440,7 @@ def test_a_declared_frame_costs_no_memory_until_it_comes() -> None:
     reader = Reader()
     before = resident_bytes()
     for part in (opening(8 + len(header) + size, len(header)), header):
-        reader.buffer()[:] = part
+        reader.buffer()[: len(part)] = part
         assert reader.advance(len(part)) is None
     assert len(reader.buffer()) == size
     assert resident_bytes() - before < 2**24
