@@ -1,7 +1,9 @@
 """Both peers in one process: real frames, no socket.
 
 What one end sends is encoded, copied into fresh memory and decoded at the other end, so the peers
-share no tensor and the frames are those of every other transport.
+share no tensor and the frames are those of every other transport. Only the bytes of tensors on a
+GPU stay there: they are copied from one place of its memory to another, in the order of its other
+work, while nobody waits. A receiver that computes on another GPU fetches them from there.
 """
 
 from __future__ import annotations
@@ -10,21 +12,32 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
+
+import torch
 
 from splitlab.core.contract.errors import NetworkError
 from splitlab.core.contract.link import DEFAULT_LIMITS, Limits
 from splitlab.core.contract.message import Message
-from splitlab.core.wire.decode import decode
+from splitlab.core.wire.decode import assemble, decode, parse_header, parse_opening
 from splitlab.core.wire.encode import Frame, encode
+from splitlab.core.wire.layout import OPENING_BYTES, flat
 
 __all__ = ["InProcess"]
 
 
 class InProcess:
-    """Makes both ends of a link in this process (an `InsideTransport`)."""
+    """Makes both ends of a link in this process (an `InsideTransport`).
+
+    Args:
+        real_bytes: whether tensors on a GPU go through CPU memory too, as bytes of a whole frame:
+            slower, the same results; it shows whether a fault is one of the copies on the GPU.
+    """
 
     place: Literal["inside"] = "inside"
+
+    def __init__(self, *, real_bytes: bool = False) -> None:
+        self._copy: _CopyFrame = _Bytes.of if real_bytes else _copy
 
     def unavailable(self) -> str | None:
         """Return None: it works everywhere."""
@@ -37,7 +50,7 @@ class InProcess:
             serve: lets the server take one turn (receive one message, send the answer), inside of
                 the client's `receive`. Without it each end belongs to a thread of its own.
         """
-        up, down = _Pipe(), _Pipe()
+        up, down = _Pipe(self._copy), _Pipe(self._copy)
         return (
             PairLink("the server in this process", inbox=down, outbox=up, serve=serve),
             PairLink("the client in this process", inbox=up, outbox=down),
@@ -80,7 +93,7 @@ class PairLink:
         if arrived is None:
             reason = "closed the connection" if self._inbox.closed else "sent nothing"
             raise NetworkError(f"{self.remote}: the other end {reason}")
-        return decode(*arrived, self.limits)
+        return arrived.message(self.limits)
 
     def close(self) -> None:
         """Close both directions; what was sent before can still be received."""
@@ -88,12 +101,101 @@ class PairLink:
         self._outbox.close()
 
 
+class _Bytes(NamedTuple):
+    """A frame as bytes in CPU memory."""
+
+    head: bytes
+    data: bytearray
+
+    @classmethod
+    def of(cls, frame: Frame) -> _Bytes:
+        """Copy the frame, from whatever device its tensors are on."""
+        return cls(frame.head, bytearray().join(frame.buffers()[1:]))
+
+    def message(self, limits: Limits) -> Message:
+        """Decode it; the tensors view the data."""
+        return decode(self.head, self.data, limits)
+
+
+class _Copies(NamedTuple):
+    """A frame whose tensors stay on their devices.
+
+    Attributes:
+        head: opening and header.
+        parts: the bytes of each tensor, flat, in the order of the layout; those of one device lie
+            in one allocation.
+        ready: by GPU, what its copies are done with.
+    """
+
+    head: bytes
+    parts: list[torch.Tensor]
+    ready: dict[torch.device, torch.cuda.Event]
+
+    @classmethod
+    def of(cls, frame: Frame) -> _Copies:
+        """Start to copy the tensors, each on its device, behind the work that made it."""
+        sources = [flat(tensor) for tensor in frame.tensors]
+        parts: dict[int, torch.Tensor] = {}
+        for device in {source.device for source in sources}:
+            here = {n: source for n, source in enumerate(sources) if source.device == device}
+            sizes = [len(source) for source in here.values()]
+            # By descending item size, as in the frame: each is aligned here, too.
+            places = torch.empty(sum(sizes), dtype=torch.uint8, device=device).split(sizes)
+            for (number, source), place in zip(here.items(), places, strict=True):
+                parts[number] = place.copy_(source, non_blocking=True)
+        ready = {
+            part.device: torch.cuda.current_stream(part.device).record_event()
+            for part in parts.values()
+            if part.is_cuda
+        }
+        return cls(frame.head, [parts[number] for number in sorted(parts)], ready)
+
+    def message(self, limits: Limits) -> Message:
+        """Check and decode the head; the tensors are the copies."""
+        opening = parse_opening(self.head[:OPENING_BYTES], limits)
+        header = parse_header(self.head[OPENING_BYTES:], opening, limits)
+        self._wait()
+        full = [slot for slot in header.slots if slot.end > slot.begin]
+        full.sort(key=lambda slot: slot.begin)
+        found = {
+            slot.name: part.view(slot.dtype).view(slot.shape)
+            for slot, part in zip(full, self.parts, strict=True)
+        }
+        device = next(part.device for part in self.parts if _stays(part))
+        for slot in header.slots:
+            if slot.name not in found:
+                found[slot.name] = torch.empty(slot.shape, dtype=slot.dtype, device=device)
+        return assemble(opening, header, [found[slot.name] for slot in header.slots])
+
+    def _wait(self) -> None:
+        """Let what this thread computes next on a GPU wait until the copies are done."""
+        for device, event in self.ready.items():
+            stream = torch.cuda.current_stream(device)
+            stream.wait_event(event)
+            for part in self.parts:
+                if part.device == device:
+                    # The memory belongs to the sender's stream, which must not take it back early.
+                    part.record_stream(stream)
+
+
+_CopyFrame = Callable[[Frame], _Bytes | _Copies]
+
+
+def _copy(frame: Frame) -> _Bytes | _Copies:
+    return (_Copies if any(map(_stays, frame.tensors)) else _Bytes).of(frame)
+
+
+def _stays(tensor: torch.Tensor) -> bool:
+    return not tensor.is_cpu
+
+
 class _Pipe:
     """One direction: frames in flight."""
 
-    def __init__(self) -> None:
+    def __init__(self, copy: _CopyFrame) -> None:
         self.closed = False
-        self._frames: deque[tuple[bytes, bytearray]] = deque()
+        self._copy = copy
+        self._frames: deque[_Bytes | _Copies] = deque()
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
@@ -101,14 +203,14 @@ class _Pipe:
 
     def put(self, frame: Frame) -> bool:
         """Append a copy of the frame; return whether the pipe is open."""
-        data = bytearray().join(frame.buffers()[1:])
+        copy = self._copy(frame)
         with self._changed:
             if not self.closed:
-                self._frames.append((frame.head, data))
+                self._frames.append(copy)
                 self._changed.notify()
             return not self.closed
 
-    def get(self, timeout: float) -> tuple[bytes, bytearray] | None:
+    def get(self, timeout: float) -> _Bytes | _Copies | None:
         """Return the oldest frame, or None if none came in time or can come any more."""
         with self._changed:
             self._changed.wait_for(lambda: self._frames or self.closed, timeout)

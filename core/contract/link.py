@@ -110,7 +110,7 @@ class NetworkTransport(Protocol):
     """Makes links between two processes. The server listens, the client connects.
 
     The device is where the peer computes. Tensors arrive there if the transport reaches it by
-    itself (NCCL), and in CPU memory otherwise.
+    itself (NCCL, and TCP a GPU), and in CPU memory otherwise; `Message.to` moves them.
 
     Attributes:
         place: says that the server is a process beside the client's, or elsewhere.
@@ -146,6 +146,9 @@ class NetworkTransport(Protocol):
 
 class InsideTransport(Protocol):
     """Makes both ends of a link in one process.
+
+    Tensors arrive on the device that they were sent from, or in CPU memory; `Message.to` moves them
+    to where the receiver computes.
 
     Attributes:
         place: says that the server is inside of the client's process.
