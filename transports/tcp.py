@@ -15,6 +15,7 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -22,9 +23,10 @@ import torch
 from splitlab.core.contract.errors import NetworkError
 from splitlab.core.contract.link import Limits
 from splitlab.core.contract.message import Message
-from splitlab.core.wire.decode import Reader
-from splitlab.core.wire.encode import encode
+from splitlab.core.wire.decode import InMemory, Reader
+from splitlab.core.wire.encode import Frame, encode
 from splitlab.transports.address import Address
+from splitlab.transports.staging import CudaCopies, Staging
 
 __all__ = ["Tcp", "TcpLink", "TcpListener", "bind", "dial"]
 
@@ -61,21 +63,25 @@ class Tcp:
         parsed = Address.parse(address, "tcp")
         bound = bind(parsed)
         address = str(parsed._replace(port=bound.getsockname()[1]))
-        return TcpListener(bound, address, nodelay=self._nodelay)
+        return TcpListener(bound, address, nodelay=self._nodelay, device=device)
 
     def connect(self, address: str, *, device: torch.device, timeout: float) -> TcpLink:
-        """Connect, waiting for a server that is not there yet. Tensors arrive in CPU memory."""
+        """Connect, waiting for a server that is not there yet."""
         parsed = Address.parse(address, "tcp")
-        return TcpLink(dial(parsed, timeout), str(parsed), nodelay=self._nodelay)
+        connection = dial(parsed, timeout)
+        return TcpLink(connection, str(parsed), nodelay=self._nodelay, device=device)
 
 
 class TcpListener:
     """A bound port (a `splitlab.core.contract.link.Listener`)."""
 
-    def __init__(self, bound: socket.socket, address: str, *, nodelay: bool) -> None:
+    def __init__(
+        self, bound: socket.socket, address: str, *, nodelay: bool, device: torch.device
+    ) -> None:
         self.address = address
         self._socket = bound
         self._nodelay = nodelay
+        self._device = device
 
     def accept(self, timeout: float) -> TcpLink:
         """Return the link to the peer that connects first."""
@@ -90,7 +96,8 @@ class TcpListener:
         except OSError as error:
             reason = "this listener is closed" if self._socket.fileno() < 0 else error.strerror
             raise NetworkError(f"{self.address}: {reason}") from None
-        return TcpLink(connection, str(Address("tcp", where[0], where[1])), nodelay=self._nodelay)
+        remote = str(Address("tcp", where[0], where[1]))
+        return TcpLink(connection, remote, nodelay=self._nodelay, device=self._device)
 
     def close(self) -> None:
         """Free the port."""
@@ -98,14 +105,21 @@ class TcpListener:
 
 
 class TcpLink:
-    """One end of a connection (a `splitlab.core.contract.link.Link`)."""
+    """One end of a connection (a `splitlab.core.contract.link.Link`).
 
-    def __init__(self, connection: socket.socket, remote: str, *, nodelay: bool = True) -> None:
+    Tensors of a GPU go by way of page-locked memory, in chunks; they arrive on the device of the
+    peer if that is one, and in CPU memory otherwise.
+    """
+
+    def __init__(
+        self, connection: socket.socket, remote: str, *, nodelay: bool, device: torch.device
+    ) -> None:
         connection.settimeout(None)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, int(nodelay))
         self.remote = remote
         self._socket = connection
-        self._reader = Reader()
+        self._staging = Staging(CudaCopies(device)) if device.type == "cuda" else None
+        self._reader = Reader(land=self._staging.land if self._staging else InMemory)
         self._readable = select.poll()
         self._readable.register(connection, select.POLLIN)
         self._timeout = 0.0
@@ -120,20 +134,20 @@ class TcpLink:
         self._reader.limits = limits
 
     def send(self, message: Message, timeout: float) -> int:
-        """Send the message from where its tensors lie; those of a GPU are copied to the CPU."""
+        """Send the message from where its tensors lie, or chunk by chunk from a GPU."""
         frame = encode(message)
         message.sent(frame.nbytes)
-        buffers = frame.buffers()
         try:
             self._set_deadline(timeout)
-            while buffers:
-                buffers = self._send_some(buffers)
+            for buffers in self._buffers(frame):
+                while buffers:
+                    buffers = self._send_some(buffers)
         except OSError as error:
             raise self._blame(error, f"took nothing for {timeout:g} s") from None
         return frame.nbytes
 
     def receive(self, timeout: float) -> Message:
-        """Return the next message; its tensors were received straight into their memory."""
+        """Return the next message; large tensors were received straight into their memory."""
         try:
             self._set_deadline(timeout)
             message = self._reader.take()
@@ -150,6 +164,16 @@ class TcpLink:
     def close(self) -> None:
         """Close the connection; what was sent is still delivered."""
         self._socket.close()
+
+    def _buffers(self, frame: Frame) -> Iterator[list[memoryview]]:
+        """Yield what is to be sent, in lists; each must be sent before the next is asked for."""
+        if self._staging is None or not self._staging.serves(frame.tensors):
+            yield frame.buffers()
+            return
+        head = [memoryview(frame.head)]
+        for chunk in self._staging.outgoing(frame.tensors):
+            yield [*head, chunk]
+            head = []
 
     def _spin(self) -> None:
         """Look for an answer for a moment before sleeping in the kernel."""

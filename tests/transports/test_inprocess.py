@@ -318,4 +318,4 @@ def test_the_real_bytes_are_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inprocess, "_stays", lambda tensor: pytest.fail("it asks what stays"))
     check_transport("inprocess:real_bytes=true").raise_if_failed()
     [setting] = transport_facts("inprocess")["parameters"]
-    assert (setting["name"], setting["default"]) == ("real_bytes", "false")
+    assert (setting["name"], setting["default"]) == ("real_bytes", False)

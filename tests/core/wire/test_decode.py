@@ -135,7 +135,9 @@ def test_small_frames_are_read_at_once_and_taken_one_by_one(wire: Any) -> None:
     assert reader.take() is None
     first = feed(reader, raw * 3 + raw[:10])
     second, third = reader.take(), reader.take()
-    assert first and second and third
+    assert first
+    assert second
+    assert third
     assert wire.facts(first) == wire.facts(second) == wire.facts(third)
     assert reader.take() is None
     last = feed(reader, raw[10:])
