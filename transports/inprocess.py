@@ -140,9 +140,10 @@ class _Copies(NamedTuple):
             here = {n: source for n, source in enumerate(sources) if source.device == device}
             sizes = [len(source) for source in here.values()]
             # By descending item size, as in the frame: each is aligned here, too.
-            places = torch.empty(sum(sizes), dtype=torch.uint8, device=device).split(sizes)
-            for (number, source), place in zip(here.items(), places, strict=True):
-                parts[number] = place.copy_(source, non_blocking=True)
+            memory = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
+            places = zip(here, memory.split_with_sizes(sizes), strict=True)
+            for number, place in places:
+                parts[number] = place.copy_(here[number], non_blocking=True)
         ready = {
             part.device: torch.cuda.current_stream(part.device).record_event()
             for part in parts.values()

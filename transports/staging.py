@@ -75,7 +75,8 @@ class CudaCopies:
 
     def mark(self) -> torch.cuda.Event:
         """Put an event into the stream."""
-        return torch.cuda.current_stream(self.device).record_event()
+        event: torch.cuda.Event = torch.cuda.current_stream(self.device).record_event()
+        return event
 
 
 class Staging:
@@ -144,7 +145,7 @@ class Arrival:
 
     def pieces(self) -> Iterator[memoryview]:
         """Yield chunks; each goes up to the device while the next is filled."""
-        for part in self._data.split(self._ring.chunk_bytes) if len(self._data) else ():
+        for part in _split(self._data, self._ring.chunk_bytes):
             chunk = self._ring.take()
             yield chunk.view[: len(part)]
             self._copies.start(part, chunk.memory[: len(part)])
@@ -185,16 +186,20 @@ class _Ring:
 
 
 def _cut(tensors: Iterable[torch.Tensor], size: int) -> Iterator[list[torch.Tensor]]:
-    """Yield lists of pieces of flat tensors; those of a list have ``size`` bytes, the last less."""
+    """Yield lists of pieces of flat tensors, each of ``size`` bytes in all, the last less."""
     pieces: list[torch.Tensor] = []
     room = size
     for tensor in tensors:
-        for piece in tensor[:room], *tensor[room:].split(size):
-            if len(piece):
-                pieces.append(piece)
-                room -= len(piece)
+        for piece in tensor[:room], *_split(tensor[room:], size):
+            pieces.append(piece)
+            room -= len(piece)
             if not room:
                 yield pieces
                 pieces, room = [], size
     if pieces:
         yield pieces
+
+
+def _split(tensor: torch.Tensor, size: int) -> list[torch.Tensor]:
+    """Return its pieces of ``size`` bytes, the last less; none of a tensor without any."""
+    return [tensor[begin : begin + size] for begin in range(0, len(tensor), size)]

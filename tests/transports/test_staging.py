@@ -77,7 +77,8 @@ class LazyCopies:
 @st.composite
 def some_tensors(draw: st.DrawFn) -> list[torch.Tensor]:
     sizes = draw(st.lists(st.integers(1, 40), max_size=6))
-    return [torch.tensor([*draw(st.randoms()).randbytes(size)], dtype=torch.uint8) for size in sizes]
+    draws = draw(st.randoms())
+    return [torch.tensor([*draws.randbytes(size)], dtype=torch.uint8) for size in sizes]
 
 
 def joined(tensors: list[torch.Tensor]) -> bytes:
@@ -154,7 +155,7 @@ def test_more_than_the_device_holds_is_the_other_ends_fault(
 
     staging = Staging(LazyCopies())
     monkeypatch.setattr("torch.empty", full)
-    with pytest.raises(ProtocolError, match="declares 999 bytes of tensors, more than .* on cpu"):
+    with pytest.raises(ProtocolError, match=r"999 bytes of tensors, more than .* on cpu"):
         staging.land(999)
 
 
