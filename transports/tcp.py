@@ -181,7 +181,7 @@ class TcpLink:
             return
         end = time.perf_counter() + _SPIN_SECONDS
         while not self._readable.poll(0) and time.perf_counter() < end:
-            pass
+            os.sched_yield()  # on a busy machine the other end may wait for this very core
 
     def _send_some(self, buffers: list[memoryview]) -> list[memoryview]:
         """Send what the kernel takes before the deadline; return the rest."""

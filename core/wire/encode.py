@@ -70,7 +70,8 @@ def encode(message: Message, limits: Limits = DEFAULT_LIMITS) -> Frame:
     """
     try:
         plan = _plan(tuple([_describe(message, name) for name in message]), limits)
-        header = _write_header(message, plan.members, limits)
+        said = message.meta or message.notes
+        header = _write_header(message, plan.members, limits) if said else plan.header
         nbytes = OPENING_BYTES + len(header) + plan.data_bytes
         if nbytes > limits.frame_bytes:
             raise ValueError(f"a frame of {nbytes} bytes; allowed: {limits.frame_bytes}")
@@ -96,7 +97,7 @@ def _describe(message: Message, name: str) -> Description:
         raise ValueError(f"tensor {name!r} is {tensor.dtype}; allowed: {', '.join(DTYPES)}")
     if tensor.layout is not torch.strided or tensor.is_meta:
         raise ValueError(f"tensor {name!r} is not dense ({tensor.layout}, {tensor.device})")
-    return message.role(name), name, tensor.dtype, tuple(tensor.shape)
+    return message.role(name), name, tensor.dtype, tensor.shape
 
 
 class _Plan(NamedTuple):
@@ -104,11 +105,13 @@ class _Plan(NamedTuple):
 
     Attributes:
         members: the tensors' members of the header's JSON object.
+        header: the whole header of a message with nothing besides tensors.
         order: names in the order of the layout, tensors without bytes left out.
         data_bytes: length of all tensors together.
     """
 
     members: str
+    header: bytes
     order: tuple[str, ...]
     data_bytes: int
 
@@ -116,7 +119,7 @@ class _Plan(NamedTuple):
 @functools.lru_cache(maxsize=64)  # step after step looks the same
 def _plan(tensors: tuple[Description, ...], limits: Limits) -> _Plan:
     slots, data_bytes = layout(tensors, limits)
-    members = {
+    objects = {
         f"{slot.role}/{slot.name}": {
             "dtype": CODES[slot.dtype],
             "shape": slot.shape,
@@ -125,24 +128,29 @@ def _plan(tensors: tuple[Description, ...], limits: Limits) -> _Plan:
         for slot in slots
     }
     full = sorted((slot.begin, slot.name) for slot in slots if slot.end > slot.begin)
-    return _Plan(_write_json(members)[1:-1], tuple(name for _, name in full), data_bytes)
+    members = _write_json(objects)[1:-1]
+    header = _padded(members, limits)
+    return _Plan(members, header, tuple(name for _, name in full), data_bytes)
 
 
 def _write_header(message: Message, members: str, limits: Limits) -> bytes:
-    text = members
-    if message.meta or message.notes:
-        for word in message.meta:
-            if word not in WORDS:
-                raise ValueError(f"metadata {word!r} is no word of {', '.join(WORDS)}")
-        said = message.meta | {note_key(name): notes for name, notes in message.notes.items()}
-        metadata = {}
-        for name, value in said.items():
-            check_name("metadata", name, limits)
-            try:
-                metadata[name] = _write_json(value)
-            except (TypeError, ValueError, RecursionError) as error:
-                raise ValueError(f"metadata {name!r} is not a JSON value: {error}") from None
-        text = f'"__metadata__":{_write_json(metadata)}{"," if members else ""}{members}'
+    for word in message.meta:
+        if word not in WORDS:
+            raise ValueError(f"metadata {word!r} is no word of {', '.join(WORDS)}")
+    said = message.meta | {note_key(name): notes for name, notes in message.notes.items()}
+    metadata = {}
+    for name, value in said.items():
+        check_name("metadata", name, limits)
+        try:
+            metadata[name] = _write_json(value)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"metadata {name!r} is not a JSON value: {error}") from None
+    text = f'"__metadata__":{_write_json(metadata)}{"," if members else ""}{members}'
+    return _padded(text, limits)
+
+
+def _padded(text: str, limits: Limits) -> bytes:
+    """Return the members of the header's JSON object as the header."""
     raw = f"{{{text}}}".encode()
     if len(raw) > limits.header_bytes - 7:
         raise ValueError(
