@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -146,6 +147,49 @@ def test_messages_in_one_packet_come_apart(
     link, stranger = link_and_stranger
     stranger.sendall(raw(message(3, 1)) + raw(message(4, 2)))
     assert [len(link.receive(SOON)["activations"]) for _ in range(2)] == [3, 4]
+
+
+class Counting:
+    """A socket that counts how often it is read."""
+
+    def __init__(self, inside: socket.socket) -> None:
+        self.inside = inside
+        self.reads = 0
+
+    def recv_into(self, buffer: memoryview) -> int:
+        self.reads += 1
+        return self.inside.recv_into(buffer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inside, name)
+
+
+def test_small_messages_cost_one_read(
+    link_and_stranger: tuple[TcpLink, socket.socket],
+) -> None:
+    link, stranger = link_and_stranger
+    counting: Any = Counting(link._socket)
+    link._socket = counting
+    for step in range(3):
+        stranger.sendall(raw(message(16, step)))
+        assert link.receive(SOON).step == step
+        assert counting.reads == step + 1
+    stranger.sendall(raw(message(16, 3)) + raw(message(16, 4)))
+    assert [link.receive(SOON).step for _ in range(2)] == [3, 4]
+    assert counting.reads == 4
+
+
+def test_limits_are_those_of_when_a_message_is_taken(
+    link_and_stranger: tuple[TcpLink, socket.socket],
+) -> None:
+    link, stranger = link_and_stranger
+    size = len(raw(message(16)))
+    stranger.sendall(raw(message(16)) * 2)
+    link.limits = Limits(frame_bytes=size)
+    assert link.receive(SOON).frame_bytes == size
+    link.limits = Limits(frame_bytes=size - 1)
+    with pytest.raises(ProtocolError, match=r"frame_bytes"):
+        link.receive(SOON)
 
 
 @pytest.mark.parametrize("sent", [0, 20, 100, 250])
