@@ -350,9 +350,12 @@ class Reader:
     def _next(self, count: int) -> memoryview | None:
         """Return the next bytes of the frame when all are there; valid until `buffer` is called."""
         if self._part is None:
-            if self._end - self._begin >= count:
+            at_hand = self._end - self._begin
+            if at_hand >= count:
                 self._begin += count
                 return self._ahead[self._begin - count : self._begin]
+            if not at_hand and count <= _AHEAD_BYTES:
+                return None  # it may come whole
             self._receive_into(memoryview(bytearray(count)))
         part = self._part
         if part is None or not self._complete(part):

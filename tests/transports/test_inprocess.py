@@ -19,6 +19,7 @@ from splitlab.core import Kind, Message, NetworkError, Role
 from splitlab.core.catalogue.listing import transport_facts
 from splitlab.core.contract.errors import ProtocolError
 from splitlab.core.contract.link import Limits
+from splitlab.core.engine.conversation import hold
 from splitlab.core.testing import check_transport
 from splitlab.core.testing.links import a_message
 from splitlab.core.testing.seen import Seen, difference
@@ -228,6 +229,20 @@ def test_a_frame_whose_head_lies_is_refused(
     client.send(message(tensor=torch.ones(3, device=device)), 1.0)
     with pytest.raises(ProtocolError, match="unknown dtype"):
         server.receive(1.0)
+
+
+def test_peers_train_alike_on_what_stays(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def losses() -> list[float]:
+        client, server = tiny.pair()
+
+        def ask(asked: Message) -> Message:
+            return carried(server.handle(carried(asked)))
+
+        return [hold(client.train(tiny.batch(step), step), ask).loss for step in range(3)]
+
+    decoded = losses()
+    monkeypatch.setattr(inprocess, "_stays", lambda tensor: True)
+    assert losses() == decoded
 
 
 @gpu
