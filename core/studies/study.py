@@ -25,12 +25,13 @@ from splitlab.core.contract.jsonable import json_text
 from splitlab.core.report.collect import common, result_of
 from splitlab.core.report.members import Member, members_of
 from splitlab.core.report.naming import Named, name_all, plan_key
+from splitlab.core.report.reference import reference_named
 from splitlab.core.report.results import Axis, Results, Row, RunResult
 from splitlab.core.runs.budget import Budget
 from splitlab.core.runs.config import Config
 from splitlab.core.runs.disk import LOCKS, hold, write_whole, writing
 from splitlab.core.runs.folder import CONFIG
-from splitlab.core.runs.listing import is_run, read_run, stack_title
+from splitlab.core.runs.listing import is_run, read_run
 from splitlab.core.studies.definition import Definition
 from splitlab.core.studies.job import Job, failure
 
@@ -314,18 +315,13 @@ def _reference(asked: str, rows: Sequence[Row]) -> str | None:
         asked: as the user writes a stack, or a title; may be empty.
         rows: all of them.
     """
-    known = {_plain(name): name for row in rows for name in (row.method, row.title)}
-    usual = known.get("none")
-    wanted = known.get(_plain(asked)) or known.get(_plain(stack_title((asked,))))
+    usual = reference_named(rows, "none")
+    wanted = reference_named(rows, asked) if asked else None
     if asked and wanted is None:
         others = f"rows are tested against {usual}" if usual else "no row is tested"
         told = f"no row is called {asked!r}, the study's reference; {others}"
         warnings.warn(told, Notice, stacklevel=3)
     return wanted or usual
-
-
-def _plain(name: str) -> str:
-    return name.replace(" ", "")
 
 
 def _cell(row: Mapping[str, Any]) -> Cell:

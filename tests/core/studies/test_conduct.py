@@ -77,6 +77,17 @@ def test_rows_that_are_left_behind_are_told_once(
         study(output="s", over={"lr": [0.1]})
 
 
+def test_the_command_names_the_folder_as_it_was_given(runs: Any, monkeypatch: Any) -> None:
+    what = Definition("mine", stacks=("adc",))
+    found = study(what, seeds=1, output="sub/s", **FAST)
+    assert found.results().command.endswith(" --seeds 1 --output sub/s")
+    assert study(what, seeds=1, **FAST).results().command.endswith(" --output studies/mine")
+    monkeypatch.chdir("sub")
+    read = Study.read(found.folder)
+    assert read is not None
+    assert read.results().command.endswith(" --output sub/s")
+
+
 def test_a_row_without_runs_leaves_nothing_behind(runs: Any) -> None:
     def interrupt(config: Config) -> None:
         raise Interrupted("interrupted before the first step")
