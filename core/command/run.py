@@ -349,8 +349,9 @@ def show_result(result: Result) -> None:
         facts.append(("uncompressed", without))
     if summary.best_step is not None:
         some = result_of(read_run(result.folder)).best_samples
-        best = f"{summary.best_accuracy:.4f} after step {summary.best_step:,}, checkpoint kept"
-        facts.append((f"best, on {some:,} samples" if some else "best", best))
+        best = f"{summary.best_accuracy:.4f}{f' on {some:,} samples,' if some else ''} after step "
+        best += f"{summary.best_step:,}, checkpoint kept"
+        facts.append(("best", best))
     ratio = f"measured {summary.ratio_measured:.4f}, nominal ξ {summary.ratio_nominal:.4f}"
     parts = (
         f"client {summary.client_seconds:.1f} s, server {summary.server_seconds:.1f} s, "

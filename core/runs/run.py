@@ -168,9 +168,9 @@ def _run(
         decided = Decided.of(config)
         cleanup.enter_context(limited_threads(decided.threads))
         plan, model, data = make(decided, loading=reporter.loading, peers_here=1 if alone else 2)
-        _tell_of_warmup(plan)
         client = build_client(plan, model, observers)
         cleanup.callback(client.stack.run_end)
+        _tell_of_warmup(plan)
         if folder is None:
             folder = RunFolder.create(config.output, plan.titles, config.name)
             cleanup.enter_context(hold(folder.path, "client"))

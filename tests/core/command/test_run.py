@@ -271,7 +271,7 @@ def test_a_best_that_is_told_by_a_part_of_the_images_says_so(
     summary = replace(whole.summary, best_step=5, best_accuracy=0.8)
     show_result(replace(whole, folder=folder.path, summary=summary))
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    assert "best, on 40 samples 0.8000 after step 5, checkpoint kept" in lines
+    assert "best 0.8000 on 40 samples, after step 5, checkpoint kept" in lines
 
 
 def test_the_bytes_of_a_run_on_a_narrow_terminal(
