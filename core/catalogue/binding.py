@@ -13,9 +13,9 @@ from typing import Any
 from splitlab.core.catalogue.loading import find, known, split
 from splitlab.core.catalogue.tables import LOADABLE, SINGULAR, Entry, Kind, Loadable, entries
 from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError, unknown_name
-from splitlab.core.contract.settings import Bound, Parameter, parameters
+from splitlab.core.contract.settings import Bound, Parameter, parameters, shown
 
-__all__ = ["bind", "bind_as", "bind_stack", "broken", "split_stack"]
+__all__ = ["bind", "bind_as", "bind_stack", "brief", "broken", "split_stack"]
 
 _NOT_SETTINGS: Mapping[Loadable, Mapping[str, str]] = {
     "models": {
@@ -93,6 +93,23 @@ def bind_stack(texts: Iterable[str]) -> list[Bound]:
     return bound
 
 
+def brief(kind: Loadable, text: str) -> str:
+    """Return a text with the settings alone that are no defaults, in the order of the parameters.
+
+    So two texts that mean the same are one. A name without settings is as it was, and imports
+    nothing; of what cannot be bound, the settings are sorted.
+    """
+    head, given = split(kind, text)
+    if not given:
+        return text
+    try:
+        usual, bound = _bind(kind, head, {}, partial=True).params, _bind(kind, head, given)
+        told = {k: shown(v) for k, v in bound.params.items() if k in given and v != usual[k]}
+    except SplitlabError:  # a file that is gone, or a model that another library names
+        told = dict(sorted(given.items()))
+    return f"{head}:{','.join(f'{key}={value}' for key, value in told.items())}" if told else head
+
+
 def split_stack(text: str) -> tuple[str, ...]:
     """Return the members of a stack as a user writes it: ``"a:x=1e+5+b"`` → ``("a:x=1e+5", "b")``.
 
@@ -142,6 +159,7 @@ def _bind(
     settings: Mapping[str, str],
     label: str = "",
     fixed: Mapping[str, Any] = MappingProxyType({}),
+    partial: bool = False,
 ) -> Bound:
     entry = None if ".py:" in head else known(kind, head)
     typed = label or head
@@ -154,7 +172,7 @@ def _bind(
     defaults = {key: parameter.default for key, parameter in takes.items()}
     params = {key: (defaults | preset | given)[key] for key in takes}
     missing = [key for key, p in takes.items() if p.required and params[key] is p.default]
-    if missing:
+    if missing and not partial:
         raise ConfigError(
             f"{SINGULAR[kind]} {label!r} needs {', '.join(missing)}; write {typed}:{missing[0]}=…"
         )

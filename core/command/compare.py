@@ -98,9 +98,9 @@ def _compare(arguments: argparse.Namespace) -> int:
         from splitlab.core.studies.definition import RATIO, Definition, axis_of_columns
         from splitlab.core.studies.study import Study
 
-    folder = Path(output).absolute() if output is not None else _new_folder()
+    folder = output if output is not None else _new_folder()
     axes = [] if arguments.ratio is None else [axis_of_columns({RATIO: [arguments.ratio]})]
-    if not stacks and Study.read(folder) is None:
+    if not stacks and Study.read(Path(folder).absolute()) is None:
         raise ConfigError(f"--output {output} is empty; say what to compare with --plugin")
     what = Definition("comparison", stacks=tuple(stacks)) if stacks else None
     return conducted(
@@ -109,6 +109,6 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _new_folder() -> Path:
-    path = Path("comparisons").absolute() / time.strftime("%Y%m%d-%H%M%S")
+    path = Path("comparisons") / time.strftime("%Y%m%d-%H%M%S")
     others = (path.with_name(f"{path.name}-{i}") for i in itertools.count(2))
     return next(free for free in itertools.chain([path], others) if not free.exists())

@@ -339,6 +339,8 @@ _KINDS = ("activation", "gradient", "targets", "side", "prediction", "header")
 def show_result(result: Result) -> None:
     """Print what came of a run: its summary, and its bytes by phase, direction and kind."""
     from splitlab.core.command.show import human_bytes, near, print_facts, print_table, width
+    from splitlab.core.report.collect import result_of
+    from splitlab.core.runs.listing import read_run
 
     summary, ledger = result.summary, result.ledger.counts
     facts: list[tuple[str, Cell]] = [("accuracy", (f"{summary.accuracy:.4f}", "bold"))]
@@ -346,7 +348,9 @@ def show_result(result: Result) -> None:
         without = f"{summary.accuracy_uncompressed:.4f} (evaluated without the stack)"
         facts.append(("uncompressed", without))
     if summary.best_step is not None:
-        best = f"{summary.best_accuracy:.4f} after step {summary.best_step:,}, checkpoint kept"
+        some = result_of(read_run(result.folder)).best_samples
+        best = f"{summary.best_accuracy:.4f}{f' on {some:,} samples,' if some else ''} after step "
+        best += f"{summary.best_step:,}, checkpoint kept"
         facts.append(("best", best))
     ratio = f"measured {summary.ratio_measured:.4f}, nominal ξ {summary.ratio_nominal:.4f}"
     parts = (

@@ -92,6 +92,13 @@ class Rate:
         return cls(lr, shape, settings, warmup)
 
     @property
+    def brief(self) -> str:
+        """The schedule with the settings alone that are no defaults."""
+        usual = inspect.getfullargspec(_SHAPES[self.shape]).kwonlydefaults or {}
+        told = [f"{key}={_shown(n)}" for key, n in self.settings.items() if n != usual[key]]
+        return ":".join(filter(None, (self.shape, ",".join(told))))
+
+    @property
     def varies(self) -> bool:
         """Whether it is another one at some steps."""
         return self.shape != "constant" or self.warmup > 0

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from splitlab.core.report.figures import frontier, panels, wanted
 from splitlab.core.report.heat_maps import maps
 from splitlab.core.report.results import Results
-from splitlab.core.runs.disk import writing
+from splitlab.core.runs.disk import write_whole, writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -79,10 +79,10 @@ def draw(
         with _ours():
             figure = _figure(results, kind)
             for suffix in formats:
-                path = folder / f"{file_name(kind)}.{suffix}"
-                with writing(path):
-                    figure.savefig(path, dpi=300, metadata={_DATED[suffix]: None})
-                written.append(path)
+                picture = io.BytesIO()
+                figure.savefig(picture, format=suffix, dpi=300, metadata={_DATED[suffix]: None})
+                written.append(folder / f"{file_name(kind)}.{suffix}")
+                write_whole(written[-1], picture.getvalue())
     return written
 
 

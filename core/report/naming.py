@@ -14,23 +14,28 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from splitlab.core.catalogue.binding import bind_stack, split_stack
-from splitlab.core.catalogue.loading import split
-from splitlab.core.catalogue.tables import entries
-from splitlab.core.contract.errors import SplitlabError
+from splitlab.core.catalogue.binding import brief
+from splitlab.core.catalogue.tables import Loadable
 from splitlab.core.contract.settings import shown
+from splitlab.core.report.members import Member, differing, members_of
 from splitlab.core.report.results import Axis, Point, Row, RunResult
 from splitlab.core.runs.budget import Budget
 from splitlab.core.runs.config import LABELS, Config, by_group, flag
 from splitlab.core.runs.records import Summary
 
-__all__ = ["Named", "name_all", "option", "plan_key", "rows_of"]
+__all__ = ["Named", "meant", "name_all", "option", "plan_key", "rows_of"]
 
 _APART = ("plugins", "seed", "output", *LABELS)
 """Fields that are no settings of a row: the stack is looked at more closely."""
 _OF_THE_PLACE = ("device", "threads", "workers", "timeout", "checkpoint_every")
 """Fields that are not meant to decide a number."""
-
+_WITH_SETTINGS: Mapping[str, Loadable] = {
+    "model": "models",
+    "transport": "transports",
+    "links": "links",
+    "probes": "probes",
+}
+"""Fields that name what has settings, besides the plugins."""
 
 _TAKEN = frozenset(
     name
@@ -61,19 +66,20 @@ def option(field: str) -> str:
     return flag(field).removeprefix("--")
 
 
-def plan_key(config: Config, besides: Iterable[str] = ()) -> str:
+def plan_key(config: Config, besides: Iterable[str] = (), *, as_written: bool = False) -> str:
     """Return 10 hexadecimal digits that change with whatever decides numbers, but for the seed.
 
     Args:
         config: decided, so that the same run has the same key however it was asked for.
         besides: fields that count, although they are not meant to decide a number.
+        as_written: the key that older versions gave, in which settings count as they are typed.
     """
     ignored = {*_APART, *_OF_THE_PLACE} - {*besides}
-    settings: dict[str, Any] = {"stack": [member.identity for member in _members(config.plugins)]}
-    usual = _meant(Config())
+    settings: dict[str, Any] = {"stack": [member.identity for member in members_of(config.plugins)]}
+    usual = meant(Config())
     settings |= {
         name: value
-        for name, value in _meant(config).items()
+        for name, value in meant(config, as_written=as_written).items()
         # What is not given is left out: a new option leaves the keys of older runs as they are.
         if name not in ignored and value != usual[name]
     }
@@ -81,12 +87,24 @@ def plan_key(config: Config, besides: Iterable[str] = ()) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-def _meant(config: Config) -> dict[str, Any]:
-    """Return the options by field, those that mean the same with the same value."""
+def meant(config: Config, *, as_written: bool = False) -> dict[str, Any]:
+    """Return the options by field, those that mean the same with the same value.
+
+    Args:
+        config: whose options.
+        as_written: leave settings of models, links and so on as they are typed.
+    """
     budget = Budget.parse(config.budget)
     amount = int(budget.amount) if budget.amount.is_integer() else budget.amount
     values = {spec.name: getattr(config, spec.name) for spec in dataclasses.fields(Config)}
-    return values | {"budget": f"{budget.unit}={amount}", "train": tuple(sorted(config.trains))}
+    values |= {"budget": f"{budget.unit}={amount}", "train": tuple(sorted(config.trains))}
+    if as_written:
+        return values
+    for field, kind in _WITH_SETTINGS.items():
+        value = values[field]
+        one = isinstance(value, str)
+        values[field] = brief(kind, value) if one else tuple(brief(kind, each) for each in value)
+    return values | {"lr_schedule": config.rate.brief}
 
 
 def rows_of(
@@ -113,24 +131,31 @@ def rows_of(
     return axes, tuple(rows)
 
 
-def name_all(configs: Sequence[Config]) -> tuple[tuple[Axis, ...], tuple[Named, ...]]:
-    """Name every one of some configurations among all of them."""
-    stacks = [_members(config.plugins) for config in configs]
+def name_all(
+    configs: Sequence[Config], known: Sequence[tuple[Member, ...]] = ()
+) -> tuple[tuple[Axis, ...], tuple[Named, ...]]:
+    """Name every one of some configurations among all of them.
+
+    Args:
+        configs: decided.
+        known: the members of each one's stack; asked of the plugins by default.
+    """
+    stacks = known or [members_of(config.plugins) for config in configs]
     kinds = [tuple(member.label for member in stack) for stack in stacks]
-    alike: dict[tuple[str, ...], list[tuple[_Member, ...]]] = {}
+    alike: dict[tuple[str, ...], list[tuple[Member, ...]]] = {}
     for kind, stack in zip(kinds, stacks, strict=True):
         alike.setdefault(kind, []).append(stack)
-    differing = {kind: _differing(members) for kind, members in alike.items()}
+    apart = {kind: differing(members) for kind, members in alike.items()}
     options = [
         spec
         for spec in by_group()
         if spec.name not in _APART
         and len({str(getattr(config, spec.name)) for config in configs}) > 1
     ]
-    whole = _ambiguous(differing.values(), [*_TAKEN, *(option(spec.name) for spec in options)])
+    whole = _ambiguous(apart.values(), [*_TAKEN, *(option(spec.name) for spec in options)])
     found: list[Named] = []
     for config, kind, stack in zip(configs, kinds, stacks, strict=True):
-        keys = differing[kind]
+        keys = apart[kind]
         settings: dict[str, Any] = {"stack": " + ".join(kind) or "none"}
         for label, member, own in zip(_distinct(kind), stack, keys, strict=True):
             settings |= {f"{label}.{k}" if k in whole else k: member.params.get(k) for k in own}
@@ -181,65 +206,6 @@ def _plain(spec: dataclasses.Field[Any], config: Config) -> Any:
     if isinstance(value, tuple):  # without a word, all is trained, and there is no probe
         return " ".join(value) or spec.metadata.get("unset") or "none"
     return value
-
-
-@dataclass(frozen=True)
-class _Member:
-    """One member of a stack as the user wrote it: a plugin, or the name of a stack.
-
-    Attributes:
-        label: what tables call it.
-        identity: of its plugins with all their parameters.
-        params: every parameter; of a named stack, those that reach the first plugin with it.
-        given: the parameters that the user set.
-    """
-
-    label: str
-    identity: str
-    params: Mapping[str, Any]
-    given: tuple[str, ...]
-
-    def title(self, more: Iterable[str], without: Iterable[str] = ()) -> str:
-        """Return its label with what the user set and these parameters, but for those."""
-        keys = [key for key in (*self.given, *more) if key not in {*without}]
-        told = ",".join(f"{key}={shown(self.params[key])}" for key in dict.fromkeys(keys))
-        return f"{self.label}:{told}" if told else self.label
-
-
-def _members(texts: tuple[str, ...]) -> tuple[_Member, ...]:
-    return tuple(_member(member) for text in texts for member in split_stack(text))
-
-
-def _member(text: str) -> _Member:
-    head, given = split("plugins", text)
-    try:
-        bound = bind_stack([text])
-    except SplitlabError:  # a file that is gone, of a run that was: its text is what is left
-        return _Member(head, text, dict(given), tuple(given))
-    rebuilt = any(plugin.reconstruction for plugin in bound)
-    label = bound[0].title
-    params: dict[str, Any] = {}
-    for plugin in reversed(bound):
-        params |= plugin.params
-    if (stack := entries("stacks").get(head)) is not None and "plugins" in stack.facts:
-        label = f"{head}-recon" if rebuilt or stack.facts.get("reconstruction") else head
-    identity = " + ".join(plugin.agreement() for plugin in bound)
-    return _Member(label, identity, params, tuple(given))
-
-
-def _differing(stacks: Sequence[tuple[_Member, ...]]) -> list[tuple[str, ...]]:
-    """Return the parameters in which stacks of the same members differ, for every member."""
-    found = []
-    for members in zip(*stacks, strict=True):
-        keys = dict.fromkeys(key for member in members for key in member.params)
-        found.append(
-            tuple(
-                key
-                for key in keys
-                if len({shown(member.params.get(key)) for member in members}) > 1
-            )
-        )
-    return found
 
 
 def _distinct(labels: Sequence[str]) -> list[str]:

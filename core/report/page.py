@@ -18,7 +18,7 @@ from splitlab.core.contract.jsonable import json_text
 from splitlab.core.report.page_data import page_data
 from splitlab.core.report.results import Results
 from splitlab.core.report.summary_table import LEGEND, Cells, SummaryRow, cells, summarise
-from splitlab.core.runs.disk import write_whole
+from splitlab.core.runs.disk import write_whole, writing
 
 __all__ = ["page", "write_page"]
 
@@ -28,13 +28,16 @@ _MARKER = re.compile(r"<!--([A-Z]+)-->")
 
 
 def write_page(results: Results, path: Path) -> None:
-    """Write the page of these results.
+    """Write the page of these results, and make the folder that it is to be in.
 
     Raises:
         DiskError: it cannot be written.
         ConfigError: the reference, or what a figure needs, is not in the results.
     """
-    write_whole(path, page(results))
+    text = page(results)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, text)
 
 
 def page(results: Results) -> str:

@@ -7,12 +7,14 @@ measured against the one at its own cut.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.report.axes import OF_THE_METHOD
 from splitlab.core.report.results import Results, Row
+from splitlab.core.runs.listing import stack_title
 
-__all__ = ["context_of", "reference_of", "references"]
+__all__ = ["context_of", "reference_named", "reference_of", "references"]
 
 _UNCOMPRESSED = "none"
 
@@ -25,15 +27,30 @@ def references(results: Results) -> tuple[Row, ...]:
     """
     if results.reference is None:
         return ()
-    found = _called(results, results.reference)
-    if not found:
+    name = reference_named(results.rows, results.reference)
+    if name is None:
         known = list(dict.fromkeys(n for row in results.rows for n in (row.title, row.method)))
         near = difflib.get_close_matches(results.reference, known, n=3, cutoff=0.0)
         raise ConfigError(
             f"no row is called {results.reference!r}, so it cannot be the reference; name a row or "
             f"a method, such as {' or '.join(map(repr, near))}"
         )
-    return found
+    return _called(results, name)
+
+
+def reference_named(rows: Sequence[Row], text: str) -> str | None:
+    """Return the title or method that is meant; None if it is no row's.
+
+    Args:
+        rows: all of them.
+        text: where spaces do not count; or a stack as the user types it.
+    """
+    known = {_plain(name): name for row in rows for name in (row.method, row.title)}
+    return known.get(_plain(text)) or known.get(_plain(stack_title((text,))))
+
+
+def _plain(name: str) -> str:
+    return "".join(name.split())
 
 
 def reference_of(results: Results, row: Row) -> Row | None:

@@ -63,6 +63,12 @@ class RunResult:
     summary: Summary | None = None
     points: tuple[Point, ...] = ()
 
+    @property
+    def best_samples(self) -> int | None:
+        """How many images the best evaluation is told by; None if it is all of them."""
+        seen = {point.samples for point in self.points if point.samples is not None}
+        return min(seen) if len(seen) > 1 else None
+
 
 @dataclass(frozen=True)
 class Axis:

@@ -35,7 +35,8 @@ class SummaryRow:
         row: that is summarised.
         accuracy: on the test images; through the stack where a plugin acts in evaluation.
         uncompressed: the same without the stack; None where no plugin acts in evaluation.
-        best: accuracy of the best evaluation, of runs that kept it.
+        best: accuracy of the best evaluation, of runs that kept it: on `best_samples`.
+        best_samples: how many images that is told by, of runs where it is not all of them.
         bytes_up: training bytes that the client sent, as they crossed the link.
         bytes_down: the same of the server.
         nominal: ratio that the papers would charge.
@@ -57,6 +58,7 @@ class SummaryRow:
     accuracy: Mean | None
     uncompressed: Mean | None
     best: Mean | None
+    best_samples: frozenset[int]
     bytes_up: float | None
     bytes_down: float | None
     nominal: float | None
@@ -107,6 +109,7 @@ def _summary(
         accuracy=spread("accuracy"),
         uncompressed=spread("accuracy_uncompressed"),
         best=spread("best_accuracy"),
+        best_samples=frozenset(run.best_samples for run in row.finished if run.best_samples),
         bytes_up=mean("bytes_up"),
         bytes_down=mean("bytes_down"),
         nominal=mean("ratio_nominal"),
@@ -211,13 +214,14 @@ def cells(rows: Sequence[SummaryRow]) -> Cells:
     unit, size = byte_unit([n for r in rows for n in (r.bytes_up, r.bytes_down) if n is not None])
     tests = {r.difference.test for r in rows if r.difference and r.difference.test}
     p = f"p {min(tests)}" if len(tests) == 1 else "p"
+    best = _best_header(rows)
     columns: dict[str, Callable[[SummaryRow], str]] = {
         "row": lambda r: r.row.title,
         "accuracy": lambda r: _mean(r.accuracy) if r.accuracy else _without_a_run(r.states),
         "n": lambda r: _count(r),
         p: lambda r: _p_value(r, len(tests) > 1),
         "uncompressed": lambda r: _mean(r.uncompressed),
-        "best": lambda r: _mean(r.best),
+        best: lambda r: _mean(r.best),
         f"up {unit}": lambda r: _number(r.bytes_up, "#.4g", size),
         f"down {unit}": lambda r: _number(r.bytes_down, "#.4g", size),
         "nominal": lambda r: _number(r.nominal, ".4f"),
@@ -232,7 +236,7 @@ def cells(rows: Sequence[SummaryRow]) -> Cells:
     filled = {
         p: any(r.is_reference for r in rows),
         "uncompressed": any(r.uncompressed for r in rows),
-        "best": any(r.best for r in rows),
+        best: any(r.best for r in rows),
         "note": any(r.note for r in rows),
     }
     columns = {name: text for name, text in columns.items() if filled.get(name, True)}
@@ -241,6 +245,14 @@ def cells(rows: Sequence[SummaryRow]) -> Cells:
         tuple(tuple(text(row) for text in columns.values()) for row in rows),
         frozenset(i for i, row in enumerate(rows) if row.leads),
     )
+
+
+def _best_header(rows: Sequence[SummaryRow]) -> str:
+    """Return what the best accuracy is called: that of a part of the images is another measure."""
+    told = {n for row in rows if row.best for n in row.best_samples}
+    if len(told) > 1:
+        return "best, on --eval-samples"
+    return f"best, on {min(told):,} samples" if told else "best"
 
 
 def _mean(value: Mean | None) -> str:
@@ -275,7 +287,7 @@ LEGEND = """\
 - accuracy: on the test images, at the end of training: mean over the seeds ± half the width of the
   95 % interval of the mean (Student's t; — of a single run); through the stack where a plugin acts
   in evaluation. uncompressed: the same model evaluated without the stack. best: at the evaluation
-  that was best, of runs that kept it; on the images of --eval-samples, where that was given.
+  that was best, of runs that kept it; on the images of --eval-samples alone, where that was given.
 - n: the finished runs, which every mean is over; k/n are k finished of n wanted. A run that
   diverged (a loss, gradient or evaluation that is no finite number) is in no mean.
 - p: two-sided p-value of the accuracy's difference to the reference, after Holm's correction over

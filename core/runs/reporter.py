@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from splitlab.core.runs.plan import Plan
 from splitlab.core.runs.reading import typed
 from splitlab.core.runs.records import EvaluationRecord, Summary
-from splitlab.core.wire.ledger import Ledger
+
+if TYPE_CHECKING:  # they import torch, and who looks at runs does not wait for that
+    from splitlab.core.runs.plan import Plan
+    from splitlab.core.wire.ledger import Ledger
 
 __all__ = ["Progress", "Reporter", "Result"]
 

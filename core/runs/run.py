@@ -6,6 +6,7 @@ The order is that in which they may fail: what can be known before a folder is m
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 from splitlab.core.catalogue.links import load_transport
 from splitlab.core.catalogue.loggers import load_loggers
-from splitlab.core.contract.errors import ConfigError, Diverged
+from splitlab.core.contract.errors import ConfigError, Diverged, Notice
 from splitlab.core.runs.config import LABELS, Config, flag
 from splitlab.core.runs.disk import hold
 from splitlab.core.runs.folder import RunFolder
@@ -169,6 +170,7 @@ def _run(
         plan, model, data = make(decided, loading=reporter.loading, peers_here=1 if alone else 2)
         client = build_client(plan, model, observers)
         cleanup.callback(client.stack.run_end)
+        _tell_of_warmup(plan)
         if folder is None:
             folder = RunFolder.create(config.output, plan.titles, config.name)
             cleanup.enter_context(hold(folder.path, "client"))
@@ -201,6 +203,19 @@ def _run(
             plan, data, client, link, folder, origin, reporter, should_stop, connect, loggers
         )
         return loop.go(last_words, going_on.from_step)
+
+
+def _tell_of_warmup(plan: Plan) -> None:
+    """Say in a `Notice` that the learning rate never gets where it is to be."""
+    warmup, steps = plan.config.warmup, plan.expected_steps
+    if steps is not None and warmup >= 1 and warmup > steps:
+        warnings.warn(
+            f"--warmup {warmup:g} is longer than the run, which --budget {plan.config.budget} ends "
+            f"after {steps:,} steps: the learning rate stays below --lr {plan.config.lr:g}; give "
+            "fewer steps, or a share, such as --warmup 0.05",
+            Notice,
+            stacklevel=2,
+        )
 
 
 def _checked(plan: Plan, folder: RunFolder, accept: bool, reporter: Reporter) -> Origin:

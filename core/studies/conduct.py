@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -13,9 +15,11 @@ from typing import Any
 
 from splitlab.core.catalogue.binding import split_stack
 from splitlab.core.catalogue.links import load_transport
-from splitlab.core.contract.errors import ConfigError, Interrupted
-from splitlab.core.runs.config import Config, flag
-from splitlab.core.runs.disk import hold
+from splitlab.core.contract.errors import ConfigError, Interrupted, Notice
+from splitlab.core.report.naming import meant
+from splitlab.core.runs.config import Config, differences, flag
+from splitlab.core.runs.disk import HeldError, hold
+from splitlab.core.runs.folder import failure_note
 from splitlab.core.runs.plan import Decided, make
 from splitlab.core.studies.definition import (
     Choice,
@@ -26,9 +30,9 @@ from splitlab.core.studies.definition import (
 )
 from splitlab.core.studies.executors import executor as executor_of
 from splitlab.core.studies.find import definition_of
-from splitlab.core.studies.grid import Cell, cells
-from splitlab.core.studies.job import Job, JobReporter
-from splitlab.core.studies.study import Study
+from splitlab.core.studies.grid import cells
+from splitlab.core.studies.job import Job, JobReporter, note_failure
+from splitlab.core.studies.study import Cell, Study
 
 __all__ = ["StudyReporter", "prepare", "study"]
 
@@ -36,8 +40,15 @@ _PLANNING_SECONDS = 300.0
 """How long another process may take to plan the same study."""
 
 _EVAL_POINTS = 20
-_FREE = ("budget", "timeout", "workers")
+_FREE = ("budget", "timeout", "workers", "loggers")
 """Options that a study may be given anew."""
+_NO_OPTIONS = {
+    "plugins": "it takes stacks",
+    "output": "output is the folder of the study",
+    "name": "its definition has one, and its runs are called by their rows",
+    "tags": "tag its runs when they are there: splitlab runs label --add TAG RUN",
+}
+"""Fields of `Config` that are no options of a study, and why."""
 
 
 class StudyReporter(JobReporter):
@@ -94,11 +105,13 @@ def study(
         found = prepare(what, stacks=stacks, over=over, seeds=seeds, output=output, options=options)
         jobs = found.jobs()
         left = [job for job in jobs if found.left(job, retry)]
+        for job in left:
+            _want_again(job)
         reporter.begin(found, len(jobs), len(jobs) - len(left))
         try:
             performer.perform(left, reporter, should_stop)
         except (Interrupted, KeyboardInterrupt):
-            raise _interrupted(found, jobs) from None
+            raise _interrupted(found, jobs, retry) from None
         return found
     finally:
         reporter.end()
@@ -142,15 +155,32 @@ def prepare(
             _check_same(known, options)
             chosen = () if seeds is None else seeds_of(seeds, known.definition.seeds[0])
             base = {key: value for key, value in options.items() if key in _FREE}
-            definition = known.definition.grown(stacks, axes, chosen, base)
+            definition = known.definition.grown(stacks, axes, chosen, _placed(base))
             before = known.cells
-        found = Study(folder, definition, cells(definition))
+        given = str(output) if output is not None else os.path.relpath(folder)
+        found = Study(folder, definition, cells(definition), given)
         if not dry:
             if first := next(filter(found.left, found.jobs()), None):
                 _check_what_all_share(first)
             found.take_over(before)
             found.write()
+        if left := found.left_behind(before):
+            _tell_left_behind(found, left)
         return found
+
+
+def _tell_left_behind(found: Study, left: Sequence[Path]) -> None:
+    """Say in a `Notice` which runs are there that the grown study does not count any more."""
+    folders = [path.relative_to(found.folder) for path in left]
+    more = f" and {len(folders) - 3} more" if len(folders) > 3 else ""
+    rows, its = ("1 row is", "its") if len(left) == 1 else (f"{len(left)} rows are", "their")
+    see = shlex.join(["splitlab", "runs", *(str(found.given / each) for each in folders[:3])])
+    warnings.warn(
+        f"{rows} not of the study any more; {its} runs stay in {found.folder}, unused: "
+        f"{', '.join(map(str, folders[:3]))}{more}; see them with: {see}",
+        Notice,
+        stacklevel=3,
+    )
 
 
 def _new(
@@ -178,15 +208,20 @@ def _new(
     usual = {"threads": 1}  # results depend on it: not on who runs the study where
     if not keys & {"eval_points", "eval_every"}:
         usual["eval_points"] = _EVAL_POINTS
-    placed = Config.from_mapping({**usual, **base}).placed()
-    base = {key: getattr(placed, key) for key in {**usual, **base}}
     return replace(
         definition,
         stacks=tuple(stacks) or tuple(map(_placed_stack, definition.stacks)),
         axes=(*kept, *axes),
         seeds=chosen,
-        base={key: [*value] if isinstance(value, tuple) else value for key, value in base.items()},
+        base=_placed({**usual, **base}),
     )
+
+
+def _placed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as a definition keeps them: with absolute paths, and lists."""
+    placed = Config.from_mapping(options).placed()
+    values = {key: getattr(placed, key) for key in options}
+    return {key: [*value] if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def _axes(
@@ -205,9 +240,9 @@ def _listed(values: Any) -> Any:
 def _check_options(options: Mapping[str, Any]) -> None:
     """Refuse what no study takes, and what no run would."""
     Config.from_mapping(options)
-    per_run = sorted({"plugins", "output"} & options.keys())
-    if per_run:
-        raise ConfigError(f"{per_run[0]} is no option of a study; it takes stacks and a folder")
+    for name, reason in _NO_OPTIONS.items():
+        if name in options:
+            raise ConfigError(f"{name} is no option of a study; {reason}")
 
 
 def _check_same(known: Study, options: Mapping[str, Any]) -> None:
@@ -221,13 +256,14 @@ def _check_same(known: Study, options: Mapping[str, Any]) -> None:
                 f"{flag(key)} is an axis of the study in {known.folder}; give it more values with "
                 f"--over {shown_key(key)}=…"
             )
-        was, now = getattr(base, key), getattr(said, key)
-        if key == "seed" and now == known.definition.seeds[0]:
+        if key == "seed" and said.seed == known.definition.seeds[0]:
             continue
-        if key not in _FREE and was != now:
+        if key not in _FREE and meant(base)[key] != meant(said)[key]:
+            ignored = Config.__dataclass_fields__.keys() - {key}
+            told = differences(said, base, ignored)[0]
             raise ConfigError(
-                f"{known.folder} holds a study with other options: {flag(key)} was {was} and is "
-                f"now {now}; give the same, or name another folder with --output"
+                f"{known.folder} holds a study with other options: {told}; give the same, or name "
+                "another folder with --output"
             )
 
 
@@ -258,9 +294,16 @@ def _check_what_all_share(job: Job) -> None:
     make(Decided.of(job.config))
 
 
-def _interrupted(found: Study, jobs: Sequence[Job]) -> Interrupted:
+def _want_again(job: Job) -> None:
+    """Forget how a job failed, so that it is performed again."""
+    if failure_note(job.folder).exists():
+        with suppress(HeldError), hold(job.folder.parent, job.folder.name):
+            note_failure(job, None)
+
+
+def _interrupted(found: Study, jobs: Sequence[Job], retry: bool) -> Interrupted:
     finished = sum(not found.left(job, True) for job in jobs)
     return Interrupted(
         f"interrupted: {finished} of {len(jobs)} runs are finished; go on with: splitlab study "
-        f"--output {shlex.quote(str(found.folder))}"
+        f"--output {shlex.quote(str(found.folder))}{' --retry' * retry}"
     )

@@ -5,34 +5,21 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from splitlab.core.catalogue.binding import bind_stack, split_stack
 from splitlab.core.catalogue.loading import split
 from splitlab.core.contract.errors import ConfigError, SplitlabError
 from splitlab.core.models.build import ModelFacts, describe
+from splitlab.core.report.members import members_of
 from splitlab.core.report.naming import plan_key
 from splitlab.core.runs.config import Config
 from splitlab.core.runs.plan import Decided
 from splitlab.core.studies.definition import RATIO, Definition, called, shown_key
+from splitlab.core.studies.study import Cell
 
-__all__ = ["Cell", "cells"]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One combination: runs of it differ in their seed alone.
-
-    Attributes:
-        key: `plan_key` of the configuration; its runs lie under it.
-        config: decided, but for the seed.
-        remark: what a reader of its row should know.
-    """
-
-    key: str
-    config: Config
-    remark: str = ""
+__all__ = ["cells"]
 
 
 def cells(definition: Definition) -> tuple[Cell, ...]:
@@ -80,7 +67,7 @@ def _cell(
     except SplitlabError as error:
         raise type(error)(f"{text}{told and ' with '}{told}: {error}") from error
     decided = replace(decided, seed=definition.seeds[0], output=None)
-    return Cell(plan_key(decided, named), decided, remark)
+    return Cell(plan_key(decided, named), decided, remark, members_of(decided.plugins))
 
 
 def _with_settings(member: str, settings: Mapping[str, Any]) -> str:

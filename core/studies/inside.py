@@ -6,7 +6,8 @@ import gc
 from collections.abc import Callable, Sequence
 
 from splitlab.core.contract.errors import Interrupted
-from splitlab.core.studies.job import Job, JobReporter, Outcome, perform, told
+from splitlab.core.studies.job import Job, JobReporter, Outcome, told
+from splitlab.core.studies.perform import perform
 from splitlab.core.studies.printed import keep_log
 
 __all__ = ["Inside"]

@@ -1,9 +1,8 @@
 """One run of a study: where it belongs, what it is given, and how it ended.
 
 An executor is told what to perform and where, and tells how it goes; what a job is, which ones are
-missing and what came of them is the study's. `perform` is what every executor calls in the end,
-in whatever process: it claims the run, goes on with it if it was begun, and never raises what is a
-run's own fault.
+missing and what came of them is the study's. `splitlab.core.studies.perform` is what every executor
+calls in the end, in whatever process. Who looks at a study only imports no torch here.
 """
 
 from __future__ import annotations
@@ -12,17 +11,15 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
-from splitlab.core.contract.errors import Diverged, Interrupted, SplitlabError
+from splitlab.core.contract.errors import SplitlabError
 from splitlab.core.contract.jsonable import json_text
-from splitlab.core.runs.budget import Budget
 from splitlab.core.runs.config import Config
-from splitlab.core.runs.disk import HeldError, hold, write_whole, writing
-from splitlab.core.runs.folder import CONFIG, failure_note
-from splitlab.core.runs.records import SUMMARY, Summary, read_summary
+from splitlab.core.runs.disk import write_whole, writing
+from splitlab.core.runs.folder import failure_note
+from splitlab.core.runs.records import Summary
 from splitlab.core.runs.reporter import Reporter
-from splitlab.core.runs.run import run
 
 __all__ = [
     "Executor",
@@ -31,7 +28,6 @@ __all__ = [
     "Outcome",
     "failure",
     "note_failure",
-    "perform",
     "told",
 ]
 
@@ -101,51 +97,6 @@ class Executor(Protocol):
         """
 
 
-def perform(
-    job: Job, reporter: Reporter, should_stop: Callable[[], bool] = lambda: False
-) -> Outcome:
-    """Run a job to its end, from the beginning or from where it was left.
-
-    What ends a run as its own fault is its outcome, and stays beside its folder until the job is
-    performed again (`failure`).
-
-    Raises:
-        Interrupted: by ``should_stop``.
-    """
-    try:
-        with hold(job.folder.parent, job.folder.name):
-            note_failure(job, None)
-            outcome = _performed(job, reporter, should_stop)
-            note_failure(job, outcome)
-            return outcome
-    except HeldError as error:
-        return Outcome("busy", str(error))
-
-
-def _performed(job: Job, reporter: Reporter, should_stop: Callable[[], bool]) -> Outcome:
-    folder = job.folder
-    try:
-        if not (folder / CONFIG).is_file():
-            result = run(job.config, reporter=reporter, should_stop=should_stop)
-            return Outcome("finished", summary=result.summary)
-        more: dict[str, Any] = {}
-        was = Config.from_toml(folder / CONFIG).budget
-        if Budget.parse(was) != Budget.parse(job.config.budget):
-            more = {"budget": job.config.budget}
-        elif (folder / SUMMARY).is_file():  # another process was faster
-            return Outcome("finished", summary=read_summary(folder))
-        result = run(resume=folder, reporter=reporter, should_stop=should_stop, **more)
-        return Outcome("finished", summary=result.summary)
-    except Interrupted:
-        raise
-    except Diverged as reason:
-        return Outcome("diverged", told(reason))
-    except SplitlabError as reason:
-        return Outcome("failed", told(reason))
-    except (RuntimeError, MemoryError, OSError) as reason:  # no memory, a full disk
-        return Outcome("failed", " ".join(f"{type(reason).__name__}: {reason}".split()))
-
-
 def told(error: SplitlabError) -> str:
     """Return an error without the way to go on with the run, which is the study's to say."""
     return str(error).partition("; go on from")[0]
@@ -163,12 +114,13 @@ def note_failure(job: Job, outcome: Outcome | None) -> None:
             path.unlink(missing_ok=True)
 
 
-def failure(folder: Path) -> tuple[str, str] | None:
-    """Return state and reason of a job that failed or diverged, by the folder of its run."""
+def failure(folder: Path) -> Outcome | None:
+    """Return how a job failed or diverged, by the folder of its run; None if it did not."""
     try:
         values = json.loads(failure_note(folder).read_text(encoding="utf-8"))
-        return str(values["state"]), str(values["error"])
+        diverged, error = values["state"] == "diverged", str(values["error"])
+        return Outcome("diverged" if diverged else "failed", error)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:
-        return "failed", f"{failure_note(folder)} cannot be read ({error})"
+        return Outcome("failed", f"{failure_note(folder)} cannot be read ({error})")

@@ -30,9 +30,10 @@ from typing import Any
 from splitlab import __version__
 from splitlab.core.contract.errors import ConfigError, Interrupted, SplitlabError
 from splitlab.core.runs.disk import HeldError, hold, write_whole
-from splitlab.core.runs.records import STATE, SUMMARY, read_state, read_summary
-from splitlab.core.studies.job import Job, JobReporter, Outcome, note_failure, perform, told
+from splitlab.core.runs.records import STATE, read_state, read_summary
+from splitlab.core.studies.job import Job, JobReporter, Outcome, note_failure, told
 from splitlab.core.studies.parcel import pack, unpack
+from splitlab.core.studies.perform import done_by_another, perform
 from splitlab.core.studies.post import Post
 from splitlab.core.studies.printed import keep_log, log_file, printing_into
 from splitlab.core.studies.remote import Telling, job_from, job_text
@@ -216,9 +217,8 @@ class _Tasks:
             return
         with ExitStack() as undo:
             undo.push(claim)
-            note_failure(job, None)
-            if (folder / SUMMARY).is_file():  # another process was faster
-                self._reporter.ended(job, Outcome("finished", summary=read_summary(folder)))
+            if done := done_by_another(job):
+                self._reporter.ended(job, done)
                 return
             wanted = f"cpus={cpus:g}" + (f",gpus={gpus:g}" if gpus else "")
             self._reporter.progress(job, 0.0, f"waiting for a node with {wanted}")

@@ -23,21 +23,39 @@ from typing import Any
 from splitlab.core.contract.errors import ConfigError, Notice
 from splitlab.core.contract.jsonable import json_text
 from splitlab.core.report.collect import common, result_of
-from splitlab.core.report.naming import name_all, plan_key
-from splitlab.core.report.results import Results, Row, RunResult
+from splitlab.core.report.members import Member, members_of
+from splitlab.core.report.naming import Named, name_all, plan_key
+from splitlab.core.report.reference import reference_named
+from splitlab.core.report.results import Axis, Results, Row, RunResult
 from splitlab.core.runs.budget import Budget
 from splitlab.core.runs.config import Config
 from splitlab.core.runs.disk import LOCKS, hold, write_whole, writing
 from splitlab.core.runs.folder import CONFIG
-from splitlab.core.runs.listing import read_run, stack_title
+from splitlab.core.runs.listing import is_run, read_run
 from splitlab.core.studies.definition import Definition
-from splitlab.core.studies.grid import Cell
 from splitlab.core.studies.job import Job, failure
 
-__all__ = ["RECORD", "Study"]
+__all__ = ["RECORD", "Cell", "Study"]
 
 RECORD = "study.json"
 _FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination: runs of it differ in their seed alone.
+
+    Attributes:
+        key: `plan_key` of the configuration; its runs lie under it.
+        config: decided, but for the seed.
+        remark: what a reader of its row should know.
+        members: of its stack, see `members_of`.
+    """
+
+    key: str
+    config: Config
+    remark: str = ""
+    members: tuple[Member, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,11 +66,13 @@ class Study:
         folder: absolute.
         definition: what was asked for, until now.
         cells: its rows.
+        given: the folder, as the user named it last.
     """
 
     folder: Path
     definition: Definition
     cells: tuple[Cell, ...]
+    given: str = ""
 
     @classmethod
     def read(cls, folder: Path) -> Study | None:
@@ -71,7 +91,10 @@ class Study:
             rows = tuple(_cell(row) for row in record["rows"])
             if not rows:
                 raise ConfigError("it has no rows")
-            return cls(folder, Definition.of_record(record["definition"]), rows)
+            given = record.get("output", folder.name)  # which older ones lack
+            if not isinstance(given, str):
+                raise ConfigError(f"output is {given!r}")
+            return cls(folder, Definition.of_record(record["definition"]), rows, given)
         except OSError:
             raise ConfigError(
                 f"{folder} is no study (it has no {RECORD}); name another folder"
@@ -89,9 +112,16 @@ class Study:
         """
         record = {
             "splitlab_study": _FORMAT,
+            "output": self.given,
             "definition": self.definition.as_table(),
             "rows": [
-                {"key": c.key, "remark": c.remark, "config": _set(c.config)} for c in self.cells
+                {
+                    "key": cell.key,
+                    "remark": cell.remark,
+                    "config": _set(cell.config),
+                    "members": [dataclasses.asdict(member) for member in cell.members],
+                }
+                for cell in self.cells
             ],
         }
         with writing(self.folder):
@@ -126,7 +156,10 @@ class Study:
         return state not in ("finished", *(() if retry else ("failed", "diverged")))
 
     def _titles(self) -> list[str]:
-        return [named.title for named in name_all([cell.config for cell in self.cells])[1]]
+        return [named.title for named in self._named()[1]]
+
+    def _named(self) -> tuple[tuple[Axis, ...], tuple[Named, ...]]:
+        return name_all([c.config for c in self.cells], [c.members for c in self.cells])
 
     def _places(self, titles: Sequence[str]) -> list[Path]:
         """Return the folder of every row: the one with its key, whatever it was called before."""
@@ -170,7 +203,11 @@ class Study:
         for old in before:
             if old.key in wanted or old.key not in known:
                 continue
-            if old.key not in (plan_key(old.config), plan_key(old.config, named)):
+            if old.key not in {
+                plan_key(old.config, besides, as_written=as_written)
+                for besides in ((), named)
+                for as_written in (False, True)
+            }:
                 continue  # a plugin's file does something else than it did
             for budget in budgets:
                 new = wanted.get(plan_key(replace(old.config, budget=budget), named))
@@ -180,6 +217,17 @@ class Study:
                     known[new.key] = target
                     yield source, target
                     break
+
+    def left_behind(self, before: Sequence[Cell]) -> list[Path]:
+        """Return the folders of those rows that are no more and have runs, which nobody counts.
+
+        Args:
+            before: the study's rows until now; what of them goes on is not left behind.
+        """
+        known, going_on = self._folders(), {source for source, _ in self._moves(before)}
+        gone = {cell.key for cell in before} - {cell.key for cell in self.cells}
+        places = [known[key] for key in gone if key in known and known[key] not in going_on]
+        return sorted(place for place in places if any(map(is_run, place.glob("seed-*"))))
 
     @contextmanager
     def _holding(self, place: Path) -> Iterator[None]:
@@ -194,7 +242,7 @@ class Study:
     def results(self) -> Results:
         """Return what came of it until now, read from the run folders."""
         definition = self.definition
-        axes, names = name_all([cell.config for cell in self.cells])
+        axes, names = self._named()
         places = self._places([named.title for named in names])
         rows = []
         for cell, named, place in zip(self.cells, names, places, strict=True):
@@ -208,7 +256,7 @@ class Study:
             summary=definition.summary,
             paper=definition.paper,
             common=tuple(common([cell.config for cell in self.cells])),
-            command=definition.command(self.folder.name),
+            command=definition.command(self.given),
             axes=axes,
             rows=tuple(rows),
             seeds=definition.seeds,
@@ -228,15 +276,16 @@ def result(folder: Path, budget: str, seed: int, *, logs: bool = True) -> RunRes
     """
     failed = failure(folder)
     if not (folder / CONFIG).is_file():
-        state, error = failed or ("missing", "")
-        return RunResult(folder, seed, state, error)
+        if failed:
+            return RunResult(folder, seed, failed.state, failed.error)
+        return RunResult(folder, seed, "missing")
     run = read_run(folder)
     found = result_of(run) if logs else RunResult(folder, seed, run.state, run.error, run.summary)
     made_to = Budget.parse(run.config.budget) if run.config else None
     if made_to != Budget.parse(budget):
         return replace(found, seed=seed, state="interrupted", error="", summary=None)
     if failed and run.state != "finished":
-        return replace(found, state=failed[0], error=failed[1])
+        return replace(found, state=failed.state, error=failed.error)
     return found
 
 
@@ -266,9 +315,8 @@ def _reference(asked: str, rows: Sequence[Row]) -> str | None:
         asked: as the user writes a stack, or a title; may be empty.
         rows: all of them.
     """
-    known = {_plain(name): name for row in rows for name in (row.method, row.title)}
-    usual = known.get("none")
-    wanted = known.get(_plain(asked)) or known.get(_plain(stack_title((asked,))))
+    usual = reference_named(rows, "none")
+    wanted = reference_named(rows, asked) if asked else None
     if asked and wanted is None:
         others = f"rows are tested against {usual}" if usual else "no row is tested"
         told = f"no row is called {asked!r}, the study's reference; {others}"
@@ -276,15 +324,16 @@ def _reference(asked: str, rows: Sequence[Row]) -> str | None:
     return wanted or usual
 
 
-def _plain(name: str) -> str:
-    return name.replace(" ", "")
-
-
 def _cell(row: Mapping[str, Any]) -> Cell:
     """Read a row as it was written; its key is part of a path."""
     if not re.fullmatch(r"[0-9a-f]{4,64}", row["key"]) or not isinstance(row["remark"], str):
         raise ConfigError(f"the row {row['key']!r} is not as it was written")
-    return Cell(row["key"], Config.from_mapping(row["config"]), row["remark"])
+    config = Config.from_mapping(row["config"])
+    if "members" in row:
+        members = tuple(map(Member.of_record, row["members"]))
+    else:  # of an older version
+        members = members_of(config.plugins)
+    return Cell(row["key"], config, row["remark"], members)
 
 
 def _set(config: Config) -> dict[str, Any]:

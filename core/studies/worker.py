@@ -37,7 +37,8 @@ def main(arguments: Sequence[str]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     from splitlab.core.contract.errors import Interrupted
-    from splitlab.core.studies.job import Outcome, perform, told
+    from splitlab.core.studies.job import Outcome, told
+    from splitlab.core.studies.perform import perform
     from splitlab.core.studies.remote import Telling, job_from
 
     def tell(**values: Any) -> None:

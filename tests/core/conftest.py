@@ -34,9 +34,9 @@ class Runs:
         folder = RunFolder.open(resume) if resume else None
         if folder is not None:
             config = folder.read_config()
-            if "budget" in arguments:
-                config = replace(config, budget=arguments["budget"])
-                folder.write_config(config)
+            said = {key: arguments[key] for key in ("budget", "loggers") if key in arguments}
+            config = replace(config, **said)
+            folder.write_config(config)
         assert config is not None
         kind = "resume" if folder else "run"
         self.log.append(f"{kind} {'+'.join(config.plugins)} {config.seed}")
@@ -70,7 +70,7 @@ class Runs:
 def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
     fake = Runs()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("splitlab.core.studies.job.run", fake)
+    monkeypatch.setattr("splitlab.core.studies.perform.run", fake)
     monkeypatch.setattr("splitlab.core.studies.conduct._check_what_all_share", lambda job: None)
     monkeypatch.setattr("splitlab.core.studies.inside.gc", SimpleNamespace(collect=lambda: 0))
     return fake

@@ -12,7 +12,7 @@ import pytest
 
 from splitlab.core import ConfigError, PluginError
 from splitlab.core.catalogue import tables
-from splitlab.core.catalogue.binding import bind, bind_stack, broken, split_stack
+from splitlab.core.catalogue.binding import bind, bind_stack, brief, broken, split_stack
 from splitlab.core.catalogue.tables import LOADABLE, SINGULAR, catalogue, entries
 from splitlab.core.contract.settings import parameters
 from splitlab.core.contract.traits import Declared, check_order
@@ -385,3 +385,25 @@ def test_a_plus_in_the_path_of_a_file_is_the_paths(tmp_path: Path) -> None:
 def test_a_stack_is_written_in_one_text_or_in_several() -> None:
     apart = bind_stack(["adc", "quantize:bits=4"])
     assert [str(b) for b in bind_stack(["adc+quantize:bits=4"])] == [str(b) for b in apart]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("adc", "adc"),
+        ("nowhere", "nowhere"),
+        ("adc:ratio=0.1", "adc"),
+        ("adc:tol=1e-3,ratio=0.20", "adc:ratio=0.2,tol=0.001"),
+        ("nowhere:b=1,a=2", "nowhere:a=2,b=1"),
+        ("adc:nothing=1", "adc:nothing=1"),
+    ],
+)
+def test_texts_that_mean_the_same_are_one(text: str, told: str) -> None:
+    assert brief("plugins", text) == told
+
+
+def test_what_a_preset_sets_is_its_default_and_what_must_be_given_has_none(tmp_path: Path) -> None:
+    assert brief("models", "vit-mini:heads=2,patch=4") == "vit-mini:heads=2"
+    file = tmp_path / "m.py"
+    file.write_text("def model(*, classes: int, width: int, depth: int = 2): ...\n")
+    assert brief("models", f"{file}:model:depth=2,width=8") == f"{file}:model:width=8"

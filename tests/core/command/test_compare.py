@@ -70,6 +70,7 @@ def test_bad_input(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("default::splitlab.core.contract.errors.Notice")
 def test_the_command(
     runs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], unlistened: None
 ) -> None:
@@ -100,7 +101,8 @@ def test_the_command(
     assert main([*arguments, "--retry", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [run["state"] for run in told["runs"]] == ["finished", "finished"]
-    assert main(["compare", "--output", "c", "--ratio", "0.2", "--quiet"]) == 0
+    assert main(["compare", "--output", "c", "--ratio", "0.2", "--quiet"]) == 0  # it was 0.1
+    assert "note: 2 rows are not of the study any more" in capsys.readouterr().err
     assert runs.log[3:] == ["run adc:ratio=0.2 0", "run adc-token-select:ratio=0.2 0"]
 
 

@@ -20,8 +20,9 @@ from splitlab.core.command.run import show_result
 from splitlab.core.command.show import human_bytes
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.runs.config import Config
+from splitlab.core.runs.folder import RunFolder
 from splitlab.core.runs.plan import Plan
-from splitlab.core.runs.records import Summary
+from splitlab.core.runs.records import EvaluationRecord, Summary
 from splitlab.core.runs.reporter import Result
 from splitlab.core.wire.ledger import Ledger
 
@@ -257,6 +258,20 @@ def test_what_came_of_a_run_that_ended_early(capsys: pytest.CaptureFixture[str])
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "best 0.8000 after step 1,100, checkpoint kept" in lines
     assert "budget used 20 B of 50 B: the accuracy no longer got better, see --patience" in lines
+
+
+def test_a_best_that_is_told_by_a_part_of_the_images_says_so(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = RunFolder.create(str(tmp_path / "r"), ())
+    folder.write_config(Config())
+    for step, samples in ((0, 40), (5, 400)):
+        folder.log(EvaluationRecord(step, 0.5, 1.0, False, 1, 1, 9, samples=samples))
+    whole = result()
+    summary = replace(whole.summary, best_step=5, best_accuracy=0.8)
+    show_result(replace(whole, folder=folder.path, summary=summary))
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "best 0.8000 on 40 samples, after step 5, checkpoint kept" in lines
 
 
 def test_the_bytes_of_a_run_on_a_narrow_terminal(

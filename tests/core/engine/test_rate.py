@@ -114,3 +114,17 @@ def test_the_shortest_runs_have_a_rate_too(steps: int, schedule: str, warmup: fl
 def test_what_is_no_schedule_is_refused(schedule: str, warmup: float, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         Rate.parse(0.1, schedule, warmup)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "brief"),
+    [
+        ("constant", "constant"),
+        ("cosine:least=0", "cosine"),
+        ("cosine:least=0.10", "cosine:least=0.1"),
+        ("step:rate=0.2,every=5", "step:every=5,rate=0.2"),
+        ("step:rate=0.1", "step"),
+    ],
+)
+def test_schedules_that_mean_the_same_are_one(schedule: str, brief: str) -> None:
+    assert Rate.parse(0.1, schedule).brief == brief

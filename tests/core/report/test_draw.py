@@ -71,6 +71,22 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, small: Results) -> None:
         draw(small, tmp_path / "file" / "figures")
 
 
+def test_a_figure_that_cannot_be_written_stays_as_it_was(
+    tmp_path: Path, small: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [file] = draw(small, tmp_path, kinds=["frontier"], formats=("svg",))
+    before = file.read_bytes()
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("splitlab.core.runs.disk.os.replace", full)
+    with pytest.raises(ConfigError, match=r"cannot write .*frontier\.svg: No space left"):
+        draw(small, tmp_path, kinds=["frontier"], formats=("svg",))
+    assert file.read_bytes() == before
+    assert [*tmp_path.iterdir()] == [file]
+
+
 def test_files_are_named_after_their_figures() -> None:
     kinds = ("bytes:log", "heatmap:ratio×cut", "heatmap:x=adc.ratio,y=cut")
     assert [file_name(kind) for kind in kinds] == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,12 +115,43 @@ def test_a_setting_that_is_called_like_a_column_is_told_with_its_plugin(tmp_path
         ({"budget": "steps=9"}, False),
         ({"budget": "nominal=0.00001"}, False),
         ({"transport": "tcp"}, False),
+        ({"lr_schedule": "constant"}, True),
+        ({"lr_schedule": "step:rate=0.10,every=0.333"}, False),
     ],
 )
 def test_a_key_is_that_of_what_decides_numbers(other: dict[str, object], same: bool) -> None:
     one = config("adc")
     two = Config(**{"plugins": ("adc",), **other})  # type: ignore[arg-type]
     assert (plan_key(one) == plan_key(two)) is same
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        ({"lr_schedule": "cosine"}, {"lr_schedule": "cosine:least=0"}),
+        ({"lr_schedule": "step:rate=0.2,every=5"}, {"lr_schedule": "step:every=5.0,rate=0.20"}),
+        (
+            {"model": "vit:image_size=28,patch=7,channels=1,width=32"},
+            {"model": "vit:width=32,channels=1,patch=7,image_size=028"},
+        ),
+        ({"model": "vit-mini"}, {"model": "vit-mini:image_size=28"}),
+        ({"model": "gone.py:f:a=1,b=2"}, {"model": "gone.py:f:b=2,a=1"}),
+    ],
+)
+def test_a_key_is_that_of_the_settings_that_take_effect(
+    one: dict[str, Any], two: dict[str, Any]
+) -> None:
+    assert plan_key(config(**one)) == plan_key(config(**two))
+
+
+def test_keys_stay_as_they_are() -> None:
+    """Study folders are found by them; those that older versions wrote, too."""
+    decided = {"dataset": "fashion-mnist-mini", "image_size": 28, "cut": 3, "budget": "epochs=2"}
+    decided |= {"eval_points": 20, "eval_samples": 200}
+    assert plan_key(config("none", **decided)) == "614b05720d"
+    assert plan_key(config("none", lr_schedule="cosine", **decided)) == plan_key(
+        config("none", lr_schedule="cosine", **decided), as_written=True
+    )
 
 
 def test_a_field_of_the_place_counts_where_it_is_an_axis() -> None:

@@ -39,6 +39,17 @@ def test_what_is_uncompressed_is_shown_behind_others_without_being_named(make: A
     assert context_of(make.results([a]), a) is None
 
 
+@pytest.mark.parametrize("text", ["tome:keep=0.5+quantize,cut 1", "tome:keep=0.5 + quantize, cut1"])
+def test_spaces_do_not_count(text: str, make: Any) -> None:
+    row = make.row("tome:keep=0.5 + quantize, cut 1", [0.5])
+    assert references(make.results([row, make.row("b", [0.6])], reference=text)) == (row,)
+
+
+def test_a_reference_is_a_stack_as_it_is_typed(make: Any) -> None:
+    row = make.row("nsc-sl-recon", [0.5])
+    assert references(make.results([row, make.row("b", [0.6])], reference="nsc-sl")) == (row,)
+
+
 def test_a_reference_that_nothing_is_called_names_the_nearest(make: Any) -> None:
     rows = [make.row("topk", [0.5]), make.row("none", [0.6])]
     with pytest.raises(ConfigError, match=r"no row is called 'non'.*'none' or 'topk'"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,6 +45,20 @@ def test_a_row_is_the_mean_of_its_finished_runs(make: Any) -> None:
     assert row.states == {"finished": 2, "failed": 1}
     assert row.note == "seed 2 failed: the server is gone; a remark"
     assert (row.difference, row.p, row.leads) == (None, None, False)
+
+
+def test_a_best_that_is_told_by_a_part_of_the_images_says_so(make: Any) -> None:
+    def row(title: str, *samples: int) -> Row:
+        run = make.finished(0, 0.5, points=len(samples) - 1, best_accuracy=0.75)
+        points = [replace(p, samples=n) for p, n in zip(run.points, samples, strict=True)]
+        return Row(title, title, {}, (replace(run, points=tuple(points)),))
+
+    def header(*rows: Row) -> str:
+        return next(name for name in named(make.results(rows))[0] if name.startswith("best"))
+
+    assert header(row("a", 200, 200, 2000), row("b", 200, 2000)) == "best, on 200 samples"
+    assert header(row("a", 200, 2000), row("b", 1500, 2000)) == "best, on --eval-samples"
+    assert header(row("a", 2000, 2000)) == "best"
 
 
 def test_without_a_finished_run_there_is_nothing_to_mean(make: Any) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from splitlab.core import ConfigError, SplitlabError, hookimpl, run
+from splitlab.core.contract.errors import Notice
 from splitlab.core.runs import plan as plans
 from splitlab.core.runs.disk import hold
 from splitlab.core.runs.records import read_ledger, read_summary
@@ -117,6 +118,16 @@ def test_existing_output_is_refused_and_untouched(
     with pytest.raises(ConfigError, match=r"exists already; move it away"):
         run(data_dir=easy_data, output=str(tmp_path / "mine"), **real.SMALL)
     assert (tmp_path / "mine" / "notes").read_text() == "precious"
+
+
+def test_a_warmup_that_is_longer_than_the_run_is_told(
+    real: Any, easy_data: str, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"data_dir": easy_data, "budget": "steps=2", **real.SMALL}
+    told = r"^--warmup 3 is longer than the run, which --budget steps=2 ends after 2 steps"
+    with pytest.warns(Notice, match=told):
+        run(output=str(tmp_path / "a"), warmup=3.0, **options)
+    run(output=str(tmp_path / "b"), warmup=2.0, **options)
 
 
 def test_a_run_that_never_began_leaves_no_folder(real: Any, easy_data: str, tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from splitlab.core import Config, ConfigError, SplitlabError
-from splitlab.core.contract.errors import Diverged, Interrupted
+from splitlab.core.contract.errors import Diverged, Interrupted, Notice
 from splitlab.core.runs.disk import hold
 from splitlab.core.runs.folder import RunFolder
 from splitlab.core.runs.reporter import Reporter
 from splitlab.core.studies.conduct import StudyReporter, prepare, study
 from splitlab.core.studies.definition import Definition
-from splitlab.core.studies.job import Job, Outcome
+from splitlab.core.studies.job import Job, Outcome, note_failure
 from splitlab.core.studies.study import Study
 
 FAST: dict[str, Any] = {"threads": 1, "budget": "steps=2", "weights": "none", "device": "cpu"}
@@ -51,7 +51,9 @@ def test_only_what_differs_needs_to_be_said(runs: Any) -> None:
     study(Definition("mine", stacks=("adc",)), seeds=1, output="s", lr=0.01, **FAST)
     study(output="s", stacks=["none"])
     study(output="s", seeds=2)
-    study(output="s", over={"cut": [2]})
+    told = r"^2 rows are not of the study any more; their runs stay in \S+/s, unused: adc-"
+    with pytest.warns(Notice, match=f"{told}.*; see them with: splitlab runs s/adc-.* s/none-"):
+        study(output="s", over={"cut": [2]})
     found = study(output="s", over={"cut": [3]}, seeds=[7])
     assert runs.log[:4] == ["run adc 0", "run none 0", "run adc 1", "run none 1"]
     # The cut of the first runs was the model's own, 3: they are rows of the axis.
@@ -60,6 +62,99 @@ def test_only_what_differs_needs_to_be_said(runs: Any) -> None:
     ]
     assert {run.state for row in found.results().rows for run in row.runs} == {"finished"}
     assert all(job.config.lr == 0.01 for job in found.jobs())
+
+
+def test_rows_that_are_left_behind_are_told_once(
+    runs: Any, recwarn: pytest.WarningsRecorder
+) -> None:
+    study(Definition("mine", stacks=("adc",)), seeds=1, output="s", **FAST)
+    with pytest.warns(Notice, match=r"^1 row is not of the study .*: adc-\w+; see them"):
+        prepare(None, output="s", over={"cut": [2]}, dry=True)
+    with pytest.warns(Notice, match="^1 row is not of the study"):
+        study(output="s", over={"cut": [2]})
+    study(output="s", over={"ratio": [0.1]})
+    with pytest.warns(Notice, match="^1 row is not of the study"):
+        study(output="s", over={"lr": [0.1]})
+
+
+def test_the_command_names_the_folder_as_it_was_given(runs: Any, monkeypatch: Any) -> None:
+    what = Definition("mine", stacks=("adc",))
+    found = study(what, seeds=1, output="sub/s", **FAST)
+    assert found.results().command.endswith(" --seeds 1 --output sub/s")
+    assert study(what, seeds=1, **FAST).results().command.endswith(" --output studies/mine")
+    monkeypatch.chdir("sub")
+    read = Study.read(found.folder)
+    assert read is not None
+    assert read.results().command.endswith(" --output sub/s")
+
+
+def test_a_row_without_runs_leaves_nothing_behind(runs: Any) -> None:
+    def interrupt(config: Config) -> None:
+        raise Interrupted("interrupted before the first step")
+
+    runs.before = interrupt
+    with pytest.raises(Interrupted):
+        study(Definition("mine", stacks=("adc", "none")), seeds=1, output="s", **FAST)
+    prepare(None, output="s", over={"cut": [2]}, dry=True)
+
+
+def test_what_another_process_saw_fail_is_not_run_again(runs: Any) -> None:
+    what = Definition("mine", stacks=("none", "adc"))
+
+    def fail(config: Config) -> None:
+        if config.plugins == ("none",):  # meanwhile, the other job of the list fails elsewhere
+            other = prepare(None, output="s", dry=True).jobs()[1]
+            note_failure(other, Outcome("failed", "no memory"))
+
+    runs.before = fail
+    found = study(what, seeds=1, output="s", **FAST)
+    assert states(found) == [["finished"], ["failed"]]
+    assert runs.log == ["run none 0"]
+
+
+def test_a_retry_that_is_interrupted_goes_on_as_one(runs: Any) -> None:
+    def fail(config: Config) -> None:
+        raise SplitlabError("bad")
+
+    def interrupt(config: Config) -> None:
+        raise Interrupted("x")
+
+    runs.before = fail
+    study(Definition("mine", stacks=("none", "adc")), seeds=1, output="s", **FAST)
+    runs.before = interrupt
+    with pytest.raises(Interrupted, match=r"go on with: splitlab study --output .* --retry$"):
+        study(output="s", retry=True)
+    runs.before = lambda config: None
+    assert states(study(output="s", retry=True)) == [["finished"], ["finished"]]
+
+
+def test_settings_that_are_defaults_or_written_in_another_order_make_no_other_run(
+    runs: Any,
+) -> None:
+    what = Definition("mine", stacks=("none",))
+    found = study(what, over={"lr_schedule": ["cosine", "cosine:least=0"]}, output="s", **FAST)
+    assert len(found.cells) == 1
+    models = ["vit:image_size=28,patch=7,channels=1", "vit:channels=1,patch=07,image_size=28"]
+    for model in models:
+        study(what, seeds=1, output="t", model=model, **FAST)
+    assert runs.log == ["run none 0", "run none 1", "run none 2", "run none 0"]
+    assert len(prepare(what, over={"model": models}, options=FAST, dry=True).cells) == 1
+
+
+def test_loggers_may_be_given_later(runs: Any) -> None:
+    def interrupt(config: Config) -> None:
+        raise Interrupted("x")
+
+    runs.before = interrupt
+    with pytest.raises(Interrupted):
+        study(Definition("mine", stacks=("none",)), seeds=2, output="s", **FAST)
+    runs.before = lambda config: None
+    found = study(output="s", loggers=["tensorboard"])
+    assert states(found) == [["finished", "finished"]]
+    assert len(found.cells) == 1
+    configs = [RunFolder.open(job.folder).read_config() for job in found.jobs()]
+    assert [config.loggers for config in configs] == [("tensorboard",)] * 2
+    assert study(output="s").definition.base["loggers"] == ["tensorboard"]
 
 
 def test_a_study_takes_more_budget(runs: Any) -> None:
@@ -189,6 +284,9 @@ class TestWhatIsSaid:
         [
             ({"lr": 0.1}, "holds a study with other options: --lr was 0.0003 and is now 0.1"),
             ({"threads": 2}, "--threads was 1 and is now 2"),
+            ({"train": ["last"]}, r"--train was nothing and is now last; give the same"),
+            ({"name": "x"}, "name is no option of a study; its definition has one"),
+            ({"tags": ["x"]}, "tags is no option of a study; .*: splitlab runs label --add TAG"),
             (
                 {"cut": 1},
                 "--cut is an axis of the study in .*; give it more values with --over",
@@ -248,10 +346,12 @@ def test_files_are_where_they_were(runs: Any, tmp_path: Path, monkeypatch: Any) 
     found = study(output=tmp_path / "s", seeds=2)
     assert states(found) == [["finished", "finished"]]
     Path("../mine.py").write_text(Path("../mine.py").read_text() + "# changed\n")
-    assert states(study(output=tmp_path / "s")) == [["finished", "finished"]]
+    with pytest.warns(Notice, match="1 row is not of the study any more"):
+        assert states(study(output=tmp_path / "s")) == [["finished", "finished"]]
     assert len(runs.log) == 4  # what it does now is another method
     Path("../mine.py").write_text(Path("../mine.py").read_text() + "# again\n")
-    study(output=tmp_path / "s", budget="steps=4")
+    with pytest.warns(Notice, match="1 row is not of the study any more"):
+        study(output=tmp_path / "s", budget="steps=4")
     assert not any(line.startswith("resume") for line in runs.log)
 
 

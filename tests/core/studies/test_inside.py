@@ -9,7 +9,7 @@ import pytest
 from splitlab.core.contract.errors import Interrupted
 from splitlab.core.runs.reporter import Reporter
 from splitlab.core.studies.inside import Inside
-from splitlab.core.studies.job import failure
+from splitlab.core.studies.job import Outcome, failure
 from splitlab.core.studies.printed import log_file
 
 
@@ -24,7 +24,7 @@ def test_one_after_the_other_with_a_reporter_for_each(
     assert heard.states == ["finished", "finished", "failed", "failed"]
     assert heard.outcomes[1].summary.steps == 6
     assert failure(jobs[0].folder) is None
-    assert failure(jobs[2].folder) == ("failed", heard.outcomes[3].error)
+    assert failure(jobs[2].folder) == Outcome("failed", heard.outcomes[3].error)
 
 
 def test_what_is_interrupted_goes_on(

@@ -18,7 +18,7 @@ from splitlab.core.contract.errors import Interrupted
 from splitlab.core.runs.disk import hold
 from splitlab.core.studies import processes
 from splitlab.core.studies.inside import Inside
-from splitlab.core.studies.job import failure
+from splitlab.core.studies.job import Outcome, failure, note_failure
 from splitlab.core.studies.processes import Processes
 from splitlab.core.studies.remote import job_text
 
@@ -110,9 +110,10 @@ def test_a_worker_that_is_killed_fails_its_job_only(
     assert heard.states == ["failed", "finished"]
     reason = "its process was killed by SIGKILL; the machine may be out of memory"
     assert heard.outcomes[1].error == reason
-    assert failure(jobs[0].folder) == ("failed", reason)
+    assert failure(jobs[0].folder) == Outcome("failed", reason)
     assert "a step is done\n" in (jobs[0].folder / "worker.log").read_text()
 
+    note_failure(jobs[0], None)
     again = type(heard)()
     Processes(1).perform(jobs, again, lambda: False)
     assert again.states == ["finished", "finished"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,15 @@ import pytest
 
 from splitlab.core import ConfigError
 from splitlab.core.contract.errors import Notice
+from splitlab.core.report.naming import plan_key
 from splitlab.core.runs.disk import HeldError, hold
 from splitlab.core.runs.folder import RunFolder
 from splitlab.core.runs.records import EvaluationRecord, State
 from splitlab.core.runs.reporter import Reporter
 from splitlab.core.studies.definition import Definition, axis_of_columns
 from splitlab.core.studies.grid import cells
-from splitlab.core.studies.job import Outcome, note_failure, perform
+from splitlab.core.studies.job import Outcome, note_failure
+from splitlab.core.studies.perform import perform
 from splitlab.core.studies.study import RECORD, Study
 
 FAST = {"threads": 1, "budget": "steps=2", "weights": "none", "device": "cpu"}
@@ -47,6 +51,66 @@ def study(runs: Any, tmp_path: Path) -> Study:
 
 def test_what_was_written_is_read_back(study: Study) -> None:
     assert Study.read(study.folder) == study
+
+
+def test_a_record_without_members_asks_the_plugins(study: Study) -> None:
+    path = study.folder / RECORD
+    record = json.loads(path.read_text())
+    for row in record["rows"]:
+        del row["members"]
+    del record["output"]
+    path.write_text(json.dumps(record))
+    assert Study.read(study.folder) == replace(study, given="s")
+
+
+def test_rows_are_called_as_they_were_when_a_plugin_is_gone(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "class Mine:\n    'A plugin.'\n    from splitlab.core import hookimpl\n"
+        "    run_end = hookimpl(lambda self: None)\n"
+        "    def __init__(self, ratio: float = 0.5) -> None: ...\n"
+    )
+    found = planned(tmp_path / "s", f"{file}:Mine", f"{file}:Mine:ratio=0.1")
+    found.write()
+    file.unlink()
+    read = Study.read(found.folder)
+    assert read is not None
+    assert [row.title for row in read.results().rows][1:3] == [
+        "Mine:ratio=0.5, cut 2",
+        "Mine:ratio=0.1, cut 1",
+    ]
+
+
+def test_runs_that_an_older_version_gave_another_key_go_on(runs: Any, tmp_path: Path) -> None:
+    more = {"model": "vit:image_size=28,patch=7,channels=1", "lr_schedule": "cosine:least=0"}
+    found = planned(tmp_path / "s", **more)
+    cells_ = [replace(cell, key=plan_key(cell.config, as_written=True)) for cell in found.cells]
+    before = replace(found, cells=tuple(cells_))
+    assert before.cells[0].key != found.cells[0].key
+    for job in before.jobs():
+        perform(job, Reporter())
+    found.take_over(before.cells)
+    assert found.left_behind(before.cells) == []
+    assert not any(found.left(job) for job in found.jobs())
+
+
+def test_looking_at_a_study_imports_no_torch(study: Study) -> None:
+    for job in study.jobs():
+        perform(job, Reporter())
+    program = (
+        "import sys; from splitlab.core.command.main import main\n"
+        "assert main(['report', sys.argv[1]]) == 0\n"
+        "print({'torch', 'timm', 'matplotlib'} & sys.modules.keys())"
+    )
+    told = subprocess.run(
+        [sys.executable, "-P", "-c", program, str(study.folder)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "adc, cut 2" in told.stdout
+    assert told.stdout.endswith("\nset()\n")
 
 
 def test_runs_lie_under_their_rows(study: Study) -> None:
@@ -274,6 +338,11 @@ class TestFolders:
             (("rows",), []),
             (("rows", 0, "key"), "a/../../b"),
             (("rows", 0, "remark"), 1),
+            (("rows", 0, "members"), 1),
+            (("rows", 2, "members", 0, "label"), 1),
+            (("rows", 2, "members", 0, "params"), {"ratio": [1]}),
+            (("rows", 2, "members", 0, "given"), ["x"]),
+            (("output",), 1),
             (("definition", "base"), "x"),
             (("definition", "base"), {"x": 1}),
             (("definition", "seeds"), []),
