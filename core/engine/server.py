@@ -89,7 +89,7 @@ class Server(Worker):
         yield answer
 
     def _arrived(self, message: Message) -> Cut:
-        check_request(message, self.peer, self._dtype, plugins=bool(self._plugins))
+        check_request(message, self.peer, self._crossing, plugins=bool(self._plugins))
         message.to(self.peer.device)
         if message.stacked:
             self.stack.after_receive(message)
@@ -167,7 +167,7 @@ class Server(Worker):
     def _logits(self, cut: Cut) -> torch.Tensor:
         for name in (ACTIVATIONS, TARGETS):
             check_tensor(cut, f"cut.{name}", getattr(cut, name), "before_server_forward")
-        check_server_input(cut, self.peer, self._dtype, self._suspects())
+        check_server_input(cut, self.peer, self._crossing, self._suspects())
         sizes = cut.token_sizes
         if sizes is not None:
             check_tensor(cut, "cut.token_sizes", sizes, "before_server_forward")
@@ -176,4 +176,8 @@ class Server(Worker):
                     f"{cut.when}: cut.token_sizes have shape {[*sizes.shape]}; for each of "
                     f"{[*cut.activations.shape[:2]]} tokens a number above 0 is needed"
                 )
-        return self._forward(cut.activations, cut.step, training=cut.training, token_sizes=sizes)
+        x = cut.activations
+        if self.peer.autocast:  # residual sums go on in float32, as in the unsplit model
+            x = x.to(self._dtype)
+        logits = self._forward(x, cut.step, training=cut.training, token_sizes=sizes)
+        return logits.to(self._dtype) if self.peer.autocast else logits

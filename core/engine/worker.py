@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -51,7 +52,8 @@ class Worker:
         self._trained = own + added
         self._trainer = Trainer(optimization, [p for _, p in self._trained], self._numbers)
         kinds = (p.dtype for _, p in part.named_parameters() if p.is_floating_point())
-        self._dtype = next(kinds, torch.float32)
+        self._dtype = next(kinds, torch.float32)  # of the model's numbers
+        self._crossing = peer.autocast or self._dtype  # of activations at the cut
         self._plugins = stack.traits()
 
     def _step(self, step: int, passing: Mapping[str, torch.Tensor]) -> None:
@@ -103,10 +105,15 @@ class Worker:
         """Run the part of the model; an error of it says when."""
         self._part.train(training)
         try:
-            return self._part.forward(inputs, token_sizes)
+            with self._autocast():
+                return self._part.forward(inputs, token_sizes)
         except ConfigError as error:
             text = f"{when(step, training)}: {error}{self._suspects()}"
             raise ConfigError(text) from error
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        dtype = self.peer.autocast
+        return torch.autocast(self.peer.device.type, dtype) if dtype else nullcontext()
 
     def _backward(
         self, cut: Cut, of: Sequence[torch.Tensor], gradient: torch.Tensor | None = None

@@ -16,6 +16,7 @@ from splitlab.core.catalogue.links import load_transport
 from splitlab.core.catalogue.loggers import load_loggers
 from splitlab.core.contract.errors import ConfigError, Diverged
 from splitlab.core.runs.config import LABELS, Config, flag
+from splitlab.core.runs.device import products
 from splitlab.core.runs.disk import hold
 from splitlab.core.runs.folder import RunFolder
 from splitlab.core.runs.launch import Launch, link_inside
@@ -166,6 +167,7 @@ def _run(
         reporter.starting("reading the data, building the model")
         decided = Decided.of(config)
         cleanup.enter_context(limited_threads(decided.threads))
+        cleanup.enter_context(products(config.precision))
         plan, model, data = make(decided, loading=reporter.loading, peers_here=1 if alone else 2)
         client = build_client(plan, model, observers)
         cleanup.callback(client.stack.run_end)

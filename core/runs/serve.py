@@ -22,6 +22,7 @@ from splitlab.core.contract.link import Link, Listener
 from splitlab.core.engine.server import Server
 from splitlab.core.models.segments import Segmented
 from splitlab.core.runs.checkpoint import Checkpoints, plan_mark
+from splitlab.core.runs.device import products
 from splitlab.core.runs.disk import hold
 from splitlab.core.runs.ends import called, end
 from splitlab.core.runs.folder import append, cut_after
@@ -81,6 +82,7 @@ def serve(
         )
     with ExitStack() as cleanup:
         cleanup.enter_context(limited_threads(decided.threads))
+        cleanup.enter_context(products(decided.config.precision))
         plan, model = make_for_server(decided, classes, peers_here=peers_here, samples=samples)
         build = partial(_build, plan, model, cleanup)
         server = build()
