@@ -213,14 +213,18 @@ class ViTPart(SegmentedPart):
         """
         if token_sizes is None:
             return super().forward(inputs)
-        sizes = token_sizes.to(inputs.dtype)
-        bias = _bias(sizes)
-        x = inputs
         if self._maskless:
             raise ConfigError(
                 f"a {self._maskless} of this model takes no attention mask, which weighing tokens "
                 "by their size needs; choose another model, or a method that sends no token sizes"
             )
+        return self._run(inputs, token_sizes)
+
+    def _through(self, inputs: torch.Tensor, token_sizes: torch.Tensor | None) -> torch.Tensor:
+        if token_sizes is None:
+            return super()._through(inputs, None)
+        x, sizes = inputs, token_sizes.to(inputs.dtype)
+        bias = _bias(sizes)
         for number, segment in enumerate(self._segments, self._first):
             block = isinstance(segment, nn.Module)
             weighs: dict[str, Any] = {"attn_mask": bias} if block else {"token_sizes": sizes}

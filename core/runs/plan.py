@@ -40,6 +40,7 @@ __all__ = [
     "make_for_server",
 ]
 
+_COMPILING = 1800.0  # seconds that a part may take, on a machine with other things to do
 _MOST = 2.0**62  # steps or samples that are foreseen: nobody sees the end of more
 
 
@@ -132,6 +133,12 @@ class PeerPlan:
     def titles(self) -> list[str]:
         """The plugins as tables call them, with what the user set."""
         return [str(plugin) for plugin in self.stack]
+
+    @property
+    def timeout(self) -> float:
+        """Seconds of silence after which the other peer counts as gone; compiling is silent."""
+        least = 0.0 if self.config.compile == "off" else _COMPILING
+        return max(self.config.timeout, least)
 
     @property
     def batch_bytes(self) -> int:

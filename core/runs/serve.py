@@ -104,7 +104,7 @@ def serve(
 
 
 def _build(plan: PeerPlan, model: Segmented, cleanup: ExitStack) -> Server:
-    server = build_server(plan, model)
+    server = build_server(plan, model, alone=True)
     cleanup.callback(server.stack.run_end)
     return server
 
@@ -244,7 +244,7 @@ def open_session(
         server,
         dict(plan.agreement),
         batch_bytes=plan.batch_bytes,
-        timeout=plan.config.timeout,
+        timeout=plan.timeout,
         resume=resume,
         save=save,
         measured=measured,

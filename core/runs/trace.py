@@ -214,7 +214,7 @@ class _Peers:
         self._server = server
         self._recorder = recorder
         self._plan = plan
-        self._timeout = plan.config.timeout
+        self._timeout = plan.timeout
         self.metrics: dict[str, Mapping[str, Mapping[str, float]]] = {}
         name = plan.config.transport
         transport = load_transport(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from queue import Queue
 from threading import Thread
@@ -14,8 +15,10 @@ import pytest
 import torch
 
 from splitlab.core import Config, ConfigError, Interrupted, ProtocolError, run
+from splitlab.core.models.compiled import Compiled
 from splitlab.core.runs.checkpoint import plan_mark
 from splitlab.core.runs.plan import Decided, Plan, make, make_for_server
+from splitlab.core.runs.reporter import Reporter
 from splitlab.core.runs.serve import serve
 from splitlab.core.runs.workers import build_client, build_server
 from splitlab.core.session.protocol import compare
@@ -200,6 +203,27 @@ def test_what_is_frozen_stays_though_the_rest_is_trained(
     trained = "head." if train == "last" else "patch_embed."
     assert changed
     assert all(trained in name for name in changed)
+
+
+def test_a_run_of_compiled_parts_says_so_and_ends_with_the_same_losses(
+    real: Any, easy_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eager = partial(Compiled, backend="eager")  # traced, and run by the same kernels
+    monkeypatch.setattr("splitlab.core.models.segments.Compiled", eager)
+
+    class Notes(Reporter):
+        said: list[str] = []  # noqa: RUF012
+
+        def starting(self, what: str) -> None:
+            self.said.append(what)
+
+    options = {**real.SMALL, "data_dir": easy_data, "budget": "steps=3", "plugins": ["adc"]}
+    run(output=str(tmp_path / "plain"), **options)
+    run(output=str(tmp_path / "compiled"), compile="default", reporter=Notes(), **options)
+    assert real.losses(tmp_path / "compiled") == real.losses(tmp_path / "plain")
+    assert "compiling the parts in the first steps, which takes long" in Notes.said
+    with pytest.raises(ConfigError, match=r"overhead overwrites the gradients that --accumulate 2"):
+        Config(compile="reduce-overhead", accumulate=2)
 
 
 @pytest.mark.parametrize("plugins", [[], ["adc"]])
