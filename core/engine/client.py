@@ -125,11 +125,8 @@ class Client(Worker):
         return loss
 
     def _cut(self, batch: Batch, step: int, *, training: bool) -> Cut:
-        made = self._forward(batch.images.to(self.peer.device), step, training=training)
-        if self.peer.autocast:  # under which what leaves a block may still be float32
-            made = made.to(self._crossing)
         return Cut(
-            activations=made,
+            activations=self._forward(batch.images.to(self.peer.device), step, training=training),
             targets=batch.targets.to(self.peer.device),
             step=step,
             training=training,

@@ -176,8 +176,4 @@ class Server(Worker):
                     f"{cut.when}: cut.token_sizes have shape {[*sizes.shape]}; for each of "
                     f"{[*cut.activations.shape[:2]]} tokens a number above 0 is needed"
                 )
-        x = cut.activations
-        if self.peer.autocast:  # residual sums go on in float32, as in the unsplit model
-            x = x.to(self._dtype)
-        logits = self._forward(x, cut.step, training=cut.training, token_sizes=sizes)
-        return logits.to(self._dtype) if self.peer.autocast else logits
+        return self._forward(cut.activations, cut.step, training=cut.training, token_sizes=sizes)

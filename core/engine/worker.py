@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -105,15 +104,16 @@ class Worker:
         """Run the part of the model; an error of it says when."""
         self._part.train(training)
         try:
-            with self._autocast():
+            autocast = self.peer.autocast
+            if autocast is None:
                 return self._part.forward(inputs, token_sizes)
+            # Residual sums go on in float32, as in the whole model, so a block may leave float32.
+            with torch.autocast(self.peer.device.type, autocast):
+                made = self._part.forward(inputs.to(self._dtype), token_sizes)
+            return made.to(autocast if self.peer.role == "client" else self._dtype)
         except ConfigError as error:
             text = f"{when(step, training)}: {error}{self._suspects()}"
             raise ConfigError(text) from error
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        dtype = self.peer.autocast
-        return torch.autocast(self.peer.device.type, dtype) if dtype else nullcontext()
 
     def _backward(
         self, cut: Cut, of: Sequence[torch.Tensor], gradient: torch.Tensor | None = None

@@ -28,7 +28,8 @@ from splitlab.core.models.segments import Segmented
 from splitlab.core.models.weights import weights_file
 from splitlab.core.runs.budget import Budget
 from splitlab.core.runs.config import DEFAULT_DATASET, Config
-from splitlab.core.runs.device import autocast, choose_device, default_threads
+from splitlab.core.runs.device import choose_device, default_threads
+from splitlab.core.runs.precision import autocast
 
 __all__ = [
     "DataFacts",
@@ -443,7 +444,7 @@ def _peer(
         layout=model.layout,
         cut=model.cut,
         batch_size=config.batch_size,
+        autocast=autocast(config.precision, device),
         device=device,
         augmented=config.augment != "none" or config.mixup > 0,
-        autocast=autocast(config.precision, device),
     )

@@ -16,7 +16,6 @@ from splitlab.core.catalogue.links import load_transport
 from splitlab.core.catalogue.loggers import load_loggers
 from splitlab.core.contract.errors import ConfigError, Diverged
 from splitlab.core.runs.config import LABELS, Config, flag
-from splitlab.core.runs.device import products
 from splitlab.core.runs.disk import hold
 from splitlab.core.runs.folder import RunFolder
 from splitlab.core.runs.launch import Launch, link_inside
@@ -24,6 +23,7 @@ from splitlab.core.runs.loggers import Loggers
 from splitlab.core.runs.loop import Loop
 from splitlab.core.runs.origin import Origin
 from splitlab.core.runs.plan import Decided, Plan, make
+from splitlab.core.runs.precision import products
 from splitlab.core.runs.process import ServerProcess
 from splitlab.core.runs.reporter import Reporter, Result
 from splitlab.core.runs.workers import build_client, build_server, limited_threads

@@ -22,11 +22,11 @@ from splitlab.core.contract.link import Link, Listener
 from splitlab.core.engine.server import Server
 from splitlab.core.models.segments import Segmented
 from splitlab.core.runs.checkpoint import Checkpoints, plan_mark
-from splitlab.core.runs.device import products
 from splitlab.core.runs.disk import hold
 from splitlab.core.runs.ends import called, end
 from splitlab.core.runs.folder import append, cut_after
 from splitlab.core.runs.plan import Decided, PeerPlan, make_for_server
+from splitlab.core.runs.precision import products
 from splitlab.core.runs.records import SERVER_METRICS, StepRecord
 from splitlab.core.runs.workers import build_server, limited_threads
 from splitlab.core.session.protocol import MARKS, line

@@ -24,9 +24,9 @@ from splitlab.core.engine.client import Client
 from splitlab.core.engine.conversation import hold
 from splitlab.core.engine.server import Server
 from splitlab.core.runs.config import Config
-from splitlab.core.runs.device import products
 from splitlab.core.runs.ends import end
 from splitlab.core.runs.plan import Decided, Plan, make
+from splitlab.core.runs.precision import products
 from splitlab.core.runs.stages import CLIENT_BACKWARD, FRAME, Recorder, Stage, watcher
 from splitlab.core.runs.workers import build_client, build_server, limited_threads
 from splitlab.core.wire.ledger import Ledger
