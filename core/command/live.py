@@ -98,7 +98,7 @@ class LiveReporter(RunState):
             ("accuracy", self._accuracy),
             ("up", human_bytes(up)),
             ("down", human_bytes(down)),
-            ("ratio", f"measured {measured:.4f}   nominal ξ {nominal:.4f}"),
+            ("ratio", f"measured {measured:.4f} of fp32   nominal ξ {nominal:.4f}"),
             ("time", "   ".join(shares)),
         ]
         self._draw()

@@ -244,7 +244,7 @@ def show_plan(plan: Plan) -> None:
     ]
     facts += _listed("stack", [p.full() for p in plan.stack]) or [("stack", "none")]
     facts += _listed("probes", _as_named("probes", config.probes, plan.probes))
-    whole = f"{human_bytes(plan.batch_bytes)} each way uncompressed"
+    whole = f"{human_bytes(plan.batch_bytes)} each way uncompressed, in fp32"
     if plan.step_bytes is None:
         predicted = [f"cannot be foreseen, {whole}"]
     else:
@@ -260,9 +260,15 @@ def show_plan(plan: Plan) -> None:
         ("checkpoint", _checkpoints(plan)),
         ("link", config.transport),
         *_listed("link wrappers", _as_named("links", config.links, plan.links)),
-        ("device", str(plan.device)),
+        ("device", f"{plan.device}, {_precision(plan)}"),
     ]
     print_facts(facts)
+
+
+def _precision(plan: Plan) -> str:
+    """Say in what the parts compute; a CPU does not round as a GPU with tf32 does."""
+    asked = plan.config.precision
+    return f"{asked}, as fp32 here" if (asked, plan.device.type) == ("tf32", "cpu") else asked
 
 
 def _listed(name: str, members: Sequence[str]) -> list[tuple[str, Cell]]:
@@ -352,7 +358,8 @@ def show_result(result: Result) -> None:
         best = f"{summary.best_accuracy:.4f}{f' on {some:,} samples,' if some else ''} after step "
         best += f"{summary.best_step:,}, checkpoint kept"
         facts.append(("best", best))
-    ratio = f"measured {summary.ratio_measured:.4f}, nominal ξ {summary.ratio_nominal:.4f}"
+    measured, nominal = f"{summary.ratio_measured:.4f}", f"{summary.ratio_nominal:.4f}"
+    ratio = f"measured {measured} of fp32, nominal ξ {nominal}"
     parts = (
         f"client {summary.client_seconds:.1f} s, server {summary.server_seconds:.1f} s, "
         f"link {summary.link_seconds:.1f} s"

@@ -134,7 +134,10 @@ def show_one(run: Run) -> None:
     if run.summary is not None:
         summary = run.summary
         facts += [
-            ("ratio", f"measured {summary.ratio_measured:.4f}, ξ {summary.ratio_nominal:.4f}"),
+            (
+                "ratio",
+                f"measured {summary.ratio_measured:.4f} of fp32, ξ {summary.ratio_nominal:.4f}",
+            ),
             ("time", f"{summary.seconds:.1f} s, {summary.epochs:.2f} epochs"),
         ]
     print_facts(facts)

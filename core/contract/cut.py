@@ -21,7 +21,8 @@ class Cut:
 
     Attributes:
         activations: (B, N, D); on the client attached to the client part's graph, on the server a
-            fresh leaf that requires grad (training) or a plain tensor (evaluation).
+            fresh leaf that requires grad (training) or a plain tensor (evaluation). Of the model's
+            dtype, or of `Peer.autocast`; a plugin that changes it puts it back.
         targets: class ids (B,) int64, or class probabilities float32 of mixed samples (B, C) or,
             after a merge, of rows (T, C).
         step: training step, or batch number within an evaluation; both from 0. Logs and error

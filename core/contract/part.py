@@ -77,6 +77,15 @@ class Part(Protocol):
         """
         ...
 
+    def compile(self, mode: str, *, begins: bool) -> None:
+        """Let torch compile what `forward` runs from now on, for static shapes.
+
+        Args:
+            mode: ``default`` or ``reduce-overhead``, as of `torch.compile`.
+            begins: whether a `forward` begins a step of all parts in this process.
+        """
+        ...
+
     def unable(self, request: Measurement) -> str | None:
         """Return why the client's part of this model cannot measure that; None if it can."""
         ...

@@ -56,6 +56,9 @@ class Peer:
             `budget`. None at a server that its client has not greeted yet.
         augmented: whether the images of a sample differ from epoch to epoch, by augmentation or
             mixup. Client only.
+        autocast: what `torch.autocast` lets both parts of the model compute in; activations at the
+            cut and their gradient then have this dtype, too, in hooks and on the link. None: they
+            have that of the model's numbers. Hooks themselves run outside of autocast.
         unable: why the client's part cannot measure something, or None; asked by `request`.
         requests: what was asked for with `request`.
         modules: what the plugins registered with `add_module`.
@@ -70,6 +73,7 @@ class Peer:
     device: torch.device
     schedule: Schedule | None = None
     augmented: bool = False
+    autocast: torch.dtype | None = None
     unable: Callable[[Measurement], str | None] = _anything
     requests: list[Measurement] = field(default_factory=list)
     modules: list[nn.Module] = field(default_factory=list)

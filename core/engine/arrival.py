@@ -51,7 +51,7 @@ def check_request(message: Message, peer: Peer, dtype: torch.dtype, *, plugins: 
     Args:
         message: of the client.
         peer: the server's facts.
-        dtype: of the model's numbers.
+        dtype: of activations at the cut.
         plugins: whether there are any.
 
     Raises:
@@ -124,7 +124,7 @@ def check_server_input(cut: Cut, peer: Peer, dtype: torch.dtype, suspects: str) 
     Args:
         cut: as ``before_server_forward`` leaves it.
         peer: the server's facts.
-        dtype: of the model's numbers.
+        dtype: of activations at the cut.
         suspects: what else to look at, as the end of an error line.
 
     Raises:

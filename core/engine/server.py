@@ -89,7 +89,7 @@ class Server(Worker):
         yield answer
 
     def _arrived(self, message: Message) -> Cut:
-        check_request(message, self.peer, self._dtype, plugins=bool(self._plugins))
+        check_request(message, self.peer, self._crossing, plugins=bool(self._plugins))
         message.to(self.peer.device)
         if message.stacked:
             self.stack.after_receive(message)
@@ -167,7 +167,7 @@ class Server(Worker):
     def _logits(self, cut: Cut) -> torch.Tensor:
         for name in (ACTIVATIONS, TARGETS):
             check_tensor(cut, f"cut.{name}", getattr(cut, name), "before_server_forward")
-        check_server_input(cut, self.peer, self._dtype, self._suspects())
+        check_server_input(cut, self.peer, self._crossing, self._suspects())
         sizes = cut.token_sizes
         if sizes is not None:
             check_tensor(cut, "cut.token_sizes", sizes, "before_server_forward")

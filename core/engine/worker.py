@@ -51,7 +51,8 @@ class Worker:
         self._trained = own + added
         self._trainer = Trainer(optimization, [p for _, p in self._trained], self._numbers)
         kinds = (p.dtype for _, p in part.named_parameters() if p.is_floating_point())
-        self._dtype = next(kinds, torch.float32)
+        self._dtype = next(kinds, torch.float32)  # of the model's numbers
+        self._crossing = peer.autocast or self._dtype  # of activations at the cut
         self._plugins = stack.traits()
 
     def _step(self, step: int, passing: Mapping[str, torch.Tensor]) -> None:
@@ -103,7 +104,13 @@ class Worker:
         """Run the part of the model; an error of it says when."""
         self._part.train(training)
         try:
-            return self._part.forward(inputs, token_sizes)
+            autocast = self.peer.autocast
+            if autocast is None:
+                return self._part.forward(inputs, token_sizes)
+            # Residual sums go on in float32, as in the whole model, so a block may leave float32.
+            with torch.autocast(self.peer.device.type, autocast):
+                made = self._part.forward(inputs.to(self._dtype), token_sizes)
+            return made.to(autocast if self.peer.role == "client" else self._dtype)
         except ConfigError as error:
             text = f"{when(step, training)}: {error}{self._suspects()}"
             raise ConfigError(text) from error

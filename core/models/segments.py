@@ -28,6 +28,7 @@ from torch import nn
 from splitlab.core.contract.errors import FAULTS, ConfigError, SplitlabError, reason
 from splitlab.core.contract.measure import Measurement
 from splitlab.core.contract.part import Layout
+from splitlab.core.models.compiled import Compiled
 from splitlab.core.models.crossing import Leaving, channels_last, from_tokens, seen, to_tokens
 
 __all__ = ["Segment", "Segmented", "SegmentedPart", "Segments", "ran", "tried"]
@@ -125,6 +126,7 @@ class SegmentedPart:
         self._leaving = model.leaving(end - 1) if end else Leaving()
         # What arrives is a leaf of the graph, which must not change.
         self._copies = bool(first) and model.in_place
+        self._compiled: Compiled | None = None
 
     def forward(
         self, inputs: torch.Tensor, token_sizes: torch.Tensor | None = None
@@ -135,6 +137,17 @@ class SegmentedPart:
                 "this model does not weigh tokens by their size; choose a Vision Transformer, or a "
                 "method that sends no token sizes"
             )
+        return self._run(inputs, None)
+
+    def compile(self, mode: str, *, begins: bool) -> None:
+        """Let torch compile what `forward` runs; see the contract."""
+        self._compiled = Compiled(self._through, mode, begins=begins)
+
+    def _run(self, inputs: torch.Tensor, token_sizes: torch.Tensor | None) -> torch.Tensor:
+        return (self._compiled or self._through)(inputs, token_sizes)
+
+    def _through(self, inputs: torch.Tensor, token_sizes: torch.Tensor | None) -> torch.Tensor:
+        """Return what the segments make of some samples; what is compiled is this."""
         x = inputs
         if len(self._arriving.shape) in (1, 3):
             x = from_tokens(inputs, self._arriving)

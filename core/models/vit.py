@@ -213,14 +213,18 @@ class ViTPart(SegmentedPart):
         """
         if token_sizes is None:
             return super().forward(inputs)
-        sizes = token_sizes.to(inputs.dtype)
-        bias = _bias(sizes)
-        x = inputs
         if self._maskless:
             raise ConfigError(
                 f"a {self._maskless} of this model takes no attention mask, which weighing tokens "
                 "by their size needs; choose another model, or a method that sends no token sizes"
             )
+        return self._run(inputs, token_sizes)
+
+    def _through(self, inputs: torch.Tensor, token_sizes: torch.Tensor | None) -> torch.Tensor:
+        if token_sizes is None:
+            return super()._through(inputs, None)
+        x, sizes = inputs, token_sizes.to(inputs.dtype)
+        bias = _bias(sizes)
         for number, segment in enumerate(self._segments, self._first):
             block = isinstance(segment, nn.Module)
             weighs: dict[str, Any] = {"attn_mask": bias} if block else {"token_sizes": sizes}
@@ -348,7 +352,7 @@ def _read_keys(request: Keys, seen: _Seen) -> torch.Tensor:
     [(attention, qkv)] = seen
     B, N, _ = qkv.shape
     key_BNHK = qkv.view(B, N, 3, attention.num_heads, -1)[:, :, 1]
-    keys_BNK: torch.Tensor = attention.k_norm(key_BNHK).float().mean(2)
+    keys_BNK = _normed(attention.k_norm, key_BNHK).float().mean(2)
     return keys_BNK
 
 
@@ -384,8 +388,8 @@ def class_attention(attention: Any, qkv: torch.Tensor, *, heads: str = "mean") -
         qkv: output of its ``qkv`` layer, (B, N, 3·H·D/H).
         heads: ``"mean"`` or ``"max"`` over the heads.
 
-    The softmax is taken in float32 whatever the dtype, before attention dropout, and includes the
-    class token's attention to itself.
+    Products and softmax are taken in float32 where the dtype is half of that, before attention
+    dropout, and include the class token's attention to itself.
     """
     with torch.no_grad():
         row_BHN = _attention_rows(attention, qkv, slice(0, 1))[:, :, 0]
@@ -396,7 +400,18 @@ def _attention_rows(attention: Any, qkv: torch.Tensor, rows: slice) -> torch.Ten
     """Return softmax(q kᵀ · scale) of the query rows, (B, H, rows, N) float32."""
     B, N, _ = qkv.shape
     query, key, _ = qkv.view(B, N, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-    query, key = attention.q_norm(query[:, :, rows]), attention.k_norm(key)
+    query = _normed(attention.q_norm, query[:, :, rows])
+    key = _normed(attention.k_norm, key)
     scores = (query * attention.scale) @ key.transpose(-2, -1)
     rows_BHN: torch.Tensor = scores.float().softmax(-1)
     return rows_BHN
+
+
+def _normed(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Return queries or keys behind their norm, in float32 at least.
+
+    Autocast leaves them in half of that, and the norm's numbers are as the model's.
+    """
+    own = next(norm.parameters(), x)
+    normed: torch.Tensor = norm(x.to(own.dtype))
+    return normed.float() if normed.dtype.itemsize < 4 else normed

@@ -216,6 +216,14 @@ class Config(Training):
     threads: int | None = option(
         None, "CPU threads of each peer", unset="$OMP_NUM_THREADS, or all cores", group=_MACHINE
     )
+    compile: str = option(
+        "off",
+        "let torch compile both parts: default, or reduce-overhead, with CUDA graphs on a GPU; the "
+        "first steps take long, numbers differ by their rounding, and each peer may choose for "
+        "itself",
+        choices=("off", "default", "reduce-overhead"),
+        group=_MACHINE,
+    )
     workers: int = option(
         0, "threads that decode images ahead; 0 decodes in the client's own", group=_MACHINE
     )
@@ -285,6 +293,11 @@ class Config(Training):
             raise ConfigError("--test-share and --test-split exclude each other; keep one of them")
         if self.eval_points is not None:
             self._check_points(self.eval_points)
+        if self.compile == "reduce-overhead" and self.accumulate > 1:
+            raise ConfigError(
+                "--compile reduce-overhead overwrites the gradients that --accumulate "
+                f"{self.accumulate} adds up; choose --compile default, or leave one of them out"
+            )
         Budget.parse(self.budget)
         named = () if self.name is None else (self.name,)
         for given, label in [*(("--name", n) for n in named), *(("--tag", t) for t in self.tags)]:

@@ -76,7 +76,7 @@ class Loop:
         self._loggers = loggers
         self._begun = False
         self._evaluations = Evaluations(plan, data.test)
-        self._session = ClientSession(link, self.ledger, plan.config.timeout)
+        self._session = ClientSession(link, self.ledger, plan.timeout)
 
     def go(self, last_words: Callable[[], str], from_step: int | None = None) -> Result:
         """Shake hands, train to the budget, and write the summary.
@@ -107,6 +107,8 @@ class Loop:
                 self.plan.config, self._origin.id, self.folder.path, self.progress.step
             )
             self._reporter.begin(self.plan, self.folder.path, self.budget_used)
+            if self.plan.config.compile != "off":
+                self._reporter.starting("compiling the parts in the first steps, which takes long")
             evaluation = self._train()
             self._session.finish(self.progress.step)
             return self._finish(evaluation)

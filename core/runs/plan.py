@@ -6,7 +6,6 @@ Making a plan reads names, data and weights. It starts no process and makes no f
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -28,8 +27,9 @@ from splitlab.core.models.build import ModelFacts, build_model, describe, finger
 from splitlab.core.models.segments import Segmented
 from splitlab.core.models.weights import weights_file
 from splitlab.core.runs.budget import Budget
-from splitlab.core.runs.config import DEFAULT_DATASET, MOST_THREADS, Config
-from splitlab.core.runs.device import choose_device
+from splitlab.core.runs.config import DEFAULT_DATASET, Config
+from splitlab.core.runs.device import choose_device, default_threads
+from splitlab.core.runs.precision import autocast
 
 __all__ = [
     "DataFacts",
@@ -41,6 +41,7 @@ __all__ = [
     "make_for_server",
 ]
 
+_COMPILING = 1800.0  # seconds that a part may take, on a machine with other things to do
 _MOST = 2.0**62  # steps or samples that are foreseen: nobody sees the end of more
 
 
@@ -86,7 +87,7 @@ class Decided:
             config.model, image_size=config.image_size, cut=config.cut, weights=config.weights
         )
         tried.check(model.ground)
-        threads = config.threads or _default_threads()
+        threads = config.threads or default_threads()
         config = replace(
             config,
             dataset=config.dataset or (None if config.data_dir else DEFAULT_DATASET),
@@ -135,8 +136,14 @@ class PeerPlan:
         return [str(plugin) for plugin in self.stack]
 
     @property
+    def timeout(self) -> float:
+        """Seconds of silence after which the other peer counts as gone; compiling is silent."""
+        least = 0.0 if self.config.compile == "off" else _COMPILING
+        return max(self.config.timeout, least)
+
+    @property
     def batch_bytes(self) -> int:
-        """Size of one uncompressed full batch at the cut, float32."""
+        """Size of one uncompressed full batch at the cut, in float32 whatever the precision."""
         return 4 * self.config.batch_size * self.model.layout.tokens * self.model.layout.width
 
     @property
@@ -144,12 +151,14 @@ class PeerPlan:
         """What a full batch is expected to send up and down, as activations and gradients alone.
 
         By the nominal ratios; None where a plugin sends what nobody can foresee, a compressed
-        string of bytes.
+        string of bytes. With ``--precision bf16`` half of that, but for codes: they are as wide.
         """
-        if any("plain" in traits.takes_away for traits in self.traits.values()):
+        gone = frozenset[str]().union(*(traits.takes_away for traits in self.traits.values()))
+        if "plain" in gone:
             return None
         up, down = self.nominal
-        return round(up * self.batch_bytes), round(down * self.batch_bytes)
+        halves = 2 if self.config.precision == "bf16" and "numbers" not in gone else 1
+        return round(up * self.batch_bytes / halves), round(down * self.batch_bytes / halves)
 
     def foresee(self, schedule: Schedule) -> int | None:
         """Return how many steps a budget is expected to allow; None where nobody can foresee it."""
@@ -435,15 +444,7 @@ def _peer(
         layout=model.layout,
         cut=model.cut,
         batch_size=config.batch_size,
+        autocast=autocast(config.precision, device),
         device=device,
         augmented=config.augment != "none" or config.mixup > 0,
     )
-
-
-def _default_threads() -> int:
-    """Return what ``$OMP_NUM_THREADS`` says, as torch itself would; else the cores we may use."""
-    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    if said.isdecimal() and 0 < int(said) <= MOST_THREADS:
-        return int(said)
-    allowed = getattr(os, "sched_getaffinity", None)  # Linux only
-    return len(allowed(0)) if allowed else os.cpu_count() or 1

@@ -26,6 +26,7 @@ from splitlab.core.runs.disk import hold
 from splitlab.core.runs.ends import called, end
 from splitlab.core.runs.folder import append, cut_after
 from splitlab.core.runs.plan import Decided, PeerPlan, make_for_server
+from splitlab.core.runs.precision import products
 from splitlab.core.runs.records import SERVER_METRICS, StepRecord
 from splitlab.core.runs.workers import build_server, limited_threads
 from splitlab.core.session.protocol import MARKS, line
@@ -81,6 +82,7 @@ def serve(
         )
     with ExitStack() as cleanup:
         cleanup.enter_context(limited_threads(decided.threads))
+        cleanup.enter_context(products(decided.config.precision))
         plan, model = make_for_server(decided, classes, peers_here=peers_here, samples=samples)
         build = partial(_build, plan, model, cleanup)
         server = build()
@@ -102,7 +104,7 @@ def serve(
 
 
 def _build(plan: PeerPlan, model: Segmented, cleanup: ExitStack) -> Server:
-    server = build_server(plan, model)
+    server = build_server(plan, model, alone=True)
     cleanup.callback(server.stack.run_end)
     return server
 
@@ -242,7 +244,7 @@ def open_session(
         server,
         dict(plan.agreement),
         batch_bytes=plan.batch_bytes,
-        timeout=plan.config.timeout,
+        timeout=plan.timeout,
         resume=resume,
         save=save,
         measured=measured,

@@ -26,6 +26,7 @@ from splitlab.core.engine.server import Server
 from splitlab.core.runs.config import Config
 from splitlab.core.runs.ends import end
 from splitlab.core.runs.plan import Decided, Plan, make
+from splitlab.core.runs.precision import products
 from splitlab.core.runs.stages import CLIENT_BACKWARD, FRAME, Recorder, Stage, watcher
 from splitlab.core.runs.workers import build_client, build_server, limited_threads
 from splitlab.core.wire.ledger import Ledger
@@ -50,6 +51,7 @@ class Trace:
         device: where both peers computed.
         threads: CPU threads of each.
         loss: of the step.
+        precision: what both peers computed in.
         base_bytes: of the uncompressed float32 activations and gradients of the batch.
         ratio_nominal: what the papers would charge.
         ratio_measured: bytes of both frames over ``base_bytes``.
@@ -66,6 +68,7 @@ class Trace:
     repeats: int
     device: str
     threads: int
+    precision: str
     loss: float
     base_bytes: int
     ratio_nominal: float
@@ -82,7 +85,8 @@ class Trace:
         return [
             f"step {self.step} of {' + '.join(self.stack) or 'the empty stack'}: {self.dataset}, "
             f"{self.model} cut at {self.cut}, {self.rows} samples, {self.device}, "
-            f"{self.threads} thread{'s' * (self.threads > 1)}, loss {self.loss:.4f}"
+            f"{self.threads} thread{'s' * (self.threads > 1)}, {self.precision}, "
+            f"loss {self.loss:.4f}"
         ]
 
     def totals(self) -> list[str]:
@@ -100,7 +104,7 @@ class Trace:
         ]
         parts = ", ".join(f"{kind} {ms:.2f}" for kind, ms in spent.items())
         return [
-            f"bytes: up {self.bytes('up'):,}, down {self.bytes('down'):,}, uncompressed "
+            f"bytes: up {self.bytes('up'):,}, down {self.bytes('down'):,}, uncompressed float32 "
             f"{self.base_bytes:,}; ratio measured {self.ratio_measured:.4f}, nominal ξ "
             f"{self.ratio_nominal:.4f}",
             f"milliseconds: {sum(spent.values()):.2f} ({parts}); medians of {self.repeats} further "
@@ -137,7 +141,7 @@ def trace(
     known = dataclasses.asdict(config) if config else {}
     asked = Config.from_mapping(known | options)
     decided = Decided.of(replace(asked, transport=Config().transport))  # of one process
-    with limited_threads(decided.threads), ExitStack() as cleanup:
+    with limited_threads(decided.threads), products(asked.precision), ExitStack() as cleanup:
         plan, model, data = make(decided)
         config = plan.config
         recorder = Recorder(plan.device)
@@ -174,6 +178,7 @@ def trace(
         repeats=repeats,
         device=str(plan.device),
         threads=plan.threads,
+        precision=config.precision,
         loss=loss,
         base_bytes=base_bytes,
         ratio_nominal=sum(plan.nominal) / 2,
@@ -209,7 +214,7 @@ class _Peers:
         self._server = server
         self._recorder = recorder
         self._plan = plan
-        self._timeout = plan.config.timeout
+        self._timeout = plan.timeout
         self.metrics: dict[str, Mapping[str, Mapping[str, float]]] = {}
         name = plan.config.transport
         transport = load_transport(name)

@@ -78,6 +78,14 @@ class Training:
         metavar="all|last|NAME",
         group=_TRAINING,
     )
+    precision: str = option(
+        "fp32",
+        "what both parts compute in: fp32; tf32, in which a GPU multiplies faster, and a CPU does "
+        "as in fp32; or bf16: torch.autocast, weights stay in fp32, and activations and gradients "
+        "cross the link in 2 bytes a number instead of 4",
+        choices=("fp32", "tf32", "bf16"),
+        group=_TRAINING,
+    )
     seed: int = option(0, "fixes everything that is random", group=_TRAINING)
 
     def check_training(self) -> None:
@@ -121,5 +129,6 @@ class Training:
             "drop path": (self.drop_path, 0.0),
             "ema": (self.ema, None),
             "train": (" ".join(sorted({*self.trains})), ""),
+            "precision": (self.precision, "fp32"),
         }
         return {name: str(now) for name, (now, usual) in facts.items() if now != usual}

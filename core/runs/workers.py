@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from splitlab.core.contract.part import Model
+from splitlab.core.contract.part import Model, Part
 from splitlab.core.engine.client import Client
 from splitlab.core.engine.optimization import Optimization
 from splitlab.core.engine.server import Server
@@ -19,16 +19,32 @@ __all__ = ["build_client", "build_server", "limited_threads"]
 
 def build_client(plan: PeerPlan, model: Model, observers: Sequence[object] = ()) -> Client:
     """Build the client of a plan; it gets its part of the model in memory of its own."""
-    part = model.part(0, (plan.model.cut,), plan.device)
+    part = _part(plan, model, 0, begins=True)
     stack = Stack(plan.stack, plan.probes, observers)
     return Client(part, stack, plan.peer("client"), _optimization(plan))
 
 
-def build_server(plan: PeerPlan, model: Model, observers: Sequence[object] = ()) -> Server:
-    """Build the server of a plan; it gets its part of the model in memory of its own."""
-    part = model.part(1, (plan.model.cut,), plan.device)
+def build_server(
+    plan: PeerPlan, model: Model, observers: Sequence[object] = (), *, alone: bool = False
+) -> Server:
+    """Build the server of a plan; it gets its part of the model in memory of its own.
+
+    Args:
+        plan: of the server, or of both.
+        model: whole.
+        observers: as of `Stack`.
+        alone: whether its client is in another process.
+    """
+    part = _part(plan, model, 1, begins=alone)
     stack = Stack(plan.stack, plan.probes, observers)
     return Server(part, stack, plan.peer("server"), _optimization(plan))
+
+
+def _part(plan: PeerPlan, model: Model, index: int, *, begins: bool) -> Part:
+    part = model.part(index, (plan.model.cut,), plan.device)
+    if plan.config.compile != "off":
+        part.compile(plan.config.compile, begins=begins)
+    return part
 
 
 def _optimization(plan: PeerPlan) -> Optimization:

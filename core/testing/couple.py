@@ -48,7 +48,6 @@ class Couple:
         plugins: the stack.
         carry: takes messages to the other peer; real frames, without a link, by default.
         enter: changes the client's cut before the stack sees it.
-        leave: changes the server's cut after the stack.
         watching: more observers, by the role of the peer that they watch.
         settings: of `Tiny.pair`.
 
@@ -66,7 +65,6 @@ class Couple:
         *,
         carry: Carry | None = None,
         enter: Change | None = None,
-        leave: Change | None = None,
         watching: Mapping[str, Sequence[object]] | None = None,
         **settings: Any,
     ) -> None:
@@ -77,7 +75,7 @@ class Couple:
         more = watching or {}
         self._cuts: dict[str, Cut] = {}
         near = [_Watch("client", self.events, enter, self._cuts), *more.get("client", ())]
-        far = [_Watch("server", self.events, leave, self._cuts), *more.get("server", ())]
+        far = [_Watch("server", self.events, None, self._cuts), *more.get("server", ())]
         self.client = tiny.client(plugins, observers=near, **settings)
         self.server = tiny.server(plugins, observers=far, **settings)
 
@@ -148,10 +146,7 @@ class _Watch:
 
     @hookimpl(wrapper=True)
     def before_server_forward(self, cut: Cut) -> Generator[None, object, object]:
-        answer = yield from self._around("before_server_forward", cut)
-        if self._change:
-            self._change(cut)
-        return answer
+        return (yield from self._around("before_server_forward", cut))
 
     @hookimpl(wrapper=True)
     def gradient_return(self, cut: Cut) -> Generator[None, object, object]:

@@ -12,12 +12,17 @@ from typing import Any
 import torch
 
 from splitlab.core.contract.batch import Batch
-from splitlab.core.contract.cut import Cut
 from splitlab.core.contract.errors import ConfigError, Diverged, PluginError, SplitlabError
 from splitlab.core.testing.couple import Couple
 from splitlab.core.testing.decoding import decoding_problem
 from splitlab.core.testing.report import Failed, Skipped
-from splitlab.core.testing.subject import DECODED, Subject, with_activations, with_ratio
+from splitlab.core.testing.subject import (
+    DECODED,
+    TURNS,
+    Subject,
+    with_activations,
+    with_ratio,
+)
 
 __all__ = ["bounded", "survives_edge_inputs", "takes_half_precision", "with_one"]
 
@@ -138,22 +143,14 @@ def with_one(X: torch.Tensor, value: float) -> torch.Tensor:
 
 
 def takes_half_precision(s: Subject) -> str | None:
-    """Activations of bfloat16 and float16 come back as they were."""
+    """Activations of bfloat16 and float16 come back as they were, and so do their gradients."""
     if decoding_problem(s.working()):
         raise Skipped(f"needs float32 to be decoded, see {DECODED}")
     for dtype in (torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
-
-        def enter(cut: Cut, dtype: torch.dtype = dtype) -> None:
-            cut.activations = cut.activations.to(dtype)
-
-        def leave(cut: Cut) -> None:
-            cut.activations = cut.activations.float()  # for the server's part, in float32
-
-        couple = s.couple(enter=enter, leave=leave)
+        couple = s.couple(autocast=dtype)
         try:
-            for step in range(2):
-                couple.train(s.tiny.batch(step), step)
+            s.run(couple, TURNS[:3])
         except (SplitlabError, RuntimeError) as error:
             raise s.failed(
                 f"with {name} activations: {decoding_problem(couple) or error}; take statistics "

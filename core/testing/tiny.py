@@ -142,8 +142,9 @@ class Tiny:
         Args:
             plugins: the stack.
             settings: ``observers`` of the stack, ``cut``, ``seed``, fields of `Optimization`,
-                ``lr``, ``classes``, ``device``, ``dtype`` of the model; ``model``, called for
-                another module such as `vit` makes; everything else goes to `vit`.
+                ``lr``, ``classes``, ``device``, ``dtype`` of the model, ``autocast`` of the peer;
+                ``model``, called for another module such as `vit` makes; everything else goes to
+                `vit`.
         """
         return self.client(plugins, **settings), self.server(plugins, **settings)
 
@@ -164,6 +165,7 @@ class Tiny:
         classes: int | None = None,
         device: torch.device = CPU,
         dtype: torch.dtype = torch.float32,
+        autocast: torch.dtype | None = None,
         **arguments: Any,
     ) -> Any:
         classes = classes or self.classes
@@ -176,7 +178,8 @@ class Tiny:
             uncut = whole(module.to(dtype))
         part = uncut.part(int(role == "server"), (cut,), device)
         layout = uncut.layout(cut)
-        peer = self.peer(role, seed=seed, classes=classes, layout=layout, cut=cut, device=device)
+        facts = {"seed": seed, "classes": classes, "layout": layout, "cut": cut}
+        peer = self.peer(role, **facts, device=device, autocast=autocast)
         optimization = Optimization(optimizer, rate or Rate.parse(lr), weight_decay, **how)
         if role == "server":  # as one that hears it from its client
             peer.schedule = None

@@ -60,7 +60,7 @@ def test_a_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
         r"accuracy +0\.5000",
         r"up +1\.5 kB",
         r"down +500 B",
-        r"measured 0\.2500 +nominal ξ 0\.2500",
+        r"measured 0\.2500 of fp32 +nominal ξ 0\.2500",
         r"client 3\.0 s \(75%\) +server 1\.0 s \(25%\) +link 0\.0 s \(0%\)",
     ):
         assert re.search(words, text), words

@@ -240,7 +240,7 @@ def test_what_came_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
         "uncompressed 0.5000 (evaluated without the stack)",
         "steps 1,200 (2.50 epochs)",
         "budget used 3.28 MB of 50 B: a step is not divided",
-        "ratio measured 0.1100, nominal ξ 0.1000",
+        "ratio measured 0.1100 of fp32, nominal ξ 0.1000",
         "time 9.0 s (training: client 4.0 s, server 3.0 s, link 2.0 s)",
         "run folder runs/x",
         "activation gradient header sum",  # only what there is

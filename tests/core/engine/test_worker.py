@@ -11,11 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from splitlab.core import (
-    ConfigError,
-    PluginError,
-    hookimpl,
-)
+from splitlab.core import ConfigError, Message, PluginError, ProtocolError, hookimpl
 from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.errors import Diverged
 from splitlab.core.contract.seeding import isolated_rng
@@ -26,6 +22,7 @@ from splitlab.core.engine.rate import Rate
 from splitlab.core.engine.server import Server
 from splitlab.core.engine.stack import Stack
 from splitlab.core.models.build import build_model
+from splitlab.core.models.vit import whole
 from splitlab.core.runs.checkpoint import Checkpoints
 
 STEPS = range(4)
@@ -81,6 +78,62 @@ def test_evaluation_equals_that_of_the_whole_model(tiny: Any, peers: Any, cut: i
     peers.assert_same(
         peers.both(client, server), peers.both(*tiny.pair(cut=cut, proj_drop_rate=0.5))
     )
+
+
+BF16 = torch.bfloat16
+
+
+@pytest.mark.parametrize("cut", range(4))
+def test_under_autocast_nothing_but_the_cut_is_rounded_more_than_in_the_whole_model(
+    tiny: Any, peers: Any, cut: int
+) -> None:
+    client, server = tiny.pair(cut=cut, autocast=BF16)
+    losses = tiny.train(client, server, STEPS)
+
+    model = whole(tiny.vit())
+    near, far = (model.part(index, (cut,), torch.device("cpu")) for index in (0, 1))
+    trained = [p for part in (near, far) for _, p in part.named_parameters()]
+    optimizer = torch.optim.Adam(trained, lr=1e-2)
+    expected = []
+    for step in STEPS:
+        batch = tiny.batch(step)
+        with torch.autocast("cpu", BF16):
+            logits = far.forward(near.forward(batch.images).to(BF16).float())
+        loss = F.cross_entropy(logits.float(), batch.targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        expected.append(loss.item())
+    assert losses == expected
+    state = near.state_dict() | far.state_dict()
+    peers.assert_same(client._part.state_dict() | server._part.state_dict(), state)
+    kept = peers.both(client, server)
+    assert {t.dtype for t in kept.values() if t.is_floating_point()} == {torch.float32}
+
+
+def test_under_autocast_activations_and_gradients_cross_in_its_dtype(tiny: Any, peers: Any) -> None:
+    sent: list[Message] = []
+
+    def ask(message: Message) -> Message:
+        sent.append(message)
+        answer = peers.ask(server)(message)
+        sent.append(answer)
+        return answer
+
+    client, server = tiny.pair(autocast=BF16)
+    hold(client.train(tiny.batch(), 0), ask)
+    hold(client.query(tiny.batch(), 0, stacked=False), ask)
+    up, down, asked, answer = sent
+    assert up["activations"].dtype is asked["activations"].dtype is BF16
+    assert down["gradient"].dtype is BF16
+    assert answer["predictions"].dtype is torch.uint8
+    # Class probabilities stay as they are.
+    soft = Batch(tiny.batch().images, torch.full((6, 4), 0.25), torch.arange(6))
+    hold(client.train(soft, 1), ask)
+    assert sent[4]["targets"].dtype is torch.float32
+    plain = tiny.client()
+    with pytest.raises(ProtocolError, match=r"arrived as torch\.float32 .* torch\.bfloat16 \["):
+        server.handle(tiny.travel(next(plain.train(tiny.batch(), 2))))
 
 
 @pytest.mark.parametrize("cut", [0, 2, 4])

@@ -241,6 +241,23 @@ def test_class_attention_reads_one_block_of_half_precision_in_float32() -> None:
     torch.testing.assert_close(row.sum(1), torch.ones(2))
 
 
+@pytest.mark.parametrize("kind", ["deit", "qk-norm"])
+def test_what_autocast_leaves_in_half_is_measured_in_float32(kind: str) -> None:
+    client = client_of(narrow(kind), 2)
+    requests = [Attention(), Attention("max", "rollout"), Keys()]
+    for request in requests:
+        client.watch(request)
+    images = batch(client)
+    client.forward(images)
+    exact = client.measured()
+    with torch.autocast("cpu", torch.bfloat16):
+        client.forward(images)
+    for request, found in client.measured().items():
+        assert found.dtype is torch.float32
+        # 8 bits of every query and key, through two blocks.
+        torch.testing.assert_close(found, exact[request], rtol=0.1, atol=0.05)
+
+
 @pytest.mark.parametrize("heads", ["mean", "max"])
 @pytest.mark.parametrize("cut", [1, DEPTH])
 def test_rollout_equals_the_product_of_all_maps(heads: Any, cut: int) -> None:

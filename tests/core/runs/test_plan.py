@@ -102,6 +102,16 @@ def test_a_plan_knows_the_run_before_its_first_step(noise_data: str) -> None:
     assert sum(halved.nominal) / 2 == pytest.approx(0.5)
 
 
+def test_bf16_is_expected_to_send_half_but_for_codes(noise_data: str) -> None:
+    config = dataclasses.replace(SMALL, data_dir=noise_data, precision="bf16")
+    plan = Plan.of(config)
+    assert plan.batch_bytes == Plan.of(dataclasses.replace(config, precision="fp32")).batch_bytes
+    assert plan.step_bytes == (plan.batch_bytes / 2, plan.batch_bytes / 2)
+    assert plan.peer("client").autocast is plan.peer("server").autocast is torch.bfloat16
+    eight = Plan.of(dataclasses.replace(config, plugins=("quantize:bits=8",)))
+    assert eight.step_bytes == (plan.batch_bytes / 4, plan.batch_bytes / 4)
+
+
 @pytest.mark.parametrize(
     ("budget", "steps"),
     [

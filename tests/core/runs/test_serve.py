@@ -88,7 +88,9 @@ def session_with_checkpoints(output: Path | None) -> Any:
         handle=lambda message: Message(Kind.GRADIENT, message.step, meta={"loss": 1.0}),
         metrics={},
     )
-    plan: Any = SimpleNamespace(agreement=AGREEMENT, batch_bytes=1000, config=Config(timeout=1.0))
+    plan: Any = SimpleNamespace(
+        agreement=AGREEMENT, batch_bytes=1000, config=Config(timeout=1.0), timeout=1.0
+    )
     client_end, server_end = InProcess().pair(None)
     cleanup = ExitStack()
     session, report = open_session(server_end, server, plan, output, cleanup)
@@ -467,7 +469,9 @@ def test_a_second_client_is_refused_or_waits(tmp_path: Path) -> None:
 
 
 def test_nobody_fits_in_time(tmp_path: Path) -> None:
-    plan: Any = SimpleNamespace(config=TINY, links=(), agreement=AGREEMENT, batch_bytes=1000)
+    plan: Any = SimpleNamespace(
+        config=TINY, links=(), agreement=AGREEMENT, batch_bytes=1000, timeout=TINY.timeout
+    )
     wait = 0.05
 
     class Meeting:

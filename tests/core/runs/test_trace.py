@@ -157,6 +157,16 @@ def test_the_empty_stack(options: dict[str, Any]) -> None:
     assert bare.ratio_nominal == 1
     assert 1 < bare.ratio_measured < 1.01
     assert "the empty stack" in bare.heading()[0]
+    assert "1 thread, fp32, loss" in bare.heading()[0]
+
+
+def test_bf16_shows_the_dtype_that_crosses_and_half_the_ratio(options: dict[str, Any]) -> None:
+    halved = trace(repeats=1, precision="bf16", plugins=["none"], **options)
+    assert 0.5 < halved.ratio_measured < 0.51
+    seen = {dtype for stage in halved.stages for dtype in (t.dtype for t in stage.tensors)}
+    assert {"bfloat16"} <= seen
+    assert "1 thread, bf16, loss" in halved.heading()[0]
+    assert "uncompressed float32" in halved.totals()[0]
 
 
 WATCHES = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from queue import Queue
 from threading import Thread
@@ -13,11 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from splitlab.core import Config, ConfigError, Interrupted, run
+from splitlab.core import Config, ConfigError, Interrupted, ProtocolError, run
+from splitlab.core.models.compiled import Compiled
 from splitlab.core.runs.checkpoint import plan_mark
 from splitlab.core.runs.plan import Decided, Plan, make, make_for_server
+from splitlab.core.runs.reporter import Reporter
 from splitlab.core.runs.serve import serve
 from splitlab.core.runs.workers import build_client, build_server
+from splitlab.core.session.protocol import compare
 
 SMALL = Config(image_size=8, batch_size=6, cut=1, threads=1, seed=3, weights="none", device="cpu")
 
@@ -33,6 +37,7 @@ EVERYTHING: dict[str, Any] = {
     "mixup": 0.4,
     "train": ("blocks", "last"),
     "augment": "timm:rand-m9-mstd0.5-inc1",
+    "precision": "bf16",
 }
 
 
@@ -46,6 +51,7 @@ EVERYTHING: dict[str, Any] = {
         ({"drop_path": -0.1}, "--drop-path -0.1 is not allowed"),
         ({"mixup": -1.0}, "--mixup -1.0 is not allowed"),
         ({"lr_schedule": "linear"}, "unknown value of --lr-schedule 'linear'"),
+        ({"precision": "fp16"}, "unknown value of --precision 'fp16'.*known: bf16, fp32, tf32"),
         ({"warmup": 1.5}, "--warmup 1.5 is not allowed"),
         ({"train": ("all", "head")}, "--train all and --train with other names exclude each other"),
     ],
@@ -62,7 +68,7 @@ def test_peers_agree_on_what_is_not_as_always_and_only_on_that() -> None:
     assert replace(SMALL, train=("last", "last")).agreed() == {"train": "last"}
     names = {"lr schedule", "clip norm", "accumulate", "ema", "label smoothing", "drop path"}
     agreed = replace(SMALL, **EVERYTHING).agreed()
-    assert agreed.keys() == names | {"train"}
+    assert agreed.keys() == names | {"train", "precision"}
     assert agreed["lr schedule"] == "cosine:least=0.1, warm-up 0.2"
 
 
@@ -73,7 +79,10 @@ def agreement(**options: Any) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "options",
-    [{"ema": 0.5}, {"warmup": 3}, {"train": ("last",)}, {"drop_path": 0.1}, {"accumulate": 2}],
+    [
+        *({"ema": 0.5}, {"warmup": 3}, {"train": ("last",)}, {"drop_path": 0.1}, {"accumulate": 2}),
+        *({"precision": "tf32"}, {"precision": "bf16"}),
+    ],
 )
 def test_checkpoints_of_another_training_are_of_another_plan(options: dict[str, Any]) -> None:
     assert plan_mark(agreement(**options)) != plan_mark(agreement())
@@ -194,6 +203,54 @@ def test_what_is_frozen_stays_though_the_rest_is_trained(
     trained = "head." if train == "last" else "patch_embed."
     assert changed
     assert all(trained in name for name in changed)
+
+
+def test_a_run_of_compiled_parts_says_so_and_ends_with_the_same_losses(
+    real: Any, easy_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eager = partial(Compiled, backend="eager")  # traced, and run by the same kernels
+    monkeypatch.setattr("splitlab.core.models.segments.Compiled", eager)
+
+    class Notes(Reporter):
+        said: list[str] = []  # noqa: RUF012
+
+        def starting(self, what: str) -> None:
+            self.said.append(what)
+
+    options = {**real.SMALL, "data_dir": easy_data, "budget": "steps=3", "plugins": ["adc"]}
+    run(output=str(tmp_path / "plain"), **options)
+    run(output=str(tmp_path / "compiled"), compile="default", reporter=Notes(), **options)
+    assert real.losses(tmp_path / "compiled") == real.losses(tmp_path / "plain")
+    assert "compiling the parts in the first steps, which takes long" in Notes.said
+    with pytest.raises(ConfigError, match=r"overhead overwrites the gradients that --accumulate 2"):
+        Config(compile="reduce-overhead", accumulate=2)
+
+
+@pytest.mark.parametrize("plugins", [[], ["adc"]])
+def test_bf16_halves_what_activations_and_gradients_weigh_and_tf32_changes_nothing_on_a_cpu(
+    real: Any, easy_data: str, tmp_path: Path, plugins: list[str]
+) -> None:
+    options = {**real.SMALL, "data_dir": easy_data, "budget": "steps=2", "plugins": plugins}
+    found = {
+        precision: run(output=str(tmp_path / precision), precision=precision, **options)
+        for precision in ("fp32", "tf32", "bf16")
+    }
+    counts = {name: result.ledger.counts["training"] for name, result in found.items()}
+    for way, kind in (("up", "activation"), ("down", "gradient")):
+        assert 2 * counts["bf16"][way][kind] == counts["fp32"][way][kind]
+    assert counts["bf16"]["up"]["targets"] == counts["fp32"]["up"]["targets"]
+    ratios = {name: result.summary.ratio_measured for name, result in found.items()}
+    assert 0.5 < ratios["bf16"] / ratios["fp32"] < 0.6  # labels, side information and headers stay
+    assert found["bf16"].summary.ratio_nominal == found["fp32"].summary.ratio_nominal
+    assert counts["tf32"] == counts["fp32"]
+    assert real.losses(tmp_path / "tf32") == real.losses(tmp_path / "fp32")
+
+
+def test_peers_of_different_precision_are_refused_in_a_line() -> None:
+    with pytest.raises(ProtocolError) as caught:
+        compare(agreement(precision="bf16"), agreement())
+    assert "\n" not in str(caught.value)
+    assert "precision: client bf16, server has none; give both" in str(caught.value)
 
 
 def test_mixed_targets_are_merged_and_seen_in_the_ledger(

@@ -81,3 +81,27 @@ def test_the_number_of_threads_is_put_back() -> None:
     with pytest.raises(KeyError):
         _fail_with_threads(before + 1)
     assert torch.get_num_threads() == before
+
+
+def test_parts_are_compiled_where_that_is_asked_for_and_peers_need_not_agree_on_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def note(part: Any, mode: str, *, begins: bool) -> None:
+        asked.append((mode, begins))
+
+    monkeypatch.setattr("splitlab.core.models.segments.SegmentedPart.compile", note)
+    plain, model = make_for_server(Decided.of(SMALL), 4, peers_here=1)
+    build_client(plain, model)
+    assert asked == []
+    config = dataclasses.replace(SMALL, compile="reduce-overhead")
+    plan, _ = make_for_server(Decided.of(config), 4, peers_here=1)
+    build_client(plan, model)
+    build_server(plan, model)  # the client's forward begins the step
+    build_server(plan, model, alone=True)
+    assert asked == [(config.compile, True), (config.compile, False), (config.compile, True)]
+    assert plan.agreement == plain.agreement
+    assert (plain.timeout, plan.timeout) == (60, 1800)  # a peer that compiles is silent
+    long = dataclasses.replace(config, timeout=4000.0)
+    assert make_for_server(Decided.of(long), 4, peers_here=1)[0].timeout == 4000
