@@ -26,6 +26,7 @@ from splitlab.core.engine.server import Server
 from splitlab.core.runs.config import Config
 from splitlab.core.runs.ends import end
 from splitlab.core.runs.plan import Decided, Plan, make
+from splitlab.core.runs.repeating import repeating
 from splitlab.core.runs.stages import CLIENT_BACKWARD, FRAME, Recorder, Stage, watcher
 from splitlab.core.runs.workers import build_client, build_server, limited_threads
 from splitlab.core.wire.ledger import Ledger
@@ -137,7 +138,7 @@ def trace(
     known = dataclasses.asdict(config) if config else {}
     asked = Config.from_mapping(known | options)
     decided = Decided.of(replace(asked, transport=Config().transport))  # of one process
-    with limited_threads(decided.threads), ExitStack() as cleanup:
+    with limited_threads(decided.threads), repeating(decided.config), ExitStack() as cleanup:
         plan, model, data = make(decided)
         config = plan.config
         recorder = Recorder(plan.device)
