@@ -42,27 +42,43 @@ def repeating(config: Config) -> Iterator[None]:
     if not config.deterministic or not _may_take_a_gpu(config.device):
         yield
         return
-    if os.environ.get(_WORKSPACE) not in _REPEATING:
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            raise ConfigError(
-                f"--deterministic comes too late: this process has used its GPU with {_WORKSPACE}="
-                f"{os.environ.get(_WORKSPACE, '')}; set it to {_REPEATING[0]} before, or start a "
-                "new process"
-            )
-        os.environ[_WORKSPACE] = _REPEATING[0]  # stays, as what cuBLAS has made of it does
     enabled = torch.are_deterministic_algorithms_enabled()
     warning = torch.is_deterministic_algorithms_warn_only_enabled()
     filled, measuring = _memory.fill_uninitialized_memory, cudnn.benchmark
-    torch.use_deterministic_algorithms(True)
-    # Nobody reads memory that nobody has written, and a length that a peer declares must not take
-    # physical memory.
-    _memory.fill_uninitialized_memory = False
-    cudnn.benchmark = False
+    with _workspace():
+        torch.use_deterministic_algorithms(True)
+        # Nobody reads memory that nobody has written, and a length that a peer declares must not
+        # take physical memory.
+        _memory.fill_uninitialized_memory = False
+        cudnn.benchmark = False
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(enabled, warn_only=warning)
+            _memory.fill_uninitialized_memory, cudnn.benchmark = filled, measuring
+
+
+@contextmanager
+def _workspace() -> Iterator[None]:
+    """Give cuBLAS a workspace with which it repeats itself; it keeps it to the process's end."""
+    before = os.environ.get(_WORKSPACE)
+    if before in _REPEATING:
+        yield
+        return
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        raise ConfigError(
+            f"--deterministic comes too late: this process has used its GPU with {_WORKSPACE}="
+            f"{before or ''}; set it to {_REPEATING[0]} before, or start a new process"
+        )
+    os.environ[_WORKSPACE] = _REPEATING[0]
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(enabled, warn_only=warning)
-        _memory.fill_uninitialized_memory, cudnn.benchmark = filled, measuring
+        if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            if before is None:
+                del os.environ[_WORKSPACE]
+            else:
+                os.environ[_WORKSPACE] = before
 
 
 def _may_take_a_gpu(device: str) -> bool:
