@@ -100,6 +100,9 @@ class Executor(Protocol):
                 with a checkpoint, and its folder is where it belongs.
         """
 
+    def sharing(self, jobs: Sequence[Job]) -> str:
+        """Return how runs at the same time share a GPU, in words; empty if they do not."""
+
 
 def perform(
     job: Job, reporter: Reporter, should_stop: Callable[[], bool] = lambda: False
