@@ -347,7 +347,7 @@ def eight(bench: Bench) -> None:
         speeds = {}
         for runs in dict.fromkeys((1, number)):
             output = bench.folder / str(runs)
-            steps = 2 if bench.dry else 150
+            steps = 2 if bench.dry else 60
             study(
                 stacks=["none"],
                 seeds=runs,
@@ -383,6 +383,8 @@ TESTS = {
     "tests parity": re.compile(r"test_gpu\.py.*(cpu_and_gpu|losses)"),
     "tests repeat": re.compile(r"test_gpu\.py.*(repeat|deterministic)"),
     "tests nccl": re.compile(r"nccl"),
+    "tests frames": re.compile(r"test_inprocess|test_tcp|frame"),
+    "tests precision": re.compile(r"precision|bf16|tf32|autocast|compile"),
     "tests others": re.compile(""),
 }
 """Which goal a test belongs to, by its name: the first that fits."""
@@ -464,7 +466,7 @@ SECTIONS = [
     Section(adc, 15),
     Section(methods, 35),
     Section(tests, 110),
-    Section(eight, 70),
+    Section(eight, 80),
     Section(data, 40),
     Section(nccl, 20),
     Section(compiled, 60),
@@ -503,6 +505,8 @@ GOALS = {
     "tests parity": "losses of CPU and GPU within their tolerance",
     "tests repeat": "`--deterministic` repeats a run bit for bit",
     "tests nccl": "the contract of a link over NCCL",
+    "tests frames": "tensors that stay on the GPU cross as real frames do",
+    "tests precision": "`--precision` and `--compile` compute what they say",
     "tests others": "all other tests that need a GPU",
 }
 """What is asked for, by the name that sections use."""

@@ -77,6 +77,16 @@ def few_threads() -> None:
     tqdm.monitor_interval = 0  # its thread would outlive the first test that loads data
 
 
+@pytest.fixture(scope="session", autouse=True)
+def used_gpu(request: pytest.FixtureRequest) -> None:
+    """Let what CUDA opens when it is first used be there before the first test."""
+    if request.config.getoption("--gpu"):
+        import torch
+
+        if torch.cuda.is_available():
+            torch.zeros(1, device="cuda", requires_grad=True).sum().backward()
+
+
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind() -> Iterator[None]:
     """Fail a test that leaves a thread, child process, socket or changed process-wide state.
