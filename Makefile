@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-everywhere lint types wheel bench clean
+.PHONY: run test test-everywhere lint types wheel bench gpu clean
 
 run: .venv/installed-run
 	$(BIN)/splitlab run --plugin adc
@@ -31,6 +31,10 @@ wheel: .venv/installed-dev
 
 bench: .venv/installed-test
 	$(BIN)/python -m pytest benchmarks -o addopts= --benchmark-only -s -q
+
+# On a machine with a GPU: its checks and figures, in docs/gpu.md. Installs nothing.
+gpu:
+	benchmarks/gpu.sh $(if $(OUTPUT),--output $(OUTPUT))
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

@@ -10,24 +10,22 @@ The wire is not part of it: what frames cost is in bench_links.py.
 from __future__ import annotations
 
 import os
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from race import race
 
 from splitlab.core import Attention, Cut, Keys, Kind, Message, Peer, Role
 from splitlab.core.catalogue.binding import bind
 from splitlab.core.catalogue.tables import catalogue
 from splitlab.core.engine.stack import Stack
-from splitlab.core.models.build import build_model
+from splitlab.core.models.build import build_model, describe
 
 B, C = 128, 100
 MODEL = "deit_tiny_patch16_224"
-CPU = torch.device("cpu")
 LARGEST_SHARE = 0.05
 HELD_TO_IT = {
     "adc",
@@ -45,20 +43,24 @@ ROUNDS = 3
 class Client:
     """The client's part of DeiT-T, one batch of noise, and what a plugin sees of it."""
 
-    def __init__(self) -> None:
-        self.model = build_model(MODEL, classes=C, seed=0)
+    def __init__(self, device: torch.device, model: str = MODEL, size: int = B) -> None:
+        self.device = device
+        self.size = size
+        self.model = build_model(model, classes=C, seed=0, weights="none")
         self.cut = self.model.default_cut
-        self.part = self.model.part(0, (self.cut,), CPU)
+        self.part = self.model.part(0, (self.cut,), device)
         self.part.train(True)
         for request in (Attention(), Keys()):
             self.part.watch(request)
         draw = torch.Generator().manual_seed(0)
-        self.images = torch.randn(B, 3, 224, 224, generator=draw)
-        self.targets = torch.randint(C, (B,), generator=draw)
+        facts = describe(model)
+        shape = (size, facts.channels, facts.image_size, facts.image_size)
+        self.images = torch.randn(shape, generator=draw).to(device)
+        self.targets = torch.randint(C, (size,), generator=draw).to(device)
         activations = self.part.forward(self.images)
         self.measured = self.part.measured()
         self.activations = activations.detach()
-        self.gradient = 1e-5 * torch.randn(activations.shape, generator=draw)
+        self.gradient = 1e-5 * torch.randn(activations.shape, generator=draw).to(device)
         self.parameters = [parameter for _, parameter in self.part.named_parameters()]
 
     def step(self) -> None:
@@ -72,16 +74,16 @@ class Client:
             classes=C,
             layout=self.model.layout(self.cut),
             cut=self.cut,
-            batch_size=B,
-            device=CPU,
+            batch_size=self.size,
+            device=self.device,
         )
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
+def client(device: torch.device) -> Iterator[Client]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield Client()
+    yield Client(device)
     torch.set_num_threads(threads)
 
 
@@ -89,15 +91,20 @@ def client() -> Iterator[Client]:
 def table() -> Iterator[list[tuple[str, float, float, float]]]:
     rows: list[tuple[str, float, float, float]] = []
     yield rows
-    lines = ["| plugin | encode + decode, ms | share of the client's step | ratio sent |"]
-    lines.append("|---|--:|--:|--:|")
-    for name, own, share, sent in sorted(rows, key=lambda row: row[2]):
-        lines.append(f"| `{name}` | {own * 1e3:.1f} | {share:.1%} | {sent:.3f} |")
-    text = "\n".join(lines)
+    text = as_table(rows)
     print(f"\n{text}\n")
     path = os.environ.get("SPLITLAB_SPEED_TABLE")
     if path:
         Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def as_table(rows: list[tuple[str, float, float, float]]) -> str:
+    """Return the Markdown of names, seconds, shares and ratios."""
+    lines = ["| plugin | encode + decode, ms | share of the client's step | ratio sent |"]
+    lines.append("|---|--:|--:|--:|")
+    for name, own, share, sent in sorted(rows, key=lambda row: row[2]):
+        lines.append(f"| `{name}` | {own * 1e3:.1f} | {share:.1%} | {sent:.3f} |")
+    return "\n".join(lines)
 
 
 def compression(name: str, client: Client) -> Callable[[], float]:
@@ -121,7 +128,7 @@ def compression(name: str, client: Client) -> Callable[[], float]:
     def work() -> float:
         step = next(steps)
         x = client.activations.clone().requires_grad_()
-        ids = torch.arange(B) + B * (step % 2)  # every sample comes back
+        ids = torch.arange(client.size) + client.size * (step % 2)  # every sample comes back
         cut = Cut(
             activations=x,
             targets=client.targets,
@@ -171,17 +178,13 @@ def test_encoding_and_decoding_beside_the_clients_part(
     name: str, client: Client, table: Any, benchmark: Any
 ) -> None:
     work = compression(name, client)
+    sent = 0.0
     for _ in range(3):  # warm: bases, histories, caches; every sample was seen
         sent = work()
-    theirs: list[float] = []
-
-    def run_theirs() -> None:
-        start = time.perf_counter()
-        client.step()
-        theirs.append(time.perf_counter() - start)
-
-    benchmark.pedantic(work, setup=run_theirs, rounds=ROUNDS)
-    own, step = float(benchmark.stats.stats.median), statistics.median(theirs)
+    sides = {"own": work, "step": client.step}
+    options = {"rounds": ROUNDS, "warm_up": 1}
+    found = benchmark.pedantic(race, args=(sides, client.device), kwargs=options)
+    own, step = found["own"], found["step"]
     benchmark.extra_info |= {"client_ms": step * 1e3, "share": own / step, "sent": sent}
     table.append((name, own, own / step, sent))
     print(f"\n{name}: {own * 1e3:.1f} ms of the client's {step * 1e3:.0f} ms, {own / step:.1%}")

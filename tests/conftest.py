@@ -1,6 +1,9 @@
 """Fixtures of all tests: whatever a test leaves behind fails it, and `tiny` makes peers that
 train in milliseconds.
 
+Tests see no GPU, nor do the processes that they start: what ``--device auto`` takes must not depend
+on the machine. ``pytest --gpu`` runs the tests marked ``gpu``, and only these, which see it.
+
 Test modules are no package (pytest's importlib mode), so helpers come as fixtures. What loads torch
 is imported where it is used: not every test needs it.
 """
@@ -33,6 +36,38 @@ _NOT_OURS = (
 _PATIENCE = 3.0  # seconds that a thread, a child or a socket may take to go
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--gpu", action="store_true", help="run the tests that need a CUDA device, and no others"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A process that has looked for GPUs once sees the same ones to its end, so this is decided for
+    # all tests of a process, and before the first imports torch.
+    if config.getoption("--gpu"):
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what repeats itself needs it
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = config.getoption("--gpu")
+    reason = "needs a GPU: run pytest --gpu"
+    if wanted:
+        others = [item for item in items if not item.get_closest_marker("gpu")]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item.get_closest_marker("gpu")]
+        import torch
+
+        if torch.cuda.is_available():
+            return
+        reason = "there is no CUDA device"
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def few_threads() -> None:
     """Compute with one thread, or as many as ``SPLITLAB_TEST_THREADS`` says."""
@@ -40,6 +75,16 @@ def few_threads() -> None:
     if torch is not None:
         torch.set_num_threads(_THREADS)
     tqdm.monitor_interval = 0  # its thread would outlive the first test that loads data
+
+
+@pytest.fixture(scope="session", autouse=True)
+def used_gpu(request: pytest.FixtureRequest) -> None:
+    """Let what CUDA opens when it is first used be there before the first test."""
+    if request.config.getoption("--gpu"):
+        import torch
+
+        if torch.cuda.is_available():
+            torch.zeros(1, device="cuda", requires_grad=True).sum().backward()
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +116,9 @@ def _possessions() -> set[object]:
             continue  # the directory's own descriptor
         if target.startswith("socket:"):
             sockets.add(target)
-    return {*threading.enumerate(), *_children(), *sockets}
+    # Threads of torch's own that have run Python once: autograd keeps one for each GPU.
+    threads = (t for t in threading.enumerate() if not isinstance(t, threading._DummyThread))
+    return {*threads, *_children(), *sockets}
 
 
 def _children() -> set[str]:

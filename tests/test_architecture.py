@@ -416,6 +416,7 @@ WITHOUT_A_SOURCE = {
     "test_conformance.py": "the kit's checks of every plugin that ships",
     "test_docs.py": "the documents",
     "test_examples.py": "the examples and the README",
+    "test_gpu.py": "what a GPU must do as a CPU does, and the script that looks at it",
     "test_pairs.py": "plugins two by two",
     "transports/test_contract.py": "what all transports have in common",
 }

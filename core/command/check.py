@@ -64,6 +64,12 @@ def add(commands: Commands) -> Parser:
     for kind, text in texts.items():
         option = parser.add_argument(f"--{SINGULAR[kind]}", metavar="NAME", help=text)
         completes(option, kind)
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        metavar="DEVICE",
+        help="check the plugin on this device, such as cuda (default: cpu)",
+    )
     add_json(parser)
     return parser
 
@@ -104,10 +110,10 @@ def _one(arguments: argparse.Namespace) -> Report | None:
         first, second, *_ = ("".join(each) for each in named)
         raise ConfigError(f"check {first} and {second} exclude each other; give one")
     if not named:
-        if arguments.model:
+        for name, value in _of_a_plugin(arguments):
             raise ConfigError(
-                f"--model {arguments.model} needs a NAME, the plugin to check on it: "
-                f"splitlab check quantize --model {arguments.model}"
+                f"{name} {value} needs a NAME, the plugin to check on it: "
+                f"splitlab check quantize {name} {value}"
             )
         return None
     [(option, text)] = named
@@ -124,11 +130,17 @@ def _one(arguments: argparse.Namespace) -> Report | None:
                 f"{text} is a model; check a plugin on it: splitlab check quantize --model {text}"
             )
     if not option:
-        return check_plugin(text, model=arguments.model)
-    if arguments.model:
-        raise ConfigError(f"--model {arguments.model} is for plugins; check {text} without it")
+        return check_plugin(text, model=arguments.model, device=arguments.device)
+    for name, value in _of_a_plugin(arguments):
+        raise ConfigError(f"{name} {value} is for plugins; check {text} without it")
     checks = {"--transport ": check_transport, "--link ": check_link, "--probe ": check_probe}
     return checks[option](text)
+
+
+def _of_a_plugin(arguments: argparse.Namespace) -> list[tuple[str, str]]:
+    """Return what was given that only a plugin can be checked on."""
+    given = {"--model": arguments.model, "--device": arguments.device}
+    return [(name, value) for name, value in given.items() if value not in (None, "cpu")]
 
 
 def _is_model(text: str) -> bool:

@@ -182,11 +182,14 @@ def _study(arguments: argparse.Namespace) -> int:
     with heavy_imports():
         from splitlab.core.studies.conduct import prepare
         from splitlab.core.studies.definition import axis_of_texts
+        from splitlab.core.studies.executors import executor
 
     axes = [axis_of_texts(together) for together in arguments.axes or ()]
     asked = {"stacks": stacks, "over": axes, "seeds": arguments.seeds, "output": output}
     if arguments.dry_run:
-        return _show_plan(prepare(arguments.study, options=options, dry=True, **asked))
+        found = prepare(arguments.study, options=options, dry=True, **asked)
+        performer = executor(arguments.executor, ray_address=arguments.ray_address)
+        return _show_plan(found, performer.sharing(found.jobs()))
     return conducted(arguments, arguments.study, options, **asked)
 
 
@@ -265,8 +268,8 @@ def fail(results: Results, found: Study) -> None:
     raise Diverged(f"a run diverged{more}: {bad[0][1]}")
 
 
-def _show_plan(found: Study) -> int:
-    """Print the rows of a study and how many of their runs are finished."""
+def _show_plan(found: Study, sharing: str) -> int:
+    """Print the rows of a study, how many of their runs are finished, and what these share."""
     from splitlab.core.command.show import near, print_line, print_table
 
     results = found.results()
@@ -274,6 +277,8 @@ def _show_plan(found: Study) -> int:
     finished = sum(run.state == "finished" for run in runs)
     print_line((found.definition.name, "bold"), f": {found.definition.summary}")
     say(f"{len(runs)} runs in {near(found.folder)}, of which {finished} are finished")
+    if sharing:
+        say(sharing)
     print()
     print_table(
         ("row", "finished", "remark"),

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Iterable
@@ -144,6 +145,11 @@ def reason(error: BaseException, owner: object = None) -> str:
         owner: whose code it is, see `where`.
     """
     told = error.msg if isinstance(error, SyntaxError) and where(error) else str(error)
+    if torchs := re.match(r"(\S+) does not have a deterministic implementation", told):
+        told = (
+            f"{torchs[1]} has no deterministic implementation on this device; leave out "
+            "--deterministic, or choose --device cpu or another method"
+        )
     text = " ".join(told.split())
     return f"{type(error).__name__}{': ' if text else ''}{text}{where(error, owner)}"
 

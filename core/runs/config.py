@@ -213,6 +213,11 @@ class Config(Training):
         metavar="DEVICE",
         group=_MACHINE,
     )
+    deterministic: bool = option(
+        False,
+        "let a GPU repeat itself bit for bit, which takes longer; a CPU does without",
+        group=_MACHINE,
+    )
     threads: int | None = option(
         None, "CPU threads of each peer", unset="$OMP_NUM_THREADS, or all cores", group=_MACHINE
     )

@@ -26,6 +26,7 @@ from splitlab.core.runs.origin import Origin
 from splitlab.core.runs.plan import Decided, Plan, make
 from splitlab.core.runs.precision import products
 from splitlab.core.runs.process import ServerProcess
+from splitlab.core.runs.repeating import repeating
 from splitlab.core.runs.reporter import Reporter, Result
 from splitlab.core.runs.workers import build_client, build_server, limited_threads
 
@@ -169,6 +170,7 @@ def _run(
         decided = Decided.of(config)
         cleanup.enter_context(limited_threads(decided.threads))
         cleanup.enter_context(products(config.precision))
+        cleanup.enter_context(repeating(config))
         plan, model, data = make(decided, loading=reporter.loading, peers_here=1 if alone else 2)
         client = build_client(plan, model, observers)
         cleanup.callback(client.stack.run_end)

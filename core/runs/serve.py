@@ -28,6 +28,7 @@ from splitlab.core.runs.folder import append, cut_after
 from splitlab.core.runs.plan import Decided, PeerPlan, make_for_server
 from splitlab.core.runs.precision import products
 from splitlab.core.runs.records import SERVER_METRICS, StepRecord
+from splitlab.core.runs.repeating import repeating
 from splitlab.core.runs.workers import build_server, limited_threads
 from splitlab.core.session.protocol import MARKS, line
 from splitlab.core.session.server import ServerSession
@@ -83,6 +84,7 @@ def serve(
     with ExitStack() as cleanup:
         cleanup.enter_context(limited_threads(decided.threads))
         cleanup.enter_context(products(decided.config.precision))
+        cleanup.enter_context(repeating(decided.config))
         plan, model = make_for_server(decided, classes, peers_here=peers_here, samples=samples)
         build = partial(_build, plan, model, cleanup)
         server = build()

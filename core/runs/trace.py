@@ -27,6 +27,7 @@ from splitlab.core.runs.config import Config
 from splitlab.core.runs.ends import end
 from splitlab.core.runs.plan import Decided, Plan, make
 from splitlab.core.runs.precision import products
+from splitlab.core.runs.repeating import repeating
 from splitlab.core.runs.stages import CLIENT_BACKWARD, FRAME, Recorder, Stage, watcher
 from splitlab.core.runs.workers import build_client, build_server, limited_threads
 from splitlab.core.wire.ledger import Ledger
@@ -141,7 +142,10 @@ def trace(
     known = dataclasses.asdict(config) if config else {}
     asked = Config.from_mapping(known | options)
     decided = Decided.of(replace(asked, transport=Config().transport))  # of one process
-    with limited_threads(decided.threads), products(asked.precision), ExitStack() as cleanup:
+    with ExitStack() as cleanup:
+        cleanup.enter_context(limited_threads(decided.threads))
+        cleanup.enter_context(products(asked.precision))
+        cleanup.enter_context(repeating(asked))
         plan, model, data = make(decided)
         config = plan.config
         recorder = Recorder(plan.device)

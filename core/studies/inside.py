@@ -32,3 +32,7 @@ class Inside:
                 keep_log(job.folder)  # of a process that had it in hand before
             reporter.ended(job, outcome)
             gc.collect()  # what a run leaves in cycles may hold memory of a GPU
+
+    def sharing(self, jobs: Sequence[Job]) -> str:
+        """Return nothing: one run at a time has what there is."""
+        return ""

@@ -96,6 +96,9 @@ class Executor(Protocol):
                 with a checkpoint, and its folder is where it belongs.
         """
 
+    def sharing(self, jobs: Sequence[Job]) -> str:
+        """Return how runs at the same time share a GPU, in words; empty if they do not."""
+
 
 def told(error: SplitlabError) -> str:
     """Return an error without the way to go on with the run, which is the study's to say."""

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -73,6 +73,16 @@ class Processes:
         if waiting or interrupted:
             raise Interrupted(f"interrupted in {interrupted} runs, before {len(waiting)}")
 
+    def sharing(self, jobs: Sequence[Job]) -> str:
+        """Return how many runs share a GPU, and whether they do so side by side."""
+        places = _places(min(self.number, len(jobs)), jobs)
+        runs = Counter(place.gpu for place in places if place.gpu is not None)
+        most = max(runs.values(), default=0)
+        if most < 2:
+            return ""
+        how = "side by side, by" if _mps_runs() else "in turns: there is no"
+        return f"up to {most} runs at a time share a GPU, {how} MPS of NVIDIA's"
+
 
 @dataclass(frozen=True)
 class _Place:
@@ -109,6 +119,15 @@ def _gpus(devices: Sequence[str]) -> list[str]:
     import torch
 
     return [str(i) for i in range(torch.cuda.device_count())]
+
+
+def _mps_runs() -> bool:
+    """Whether NVIDIA's Multi-Process Service is there; CUDA then takes it by itself.
+
+    Its daemon listens in this folder. Who starts and ends it is not for us to say.
+    """
+    folder = os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")
+    return os.path.exists(os.path.join(folder, "control"))
 
 
 class _Worker:

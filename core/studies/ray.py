@@ -105,6 +105,10 @@ class Ray:
         if waiting or interrupted:
             raise Interrupted(f"interrupted in {interrupted} runs, before {len(waiting)}")
 
+    def sharing(self, jobs: Sequence[Job]) -> str:
+        """Return nothing: Ray shares them out."""
+        return ""
+
     def _needs(self, job: Job, has: Mapping[str, float]) -> dict[str, float]:
         """Return what the task of a job takes of its node."""
         cpus, gpus = self.cpus, self.gpus

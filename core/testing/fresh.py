@@ -32,6 +32,8 @@ from splitlab.core.contract.settings import Bound
 from splitlab.core.engine.conversation import hold
 from splitlab.core.engine.worker import Worker
 from splitlab.core.runs.checkpoint import Checkpoints
+from splitlab.core.runs.config import Config
+from splitlab.core.runs.repeating import repeating
 from splitlab.core.testing.tiny import Tiny, freeze, thaw
 
 __all__ = ["FreshPeers", "Turn", "address"]
@@ -218,7 +220,8 @@ def _answer(request: Mapping[str, Any], frames: list[bytes], answers: Any) -> No
         sys.path += [folder for folder in request["path"] if folder not in sys.path]
         stack = _find(request["plugins"])
         said = "error"
-        sent = _play(request, stack, frames)
+        with repeating(Config(device=request["tiny"]["device"], deterministic=True)):
+            sent = _play(request, stack, frames)
     except BaseException as error:  # noqa: BLE001 (whatever it is, the other process shall hear it)
         kind = "" if isinstance(error, SplitlabError) else f"{type(error).__name__}: "
         head, sent = {said: f"{kind}{error}"}, []

@@ -68,6 +68,7 @@ def _natural(s: Subject) -> str | None:
             )
         remarks.append(f"off by {error:.0e} from autograd")
     noise = torch.randn(X.shape, generator=torch.Generator().manual_seed(0), dtype=X.dtype)
+    noise = noise.to(X.device)
     along, held = _derivative(s, X, noise, G), ""
     if along is None or not _agrees(G, noise, along):
         # Most choices that a method holds fixed (a basis, a partition, the largest values) are the

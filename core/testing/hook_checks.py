@@ -40,7 +40,7 @@ def decoded_fits_the_model(s: Subject) -> str | None:
     s.charged(DECODED)
     if problem := decoding_problem(s.working()):
         raise s.failed(problem)
-    if not torch.cuda.is_available():
+    if s.tiny.device != "cpu" or not torch.cuda.is_available():
         return None
     couple = s.couple(device=torch.device("cuda"))
     couple.train(s.tiny.batch(), 0)

@@ -16,6 +16,9 @@ from contextlib import ExitStack
 from splitlab.core.catalogue.binding import bind_stack
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.settings import Bound, parameters
+from splitlab.core.runs.config import Config
+from splitlab.core.runs.device import choose_device
+from splitlab.core.runs.repeating import repeating
 from splitlab.core.runs.workers import limited_threads
 from splitlab.core.testing.edge_checks import survives_edge_inputs, takes_half_precision
 from splitlab.core.testing.finite_checks import shows_what_is_not_finite
@@ -67,6 +70,7 @@ def check_plugin(
     fresh: FreshPeers | None = None,
     tiny: Tiny = TINY,
     model: str | None = None,
+    device: str = "cpu",
 ) -> Report:
     """Check that a plugin holds what every compression method must hold.
 
@@ -78,9 +82,11 @@ def check_plugin(
         tiny: the model, for a plugin that refuses the small one.
         model: another model, as users type it, with new numbers and small images; see `Tiny`. A
             plugin that cannot work on it fails ``"fits-the-model"``, and nothing else is checked.
+        device: where the peers compute, such as ``"cuda"``: there as ``--deterministic`` has it.
 
     Raises:
-        ConfigError: an unknown name of a plugin, parameter, model or check.
+        ConfigError: an unknown name of a plugin, parameter, model or check, a device that cannot
+            be used.
         PluginError: the plugin or the model cannot be imported.
     """
     text = plugin if isinstance(plugin, str) else None
@@ -93,7 +99,11 @@ def check_plugin(
         stack = [Bound(plugin.__name__, plugin.__name__, plugin, given, {})]
     with ExitStack() as cleanup:
         cleanup.enter_context(limited_threads(1))
+        cleanup.enter_context(repeating(Config(device=device, deterministic=True)))
         name = text or str(stack[0])
+        if device != "cpu":
+            choose_device(device, "client", peers_here=1)
+            tiny, name = dataclasses.replace(tiny, device=device), f"{name} on {device}"
         checks = chosen(PLUGIN_CHECKS, only)
         if model is not None:
             tiny = dataclasses.replace(tiny, model=model)

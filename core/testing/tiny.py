@@ -57,6 +57,7 @@ class Tiny:
         batches: how many different ones there are, one after another and again; 0 for no end.
         model: another model, as users type it: ``"resnet18"``, ``"vit:depth=2"``,
             ``"FILE.py:function"``. Of the other attributes, it takes classes and samples.
+        device: where its peers compute, unless they are told otherwise.
     """
 
     image: int = 16
@@ -68,6 +69,7 @@ class Tiny:
     samples: int = 6
     batches: int = 0
     model: str | None = None
+    device: str = "cpu"
 
     def vit(self, seed: int = 0, **arguments: Any) -> Any:
         """Build timm's module of this model, equal for equal seeds; arguments are timm's."""
@@ -112,7 +114,7 @@ class Tiny:
             "classes": self.classes,
             "cut": self._cut,
             "batch_size": self.samples,
-            "device": CPU,
+            "device": torch.device(self.device),
             "schedule": self._schedule,
         }
         layout = (
@@ -163,7 +165,7 @@ class Tiny:
         rate: Rate | None = None,
         model: Callable[[], torch.nn.Module] | None = None,
         classes: int | None = None,
-        device: torch.device = CPU,
+        device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         autocast: torch.dtype | None = None,
         **arguments: Any,
@@ -176,6 +178,7 @@ class Tiny:
         else:
             module = model() if model else self.vit(seed, num_classes=classes, **arguments)
             uncut = whole(module.to(dtype))
+        device = device or torch.device(self.device)
         part = uncut.part(int(role == "server"), (cut,), device)
         layout = uncut.layout(cut)
         facts = {"seed": seed, "classes": classes, "layout": layout, "cut": cut}

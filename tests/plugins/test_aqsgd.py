@@ -494,7 +494,6 @@ def test_by_name() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_and_a_cpu_do_not_drift_apart(tiny: Any) -> None:
     client, server = pair(bits=5)
     for step in range(5):

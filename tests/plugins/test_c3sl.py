@@ -493,7 +493,6 @@ def test_built_by_name() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("L", [3200, 37_824])
 def test_gpu_agrees_with_the_cpu(L: int) -> None:
     drawn, rows = draw_keys(3, L, "gaussian", torch.Generator().manual_seed(0)).float(), noise(7, L)

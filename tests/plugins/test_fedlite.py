@@ -565,7 +565,6 @@ def test_built_by_name(text: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("F", [1, 2])
 def test_gpu_repeats_itself_and_agrees_with_the_cpu(F: int) -> None:
     points = noise(2, 50_000, F)

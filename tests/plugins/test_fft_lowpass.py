@@ -363,7 +363,6 @@ def test_built_by_name() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_gpu_agrees_with_the_cpu() -> None:
     X = noise(8, 197, 192)
     for block in BLOCKS:

@@ -604,7 +604,6 @@ def test_built_by_name(text: str, gradient: str, stateful: bool) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("gradient", ["factor", "natural"])
 def test_gpu_agrees_with_the_cpu(tiny: Any, gradient: str) -> None:
     X = noise(8, 197, 64)

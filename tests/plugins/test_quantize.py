@@ -396,7 +396,6 @@ def test_built_by_name() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("per", PERS)
 def test_gpu_agrees_with_the_cpu(tiny: Any, per: Any) -> None:
     x = noise(8, 20, 48)

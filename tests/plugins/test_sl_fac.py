@@ -475,7 +475,6 @@ def test_built_by_name() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_gpu_agrees_with_the_cpu() -> None:
     X = waves(16)
     here = there_and_back(X, ratio=0.5)

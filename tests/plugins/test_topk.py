@@ -511,7 +511,6 @@ def test_built_by_name() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("build", BOTH)
 def test_gpu_agrees_with_the_cpu(tiny: Any, build: Any) -> None:
     X = noise(8, 20, 48)

@@ -17,9 +17,14 @@ from splitlab.core.contract.errors import ConfigError, NetworkError
 from splitlab.core.testing import TRANSPORT_CHECKS, check_transport
 from splitlab.core.testing.links import both_ends
 
+TRANSPORTS = [
+    pytest.param(name, marks=pytest.mark.gpu) if name == "nccl" else name
+    for name in sorted(catalogue()["transports"])
+]
+
 
 @pytest.mark.parametrize("check", [check.name for check in TRANSPORT_CHECKS])
-@pytest.mark.parametrize("name", sorted(catalogue()["transports"]))
+@pytest.mark.parametrize("name", TRANSPORTS)
 def test_the_contract(name: str, check: str) -> None:
     report = check_transport(name, only=[check])
     report.raise_if_failed()
@@ -27,7 +32,7 @@ def test_the_contract(name: str, check: str) -> None:
         pytest.skip(f"{name}: {report.rows[0].reason}")
 
 
-@pytest.fixture(params=sorted(catalogue()["transports"]))
+@pytest.fixture(params=TRANSPORTS)
 def networked(request: pytest.FixtureRequest) -> Any:
     transport = load("transports", request.param)()
     if reason := transport.unavailable():
@@ -66,7 +71,7 @@ def test_a_malformed_address_is_shown_as_it_should_be(networked: Any, device: to
         networked.listen("127.0.0.1:80", device=device)
 
 
-@pytest.mark.parametrize("name", sorted(catalogue()["transports"]))
+@pytest.mark.parametrize("name", TRANSPORTS)
 def test_the_end_of_a_link_says_what_happened(name: str) -> None:
     transport = load("transports", name)()
     if reason := transport.unavailable():

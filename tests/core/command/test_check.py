@@ -75,6 +75,9 @@ def test_a_plugin_is_checked_on_another_model(
         assert told in fails("check", name)
     error = fails("check", "tcp:nodelay=false", "--model", "resnet18")
     assert "--model resnet18 is for plugins; check tcp:nodelay=false without it" in error
+    assert "--device cuda needs a NAME" in fails("check", "--device", "cuda")
+    error = fails("check", "tcp", "--device", "cuda")
+    assert "--device cuda is for plugins; check tcp without it" in error
     assert "unknown model 'resnet19'" in fails("check", "adc", "--model", "resnet19")
 
 

@@ -60,6 +60,16 @@ def test_a_dry_run_writes_nothing(
     assert runs.log == []
 
 
+def test_a_dry_run_tells_how_runs_share_a_gpu(
+    runs: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    asked = [*GRID, "--output", "s", "--dry-run", *FLAGS, "--executor", "processes:2"]
+    for device, shared in (("cpu", False), ("auto", True)):
+        assert main([*asked, "--device", device]) == 0
+        assert ("up to 2 runs at a time share a GPU" in capsys.readouterr().out) is shared
+
+
 def test_a_study_of_the_catalogue(
     runs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], unlistened: None
 ) -> None:

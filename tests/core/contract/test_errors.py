@@ -73,6 +73,16 @@ def test_what_raised_is_told_in_one_line_with_the_last_line_that_is_not_torchs()
     assert reason(AssertionError()) == "AssertionError"
 
 
+def test_an_operation_that_cannot_repeat_itself_is_named_with_the_way_out() -> None:
+    torchs = RuntimeError(
+        "cumsum_cuda_kernel does not have a deterministic implementation, but you set 'torch.…"
+    )
+    assert reason(torchs) == (
+        "RuntimeError: cumsum_cuda_kernel has no deterministic implementation on this device; "
+        "leave out --deterministic, or choose --device cpu or another method"
+    )
+
+
 def test_what_cannot_be_parsed_is_found_where_it_stands() -> None:
     with pytest.raises(SyntaxError) as caught:
         compile("x = 1\n\ny = (\n", "/somewhere/bad.py", "exec")

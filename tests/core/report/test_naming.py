@@ -109,6 +109,7 @@ def test_a_setting_that_is_called_like_a_column_is_told_with_its_plugin(tmp_path
         ({"output": "x", "name": "n", "tags": ("t",), "timeout": 9.0, "threads": 7}, True),
         ({"compile": "default"}, True),
         ({"precision": "bf16"}, False),
+        ({"deterministic": True, "device": "cpu"}, True),
         ({"plugins": ("adc:ratio=0.10",)}, True),
         ({"plugins": ("adc:ratio=0.2",)}, False),
         ({"budget": "nominal=1"}, True),

@@ -261,3 +261,26 @@ def test_gpus_go_round(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     jobs = make_jobs(tmp_path, device=device)
     assert [place.gpu for place in processes._places(3, jobs)] == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "number", "mps", "told"),
+    [
+        ("cpu", 3, True, ""),
+        ("auto", 2, True, ""),
+        ("auto", 3, False, "up to 2 runs at a time share a GPU, in turns: there is no MPS"),
+        ("cuda", 3, True, "up to 2 runs at a time share a GPU, side by side, by MPS"),
+    ],
+)
+def test_how_a_gpu_is_shared_is_said(
+    device: str, number: int, mps: bool, told: str, make_jobs: Any, monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path / "mps"))
+    if mps:
+        (tmp_path / "mps").mkdir()
+        (tmp_path / "mps/control").touch()
+    jobs = [*make_jobs(tmp_path, device=device)] * 3
+    said = processes.Processes(number).sharing(jobs)
+    assert said.startswith(told)
+    assert bool(said) == bool(told)

@@ -159,7 +159,6 @@ def test_a_plugin_that_refuses_every_model_here_fails_with_its_own_words() -> No
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_where_there_is_a_gpu_shapes_are_checked_there_too() -> None:
     [row] = check_plugin("adc", only=["decoded-fits-the-model"]).rows
     assert (row.outcome, row.reason) == ("passed", "on CPU and GPU")

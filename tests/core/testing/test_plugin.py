@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import torch
 from right import Cast, Commits, Corrects, Remembers, Shift
 from test_gradient_checks import DerivesWrongly
 
-from splitlab.core import ConfigError, hookimpl
+from splitlab.core import ConfigError, Peer, hookimpl
 from splitlab.core.testing import PLUGIN_CHECKS, FreshPeers, Tiny, check_plugin
 
 
@@ -28,6 +29,24 @@ def test_every_check_stands_in_a_module_with_tests_of_its_own() -> None:
         module = check.run.__module__.rpartition(".")[2]
         assert check.run.__name__ == check.name.replace("-", "_")
         assert Path(__file__).with_name(f"test_{module}.py").is_file()
+
+
+class Looks(Cast):
+    seen: ClassVar[set[torch.device]] = set()
+
+    @hookimpl
+    def setup(self, peer: Peer) -> None:
+        self.seen.add(peer.device)
+
+
+def test_a_plugin_is_checked_on_a_device(fresh: FreshPeers) -> None:
+    only = ["builds-and-runs", "gradient-as-declared", "frames-are-enough"]
+    report = check_plugin(Looks, only=only, fresh=fresh, device="cpu:0")
+    report.raise_if_failed()
+    assert report.subject.endswith(" on cpu:0")
+    assert Looks.seen == {torch.device("cpu", 0)}
+    with pytest.raises(ConfigError, match="--device cuda:99 cannot be used here"):
+        check_plugin("cast", device="cuda:99")
 
 
 class Boasts(Cast):

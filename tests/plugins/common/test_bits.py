@@ -204,7 +204,6 @@ def test_what_is_not_finite_has_a_code(levels: int) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("bits", range(1, MOST_BITS + 1))
 def test_gpu_agrees_with_the_cpu(bits: int) -> None:
     draw = torch.Generator().manual_seed(0)

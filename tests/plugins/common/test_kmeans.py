@@ -230,7 +230,6 @@ def test_refuses(clusters: int, options: dict[str, float], says: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_gpu_draws_like_the_cpu_and_repeats_itself() -> None:
     points, _ = blobs(5, 8, features=197)
     on_cpu = kmeans(points, 5, generator=draw())

@@ -157,7 +157,6 @@ def test_shares_that_are_refused() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_gpu_repeats_itself_and_agrees_with_the_cpu(dtype: torch.dtype) -> None:
     draw = torch.Generator().manual_seed(0)
