@@ -181,7 +181,9 @@ class Loop:
     def _step(self, batches: Iterator[Batch]) -> None:
         progress, session = self.progress, self._session
         started = time.perf_counter()
-        batch = self.plan.mixed(next(batches), progress.step)
+        batch = next(batches)
+        progress.data_seconds += time.perf_counter() - started
+        batch = self.plan.mixed(batch, progress.step)
         server, link, mark = session.server_seconds, session.link_seconds, self.ledger.mark()
         trained = session.hold(self.client.train(batch, progress.step))
         size = self.plan.config.batch_size
@@ -242,8 +244,8 @@ class Loop:
         )
         progress = self.progress
         progress.seconds += time.perf_counter() - started
-        spent = progress.client_seconds + progress.server_seconds + progress.link_seconds
         self._log(record)
+        spent = progress.training_seconds
         self.folder.log_time(TimeRecord(progress.step, progress.seconds, spent))
         self._reporter.evaluated(record)
         return record
@@ -378,6 +380,8 @@ class Loop:
             stopped_early=self.budget_used() < 1,
             best_step=best[0] if best else None,
             best_accuracy=best[1] if best else None,
+            images_per_second=progress.samples / progress.training_seconds,
+            data_share=progress.data_seconds / progress.training_seconds,
         )
         self.folder.write_ledger(self.ledger)
         self.folder.write_summary(summary)
