@@ -28,7 +28,9 @@ __all__ = ["Named", "name_all", "option", "plan_key", "rows_of"]
 
 _APART = ("plugins", "seed", "output", *LABELS)
 """Fields that are no settings of a row: the stack is looked at more closely."""
-_OF_THE_PLACE = ("device", "threads", "workers", "timeout", "checkpoint_every")
+_OF_THE_PLACE = (
+    *("device", "threads", "workers", "worker_kind", "cache", "timeout", "checkpoint_every"),
+)
 """Fields that are not meant to decide a number."""
 
 

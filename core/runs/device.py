@@ -1,4 +1,4 @@
-"""Where a peer computes."""
+"""Where a peer computes, and with how many threads."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 
 from splitlab.core.contract.errors import ConfigError
+from splitlab.core.runs.config import MOST_THREADS
 
-__all__ = ["choose_device"]
+__all__ = ["choose_device", "default_threads"]
 
 
 def choose_device(name: str, role: Literal["client", "server"], *, peers_here: int) -> torch.device:
@@ -31,3 +32,12 @@ def choose_device(name: str, role: Literal["client", "server"], *, peers_here: i
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(f"--device {name} cannot be used here: {reason}") from error
     return device
+
+
+def default_threads() -> int:
+    """Return what ``$OMP_NUM_THREADS`` says, as torch itself would; else the cores we may use."""
+    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if said.isdecimal() and 0 < int(said) <= MOST_THREADS:
+        return int(said)
+    allowed = getattr(os, "sched_getaffinity", None)  # Linux only
+    return len(allowed(0)) if allowed else os.cpu_count() or 1

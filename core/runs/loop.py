@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
 from typing import Any
 
 import torch
@@ -149,11 +149,23 @@ class Loop:
         progress, watch, done = self.progress, self._evaluations, self.folder.evaluations()
         watch.standing = Standing(done)
         evaluation = done[-1] if done else None
-        batches = self._batches()
         if self._should_stop():
             raise Interrupted(f"interrupted before step {progress.step + 1}{self._way_back()}")
         if self.plan.config.eval_points is not None and not progress.step:
             self._evaluate()
+        with closing(self._batches()) as batches:
+            evaluation = self._steps(batches, evaluation)
+        if evaluation is None or not watch.ends(evaluation, progress.step):
+            evaluation = self._evaluate()
+        if progress.step not in self._checkpoints.steps():
+            self._save()
+        return evaluation
+
+    def _steps(
+        self, batches: Iterator[Batch], evaluation: EvaluationRecord | None
+    ) -> EvaluationRecord | None:
+        """Step until the budget is used up; returns the last evaluation, if there was any."""
+        progress, watch = self.progress, self._evaluations
         while not watch.over(before := self.budget_used()):
             self._step(batches)
             due = watch.due(before, self.budget_used(), progress.step)
@@ -164,13 +176,9 @@ class Loop:
                 self._save()
             if stop:
                 raise Interrupted(f"interrupted after step {progress.step}{self._way_back()}")
-        if evaluation is None or not watch.ends(evaluation, progress.step):
-            evaluation = self._evaluate()
-        if progress.step not in self._checkpoints.steps():
-            self._save()
         return evaluation
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Generator[Batch, None, None]:
         epoch, skip = divmod(self.progress.step, self.plan.steps_per_epoch)
         while True:
             yield from self.data.train.batches(
@@ -254,15 +262,16 @@ class Loop:
         """Return accuracy and mean loss over rows of the test part, or all; each weighs alike."""
         test, right, seen, loss = self.data.test, 0, 0, 0.0
         total = len(test) if rows is None else len(rows)
-        for number, batch in enumerate(test.batches(self.plan.config.batch_size, rows=rows)):
-            try:
-                answer = self._session.hold(self.client.query(batch, number, stacked=stacked))
-            except Diverged as error:
-                raise Diverged(f"after step {self.progress.step}: {error}") from error
-            right += int((answer.ids == batch.targets).sum())
-            loss += answer.loss_sum
-            seen += len(batch.targets)
-            self._reporter.evaluating(seen, total)
+        with closing(test.batches(self.plan.config.batch_size, rows=rows)) as batches:
+            for number, batch in enumerate(batches):
+                try:
+                    answer = self._session.hold(self.client.query(batch, number, stacked=stacked))
+                except Diverged as error:
+                    raise Diverged(f"after step {self.progress.step}: {error}") from error
+                right += int((answer.ids == batch.targets).sum())
+                loss += answer.loss_sum
+                seen += len(batch.targets)
+                self._reporter.evaluating(seen, total)
         return right / seen, loss / seen
 
     # Checkpoints, resume, summary.

@@ -6,7 +6,6 @@ Making a plan reads names, data and weights. It starts no process and makes no f
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -28,8 +27,8 @@ from splitlab.core.models.build import ModelFacts, build_model, describe, finger
 from splitlab.core.models.segments import Segmented
 from splitlab.core.models.weights import weights_file
 from splitlab.core.runs.budget import Budget
-from splitlab.core.runs.config import DEFAULT_DATASET, MOST_THREADS, Config
-from splitlab.core.runs.device import choose_device
+from splitlab.core.runs.config import DEFAULT_DATASET, Config
+from splitlab.core.runs.device import choose_device, default_threads
 
 __all__ = [
     "DataFacts",
@@ -86,7 +85,7 @@ class Decided:
             config.model, image_size=config.image_size, cut=config.cut, weights=config.weights
         )
         tried.check(model.ground)
-        threads = config.threads or _default_threads()
+        threads = config.threads or default_threads()
         config = replace(
             config,
             dataset=config.dataset or (None if config.data_dir else DEFAULT_DATASET),
@@ -251,7 +250,7 @@ def make(
         peers_here: 2 if the server is another process on this machine; see `choose_device`.
     """
     device = choose_device(decided.config.device, "client", peers_here=peers_here)
-    data = load_configured_data(decided, loading)
+    data = load_configured_data(decided, loading, device)
     config = decided.config
     schedule = _schedule(decided, len(data.train))
     shared, model = _plan(decided, len(data.train.classes), device, "client", schedule)
@@ -294,7 +293,11 @@ def make_for_server(
     return _plan(decided, classes, device, "server", _schedule(decided, samples))
 
 
-def load_configured_data(decided: Decided, loading: Loading | None = None) -> Data:
+def load_configured_data(
+    decided: Decided,
+    loading: Loading | None = None,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> Data:
     """Load the data of a configuration, in the form that its model takes.
 
     Local data that no name describes are normalised as those were on which weights from elsewhere
@@ -310,6 +313,9 @@ def load_configured_data(decided: Decided, loading: Loading | None = None) -> Da
         seed=config.seed,
         augment=config.augment,
         workers=config.workers,
+        worker_kind=config.worker_kind,
+        cache=config.cache,
+        device=device,
         loading=loading,
         label_column=config.label_column,
         test_split=config.test_split,
@@ -438,12 +444,3 @@ def _peer(
         device=device,
         augmented=config.augment != "none" or config.mixup > 0,
     )
-
-
-def _default_threads() -> int:
-    """Return what ``$OMP_NUM_THREADS`` says, as torch itself would; else the cores we may use."""
-    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    if said.isdecimal() and 0 < int(said) <= MOST_THREADS:
-        return int(said)
-    allowed = getattr(os, "sched_getaffinity", None)  # Linux only
-    return len(allowed(0)) if allowed else os.cpu_count() or 1

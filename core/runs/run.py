@@ -167,6 +167,7 @@ def _run(
         decided = Decided.of(config)
         cleanup.enter_context(limited_threads(decided.threads))
         plan, model, data = make(decided, loading=reporter.loading, peers_here=1 if alone else 2)
+        cleanup.callback(data.close)
         client = build_client(plan, model, observers)
         cleanup.callback(client.stack.run_end)
         if folder is None:

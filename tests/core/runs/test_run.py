@@ -187,7 +187,7 @@ def test_a_plan_is_made_with_all_threads_of_the_run(
         def loading(self, part: str, done: int, total: int) -> None:
             seen.add(torch.get_num_threads())
 
-    monkeypatch.setattr("splitlab.core.runs.plan._default_threads", lambda: 3)
+    monkeypatch.setattr("splitlab.core.runs.plan.default_threads", lambda: 3)
     options = {**real.SMALL, "threads": None, "data_dir": two_classes, "budget": "steps=1"}
     run(reporter=Looks(), output=str(tmp_path / "r"), **options)
     assert seen == {3}
