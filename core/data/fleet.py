@@ -153,11 +153,13 @@ class _Worker:
         lines = self._said.read().decode(errors="replace").strip().splitlines()
         return f"ended with status {status}: {lines[-1] if lines else 'it printed nothing'}"
 
+    def dismiss(self) -> None:
+        with suppress(OSError):
+            self._pipe.close()  # which it waits for, unless it is at work
+
     def end(self) -> None:
         if self._said.closed:
             return
-        with suppress(OSError):
-            self._pipe.close()  # which it waits for, unless it is at work
         try:
             self._process.wait(_PARTING_SECONDS)
         except subprocess.TimeoutExpired:
@@ -167,6 +169,8 @@ class _Worker:
 
 
 def _end(workers: Sequence[_Worker]) -> None:
+    for worker in workers:
+        worker.dismiss()
     for worker in workers:
         worker.end()
 
@@ -190,4 +194,4 @@ def serve(pipe: Connection, perform: Any) -> None:
         with suppress(OSError):  # nobody waits for it any more, which is heard next
             pipe.send(Answer(answer.bad, answer.opened, warned))
             if answer.bad is None:
-                pipe.send_bytes(pixels)
+                pipe.send_bytes(pixels.reshape(-1))

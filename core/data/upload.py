@@ -76,7 +76,7 @@ def uploaded(
 
     Args:
         pixels: (B, C, H, H) uint8 on the CPU, for each part; called in a thread. Its errors are
-            raised when their part is due.
+            raised when their part is to be copied.
         parts: their rows.
         shape: (C, H, H).
         lane: to the device.
