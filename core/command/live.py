@@ -80,7 +80,7 @@ class LiveReporter(RunState):
     def step(self, progress: Progress, ledger: Ledger, loss: float) -> None:
         """Show all numbers anew."""
         self._note = ""
-        spent = progress.client_seconds + progress.server_seconds + progress.link_seconds or 1.0
+        spent = progress.training_seconds or 1.0
         shares = (
             f"{name} {seconds:.1f} s ({seconds / spent:.0%})"
             for name, seconds in (

@@ -106,7 +106,7 @@ class RunState:
 
     def speed(self, progress: Progress) -> float:
         """Return training samples per second of this session."""
-        spent = progress.client_seconds + progress.server_seconds + progress.link_seconds
+        spent = progress.training_seconds
         if self._first is None:
             self._first = (spent, progress.samples)
         seconds, samples = self._first

@@ -339,6 +339,12 @@ def _used(summary: Summary) -> str:
     return f"{text}: a step is not divided" if over else text
 
 
+def _speed(summary: Summary) -> str:
+    """Return how many images a second a run trained on, and how long it waited for them."""
+    waited = "" if summary.data_share is None else f", {summary.data_share:.1%} waiting for data"
+    return f"{summary.images_per_second:,.0f} images/s{waited}"
+
+
 _KINDS = ("activation", "gradient", "targets", "side", "prediction", "header")
 
 
@@ -369,6 +375,7 @@ def show_result(result: Result) -> None:
         *([("budget", _used(summary))] if summary.budget else []),
         ("ratio", ratio),
         ("time", f"{summary.seconds:.1f} s (training: {parts})"),
+        *([("speed", _speed(summary))] if summary.images_per_second is not None else []),
         ("run folder", near(result.folder)),
     ]
     print()

@@ -52,6 +52,8 @@ _CLIENT_ONLY = (
     "keep",
     "checkpoint_every",
     "workers",
+    "worker_kind",
+    "cache",
     "name",
     "tags",
     "loggers",

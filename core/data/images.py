@@ -18,7 +18,6 @@ from torch.overrides import TorchFunctionMode
 from splitlab.core.data.source import Encoded
 
 __all__ = [
-    "AUGMENTATIONS",
     "Augmentation",
     "drawing_from",
     "open_image",
@@ -48,6 +47,8 @@ def open_image(encoded: Encoded, mode: str) -> Image.Image:
     Raises ValueError if it is missing or of a depth without a known white, and whatever Pillow's
     decoders raise.
     """
+    if isinstance(encoded, np.ndarray):
+        return Image.fromarray(encoded)
     if isinstance(encoded, Image.Image):
         return encoded.convert(mode)
     if encoded is None:
@@ -113,13 +114,6 @@ def paper_augmentation(size: int) -> Augmentation:
             return steps(image)  # type: ignore[no-any-return]
 
     return augment
-
-
-AUGMENTATIONS: Mapping[str, Callable[[int], Augmentation] | None] = {
-    "none": None,
-    "paper": paper_augmentation,
-}
-"""By name, what makes an augmentation for an image size in pixels; None only resizes."""
 
 
 class drawing_from(TorchFunctionMode):  # noqa: N801

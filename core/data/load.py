@@ -2,27 +2,31 @@
 
 The other files of this room, from the disk to the batch: `folders`, `tables`, `parquet` and
 `arrays` (with `idx`) read files, whose labels `labels` makes class ids; `local` finds them,
-`source` is what they return, `images` opens and augments one image, `decode` many of them, and
-`split` puts them in order. `entry` is what registry.toml says.
+`source` is what they return, `images` opens and augments one image, `decode` many of them, with a
+`fleet` of processes that are each a `worker`, `cache` keeps them, `upload` brings them to a GPU,
+`batchwise` augments whole batches, and `split` puts them in order. `entry` is what registry.toml
+says, `augment` what ``--augment`` does.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from splitlab.core.contract.errors import ConfigError, unknown_name
+from splitlab.core.data.augment import augmenting
+from splitlab.core.data.cache import CACHES, kept_on
 from splitlab.core.data.entry import DatasetEntry, dataset_entry
-from splitlab.core.data.images import AUGMENTATIONS, Augmentation
+from splitlab.core.data.fleet import KINDS, Fleet
 from splitlab.core.data.labels import CLASS_LIMIT
 from splitlab.core.data.local import find_local, read_local
 from splitlab.core.data.source import Source
-from splitlab.core.data.split import Loading, Split
+from splitlab.core.data.split import Handling, Loading, Split, decoded_size
 from splitlab.core.data.tables import read_hub, read_parquet
 from splitlab.core.data.words import listing
 
@@ -47,6 +51,7 @@ class Data:
         notices: what of the data is not read, one line each.
         mean: what images are normalised by, by channel, in [0, 1].
         std: the same.
+        fleet: processes that decode.
     """
 
     name: str
@@ -56,6 +61,12 @@ class Data:
     notices: tuple[str, ...]
     mean: Sequence[float]
     std: Sequence[float]
+    fleet: Fleet | None = None
+
+    def close(self) -> None:
+        """End the processes that decode, if there are any. Allowed twice."""
+        if self.fleet is not None:
+            self.fleet.close()
 
 
 def load_data(
@@ -67,6 +78,9 @@ def load_data(
     seed: int,
     augment: str = "none",
     workers: int = 0,
+    worker_kind: str = "threads",
+    cache: str = "auto",
+    device: str | torch.device = "cpu",
     loading: Loading | None = None,
     label_column: str | None = None,
     test_split: str | None = None,
@@ -87,8 +101,11 @@ def load_data(
         seed: decides order and augmentation.
         augment: of the training split: ``"none"``, or ``"paper"`` for RandAugment(2, 9) on the
             image at its own size, ColorJitter(0.4, 0.4, 0.4), resize, horizontal flip, or
-            ``"timm:…"`` (see `policies`).
+            ``"timm:…"`` (see `policies`), or ``"device:…"`` (see `batchwise`).
         workers: threads that decode; 0 decodes in the caller's thread.
+        worker_kind: ``"threads"``, or ``"processes"``, which `Data.close` ends.
+        cache: where decoded images are kept, see `cache`; no number depends on it.
+        device: where batches are to be.
         loading: told how far the decoding at load time has come.
         label_column: of a table; what the entry says or a usual name by default.
         test_split: name of the part to test on, instead of the one that the entry or a usual name
@@ -99,7 +116,16 @@ def load_data(
 
     Raises ConfigError for a name, folder, file or label that cannot be used; says which and why.
     """
-    make_augmentation = _augmentation(augment)
+    policy = augmenting(augment)
+    for what, value, allowed in (("cache", cache, CACHES), ("kind of worker", worker_kind, KINDS)):
+        if value not in allowed:
+            raise unknown_name(what, value, allowed)
+    if cache == "gpu" and policy.of_image is not None:
+        raise ConfigError(
+            f"--cache gpu: --augment {augment} acts on images as they are stored, on the CPU; take "
+            "--cache memory, or --augment device:…, which acts on the device"
+        )
+    device = torch.device(device)
     if channels not in NORMALISATION:
         raise ConfigError(f"images of {channels} channels are not supported; use a model of 1 or 3")
     entry = None if dataset is None else dataset_entry(dataset)
@@ -126,42 +152,44 @@ def load_data(
     pixels = (entry.mean, entry.std) if entry else normalisation or NORMALISATION[channels]
     mean, std = (_to_channels(values, channels) for values in pixels)
 
-    def split(part: str, source: Source, augmentation: Augmentation | None) -> Split:
+    fleet = Fleet(workers) if worker_kind == "processes" and workers else None
+    shared = Handling(workers, fleet, cache, device, loading)
+    both = {"train": (train, policy), "test": (test, augmenting("none"))}
+    places = kept_on(
+        cache,
+        {
+            name: (len(source.labels), channels, *[decoded_size(policy, image_size)] * 2)
+            for name, (source, policy) in both.items()
+            if policy.of_image is None
+        },
+        device,
+    )
+
+    def split(name: str) -> Split:
+        source, policy = both[name]
         return Split(
             source,
-            name=part,
+            name=name,
             classes=classes,
             image_size=image_size,
             mean=mean,
             std=std,
             seed=seed,
-            augment=augmentation,
-            workers=workers,
-            loading=loading,
+            policy=policy,
+            place=places.get(name),
+            handling=shared,
         )
 
-    for_training = None if make_augmentation is None else make_augmentation(image_size)
     return Data(
         name,
-        split("train", train, for_training),
-        split("test", test, None),
+        split("train"),
+        split("test"),
         _fingerprint(classes, train, test),
         (*notices, *train.notices, *test.notices),
         mean,
         std,
+        fleet,
     )
-
-
-def _augmentation(text: str) -> Callable[[int], Augmentation] | None:
-    """Return what makes an augmentation for an image size in pixels; None only resizes."""
-    name, colon, policy = text.partition(":")
-    if name == "timm" and colon:
-        from splitlab.core.data.policies import timm_augmentation
-
-        return timm_augmentation(policy)
-    if text not in AUGMENTATIONS:
-        raise unknown_name("augmentation", text, (*AUGMENTATIONS, "timm:POLICY"))
-    return AUGMENTATIONS[text]
 
 
 def _read_entry(entry: DatasetEntry, part: str, label_column: str | None) -> Source:

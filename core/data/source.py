@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 
@@ -20,8 +21,9 @@ from splitlab.core.data.words import plain
 
 __all__ = ["Encoded", "Source"]
 
-Encoded = Image.Image | Mapping[str, Any] | None
-"""An image as its source has it; a mapping holds ``bytes`` of a file, or else its ``path``."""
+Encoded = Image.Image | npt.NDArray[np.uint8] | Mapping[str, Any] | None
+"""An image as its source has it; a mapping holds ``bytes`` of a file, or else its ``path``, and an
+array is one that was opened before and kept."""
 
 
 @dataclass(frozen=True)

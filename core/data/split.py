@@ -8,35 +8,64 @@ Shapes: N samples of a split, B samples of a batch, C channels, S image size in 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 
 import torch
 
 from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.seeding import generator
-from splitlab.core.data.decode import Decoder, Kept
-from splitlab.core.data.images import Augmentation
+from splitlab.core.data.augment import Augmenting
+from splitlab.core.data.cache import Kept, Originals, Pixels, room_for_originals
+from splitlab.core.data.decode import Decoder
+from splitlab.core.data.fleet import Fleet
 from splitlab.core.data.source import Source
+from splitlab.core.data.upload import CudaLane, uploaded
 
-__all__ = ["Loading", "Split"]
+__all__ = ["Handling", "Loading", "Split", "decoded_size"]
 
-DECODED_LIMIT = 512 << 20  # bytes of decoded images up to which a split is kept decoded
-DECODED_AHEAD = 6_000  # images up to which such a split is decoded before the first step
+DECODED_AHEAD = 6_000  # images up to which a split that is kept is decoded before the first step
 DECODED_AT_ONCE = 500  # images between two calls of a Loading
 
 Loading = Callable[[str, int, int], None]
 """Called with the split's name, the images decoded so far, and all of them."""
 
 
+@dataclass(frozen=True)
+class Handling:
+    """How images are handled, which changes no number.
+
+    Attributes:
+        workers: threads that decode; 0 decodes in the caller's thread.
+        fleet: processes that decode for them.
+        cache: as ``--cache`` has it.
+        device: where batches are to be.
+        loading: told how far the decoding at load time has come.
+    """
+
+    workers: int = 0
+    fleet: Fleet | None = None
+    cache: str = "auto"
+    device: torch.device = torch.device("cpu")  # noqa: RUF009
+    loading: Loading | None = None
+
+
+def decoded_size(policy: Augmenting, image_size: int) -> int:
+    """Return the height and width to which images are decoded, in pixels."""
+    batch = policy.of_batch
+    return image_size if batch is None else batch.stored_size(image_size)
+
+
 class Split:
     """The training or the test part of a data set; `load_data` makes it.
 
-    Images are decoded once and kept as uint8 where they fit in `DECODED_LIMIT` and are the same in
-    every epoch: all of them at once, so that a damaged one is known at the start, or each when its
-    turn first comes, where they are more than `DECODED_AHEAD`. Otherwise each batch is decoded when
-    its turn comes. `workers` threads work ahead.
+    Images that are the same in every epoch are decoded once and kept as uint8 where there is a
+    place for them (see `cache`): all of them at once, so that a damaged one is known at the start,
+    or each when its turn first comes, where they are more than `DECODED_AHEAD`. Otherwise each
+    batch is decoded when its turn comes. Workers decode ahead, and for a GPU batches are made ready
+    and copied up ahead.
 
     Attributes:
         classes: their names, by class id.
@@ -52,24 +81,45 @@ class Split:
         mean: Sequence[float],
         std: Sequence[float],
         seed: int,
-        augment: Augmentation | None,
-        workers: int,
-        loading: Loading | None,
+        policy: Augmenting,
+        place: torch.device | None,
+        handling: Handling,
     ) -> None:
         self.classes = classes
         self._name = name
         self._targets = source.labels
-        self._mean = torch.tensor(mean).view(-1, 1, 1)
-        self._std = torch.tensor(std).view(-1, 1, 1)
+        self._device = handling.device
+        self._mean, self._std = (
+            torch.tensor(values).view(-1, 1, 1).to(self._device) for values in (mean, std)
+        )
+        # In memory of the device: a GPU multiplies by the inverse of what is in the CPU's.
+        self._white = torch.tensor(255.0, device=self._device)
         self._seed = seed
-        mode = "RGB" if len(mean) == 3 else "L"
-        decoder = Decoder(source, mode, image_size, seed, augment, workers)
-        shape = (len(source.labels), len(mean), image_size, image_size)
-        self._images: Decoder | Kept = decoder
-        if augment is None and math.prod(shape) <= DECODED_LIMIT:
-            self._images = Kept(decoder, shape)
+        self._size = image_size
+        self._batchwise = policy.of_batch
+        self._drawn: tuple[int, torch.Tensor] | None = None
+        size = decoded_size(policy, image_size)
+        self._shape = len(mean), size, size
+        augment = None if policy.of_image is None else policy.of_image(image_size)
+        decoder = Decoder(
+            source,
+            "RGB" if len(mean) == 3 else "L",
+            size,
+            seed,
+            augment,
+            handling.workers,
+            handling.fleet,
+            policy.text if augment else "none",
+            Originals(name, len(source.labels), room_for_originals())
+            if augment and handling.cache == "memory"
+            else None,
+        )
+        self._images: Pixels = decoder
+        if place is not None:
+            self._images = Kept(decoder, (len(source.labels), *self._shape), place)
             if len(self) <= DECODED_AHEAD:
-                self._decode_all(loading)
+                self._decode_all(handling.loading)
+        self._uploads = self._device.type == "cuda" and place != self._device
 
     def __len__(self) -> int:
         return len(self._targets)
@@ -95,7 +145,7 @@ class Split:
         skip: int = 0,
         shuffle: bool = False,
         rows: torch.Tensor | None = None,
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """Iterate over one epoch; the last batch may be smaller.
 
         Args:
@@ -118,10 +168,33 @@ class Split:
         starts = range(skip * batch_size, len(order), batch_size)
         return self._iterate([order[at : at + batch_size] for at in starts], epoch)
 
-    def _iterate(self, parts: Sequence[torch.Tensor], epoch: int) -> Iterator[Batch]:
-        for rows, pixels in zip(parts, self._images.pixels(parts, epoch), strict=True):
-            images = pixels.to(torch.float32).div_(255).sub_(self._mean).div_(self._std)
-            yield Batch(images, self._targets[rows], rows)
+    def _iterate(self, parts: Sequence[torch.Tensor], epoch: int) -> Generator[Batch, None, None]:
+        found = self._images.pixels(parts, epoch)
+        if self._uploads:
+            found = uploaded(found, parts, self._shape, CudaLane(self._device))
+        with closing(found):
+            for rows, pixels in zip(parts, found, strict=True):
+                images = self._finished(pixels, rows, epoch)
+                yield Batch(images, self._targets[rows], rows)
+
+    def _finished(self, pixels: torch.Tensor, rows: torch.Tensor, epoch: int) -> torch.Tensor:
+        """Augment and normalise a batch on its device."""
+        pixels, batchwise = pixels.to(self._device), self._batchwise
+        if batchwise is None:
+            return self._normalised(pixels)
+        drawn = self._numbers(epoch)[rows]
+        images = self._normalised(batchwise.cropped(pixels, drawn, self._size))
+        return batchwise.erased(images, drawn)
+
+    def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.to(torch.float32).div_(self._white).sub_(self._mean).div_(self._std)
+
+    def _numbers(self, epoch: int) -> torch.Tensor:
+        """Return the random numbers of every sample in an epoch."""
+        assert self._batchwise is not None
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = epoch, self._batchwise.draw(len(self), self._seed, epoch)
+        return self._drawn[1]
 
     def _decode_all(self, loading: Loading | None) -> None:
         starts = range(0, len(self), DECODED_AT_ONCE)

@@ -28,13 +28,8 @@ __all__ = ["Named", "meant", "name_all", "option", "plan_key", "rows_of"]
 _APART = ("plugins", "seed", "output", *LABELS)
 """Fields that are no settings of a row: the stack is looked at more closely."""
 _OF_THE_PLACE = (
-    "device",
-    "deterministic",
-    "threads",
-    "compile",
-    "workers",
-    "timeout",
-    "checkpoint_every",
+    *("device", "deterministic", "threads", "compile", "workers", "worker_kind", "cache"),
+    *("timeout", "checkpoint_every"),
 )
 """Fields that are not meant to decide a number."""
 _WITH_SETTINGS: Mapping[str, Loadable] = {

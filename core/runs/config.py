@@ -37,6 +37,7 @@ _NOMINAL_HELP = (
 _DATA, _MODEL, _METHOD, _, _LINK, _END, _MACHINE = GROUPS
 
 _AUGMENTATIONS = ("none", "paper")
+_WITH_SETTINGS = ("timm:", "device:")
 
 LABELS = ("name", "tags", "loggers")
 """Fields that only say what a run is called and where its numbers go besides: they decide none, and
@@ -124,8 +125,10 @@ class Config(Training):
         "none",
         "training augmentation: none; paper: RandAugment(2, 9), colour jitter, flip; or timm's "
         "crop, flip and policy, such as timm:rand-m9-mstd0.5-inc1 or timm:augmix-m3, which takes "
-        "scale, ratio, hflip, vflip and color_jitter, too: timm:none,scale=0.3,hflip=0",
-        metavar="none|paper|timm:POLICY[,key=value…]",
+        "scale, ratio, hflip, vflip and color_jitter, too: timm:none,scale=0.3,hflip=0; or "
+        "device:key=value,…, on the client's device: pad, scale, ratio, hflip, vflip, erase, as in "
+        "device:pad=4,hflip=0.5",
+        metavar="none|paper|timm:POLICY[,key=value…]|device:key=value,…",
         group=_DATA,
     )
     mixup: float = option(
@@ -230,7 +233,21 @@ class Config(Training):
         group=_MACHINE,
     )
     workers: int = option(
-        0, "threads that decode images ahead; 0 decodes in the client's own", group=_MACHINE
+        0, "how many decode images ahead; 0 decodes in the client's own thread", group=_MACHINE
+    )
+    worker_kind: str = option(
+        "threads",
+        "what decodes: threads, or processes where threads wait for each other, as with many cores "
+        "and --augment paper or timm:…",
+        choices=("threads", "processes"),
+        group=_MACHINE,
+    )
+    cache: str = option(
+        "auto",
+        "where decoded images are kept: nowhere (none), in memory, or on the client's GPU; auto "
+        "takes memory, if they need at most a tenth of what is free; no number depends on it",
+        choices=("auto", "none", "memory", "gpu"),
+        group=_MACHINE,
     )
     timeout: float = option(
         60.0,
@@ -287,9 +304,13 @@ class Config(Training):
             value = getattr(self, spec.name)
             if choices and value not in choices:
                 raise unknown_name(f"value of {flag(spec.name)}", value, choices)
-        if self.augment not in _AUGMENTATIONS and not self.augment.startswith("timm:"):
-            known = (*_AUGMENTATIONS, "timm:POLICY")
+        if self.augment not in _AUGMENTATIONS and not self.augment.startswith(_WITH_SETTINGS):
+            known = (*_AUGMENTATIONS, "timm:POLICY", "device:key=value,…")
             raise unknown_name("value of --augment", self.augment, known)
+        if self.worker_kind == "processes" and not self.workers:
+            raise ConfigError(
+                "--worker-kind processes needs some: give --workers, such as the number of cores"
+            )
         if self.pretrained and self.weights not in ("default", "none"):
             raise ConfigError(
                 f"--pretrained and --weights {self.weights} exclude each other; keep one of them"

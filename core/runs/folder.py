@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.jsonable import json_text
 from splitlab.core.runs.config import Config
+from splitlab.core.runs.cutting import check_steps, text_until
 from splitlab.core.runs.disk import (
     LOCKS,
     DiskError,
@@ -47,10 +48,8 @@ from splitlab.core.runs.records import (
     StepRecord,
     Summary,
     TimeRecord,
-    check_steps,
     ledger_text,
     read_evaluations,
-    text_until,
     version_line,
 )
 

@@ -198,6 +198,8 @@ _FIGURES = (
     "ratio_nominal",
     "ratio_measured",
     "budget_used",
+    "images_per_second",
+    "data_share",
 )
 """Fields of `Summary` that a record of a run has besides those that every run has."""
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
 from typing import Any
 
 import torch
@@ -151,11 +151,23 @@ class Loop:
         progress, watch, done = self.progress, self._evaluations, self.folder.evaluations()
         watch.standing = Standing(done)
         evaluation = done[-1] if done else None
-        batches = self._batches()
         if self._should_stop():
             raise Interrupted(f"interrupted before step {progress.step + 1}{self._way_back()}")
         if self.plan.config.eval_points is not None and not progress.step:
             self._evaluate()
+        with closing(self._batches()) as batches:
+            evaluation = self._steps(batches, evaluation)
+        if evaluation is None or not watch.ends(evaluation, progress.step):
+            evaluation = self._evaluate()
+        if progress.step not in self._checkpoints.steps():
+            self._save()
+        return evaluation
+
+    def _steps(
+        self, batches: Iterator[Batch], evaluation: EvaluationRecord | None
+    ) -> EvaluationRecord | None:
+        """Step until the budget is used up; returns the last evaluation, if there was any."""
+        progress, watch = self.progress, self._evaluations
         while not watch.over(before := self.budget_used()):
             self._step(batches)
             due = watch.due(before, self.budget_used(), progress.step)
@@ -166,13 +178,9 @@ class Loop:
                 self._save()
             if stop:
                 raise Interrupted(f"interrupted after step {progress.step}{self._way_back()}")
-        if evaluation is None or not watch.ends(evaluation, progress.step):
-            evaluation = self._evaluate()
-        if progress.step not in self._checkpoints.steps():
-            self._save()
         return evaluation
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Generator[Batch, None, None]:
         epoch, skip = divmod(self.progress.step, self.plan.steps_per_epoch)
         while True:
             yield from self.data.train.batches(
@@ -183,7 +191,9 @@ class Loop:
     def _step(self, batches: Iterator[Batch]) -> None:
         progress, session = self.progress, self._session
         started = time.perf_counter()
-        batch = self.plan.mixed(next(batches), progress.step)
+        batch = next(batches)
+        progress.data_seconds += time.perf_counter() - started
+        batch = self.plan.mixed(batch, progress.step)
         server, link, mark = session.server_seconds, session.link_seconds, self.ledger.mark()
         trained = session.hold(self.client.train(batch, progress.step))
         size = self.plan.config.batch_size
@@ -244,8 +254,8 @@ class Loop:
         )
         progress = self.progress
         progress.seconds += time.perf_counter() - started
-        spent = progress.client_seconds + progress.server_seconds + progress.link_seconds
         self._log(record)
+        spent = progress.training_seconds
         self.folder.log_time(TimeRecord(progress.step, progress.seconds, spent))
         self._reporter.evaluated(record)
         return record
@@ -254,15 +264,16 @@ class Loop:
         """Return accuracy and mean loss over rows of the test part, or all; each weighs alike."""
         test, right, seen, loss = self.data.test, 0, 0, 0.0
         total = len(test) if rows is None else len(rows)
-        for number, batch in enumerate(test.batches(self.plan.config.batch_size, rows=rows)):
-            try:
-                answer = self._session.hold(self.client.query(batch, number, stacked=stacked))
-            except Diverged as error:
-                raise Diverged(f"after step {self.progress.step}: {error}") from error
-            right += int((answer.ids == batch.targets).sum())
-            loss += answer.loss_sum
-            seen += len(batch.targets)
-            self._reporter.evaluating(seen, total)
+        with closing(test.batches(self.plan.config.batch_size, rows=rows)) as batches:
+            for number, batch in enumerate(batches):
+                try:
+                    answer = self._session.hold(self.client.query(batch, number, stacked=stacked))
+                except Diverged as error:
+                    raise Diverged(f"after step {self.progress.step}: {error}") from error
+                right += int((answer.ids == batch.targets).sum())
+                loss += answer.loss_sum
+                seen += len(batch.targets)
+                self._reporter.evaluating(seen, total)
         return right / seen, loss / seen
 
     # Checkpoints, resume, summary.
@@ -380,6 +391,8 @@ class Loop:
             stopped_early=self.budget_used() < 1,
             best_step=best[0] if best else None,
             best_accuracy=best[1] if best else None,
+            images_per_second=progress.samples / progress.training_seconds,
+            data_share=progress.data_seconds / progress.training_seconds,
         )
         self.folder.write_ledger(self.ledger)
         self.folder.write_summary(summary)

@@ -260,7 +260,7 @@ def make(
         peers_here: 2 if the server is another process on this machine; see `choose_device`.
     """
     device = choose_device(decided.config.device, "client", peers_here=peers_here)
-    data = load_configured_data(decided, loading)
+    data = load_configured_data(decided, loading, device)
     config = decided.config
     schedule = _schedule(decided, len(data.train))
     shared, model = _plan(decided, len(data.train.classes), device, "client", schedule)
@@ -303,7 +303,11 @@ def make_for_server(
     return _plan(decided, classes, device, "server", _schedule(decided, samples))
 
 
-def load_configured_data(decided: Decided, loading: Loading | None = None) -> Data:
+def load_configured_data(
+    decided: Decided,
+    loading: Loading | None = None,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> Data:
     """Load the data of a configuration, in the form that its model takes.
 
     Local data that no name describes are normalised as those were on which weights from elsewhere
@@ -319,6 +323,9 @@ def load_configured_data(decided: Decided, loading: Loading | None = None) -> Da
         seed=config.seed,
         augment=config.augment,
         workers=config.workers,
+        worker_kind=config.worker_kind,
+        cache=config.cache,
+        device=device,
         loading=loading,
         label_column=config.label_column,
         test_split=config.test_split,

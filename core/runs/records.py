@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from splitlab.core.contract.errors import Diverged, Interrupted
 from splitlab.core.contract.jsonable import json_text
-from splitlab.core.runs.reading import DAMAGE, VERSION, check_version, naming, typed, words
+from splitlab.core.runs.reading import VERSION, check_version, naming, typed, words
 
 if TYPE_CHECKING:  # it imports torch, and a list of runs does not wait for that
     from splitlab.core.wire.ledger import Counts, Ledger
@@ -48,7 +48,6 @@ __all__ = [
     "StepRecord",
     "Summary",
     "TimeRecord",
-    "check_steps",
     "ledger_text",
     "parse_record",
     "read_counts",
@@ -58,7 +57,6 @@ __all__ = [
     "read_state",
     "read_summary",
     "read_times",
-    "text_until",
     "version_line",
 ]
 
@@ -190,6 +188,10 @@ class Summary:
         best_step: after which the accuracy was best, of a run with ``--keep best``: its checkpoint
             is there. The untrained model of step 0 does not count; of equal ones it is the first.
         best_accuracy: of that evaluation: on the samples of ``--eval-samples``, if that was given.
+        images_per_second: training samples over the seconds of the training steps, in all sessions
+            of the run; None in older records.
+        data_share: of those seconds, the share in which a step waited for its batch: 0 to 1. What
+            is decoded beside the steps counts only where they wait for it.
         version: of this record.
     """
 
@@ -219,6 +221,8 @@ class Summary:
     stopped_early: bool = False
     best_step: int | None = None
     best_accuracy: float | None = None
+    images_per_second: float | None = None
+    data_share: float | None = None
     version: int = VERSION
 
     def __getitem__(self, name: str) -> Any:
@@ -387,46 +391,6 @@ def read_times(folder: Path) -> list[TimeRecord]:
         lines = path.read_text(encoding="utf-8").splitlines()
         found = [_parsed(line, {"time": TimeRecord}) for line in lines]
         return [record for record in found if record is not None]
-
-
-def check_steps(path: Path, size: int, step: int) -> None:
-    """Check that the first ``size`` bytes of a log hold the training steps 1 to ``step``.
-
-    Raises:
-        ConfigError: they do not, for whatever reason.
-    """
-    with naming(path):
-        text = path.read_bytes()[:size].decode()
-        if not text.endswith("\n"):
-            raise ValueError("a line begins before its checkpoint and ends behind it")
-        records = [parse_record(line) for line in text.splitlines()]
-        steps = [record.step for record in records if isinstance(record, StepRecord)]
-        if steps != [*range(1, step + 1)]:
-            raise ValueError(f"it does not hold the steps 1 to {step}, each once")
-
-
-def text_until(path: Path, step: int) -> str:
-    """Return the text of a log without the records of later steps.
-
-    A last line that is unfinished or cannot be read is left out: who wrote it was killed.
-    """
-    kept = []
-    with naming(path):
-        lines = path.read_bytes().splitlines(keepends=True)
-        for number, line in enumerate(lines, start=1):
-            last = number == len(lines)
-            if last and not line.endswith(b"\n"):
-                break
-            try:
-                text = line.decode()
-                record = parse_record(text)
-            except DAMAGE:
-                if last:
-                    break
-                raise
-            if record is None or record.step <= step:
-                kept.append(text)
-    return "".join(kept)
 
 
 def parse_record(line: str) -> StepRecord | EvaluationRecord | None:

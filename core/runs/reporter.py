@@ -29,6 +29,7 @@ class Progress:
         base_bytes: what uncompressed activations and gradients of the same samples would weigh.
         seconds: wall time, evaluations included; `client_seconds` (with data), `server_seconds`
             and `link_seconds` (with encoding) are the parts of its training steps.
+        data_seconds: of the client's, those in which a step waited for its batch.
     """
 
     step: int = 0
@@ -39,6 +40,12 @@ class Progress:
     client_seconds: float = 0.0
     server_seconds: float = 0.0
     link_seconds: float = 0.0
+    data_seconds: float = 0.0
+
+    @property
+    def training_seconds(self) -> float:
+        """What client, server and link took for the training steps."""
+        return self.client_seconds + self.server_seconds + self.link_seconds
 
     @classmethod
     def read(cls, values: Any, step: int) -> Progress:
@@ -49,7 +56,7 @@ class Progress:
         """
         found = typed(cls, values)
         if (
-            vars(found) != values
+            vars(found) != {"data_seconds": 0.0, **values}  # older ones did not tell
             or found.step != step
             or not all(0 <= n < math.inf for n in values.values())
         ):

@@ -32,8 +32,8 @@ from splitlab.core.runs.workers import build_client, build_server, limited_threa
 
 __all__ = ["chosen", "run"]
 
-_FREE = ("budget", "timeout", "patience", *LABELS)
-"""What may change when a run goes on."""
+_FREE = ("budget", "timeout", "patience", "workers", "worker_kind", "cache", *LABELS)
+"""What may change when a run goes on: it decides no number, or when the run ends."""
 _MOVABLE = {"data_dir", "weights", "model", "plugins", "probes", "links", "transport"}
 """What may name the same in another place; `Origin` tells whether it is the same."""
 
@@ -57,8 +57,8 @@ def run(
         config: the run; ``run(plugins=["adc"], seed=1)`` is short for
             ``run(Config(plugins=("adc",), seed=1))``.
         resume: go on with the run in this folder; of the options only ``budget``, ``timeout``,
-            ``patience``, ``name``, ``tags`` and ``loggers`` may be given then, and anew what names
-            files, if their content is the same.
+            ``patience``, ``workers``, ``worker_kind``, ``cache``, ``name``, ``tags`` and
+            ``loggers`` may be given then, and anew what names files, if their content is the same.
         from_step: go on from this checkpoint, or from 0, the beginning; newer ones are forgotten.
             From the newest by default.
         accept_changes: go on although data, files, versions or configuration have changed.
@@ -172,6 +172,7 @@ def _run(
         cleanup.enter_context(products(config.precision))
         cleanup.enter_context(repeating(config))
         plan, model, data = make(decided, loading=reporter.loading, peers_here=1 if alone else 2)
+        cleanup.callback(data.close)
         client = build_client(plan, model, observers)
         cleanup.callback(client.stack.run_end)
         _tell_of_warmup(plan)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -147,13 +147,14 @@ def trace(
         cleanup.enter_context(products(asked.precision))
         cleanup.enter_context(repeating(asked))
         plan, model, data = make(decided)
+        cleanup.callback(data.close)
         config = plan.config
         recorder = Recorder(plan.device)
         client = build_client(plan, model, [watcher("client", recorder)])
         server = build_server(plan, model, [watcher("server", recorder)])
         try:
             peers = cleanup.enter_context(closing(_Peers(client, server, recorder, plan)))
-            batches = _batches(data.train, config.batch_size)
+            batches = cleanup.enter_context(closing(_batches(data.train, config.batch_size)))
             for number in range(step - 1):
                 peers.step(next(batches), number)
             batch = next(batches)
@@ -199,7 +200,7 @@ def _identity(stage: Stage) -> tuple[str, ...]:
     return stage.peer, stage.what, stage.direction
 
 
-def _batches(split: Split, batch_size: int) -> Iterator[Batch]:
+def _batches(split: Split, batch_size: int) -> Generator[Batch, None, None]:
     epoch = 0
     while True:
         yield from split.batches(batch_size, epoch=epoch, shuffle=True)

@@ -223,6 +223,7 @@ def result() -> Result:
         **{"accuracy": 0.75, "accuracy_uncompressed": 0.5, "steps": 1200, "epochs": 2.5},
         **{"ratio_measured": 0.11, "ratio_nominal": 0.1, "seconds": 9.0},
         **{"client_seconds": 4.0, "server_seconds": 3.0, "link_seconds": 2.0},
+        **{"images_per_second": 1234.5, "data_share": 0.0625},
         **{"budget": "bytes=50", "budget_used": 3_280_000},
     )
     counts = {
@@ -242,6 +243,7 @@ def test_what_came_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
         "budget used 3.28 MB of 50 B: a step is not divided",
         "ratio measured 0.1100 of fp32, nominal ξ 0.1000",
         "time 9.0 s (training: client 4.0 s, server 3.0 s, link 2.0 s)",
+        "speed 1,234 images/s, 6.2% waiting for data",
         "run folder runs/x",
         "activation gradient header sum",  # only what there is
         "training up 1.5 kB 40 B 1.54 kB",

@@ -13,7 +13,7 @@ from PIL import Image
 
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.seeding import derive_seed
-from splitlab.core.data.decode import Decoder, Kept
+from splitlab.core.data.decode import Decoder
 from splitlab.core.data.load import NORMALISATION
 from splitlab.core.data.source import Source
 
@@ -35,28 +35,24 @@ def test_images_are_resized_only_where_their_size_differs(
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_skipped_images_are_not_decoded(
-    files: Any, load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+    files: Any, load: Any, tmp_path: Path, workers: int
 ) -> None:
-    monkeypatch.setattr("splitlab.core.data.split.DECODED_LIMIT", 0)
     good = files.png(files.noise(0))
     files.write_parquet(
         tmp_path, "train.parquet", [0, 1, 0, 1], images=[b"bad", b"bad", good, good]
     )
     files.write_parquet(tmp_path, "test.parquet", [0, 1])
-    split = load(tmp_path, workers=workers).train
+    split = load(tmp_path, workers=workers, cache="none").train
     assert [batch.sample_ids.tolist() for batch in split.batches(2, skip=1)] == [[2, 3]]
     with pytest.raises(ConfigError, match="row 0: not a readable image"):
         next(split.batches(2))
 
 
-def test_leaving_an_epoch_early_leaves_no_thread(
-    files: Any, load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("splitlab.core.data.split.DECODED_LIMIT", 0)
+def test_leaving_an_epoch_early_leaves_no_thread(files: Any, load: Any, tmp_path: Path) -> None:
     for name in ("train.parquet", "test.parquet"):
         files.write_parquet(tmp_path, name, [0, 1] * 20)
     before = set(threading.enumerate())
-    batches = load(tmp_path, workers=2).train.batches(2)
+    batches = load(tmp_path, workers=2, cache="none").train.batches(2)
     assert len(next(batches).targets) == 2
     assert set(threading.enumerate()) > before
     del batches
@@ -94,26 +90,3 @@ def test_broken_images_are_named(
     files.write_parquet(tmp_path / "b", "test.parquet", [0, 1])
     message = refusal(lambda: load(tmp_path / "b", workers=workers))
     assert "(training part), row 1: not a readable image" in message
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_is_decoded_when_it_is_first_asked_for_and_kept(files: Any, workers: int) -> None:
-    read: list[int] = []
-
-    def images(rows: list[int]) -> list[Image.Image]:
-        read.extend(rows)
-        return [files.noise(row) for row in rows]
-
-    source = Source("here", torch.zeros(9), None, images)
-    kept = Kept(Decoder(source, "RGB", 8, 0, None, workers), (9, 3, 8, 8))
-    assert read == []
-    some = [torch.tensor([4, 1]), torch.tensor([8])]
-    first = torch.cat(list(kept.pixels(some, epoch=0)))
-    assert sorted(read) == [1, 4, 8]
-    assert torch.equal(torch.cat(list(kept.pixels(some, epoch=1))), first)
-    assert sorted(read) == [1, 4, 8]
-    mixed = [torch.tensor([4, 0, 8]), torch.tensor([1]), torch.tensor([2, 3])]
-    pixels = torch.cat(list(kept.pixels(mixed, epoch=0)))
-    assert sorted(read) == [0, 1, 2, 3, 4, 8]
-    want = [torch.from_numpy(np.array(files.noise(r))).permute(2, 0, 1) for r in (4, 0, 8, 1, 2, 3)]
-    assert torch.equal(pixels, torch.stack(want))

@@ -96,20 +96,19 @@ def test_a_balanced_part_does_not_depend_on_the_seed_and_is_drawn(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("limit", [0, 1 << 20])
+@pytest.mark.parametrize("cache", ["none", "auto"])
 def test_of_some_rows_no_others_are_decoded(
     files: Any,
     load: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     workers: int,
-    limit: int,
+    cache: str,
 ) -> None:
     for name in ("train.parquet", "test.parquet"):
         files.write_parquet(tmp_path, name, [*range(5)] * 9)
-    monkeypatch.setattr("splitlab.core.data.split.DECODED_LIMIT", limit)
     monkeypatch.setattr("splitlab.core.data.split.DECODED_AHEAD", 0)
-    test = load(tmp_path, workers=workers).test
+    test = load(tmp_path, workers=workers, cache=cache).test
     decode, decoded = Decoder._decode, []
 
     def noting(self: Decoder, row: int, *rest: Any) -> torch.Tensor:
@@ -136,13 +135,12 @@ def test_impossible_sizes_are_refused_at_once(mini: Data, size: int, skip: int) 
 
 @pytest.mark.parametrize("workers", [0, 3])
 def test_decoding_when_needed_gives_the_same_batches(
-    files: Any, load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+    files: Any, load: Any, tmp_path: Path, workers: int
 ) -> None:
     for name in ("train.parquet", "test.parquet"):
         files.write_parquet(tmp_path, name, [*range(5)] * 9)
     kept = load(tmp_path, workers=workers)
-    monkeypatch.setattr("splitlab.core.data.split.DECODED_LIMIT", 0)
-    lazy = load(tmp_path, workers=workers)
+    lazy = load(tmp_path, workers=workers, cache="none")
     pairs = zip(
         kept.train.batches(4, epoch=2, skip=1, shuffle=True),
         lazy.train.batches(4, epoch=2, skip=1, shuffle=True),
@@ -154,12 +152,11 @@ def test_decoding_when_needed_gives_the_same_batches(
 
 
 def test_image_folders_are_read_again_when_a_batch_needs_them(
-    files: Any, load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: Any, load: Any, tmp_path: Path
 ) -> None:
     files.write_image_folder(tmp_path)
     kept = load(tmp_path)
-    monkeypatch.setattr("splitlab.core.data.split.DECODED_LIMIT", 0)
-    lazy = load(tmp_path, workers=2)
+    lazy = load(tmp_path, workers=2, cache="none")
     for ours, theirs in zip(kept.test.batches(3), lazy.test.batches(3), strict=True):
         assert torch.equal(ours.images, theirs.images)
 

@@ -83,7 +83,8 @@ def wait_for_steps(folder: Path, steps: int, process: subprocess.Popen[Any]) -> 
 
 
 def children(pid: int) -> list[int]:
-    return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(text) for file in threads for text in file.read_text().split()]
 
 
 def alive(pid: int) -> bool:

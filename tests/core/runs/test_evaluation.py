@@ -471,6 +471,9 @@ def test_times_are_kept_beside_the_log(easy_data: str, tmp_path: Path) -> None:
     assert times[1].seconds == summary.seconds
     spent = summary.client_seconds + summary.server_seconds + summary.link_seconds
     assert times[1].training_seconds == spent
+    assert summary.images_per_second == pytest.approx(summary.epochs * 112 / spent)
+    assert summary.data_share is not None
+    assert 0 < summary.data_share <= summary.client_seconds / spent
     before = (folder / TIMES).read_bytes()
     run(resume=folder, budget="steps=8")
     assert (folder / TIMES).read_bytes().startswith(before)

@@ -17,6 +17,8 @@ from splitlab.core.contract.errors import Diverged, Interrupted
 from splitlab.core.runs.checkpoint import Checkpoints
 from splitlab.core.runs.origin import Origin
 from splitlab.core.runs.records import read_records, read_state
+from splitlab.core.runs.reporter import Progress, Reporter
+from splitlab.core.wire.ledger import Ledger
 
 
 @pytest.mark.parametrize(
@@ -156,6 +158,62 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert real.losses(tmp_path / "parts") == real.losses(tmp_path / "whole")
     for key in ("accuracy", "loss", "steps", "bytes_up", "bytes_down", "ratio_measured"):
         assert resumed.summary[key] == whole.summary[key]
+
+
+@pytest.mark.parametrize(
+    ("augment", "hows"),
+    [
+        (
+            "device:scale=0.5,hflip=0.5,erase=0.3",
+            [{"cache": "memory", "workers": 2}, {"cache": "gpu"}, {"cache": "none"}],
+        ),
+        (
+            "paper",
+            [
+                {"cache": "memory"},
+                {"cache": "memory", "workers": 2, "worker_kind": "processes"},
+                {"cache": "none", "workers": 2},
+            ],
+        ),
+    ],
+)
+@pytest.mark.timeout(120)
+def test_neither_caches_nor_workers_decide_a_number(
+    real: Any, augment: str, hows: list[dict[str, Any]], easy_data: str, tmp_path: Path
+) -> None:
+    options = {**real.SMALL, "data_dir": easy_data, "augment": augment, "eval_every": 4}
+    run(**options, budget="steps=6", output=str(tmp_path / "plain"))
+    *others, last = hows
+    for number, how in enumerate(others):
+        folder = tmp_path / str(number)
+        run(**options, budget="steps=3", output=str(folder), **how)  # within the first epoch
+        run(resume=folder, budget="steps=6", **(last if number else {}))
+        # It was evaluated once more, at its end.
+        told = [line for line in real.losses(folder) if '"step": 3, "acc' not in line]
+        assert told == real.losses(tmp_path / "plain")
+
+
+@pytest.mark.timeout(120)
+def test_a_process_that_decodes_and_is_killed_ends_the_run_in_one_line(
+    real: Any, easy_data: str, tmp_path: Path
+) -> None:
+    class Kills(Reporter):
+        def step(self, progress: Progress, ledger: Ledger, loss: float) -> None:
+            for child in real.children(os.getpid()):
+                os.kill(child, signal.SIGKILL)
+
+    how = {"cache": "none", "augment": "paper", "workers": 1, "worker_kind": "processes"}
+    options = {**real.SMALL, **how, "batch_size": 8, "checkpoint_every": 1, "budget": "steps=9"}
+    folder = tmp_path / "r"
+    with pytest.raises(SplitlabError, match="was killed by SIGKILL, out of memory") as caught:
+        run(data_dir=easy_data, output=str(folder), reporter=Kills(), **options)
+    assert "\n" not in str(caught.value)
+    state = read_state(folder)
+    assert state is not None
+    assert state.state == "failed"
+    assert state.step >= 1
+    # The way out that it names is open.
+    assert run(resume=folder, budget="steps=4", worker_kind="threads").summary.steps == 4
 
 
 def test_a_server_ahead_of_its_client_goes_back(real: Any, easy_data: str, tmp_path: Path) -> None:

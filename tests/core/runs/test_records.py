@@ -123,6 +123,14 @@ def test_a_state_is_read_back_and_says_what_is_best_where_that_is_kept(tmp_path:
         assert ("best_step" in json.loads(state.text())) is (state.best_step is not None)
 
 
+def test_a_summary_tells_its_speed_unless_it_is_older(tmp_path: Path) -> None:
+    assert not {"images_per_second", "data_share"} & RESULT.as_dict().keys()
+    told = replace(RESULT, images_per_second=123.5, data_share=0.0)
+    assert (told["images_per_second"], told["data_share"]) == (123.5, 0.0)
+    (tmp_path / SUMMARY).write_text(told.text())
+    assert read_summary(tmp_path) == told
+
+
 def test_a_summary_says_what_is_special_of_a_run_only(tmp_path: Path) -> None:
     names = ("stopped_early", "best_step", "best_accuracy")
     assert not any(name in RESULT for name in names)
@@ -130,18 +138,6 @@ def test_a_summary_says_what_is_special_of_a_run_only(tmp_path: Path) -> None:
     assert [early[name] for name in names] == [True, 2, 0.0]
     (tmp_path / SUMMARY).write_text(early.text())
     assert read_summary(tmp_path) == early
-
-
-def test_records_of_later_steps_are_cut(tmp_path: Path) -> None:
-    path = tmp_path / METRICS
-    cut_after(path, 3)
-    assert not path.exists()
-    for step in range(1, 6):
-        append(path, StepRecord(step))
-    cut_after(path, 3)
-    assert read_records(tmp_path) == [StepRecord(step) for step in (1, 2, 3)]
-    cut_after(path, 0)
-    assert path.read_text() == version_line()
 
 
 def test_logs_of_the_first_version_have_no_version_line(tmp_path: Path) -> None:
@@ -247,40 +243,6 @@ def test_a_file_that_is_not_there_is_told_as_such(name: str, read: Read, tmp_pat
     (tmp_path / name).mkdir()
     with pytest.raises(ConfigError, match=rf"{name} cannot be read: Is a directory"):
         read(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "torn",
-    [b'{"kind": "tr', StepRecord(3).line().rstrip().encode(), b"\0\0\0\n", b"\xff\n", b"3\n"],
-)
-def test_a_last_line_that_a_killed_writer_left_is_dropped(torn: bytes, tmp_path: Path) -> None:
-    path = tmp_path / METRICS
-    for step in (1, 2):
-        append(path, StepRecord(step))
-    whole = path.read_bytes()
-    path.write_bytes(whole + torn)
-    cut_after(path, 9)
-    assert path.read_bytes() == whole
-    append(path, StepRecord(3))
-    assert read_records(tmp_path) == [StepRecord(step) for step in (1, 2, 3)]
-
-
-def test_a_version_line_that_is_torn_is_written_anew(tmp_path: Path) -> None:
-    path = tmp_path / METRICS
-    path.write_text(version_line()[:9])
-    cut_after(path, 0)
-    append(path, StepRecord(1))
-    assert path.read_text() == version_line() + StepRecord(1).line()
-
-
-@pytest.mark.parametrize("damage", ['{"kind": "tr', "3", '{"kind": "train", "step": "x"}'])
-def test_a_log_that_is_damaged_before_its_end_is_not_cut(damage: str, tmp_path: Path) -> None:
-    path = tmp_path / METRICS
-    text = version_line() + damage + "\n" + StepRecord(2).line()
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=r"metrics\.jsonl is damaged \(.*delete the run"):
-        cut_after(path, 1)
-    assert path.read_text() == text
 
 
 def test_the_ledger_is_read_back(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,3 +107,15 @@ def test_the_reporter_of_nobody_says_nothing(capsys: pytest.CaptureFixture[str])
     silent.evaluating(1, 2)
     silent.end(None)
     assert capsys.readouterr() == ("", "")
+
+
+def test_progress_of_an_older_checkpoint_did_not_tell_of_data() -> None:
+    values = dataclasses.asdict(Progress(step=3, samples=9, client_seconds=2.0, data_seconds=1.0))
+    assert Progress.read(values, 3).data_seconds == 1.0
+    del values["data_seconds"]
+    assert Progress.read(values, 3) == Progress(step=3, samples=9, client_seconds=2.0)
+    with pytest.raises(ValueError, match="its progress is"):
+        Progress.read({**values, "data_seconds": -1.0}, 3)
+    del values["samples"]
+    with pytest.raises(ValueError, match="its progress is"):
+        Progress.read(values, 3)
