@@ -131,6 +131,7 @@ class ServerSession:
                 raise ProtocolError(f"{self._link.remote} asks to keep {keep!r:.200}")
             self._save(message.step, [int(step) for step in keep.split()])
             return Message(Kind.CONTROL, message.step, meta={"did": "saved"})
+        self._server.settle()
         self._over = True
         return Message(Kind.CONTROL, message.step, meta={"did": "finished"})
 
