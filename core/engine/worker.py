@@ -49,7 +49,7 @@ class Worker:
             if p.requires_grad
         ]
         self._trained = own + added
-        self._trainer = Trainer(optimization, [p for _, p in self._trained], self._numbers)
+        self._trainer = Trainer(optimization, [p for _, p in self._trained], self.numbers)
         kinds = (p.dtype for _, p in part.named_parameters() if p.is_floating_point())
         self._dtype = next(kinds, torch.float32)
         self._plugins = stack.traits()
@@ -192,7 +192,7 @@ class Worker:
         self.stack.load_state_dict(tree.get("plugins", {}))
         self._trainer.load_state(tree)
 
-    def _numbers(self) -> dict[str, torch.Tensor]:
+    def numbers(self) -> dict[str, torch.Tensor]:
         """Return all parameters and buffers of this peer by name; they share its memory."""
         found = dict(self._part.state_dict())
         for i, module in enumerate(self.peer.modules):
