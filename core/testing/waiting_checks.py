@@ -11,10 +11,12 @@ import torch
 from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.errors import SplitlabError
 from splitlab.core.contract.message import Message
+from splitlab.core.contract.transfer import pretending
 from splitlab.core.engine.client import Client
 from splitlab.core.engine.conversation import hold
 from splitlab.core.engine.server import Server
 from splitlab.core.testing.report import Warned
+from splitlab.core.testing.seen import difference
 from splitlab.core.testing.subject import Subject
 from splitlab.core.testing.waiting import Lookout, Wait
 
@@ -25,8 +27,7 @@ _CORE = Path(__file__).parents[1]
 
 def steps_do_not_wait(s: Subject) -> str | None:
     """A step asks no device for a number, unless the method says why it must."""
-    s.working()
-    declared = s.waits
+    here, declared = s.repeating(), s.waits
     found = waits_of_steps(s)
     if not declared and torch.cuda.is_available():
         try:
@@ -39,6 +40,12 @@ def steps_do_not_wait(s: Subject) -> str | None:
             f"{found[0]}{more}; give the result a shape that does not depend on data and tell what "
             "must hold with cut.expect or message.expect, or say in traits why it has to: "
             "waits='…'"
+        )
+    with pretending():
+        there = s.run(s.couple())
+    if where := difference(here.arrived, there.arrived):
+        raise s.failed(
+            f"{where}, if nothing is at hand; what at_hand leaves out must not change the result"
         )
     if declared and not found:
         return Warned(f"it says that it waits ({declared}), and did not here")
