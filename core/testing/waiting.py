@@ -32,6 +32,7 @@ _READS = {
     "_local_scalar_dense": "it reads a number",
     "_unique": "its shape depends on data",
     "_unique2": "its shape depends on data",
+    "allclose": "it reads a number",
     "bincount": "it reads the largest number",
     "equal": "it reads a number",
     "linalg_eig": "it looks whether the decomposition succeeded",
@@ -178,9 +179,13 @@ class Lookout:
         if func is torch.Tensor.new_tensor and self.on_device(first):
             self.note(name, "it takes numbers of the host; fill a tensor, or upload one")
             self.hold([result])
-        if isinstance(result, torch.Tensor) and kwargs.get("device") not in (None, "cpu"):
-            if func in _FROM_PYTHON:
+        there = kwargs.get("device") not in (None, "cpu")
+        if func in _FROM_PYTHON:  # which dispatch nothing
+            if there:
                 self.note(name, "it takes numbers of the host; make it there, and upload it")
+            elif self.on_device(result) is None:
+                self.hold([result], device=False)
+        if there and isinstance(result, torch.Tensor):
             self.hold([result])
         return result
 
