@@ -220,7 +220,8 @@ class TopK:
 
     def _checked_row(self, cut: Cut, sent: torch.Tensor) -> list[int]:
         """Return the shape of a row; it must be one that such values can come from."""
-        values, row = cut.activations, []
+        values = cut.activations
+        row: list[int] = []
         # Twice, since a transform in front may have made a little more of its input.
         most = 2 * self._peer.batch_size * self._peer.tokens * self._peer.width
 

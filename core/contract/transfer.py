@@ -35,7 +35,7 @@ def at_hand(tensor: torch.Tensor) -> bool:
 @contextmanager
 def pretending() -> Iterator[None]:
     """Treat what is on the CPU as if a GPU had it, for tests: nothing is `at_hand`."""
-    global _pretended  # noqa: PLW0603 (one switch of the process, as torch's own modes are)
+    global _pretended
     before, _pretended = _pretended, True
     try:
         yield
@@ -73,12 +73,12 @@ class Fetch:
             return
         self._here = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         self._here.copy_(tensor, non_blocking=True)
-        self._event = torch.cuda.Event()
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._event.record(torch.cuda.current_stream(tensor.device))
 
     def arrived(self) -> bool:
         """Return whether it is here, without waiting for it."""
-        return self._event is None or self._event.query()
+        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
 
     def tensor(self) -> torch.Tensor:
         """Return it, on the CPU; waits for what was queued in front of it, and no longer."""

@@ -125,7 +125,8 @@ def check_decoded(
     )
     if at_hand(targets) or targets.is_floating_point():
         return targets
-    return targets.clamp(0, peer.classes - 1)  # a GPU that is asked for another class stops for good
+    # A GPU that is asked for the logit of another class stops for good.
+    return targets.clamp(0, peer.classes - 1)
 
 
 def check_server_input(cut: Cut, peer: Peer, dtype: torch.dtype, suspects: str) -> None:

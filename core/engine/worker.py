@@ -106,9 +106,7 @@ class Worker:
         value = None if tensor.ndim else tensor.detach()
         verdicts.expect(
             all_finite(tensor) if flag is None else flag,
-            lambda _: self._diverged(
-                name, None if value is None else value.item(), step, training
-            ),
+            lambda _: self._diverged(name, None if value is None else value.item(), step, training),
         )
 
     def _diverged(self, name: str, value: float | None, step: int, training: bool) -> Diverged:

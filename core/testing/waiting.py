@@ -207,9 +207,9 @@ class Lookout:
         return result
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, lookout: Lookout) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._lookout = lookout
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -245,9 +245,7 @@ _MASKS = (torch.bool, torch.uint8)
 
 def _apart(given: list[torch.Tensor], places: list[bool | None]) -> bool:
     """Return whether a tensor with dimensions is the host's, where others are not."""
-    return any(
-        place is False and tensor.ndim for tensor, place in zip(given, places, strict=True)
-    )
+    return any(place is False and tensor.ndim for tensor, place in zip(given, places, strict=True))
 
 
 def _going_back() -> bool:

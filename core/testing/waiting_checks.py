@@ -1,4 +1,4 @@
-"""The check that no step waits for a GPU: on the CPU by following tensors, on a GPU by asking it."""
+"""The check that no step waits for a GPU: tensors are followed; a GPU is asked if there is one."""
 
 from __future__ import annotations
 

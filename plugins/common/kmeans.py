@@ -45,12 +45,12 @@ def kmeans(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Partition the points into non-empty clusters of small squared Euclidean spread.
 
-    Lloyd's algorithm, on the device of the points, for which nothing waits: where it has converged
-    it stands still, and no more iterations are queued once the device has said so. One assigns every point to its nearest
+    Lloyd's algorithm, on the device of the points. One iteration assigns every point to its nearest
     centroid (ties: the lowest cluster), hands each empty cluster the farthest point of a cluster
     that has another one, and moves the centroids to the means of their members. The first centroids
     are T distinct points drawn at random. k-means++ is left out on purpose: it draws one centre
-    after the other, and nothing here loops over clusters.
+    after the other, and nothing here loops over clusters. No device is waited for: what has
+    converged stands still, and when the device says so, no more iterations are queued.
 
     Args:
         points_BF: (B, F) floating point. Half precision computes in float32. NaN counts as 0.
@@ -225,7 +225,7 @@ def label_partition(
     rank_B = nth_B - (count_C.cumsum(0) - count_C)[class_B]
     first_C = seats_C.cumsum(0) - seats_C
     by_class_B = first_C[class_B] + rank_B * seats_C[class_B] // count_C[class_B]
-    few = T < (count_C > 0).sum()
+    few = (count_C > 0).sum() > T
     cluster_B = torch.where(few, nth_B * T // B, by_class_B)
     return torch.empty_like(order_B).index_copy_(0, order_B, cluster_B)
 

@@ -241,8 +241,9 @@ class LowRank(ABC):
             residual = source - rebuilt
             if not at_hand(worth_it):
                 old = track.residual
-                fits = old is not None and old.shape == source.shape
-                residual = torch.where(worth_it, residual, old if fits else 0.0)
+                if old is None or old.shape != source.shape:
+                    old = torch.zeros_like(residual)
+                residual = torch.where(worth_it, residual, old)
             track.residual = residual
 
     def _project(self, message: Message) -> None:

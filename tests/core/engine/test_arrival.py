@@ -147,7 +147,9 @@ def test_a_gradient_that_is_not_finite_ends_the_step(tiny: Any, at: str) -> None
         talk.send(down)
 
 
-def test_where_nothing_is_at_hand_a_class_id_is_clamped_and_refused_with_the_loss(tiny: Any) -> None:
+def test_where_nothing_is_at_hand_a_class_id_is_clamped_and_refused_with_the_loss(
+    tiny: Any,
+) -> None:
     client, server = tiny.pair()
     up = tiny.travel(next(client.train(tiny.batch(), 2)))
     ids = up["targets"].clone()

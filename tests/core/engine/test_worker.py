@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -679,16 +678,18 @@ def late(worker: Any) -> None:
 
 
 def test_where_nothing_is_at_hand_the_same_numbers_come_out(tiny: Any, peers: Any) -> None:
-    runs = []
-    for block in (nullcontext(), pretending()):
-        with block:
-            client, server = tiny.pair([tiny.bound(Commits)], clip_norm=0.1, accumulate=2)
-            losses = tiny.train(client, server, STEPS)
-            query = client.query(tiny.batch(9), 0, stacked=True)
-            answer = hold(query, lambda m: tiny.travel(server.handle(tiny.travel(m))))
-            runs.append(((losses, answer.loss_sum, answer.ids.tolist()), peers.both(client, server)))
-    assert runs[0][0] == runs[1][0]
-    peers.assert_same(runs[0][1], runs[1][1])
+    def trained() -> tuple[Any, Any]:
+        client, server = tiny.pair([tiny.bound(Commits)], clip_norm=0.1, accumulate=2)
+        losses = tiny.train(client, server, STEPS)
+        query = client.query(tiny.batch(9), 0, stacked=True)
+        answer = hold(query, lambda m: tiny.travel(server.handle(tiny.travel(m))))
+        return (losses, answer.loss_sum, answer.ids.tolist()), peers.both(client, server)
+
+    numbers, states = trained()
+    with pretending():
+        there = trained()
+    assert there[0] == numbers
+    peers.assert_same(there[1], states)
 
 
 @pytest.mark.parametrize("role", ["client", "server"])
@@ -710,19 +711,19 @@ def test_a_gradient_that_is_not_finite_is_told_late_and_of_its_own_step(
 def test_nothing_is_made_of_weights_before_their_step_is_settled(
     tiny: Any, role: str, then: str
 ) -> None:
-    def ask(message: Any) -> Any:
-        return tiny.travel(server.handle(tiny.travel(message)))
-
     with pretending():
         client, server = tiny.pair()
         worker = client if role == "client" else server
         late(worker)
         tiny.train(client, server, [0])
-        with pytest.raises(Diverged, match="^step 1: the gradient of"):
-            if then == "query":
-                hold(client.query(tiny.batch(), 0, stacked=True), ask)
-            else:
-                getattr(worker, then)()
+        query = client.query(tiny.batch(), 0, stacked=True)
+        asks: dict[str, Any] = {
+            "state": worker.state,
+            "query": lambda: hold(query, lambda m: server.handle(tiny.travel(m))),
+            "settle": worker.settle,
+        }
+        with pytest.raises(Diverged, match=r"^step 1: the gradient of"):
+            asks[then]()
 
 
 def test_a_loss_that_is_not_finite_ends_its_own_step_wherever_it_is(tiny: Any) -> None:
@@ -731,11 +732,13 @@ def test_a_loss_that_is_not_finite_ends_its_own_step_wherever_it_is(tiny: Any) -
         talk = client.train(tiny.batch(), 1)
         up = tiny.travel(next(talk))
         up["activations"].fill_(float("inf"))
-        with pytest.raises(Diverged, match="^step 2: the loss is nan; lower --lr"):
+        with pytest.raises(Diverged, match=r"^step 2: the loss is nan; lower --lr"):
             server.handle(up)
         for peer in ("client", "server"):
             bound = tiny.bound(Commits, **{peer: float("nan")})
-            with pytest.raises(Diverged, match="^step 1: the loss '.*' of plugin 'commits' is nan"):
+            with pytest.raises(
+                Diverged, match=r"^step 1: the loss '.*' of plugin 'commits' is nan"
+            ):
                 tiny.train(*tiny.pair([bound]), [0])
 
 

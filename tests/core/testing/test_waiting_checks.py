@@ -88,7 +88,10 @@ def test_a_plugin_that_says_so_in_vain_is_odd() -> None:
             return Traits(waits="it might")
 
     [row] = check_plugin(Idle, only=ONLY).rows
-    assert (row.outcome, row.reason) == ("warning", "it says that it waits (it might), and did not here")
+    assert (row.outcome, row.reason) == (
+        "warning",
+        "it says that it waits (it might), and did not here",
+    )
 
 
 # Settings whose steps go other ways than the defaults, which the conformance of all plugins covers.
