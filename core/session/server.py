@@ -125,13 +125,13 @@ class ServerSession:
                 f"{self._link.remote} asks to {request} after step {message.step}, "
                 f"and {self._trained} are trained"
             )
+        self._server.settle()
         if request == "save":
             keep = message.meta.get("keep", "")
             if not isinstance(keep, str) or not _STEPS.fullmatch(keep):
                 raise ProtocolError(f"{self._link.remote} asks to keep {keep!r:.200}")
             self._save(message.step, [int(step) for step in keep.split()])
             return Message(Kind.CONTROL, message.step, meta={"did": "saved"})
-        self._server.settle()
         self._over = True
         return Message(Kind.CONTROL, message.step, meta={"did": "finished"})
 
