@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from splitlab.core.contract.part import Layout
     from splitlab.core.contract.peer import Peer
     from splitlab.core.contract.traits import Traits
+    from splitlab.core.contract.transfer import Fetch, at_hand, upload
     from splitlab.core.data.load import load_data
     from splitlab.core.models.build import build_model
     from splitlab.core.models.segments import Segmented, Segments
@@ -48,6 +49,7 @@ __all__ = [
     "ConfigError",
     "Cut",
     "Diverged",
+    "Fetch",
     "Interrupted",
     "Keys",
     "Kind",
@@ -73,12 +75,14 @@ __all__ = [
     "Study",
     "Traits",
     "WrappedLink",
+    "at_hand",
     "build_model",
     "hookimpl",
     "load_data",
     "load_runs",
     "run",
     "study",
+    "upload",
 ]
 
 _HOMES = {
@@ -110,6 +114,9 @@ _HOMES = {
     "Runs": "runs.listing",
     "load_runs": "runs.listing",
     "Traits": "contract.traits",
+    "Fetch": "contract.transfer",
+    "at_hand": "contract.transfer",
+    "upload": "contract.transfer",
     "hookimpl": "contract.hooks",
 }
 

@@ -64,7 +64,16 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch.autograd.function import once_differentiable
 
-from splitlab.core import Attention, ConfigError, Cut, Peer, ProtocolError, Traits, hookimpl
+from splitlab.core import (
+    Attention,
+    ConfigError,
+    Cut,
+    Peer,
+    ProtocolError,
+    Traits,
+    hookimpl,
+    upload,
+)
 from splitlab.plugins.common.finite import faults, marked
 from splitlab.plugins.common.kmeans import (
     cluster_means,
@@ -168,14 +177,15 @@ class ADC:
         """Replace (B, N, D) by (T, K, D); in an evaluation merge nothing."""
         if not (cut.training or self._evaluation):
             return
+        T = self._merging.count(len(cut.activations))
         assignment_B = self._merging.partition(cut, self._peer)
-        _announce(cut, assignment_B)
+        _announce(cut, assignment_B, T)
         scores_TN = self._selection.scores(cut)
         if self._repo_token_bug and cut.training:
             features_BF = self._merging.features(cut)
-            scores_TN = _reference_scores(features_BF, assignment_B, N=scores_TN.shape[1])
+            scores_TN = _reference_scores(features_BF, assignment_B, T, N=scores_TN.shape[1])
         tokens_TK = self._selection.choose(scores_TN, self._peer)
-        _replace(cut, assignment_B, tokens_TK)
+        _replace(cut, assignment_B, T, tokens_TK)
 
     @hookimpl
     def before_server_forward(self, cut: Cut) -> None:
@@ -268,9 +278,10 @@ class ADCBatchMerge:
     @hookimpl
     def after_client_forward(self, cut: Cut) -> None:
         """Replace (B, N, D) by (T, N, D), in training."""
+        T = self._merging.count(len(cut.activations))
         assignment_B = self._merging.partition(cut, self._peer)
-        _announce(cut, assignment_B)
-        _replace(cut, assignment_B, None)
+        _announce(cut, assignment_B, T)
+        _replace(cut, assignment_B, T, None)
 
     @hookimpl
     def before_server_forward(self, cut: Cut) -> None:
@@ -326,7 +337,9 @@ class ADCTokenSelect:
         if not (cut.training or self._evaluation):
             return
         scores_BN = self._selection.scores(cut)
-        _replace(cut, None, self._selection.choose(scores_BN, self._peer))
+        tokens_BK = self._selection.choose(scores_BN, self._peer)
+        if tokens_BK is not None:
+            select_in_cut(cut, tokens_BK)
 
     @hookimpl
     def nominal_ratio(self) -> tuple[float, float]:
@@ -420,11 +433,9 @@ class _Merging:
             return None
         generator = peer.generator("kmeans", cut.step)
         if self.criterion == "random":
-            return random_partition(B, T, generator).to(cut.activations.device)
+            return upload(random_partition(B, T, generator), cut.activations.device)
         if self.criterion == "class_label":
-            return label_partition(_main_class(cut.targets), T, generator).to(
-                cut.activations.device
-            )
+            return label_partition(_main_class(cut.targets), T, generator, peer.classes)
         assignment_B, _ = kmeans(
             self.features(cut),
             T,
@@ -448,11 +459,14 @@ class _Merging:
             )
         member_TB = membership(ids_B, T).to(torch.float32)
         size_T = member_TB.sum(dim=1)
-        if not bool((size_T.min() >= 1) & (size_T.sum() == ids_B.numel())):
-            raise ProtocolError(
-                f"{cut.when}: {CLUSTERS!r} must name each of the {T} rows that arrived at "
+        when = cut.when
+        cut.expect(
+            (size_T.min() >= 1) & (size_T.sum() == ids_B.numel()),
+            lambda: ProtocolError(
+                f"{when}: {CLUSTERS!r} must name each of the {T} rows that arrived at "
                 "least once, and no other"
-            )
+            ),
+        )
         label_BC = cut.targets
         if not label_BC.is_floating_point():
             label_BC = membership(cut.targets, C).T.to(torch.float32)
@@ -545,7 +559,7 @@ class _MergeSelect(torch.autograd.Function):
         row_BK = torch.arange(B, device=device)[:, None] * N + tokens_TK[assignment_B]
         bag_BK = assignment_B[:, None] * K + torch.arange(K, device=device)
         rows = row_BK.flatten()[bag_BK.flatten().argsort(stable=True)]
-        bag_size = size_T.repeat_interleave(K)
+        bag_size = size_T[:, None].expand(T, K).flatten()
         table = activations_BND.detach().reshape(B * N, D)
         if table.dtype in (torch.float16, torch.bfloat16):
             table, rows = table[rows].float(), torch.arange(B * K, device=device)
@@ -568,21 +582,25 @@ class _MergeSelect(torch.autograd.Function):
         # zeros and scattering what was kept writes them twice and takes two to three times as long.
         source = gradient_TKD.new_zeros(T * K + 1, D)
         torch.div(
-            gradient_TKD.reshape(T * K, D), size_T.repeat_interleave(K)[:, None], out=source[:-1]
+            gradient_TKD.reshape(T * K, D),
+            size_T[:, None].expand(T, K).reshape(-1, 1),
+            out=source[:-1],
         )
         slot_TN = tokens_TK.new_full((T, N), T * K)
         slot_TN.scatter_(1, tokens_TK, torch.arange(T * K, device=tokens_TK.device).view(T, K))
         return source.index_select(0, slot_TN[assignment_B].flatten()).view(B, N, D), None, None
 
 
-def _replace(cut: Cut, assignment_B: torch.Tensor | None, tokens_TK: torch.Tensor | None) -> None:
+def _replace(
+    cut: Cut, assignment_B: torch.Tensor | None, T: int, tokens_TK: torch.Tensor | None
+) -> None:
     """Replace the activations by what is kept of them, and the attention after a selection."""
     if assignment_B is None:
         if tokens_TK is not None:
             select_in_cut(cut, tokens_TK)
         return
     if tokens_TK is None:
-        T, N = _clusters(assignment_B), cut.activations.shape[1]
+        N = cut.activations.shape[1]
         tokens_TN = torch.arange(N, device=assignment_B.device).expand(T, N)
         cut.activations = merge_select(cut.activations, assignment_B, tokens_TN)
         return
@@ -593,27 +611,21 @@ def _replace(cut: Cut, assignment_B: torch.Tensor | None, tokens_TK: torch.Tenso
     cut.activations = marked(Z_TKD, fault_T)
 
 
-def _announce(cut: Cut, assignment_B: torch.Tensor | None) -> None:
+def _announce(cut: Cut, assignment_B: torch.Tensor | None, T: int) -> None:
     """Put beside the activations what a merge leaves: cluster ids and mean attention."""
     if assignment_B is None:
         return
-    T = _clusters(assignment_B)
     cut.side[CLUSTERS] = assignment_B.to(torch.uint8 if T <= 2**8 else torch.uint16)
     cut.sample_ids = None  # a merged row is no sample
     bring_attention(cut, lambda attention_BN: cluster_means(attention_BN, assignment_B, T))
 
 
-def _clusters(assignment_B: torch.Tensor) -> int:
-    """Return T: a partition without empty clusters uses every id below it."""
-    return int(assignment_B.max()) + 1
-
-
 def _reference_scores(
-    features_BF: torch.Tensor, assignment_B: torch.Tensor | None, N: int
+    features_BF: torch.Tensor, assignment_B: torch.Tensor | None, T: int, N: int
 ) -> torch.Tensor:
     """Return the centroids' features in the place of scores of N ≥ F tokens, as the reference."""
     if assignment_B is not None:
-        features_BF = cluster_means(features_BF, assignment_B, _clusters(assignment_B))
+        features_BF = cluster_means(features_BF, assignment_B, T)
     return torch.nn.functional.pad(features_BF, (0, N - features_BF.shape[1]), value=-torch.inf)
 
 

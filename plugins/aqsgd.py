@@ -213,6 +213,7 @@ class AQSGD:
             changes={"numbers"},
             stateful=True,
             gradient="straight-through",
+            waits="how many samples come for the first time decides what is sent",
         )
 
     def _send_activations(self, message: Message) -> None:

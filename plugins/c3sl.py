@@ -54,7 +54,8 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch.autograd.function import once_differentiable
 
-from splitlab.core import ConfigError, Cut, Peer, ProtocolError, Traits, hookimpl
+from splitlab.core import ConfigError, Cut, Peer, ProtocolError, Traits, hookimpl, upload
+from splitlab.plugins.common.exchange import Told
 from splitlab.plugins.common.settings import (
     DEFAULT_RATIO,
     check_choice,
@@ -118,6 +119,7 @@ class C3SL:
         self._standardize = standardize
         self._evaluation = evaluation
         self._keys: dict[tuple[int, torch.dtype], Keys] = {}
+        self._told = Told()
 
     @hookimpl
     def setup(self, peer: Peer) -> None:
@@ -144,7 +146,7 @@ class C3SL:
             rows_BL = (rows_BL - statistics_B2[:, :1]) / statistics_B2[:, 1:]
         groups_GL = self._keys_for(rows_BL).superpose(rows_BL)
         cut.activations = groups_GL.to(samples.dtype).view(-1, *samples.shape[1:])
-        cut.side[ROWS] = torch.tensor([B], dtype=torch.int32, device=samples.device)
+        cut.side[ROWS] = upload(torch.tensor([B], dtype=torch.int32), samples.device)
         cut.sample_ids = None  # a group is no sample
 
     @hookimpl
@@ -153,7 +155,7 @@ class C3SL:
         if ROWS not in cut.side:
             return
         groups = cut.activations
-        B = self._count(cut.side.pop(ROWS), groups.shape[0])
+        B = self._count(cut, cut.side.pop(ROWS))
         groups_GL = groups.flatten(1).to(_computed_in(groups))
         rows_BL = self._keys_for(groups_GL).retrieve(groups_GL, B)
         if self._standardize:
@@ -179,14 +181,21 @@ class C3SL:
             once=True,
         )
 
-    def _count(self, rows: torch.Tensor, G: int) -> int:
-        """Return B, if so many samples make G groups."""
-        B = int(rows) if rows.dtype == torch.int32 and rows.shape == (1,) else -1
-        if not (G - 1) * self._group < B <= G * self._group:
-            raise ProtocolError(
+    def _count(self, cut: Cut, rows: torch.Tensor) -> int:
+        """Return B, if so many samples make the groups that arrived."""
+        G, B = len(cut.activations), -1
+
+        def wrong() -> ProtocolError:
+            return ProtocolError(
                 f"plugin 'c3sl': {ROWS!r} says {rows.tolist()}; {G} groups of {self._group} hold "
                 f"{(G - 1) * self._group + 1} to {G * self._group} samples"
             )
+
+        if rows.dtype == torch.int32 and rows.shape == (1,):
+            # Groups of a smaller batch may be as many; its targets are fewer.
+            (B,) = self._told.read(cut, rows, (cut.training, G, len(cut.targets)), wrong)
+        if not (G - 1) * self._group < B <= G * self._group:
+            raise wrong()
         return B
 
     def _keys_for(self, rows: torch.Tensor) -> Keys:

@@ -230,6 +230,7 @@ class FedLite:
             needs={"layout", "features"},
             changes={"layout"},
             gradient="corrected" if self._correction > 0 else "straight-through",
+            waits="points are looked for only where a centroid has none",
         )
 
     def _full_shape(self) -> tuple[int, int, int]:

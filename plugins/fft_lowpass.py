@@ -56,8 +56,8 @@ from typing import Literal, get_args
 
 import torch
 
-from splitlab.core import Cut, ProtocolError, Traits, hookimpl
-from splitlab.plugins.common.exchange import working_dtype
+from splitlab.core import Cut, ProtocolError, Traits, hookimpl, upload
+from splitlab.plugins.common.exchange import Told, working_dtype
 from splitlab.plugins.common.settings import DEFAULT_RATIO, check_choice, check_share, either
 
 __all__ = ["FFTLowpass", "fourier_basis"]
@@ -108,6 +108,7 @@ class FFTLowpass:
         self._width_keep = 1.0 if width_keep is None else width_keep
         self._kind = block
         self._evaluation = evaluation
+        self._told = Told()
         if ratio is not None:
             check_share("ratio", ratio)
         check_share("token_keep", self._token_keep)
@@ -127,7 +128,7 @@ class FFTLowpass:
             cut.activations = _transform(rows_BND, token_basis, width_basis)
         elif (M, Q) != (N, D):
             cut.activations = _corner(rows_BND, M, Q // 2)
-        cut.side[SIZE] = torch.tensor([N, D], dtype=torch.int32, device=rows_BND.device)
+        cut.side[SIZE] = upload(torch.tensor([N, D], dtype=torch.int32), rows_BND.device)
 
     @hookimpl
     def before_server_forward(self, cut: Cut) -> None:
@@ -135,7 +136,7 @@ class FFTLowpass:
         if SIZE not in cut.side:
             return
         block_BMQ = cut.activations
-        N, D = self._size(cut.side.pop(SIZE), block_BMQ)
+        N, D = self._size(cut, cut.side.pop(SIZE))
         _, M, Q = block_BMQ.shape
         if self._kind == "centred":
             token_basis, width_basis = _bases(block_BMQ, (N, M), (D, Q))
@@ -186,15 +187,20 @@ class FFTLowpass:
         fitting = [(M, Q) for M, Q in blocks if budget + _FORGIVEN >= M * Q]
         return max(fitting, key=lambda block: (block[0] * block[1], block), default=(1, 1))
 
-    def _size(self, size: torch.Tensor, block_BMQ: torch.Tensor) -> tuple[int, int]:
+    def _size(self, cut: Cut, size: torch.Tensor) -> tuple[int, int]:
         """Return N and D, if what arrived is the block of such a matrix."""
-        found = size.tolist() if size.dtype == torch.int32 and size.shape == (2,) else [0, 0]
-        N, D = found
-        if N < 1 or D < 1 or block_BMQ.shape[1:] != self._block(N, D):
-            raise ProtocolError(
+        block, N, D = cut.activations.shape[1:], 0, 0
+
+        def wrong() -> ProtocolError:
+            return ProtocolError(
                 f"plugin 'fft-lowpass': {SIZE!r} says {size.tolist()}, and a block of "
-                f"{[*block_BMQ.shape[1:]]} arrived; no such matrix has this block"
+                f"{[*block]} arrived; no such matrix has this block"
             )
+
+        if size.dtype == torch.int32 and size.shape == (2,):
+            N, D = self._told.read(cut, size, (cut.training, block), wrong)
+        if N < 1 or D < 1 or block != self._block(N, D):
+            raise wrong()
         return N, D
 
 

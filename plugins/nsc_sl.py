@@ -192,6 +192,7 @@ class NSCSL(LowRank):
             evaluation=self._evaluation,
             stateful=True,
             gradient="natural" if self._natural else "straight-through",
+            waits="how many columns are sent follows from their energy",
         )
 
     def _factorise(

@@ -173,6 +173,7 @@ class PowerSGD(LowRank):
             evaluation=self._evaluation,
             stateful=not self._svd or self._feedback > 0,
             gradient="natural" if self._natural else "straight-through",
+            waits="torch looks whether the eigenvectors were found" if self._svd else "",
         )
 
     def _factorise(

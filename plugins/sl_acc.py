@@ -263,6 +263,7 @@ class SLACC:
             evaluation=self._evaluation,
             stateful=True,
             gradient="straight-through",
+            waits="how many bits every channel gets is decided on the CPU",
         )
 
     def _acts_on(self, message: Message) -> bool:

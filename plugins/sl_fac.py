@@ -272,6 +272,7 @@ class SLFAC:
             changes={"numbers"},
             evaluation=self._evaluation,
             gradient="straight-through",
+            waits="how many bits every set of frequencies gets is decided on the CPU",
         )
 
     @property

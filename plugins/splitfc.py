@@ -240,6 +240,7 @@ class SplitFC:
             changes={"numbers"},
             evaluation=self._evaluation,
             gradient="straight-through",
+            waits="which columns survive, with how many levels, is decided on the CPU",
         )
 
     def _matrix(self, shape: tuple[int, ...]) -> tuple[int, int]:

@@ -28,7 +28,7 @@ import math
 
 import torch
 
-from splitlab.core import ConfigError, Cut, Peer, PluginError, Traits, hookimpl
+from splitlab.core import ConfigError, Cut, Peer, PluginError, Traits, hookimpl, upload
 from splitlab.plugins.common.pooling import Share, floor, merge_in_cut, select_in_cut
 from splitlab.plugins.common.settings import DEFAULT_RATIO, check_share, either, refusal
 
@@ -75,7 +75,7 @@ class RandomTokens:
         drawn = torch.rand(B, N - P, generator=generator).argsort(dim=1)[:, :M]
         special_BP = torch.arange(P).expand(B, P)
         kept_BK = torch.cat((special_BP, drawn.sort(dim=1).values + P), dim=1)
-        select_in_cut(cut, kept_BK.to(cut.activations.device))
+        select_in_cut(cut, upload(kept_BK, cut.activations.device))
 
     @hookimpl
     def nominal_ratio(self) -> tuple[float, float]:

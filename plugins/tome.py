@@ -149,12 +149,15 @@ class ToMe:
                 "tokens in uint8 or uint16"
             )
         sizes_BK = sizes_BK.float()
-        if not bool((sizes_BK >= 1).all() & (sizes_BK.sum(dim=1) <= self._peer.tokens).all()):
-            raise ProtocolError(
-                f"{cut.when}: {SIZES!r} must be 1 or more and add up to at most "
+        when = cut.when
+        cut.expect(
+            (sizes_BK >= 1).all() & (sizes_BK.sum(dim=1) <= self._peer.tokens).all(),
+            lambda: ProtocolError(
+                f"{when}: {SIZES!r} must be 1 or more and add up to at most "
                 f"{self._peer.tokens} in every row; plugin 'tome' merges no more tokens than there "
                 "are"
-            )
+            ),
+        )
         cut.token_sizes = sizes_BK if cut.token_sizes is None else cut.token_sizes * sizes_BK
 
     @hookimpl

@@ -54,8 +54,18 @@ from typing import Literal, get_args
 
 import torch
 
-from splitlab.core import ConfigError, Cut, Peer, ProtocolError, Traits, hookimpl
+from splitlab.core import (
+    ConfigError,
+    Cut,
+    Peer,
+    ProtocolError,
+    Traits,
+    at_hand,
+    hookimpl,
+    upload,
+)
 from splitlab.plugins.common.bits import MOST_BITS, pack, packed_bytes, unpack
+from splitlab.plugins.common.exchange import Told
 from splitlab.plugins.common.settings import (
     DEFAULT_RATIO,
     check_choice,
@@ -113,6 +123,7 @@ class TopK:
         self._scope = scope
         self._keep_cls = keep_cls
         self._evaluation = evaluation
+        self._told = Told()
 
     @hookimpl
     def setup(self, peer: Peer) -> None:
@@ -161,7 +172,8 @@ class TopK:
         else:
             cut.side[f"{self._plugin}.mask"] = pack(mask_RM, 1)
         row = shape[1:] if whole else shape[-1:]
-        cut.side[f"{self._plugin}.shape"] = places_Rk.new_tensor(row, dtype=torch.int32)
+        sent = torch.tensor(row, dtype=torch.int32)
+        cut.side[f"{self._plugin}.shape"] = upload(sent, places_Rk.device)
         lead = shape[:1] if whole else shape[:-1]
         cut.activations = x_RM.gather(1, places_Rk).view(*lead, k)
 
@@ -172,7 +184,7 @@ class TopK:
         if sent is None:
             return
         values = cut.activations
-        row = self._checked_row(sent, values)
+        row = self._checked_row(cut, sent)
         k, M = values.shape[-1], math.prod(row)
         values_Rk = values.reshape(-1, k)
         places_Rk = self._checked_places(cut, len(values_Rk), M, k)
@@ -206,38 +218,48 @@ class TopK:
         """Return which numbers are sent, (R, M) bool, k in every row."""
         return _largest(keys_RM, k)
 
-    def _checked_row(self, sent: torch.Tensor, values: torch.Tensor) -> list[int]:
+    def _checked_row(self, cut: Cut, sent: torch.Tensor) -> list[int]:
         """Return the shape of a row; it must be one that such values can come from."""
-        row = sent.tolist() if sent.ndim == 1 and sent.numel() <= _MOST_DIMENSIONS else []
+        values = cut.activations
+        row: list[int] = []
         # Twice, since a transform in front may have made a little more of its input.
         most = 2 * self._peer.batch_size * self._peer.tokens * self._peer.width
+
+        def wrong() -> ProtocolError:
+            return ProtocolError(
+                f"plugin {self._plugin!r}: values {[*values.shape]} arrived for rows of shape "
+                f"{row or [*sent.shape]}; a batch has at most {most} numbers"
+            )
+
+        if sent.ndim == 1 and sent.numel() <= _MOST_DIMENSIONS:
+            row = self._told.read(cut, sent, (cut.training, values.shape), wrong)
         M = math.prod(row)
         possible = sent.dtype == torch.int32 and row and min(row) > 0 and values.numel()
         if possible and values.shape[-1] <= M and math.prod(values.shape[:-1]) * M <= most:
             return row
-        raise ProtocolError(
-            f"plugin {self._plugin!r}: values {[*values.shape]} arrived for rows of shape "
-            f"{row or [*sent.shape]}; a batch has at most {most} numbers"
-        )
+        raise wrong()
 
     def _checked_places(self, cut: Cut, R: int, M: int, k: int) -> torch.Tensor:
         """Return the places of all values, (R, k) int64, ascending in every row."""
         indices, mask = (cut.side.get(f"{self._plugin}.{what}") for what in ("indices", "mask"))
-        if indices is not None:
-            bits = _index_bits(M)
-            if indices.shape == (packed_bytes(R * k, bits),):
-                places_Rk = unpack(indices, bits, R * k).view(R, k).long()
-                ascending = bool((places_Rk[:, 1:] > places_Rk[:, :-1]).all())
-                if ascending and int(places_Rk[:, -1].max()) < M:
-                    return places_Rk
-        elif mask is not None and mask.shape == (packed_bytes(R * M, 1),):
+        bits = _index_bits(M)
+
+        def wrong() -> ProtocolError:
+            return ProtocolError(
+                f"plugin {self._plugin!r}: what arrived does not give each of {R} rows of {k} "
+                f"values different places below {M}"
+            )
+
+        if indices is not None and indices.shape == (packed_bytes(R * k, bits),):
+            places_Rk = unpack(indices, bits, R * k).view(R, k).long()
+            ascending = (places_Rk[:, 1:] > places_Rk[:, :-1]).all()
+            cut.expect(ascending & (places_Rk[:, -1].max() < M), wrong)
+            return places_Rk.clamp(max=M - 1)
+        if indices is None and mask is not None and mask.shape == (packed_bytes(R * M, 1),):
             mask_RM = unpack(mask, 1, R * M).view(torch.bool).view(R, M)
-            if bool((mask_RM.sum(dim=1, dtype=torch.int32) == k).all()):
-                return _places(mask_RM, k)
-        raise ProtocolError(
-            f"plugin {self._plugin!r}: what arrived does not give each of {R} rows of {k} values "
-            f"different places below {M}"
-        )
+            cut.expect((mask_RM.sum(dim=1, dtype=torch.int32) == k).all(), wrong)
+            return _places(mask_RM, k)
+        raise wrong()
 
 
 class RandTopK(TopK):
@@ -287,17 +309,20 @@ class RandTopK(TopK):
             count_R = torch.binomial(sizes_R, torch.full((R,), self._alpha), generator=draw).long()
         else:
             count_R = _exchanged(R, M, k, self._alpha, draw)
-        places_Rk = _places(mask_RM, k)
-        infinity = _magnitudes(cut.activations.new_tensor(torch.inf))
+        places_Rk, device = _places(mask_RM, k), keys_RM.device
+        infinity = _magnitudes(torch.full((), torch.inf, dtype=cut.activations.dtype)).item()
         broken_R = (keys_RM.gather(1, places_Rk) >= infinity).any(dim=1)
-        count_R = count_R.clamp_(max=M - k).masked_fill_(broken_R.cpu(), 0)
-        leaving_Rk, coming = (
-            _subsets(count_R, size, draw).to(keys_RM.device) for size in (k, M - k)
+        count_R = count_R.clamp_(max=M - k)
+        if at_hand(broken_R):  # elsewhere their exchanges are drawn and not made
+            count_R.masked_fill_(broken_R, 0)
+        leaving, coming = (
+            upload(_subsets(count_R, size, draw).view(-1).nonzero().view(-1), device)
+            for size in (k, M - k)
         )
-        top_Rk = places_Rk + torch.arange(R, device=keys_RM.device)[:, None] * M
+        top_Rk = places_Rk + torch.arange(R, device=device)[:, None] * M
         flat = mask_RM.view(-1)
-        flat[_outside(top_Rk, coming, M)] = True
-        flat[top_Rk[leaving_Rk]] = False
+        flat[_outside(top_Rk, coming)] = ~broken_R[coming // (M - k)]
+        flat[top_Rk.view(-1)[leaving]] = broken_R[leaving // k]
         return mask_RM
 
 
@@ -323,6 +348,10 @@ def _largest(keys_RM: torch.Tensor, k: int) -> torch.Tensor:
         return torch.zeros_like(keys_RM, dtype=torch.bool)
     least_R1 = keys_RM.topk(k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
     mask_RM = keys_RM >= least_R1
+    if not at_hand(mask_RM):
+        above, equal = keys_RM > least_R1, keys_RM == least_R1
+        room = k - above.sum(dim=1, keepdim=True, dtype=torch.int32)
+        return above | (equal & (equal.cumsum(dim=1, dtype=torch.int32) <= room))
     tied = (mask_RM.sum(dim=1, dtype=torch.int32) > k).nonzero().view(-1)
     if len(tied):
         above, equal = keys_RM[tied] > least_R1[tied], keys_RM[tied] == least_R1[tied]
@@ -334,8 +363,13 @@ def _largest(keys_RM: torch.Tensor, k: int) -> torch.Tensor:
 def _places(mask_RM: torch.Tensor, k: int) -> torch.Tensor:
     """Return the places of the k that are True in every row, (R, k) int64, ascending."""
     R, M = mask_RM.shape
-    starts_R1 = torch.arange(R, device=mask_RM.device)[:, None] * M
-    return mask_RM.view(-1).nonzero().view(R, k) - starts_R1
+    if at_hand(mask_RM):
+        return mask_RM.view(-1).nonzero().view(R, k) - torch.arange(R)[:, None] * M
+    # Every place is written to its rank, and those that are not chosen behind the last one.
+    rank_RM = torch.where(mask_RM, mask_RM.cumsum(dim=1) - 1, k).clamp_(max=k)
+    places_RM = torch.arange(M, device=mask_RM.device).expand(R, M)
+    found = torch.zeros(R, k + 1, dtype=torch.int64, device=mask_RM.device)
+    return found.scatter_(1, rank_RM, places_RM)[:, :k].contiguous()
 
 
 def _exchanged(R: int, M: int, k: int, alpha: float, draw: torch.Generator) -> torch.Tensor:
@@ -373,15 +407,14 @@ def _subsets(count_R: torch.Tensor, n: int, draw: torch.Generator) -> torch.Tens
         mask_Rn.view(-1)[found[torch.arange(most) < missing_R1]] = True
 
 
-def _outside(top_Rk: torch.Tensor, chosen: torch.Tensor, M: int) -> torch.Tensor:
+def _outside(top_Rk: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
     """Return where in the flat (R, M) those chosen among the numbers outside S stand.
 
     Args:
         top_Rk: where S stands in the flat (R, M), ascending.
-        chosen: (R, M - k) bool, of the numbers outside S in their order.
+        number: of each in the flat (R, M - k) of the numbers outside S in their order.
     """
     R, k = top_Rk.shape
     # Numbered through all rows, the i-th of S has top_i - i others in front of it.
     before = top_Rk.view(-1) - torch.arange(R * k, device=top_Rk.device)
-    number = chosen.view(-1).nonzero().view(-1)
     return number + torch.searchsorted(before, number, right=True)

@@ -116,7 +116,12 @@ class Zstd:
     @hookimpl
     def traits(self) -> Traits:
         """Takes any tensors, leaves strings of bytes; lossless, in evaluation as well."""
-        return Traits(needs={"plain"}, changes={"plain"}, evaluation=True)
+        return Traits(
+            needs={"plain"},
+            changes={"plain"},
+            evaluation=True,
+            waits="the bytes are compressed on the CPU",
+        )
 
 
 def _to_bytes(tensor: torch.Tensor, shuffle: bool) -> torch.Tensor:

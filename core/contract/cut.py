@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
 from splitlab.core.contract.errors import PluginError, when
 from splitlab.core.contract.measure import Measured, Measurement
+from splitlab.core.contract.transfer import Verdicts
 
 __all__ = ["Cut"]
 
@@ -41,6 +43,7 @@ class Cut:
         gradient: what came back for ``activations``. Client only, in ``gradient_return``.
         losses: what plugins added with `add_loss`, by their labels and its names.
         owner: label of the plugin whose hook runs; the engine sets it.
+        verdicts: what is expected of the step at this peer, see `expect`.
     """
 
     activations: torch.Tensor
@@ -55,6 +58,7 @@ class Cut:
     gradient: torch.Tensor | None = None
     losses: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
     owner: str = ""
+    verdicts: Verdicts = field(default_factory=Verdicts)
 
     def add_loss(self, name: str, loss: torch.Tensor) -> None:
         """Add a loss of the plugin's own to what this peer's backward pass differentiates.
@@ -98,6 +102,13 @@ class Cut:
         if (self.owner, name) in self.losses:
             raise PluginError(f"the loss {name!r} is there already; add every loss once a step")
         self.losses[self.owner, name] = loss
+
+    def expect(self, ok: torch.Tensor, error: Callable[[], Exception]) -> None:
+        """Raise an error unless this is true, without waiting for the device to say so.
+
+        As `Message.expect <splitlab.core.contract.message.Message.expect>`.
+        """
+        self.verdicts.expect(ok, lambda _: error())
 
     @property
     def when(self) -> str:

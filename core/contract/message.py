@@ -8,12 +8,13 @@ bytes is `splitlab.core.wire`'s business; how bytes move is a transport's.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from splitlab.core.contract.errors import PluginError, when
+from splitlab.core.contract.transfer import Verdicts, upload
 
 __all__ = ["WORDS", "Kind", "Message", "Role"]
 
@@ -71,6 +72,7 @@ class Message:
             field of the frame, so that timing never changes a byte count.
         frame_bytes: length of its frame, once it was sent or received.
         notes: of plugins, by the plugin's name: lists of JSON values.
+        verdicts: what its peer expects of it, see `expect`; it does not travel.
     """
 
     __slots__ = (
@@ -85,6 +87,7 @@ class Message:
         "stacked",
         "step",
         "training",
+        "verdicts",
     )
 
     def __init__(
@@ -104,6 +107,7 @@ class Message:
         self.notes: dict[str, list[Any]] = {}
         self.elapsed_ns = 0
         self.frame_bytes = 0
+        self.verdicts = Verdicts()
         self._tensors: dict[str, torch.Tensor] = {}
         self._roles: dict[str, Role] = {}
         self._frozen = False
@@ -151,6 +155,18 @@ class Message:
             del self.notes[plugin]
         return note
 
+    def expect(self, ok: torch.Tensor, error: Callable[[], Exception]) -> None:
+        """Raise an error unless this is true, without waiting for the device to say so.
+
+        On a CPU it is raised here. On a GPU the step goes on and ends with it, so what a number
+        that is not as expected would break, such as an index, has to be clamped as well.
+
+        Args:
+            ok: a boolean tensor without dimensions.
+            error: makes what is raised.
+        """
+        self.verdicts.expect(ok, lambda _: error())
+
     def __getitem__(self, name: str) -> torch.Tensor:
         try:
             return self._tensors[name]
@@ -186,7 +202,7 @@ class Message:
     def to(self, device: torch.device) -> Message:
         """Move all tensors to the device, in place; returns the message itself."""
         for name, tensor in self._tensors.items():
-            self._tensors[name] = tensor.to(device)
+            self._tensors[name] = upload(tensor, device)
         return self
 
     def _check_open(self, what: str) -> None:

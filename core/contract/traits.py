@@ -75,6 +75,8 @@ class Traits:
             losses that are added with `Cut.add_loss`; ``"straight-through"``: the error of the
             decoder is ignored; ``"corrected"``: the plugin adds a term of its own in
             ``gradient_return``.
+        waits: why a step of it cannot do without numbers that a GPU has to tell first, such as
+            how many bytes there are; empty if it asks for none, which the conformance kit checks.
     """
 
     needs: AbstractSet[str] = frozenset()
@@ -83,6 +85,7 @@ class Traits:
     stateful: bool = False
     once: bool = False
     gradient: Gradient = "natural"
+    waits: str = ""
 
     def __post_init__(self) -> None:
         for name in ("needs", "changes"):

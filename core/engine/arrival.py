@@ -15,6 +15,7 @@ from splitlab.core.contract.cut import Cut
 from splitlab.core.contract.errors import PluginError, ProtocolError
 from splitlab.core.contract.message import Kind, Message, Role
 from splitlab.core.contract.peer import Peer
+from splitlab.core.contract.transfer import at_hand
 
 __all__ = [
     "ACTIVATIONS",
@@ -88,7 +89,7 @@ def check_request(message: Message, peer: Peer, dtype: torch.dtype, *, plugins: 
 
 def check_decoded(
     leaf: torch.Tensor, targets: torch.Tensor, message: Message, peer: Peer, most_rows: float
-) -> None:
+) -> torch.Tensor:
     """Check activations and targets as ``after_receive`` leaves them.
 
     Args:
@@ -97,6 +98,10 @@ def check_decoded(
         message: what they came with.
         peer: the server's facts.
         most_rows: of the activations; infinite where a plugin changes the batch.
+
+    Returns:
+        The targets. Where the host cannot look at them without waiting, the message expects them to
+        name classes, and those that do not are changed to some that can be computed with.
 
     Raises:
         ProtocolError: they are nothing that a client of this run sends.
@@ -110,12 +115,18 @@ def check_decoded(
     if not targets.numel():
         raise ProtocolError(f"{message.when}: the targets that arrived are empty")
     ends = targets.float() if targets.dtype.itemsize == 1 else targets
-    low, high = (end.item() for end in ends.aminmax())
+    low, high = ends.aminmax()
     if targets.is_floating_point():
-        if not (low >= 0 and high <= 1 + _SLACK):
-            raise ProtocolError(f"{message.when}: a class probability is outside 0 to 1")
-    elif not (low >= 0 and high < peer.classes):
-        raise ProtocolError(f"{message.when}: a class id is outside 0 to {peer.classes - 1}")
+        what, most = "probability is outside 0 to 1", 1 + _SLACK
+    else:
+        what, most = f"id is outside 0 to {peer.classes - 1}", peer.classes - 1
+    message.expect(
+        (low >= 0) & (high <= most), lambda: ProtocolError(f"{message.when}: a class {what}")
+    )
+    if at_hand(targets) or targets.is_floating_point():
+        return targets
+    # A GPU that is asked for the logit of another class stops for good.
+    return targets.clamp(0, peer.classes - 1)
 
 
 def check_server_input(cut: Cut, peer: Peer, dtype: torch.dtype, suspects: str) -> None:

@@ -19,6 +19,7 @@ from splitlab.core.contract.message import Kind, Message, Role
 from splitlab.core.contract.part import Part
 from splitlab.core.contract.peer import Peer
 from splitlab.core.contract.seeding import isolated_rng
+from splitlab.core.contract.transfer import Fetch, upload
 from splitlab.core.engine.arrival import (
     ACTIVATIONS,
     GRADIENT,
@@ -31,7 +32,13 @@ from splitlab.core.engine.arrival import (
 from splitlab.core.engine.conversation import Conversation
 from splitlab.core.engine.optimization import Optimization
 from splitlab.core.engine.stack import Stack
-from splitlab.core.engine.worker import Worker, check_tensor, class_ids
+from splitlab.core.engine.worker import (
+    Worker,
+    by_label,
+    check_tensor,
+    class_ids,
+    fetch_losses,
+)
 
 __all__ = ["Answer", "Client", "Trained"]
 
@@ -70,23 +77,32 @@ class Client(Worker):
             part.watch(request)
 
     def train(self, batch: Batch, step: int) -> Conversation[Trained]:
-        """Train on a batch: an ACTIVATION goes out, a GRADIENT comes in."""
+        """Train on a batch: an ACTIVATION goes out, a GRADIENT comes in.
+
+        On a GPU, what was wrong with the gradients of the step before is raised when the forward
+        pass of this one is in the queue, and before anything is sent.
+        """
         with isolated_rng(self.peer.seed, "client", step, device=self.peer.device):
             cut = self._cut(batch, step, training=True)
             made = cut.activations
             self.stack.after_client_forward(cut)
         asked = self._message(cut, stacked=True)
+        self.settle()
         message = yield asked
         loss = self._loss(message, Kind.GRADIENT, asked)
+        message.verdicts = cut.verdicts
         message.to(self.peer.device)
         self.stack.after_receive(message)
         cut.gradient = message[GRADIENT]
         self._check_gradient(cut)
         self.stack.gradient_return(cut)
         on_graph = [cut.activations] if cut.activations.requires_grad else []
-        own = self._backward(cut, on_graph, cut.gradient)
+        losses = fetch_losses(cut) if cut.losses else None
+        self._backward(cut, on_graph, cut.gradient)
         passing = _leaving(cut, made) | {"the gradient at the cut, as it came back,": cut.gradient}
-        self._step(step, passing)
+        self._step(step, passing, cut.verdicts)
+        self._owed.append(cut.verdicts.fetch())
+        own = by_label(cut, losses.settle()) if losses else {}
         return Trained(step, len(batch.targets), loss, self.stack.metrics(step, own))
 
     def query(self, batch: Batch, number: int, *, stacked: bool) -> Conversation[Answer]:
@@ -97,6 +113,7 @@ class Client(Worker):
             number: of the batch within this evaluation.
             stacked: whether the plugins act; without, the evaluation is uncompressed.
         """
+        self.settle()
         with torch.no_grad(), self._trainer.averaged():
             seed = self.peer.seed
             with isolated_rng(seed, "client-evaluation", number, device=self.peer.device):
@@ -107,11 +124,14 @@ class Client(Worker):
             asked = self._message(cut, stacked=stacked)
         message = yield asked
         loss = self._loss(message, Kind.PREDICTION, asked)
+        message.verdicts = cut.verdicts
         with torch.no_grad(), self._trainer.averaged():
             if stacked:
                 self.stack.after_receive(message.to(self.peer.device))
-        self._check_finite(_leaving(cut, made), number, training=False)
-        ids = message[PREDICTIONS].cpu()
+        for name, tensor in _leaving(cut, made).items():
+            self._expect_finite(name, tensor, number, cut.verdicts, training=False)
+        pending, ids = cut.verdicts.fetch(), Fetch(message[PREDICTIONS]).tensor()
+        pending.settle()
         check_predictions(ids, batch.targets, message.when, self.peer.classes)
         return Answer(ids.long(), loss)
 
@@ -126,8 +146,10 @@ class Client(Worker):
 
     def _cut(self, batch: Batch, step: int, *, training: bool) -> Cut:
         return Cut(
-            activations=self._forward(batch.images.to(self.peer.device), step, training=training),
-            targets=batch.targets.to(self.peer.device),
+            activations=self._forward(
+                upload(batch.images, self.peer.device), step, training=training
+            ),
+            targets=upload(batch.targets, self.peer.device),
             step=step,
             training=training,
             measured=Measured(self._part.measured()),
@@ -136,6 +158,7 @@ class Client(Worker):
 
     def _message(self, cut: Cut, *, stacked: bool) -> Message:
         message = Message(Kind.ACTIVATION, cut.step, training=cut.training, stacked=stacked)
+        message.verdicts = cut.verdicts
         for name in (ACTIVATIONS, TARGETS):
             check_tensor(cut, f"cut.{name}", getattr(cut, name), "after_client_forward")
         message.put(ACTIVATIONS, cut.activations.detach(), Role.PAYLOAD)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 
-__all__ = ["all_finite", "all_of_them_finite"]
+__all__ = ["all_finite", "each_finite"]
 
 
 def all_finite(tensor: torch.Tensor) -> torch.Tensor:
@@ -21,8 +21,8 @@ def all_finite(tensor: torch.Tensor) -> torch.Tensor:
     return low.isfinite() & high.isfinite()
 
 
-def all_of_them_finite(tensors: Iterable[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """Return the same for many tensors of one device at once."""
-    some = [tensor for tensor in tensors if tensor.numel()]
+def each_finite(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the same of each of many tensors of one device, one or more, at once."""
     # The largest magnitude, unlike a sum of squares, does not overflow.
-    return torch.nn.utils.get_total_norm(some, math.inf).to(device).isfinite()
+    norms = torch._foreach_norm([*tensors], math.inf)
+    return torch.stack([*norms]).isfinite()

@@ -30,7 +30,13 @@ from splitlab.core.engine.arrival import (
 from splitlab.core.engine.conversation import Conversation
 from splitlab.core.engine.optimization import Optimization
 from splitlab.core.engine.stack import Stack
-from splitlab.core.engine.worker import Worker, check_tensor, class_ids
+from splitlab.core.engine.worker import (
+    Worker,
+    by_label,
+    check_tensor,
+    class_ids,
+    fetch_losses,
+)
 
 __all__ = ["Server"]
 
@@ -64,7 +70,12 @@ class Server(Worker):
         Returns:
             A GRADIENT message with the loss (training), or a PREDICTION message with the summed
             loss (evaluation).
+
+        Raises:
+            Diverged: the loss is not finite; or, on a GPU, the gradients of the step before were
+                not, see `Worker.settle`.
         """
+        self.settle()
         key = client, message.training, message.step
         conversation = self._open.pop(key, None)
         if conversation is None:
@@ -96,7 +107,7 @@ class Server(Worker):
         leaf, targets = message[ACTIVATIONS], message[TARGETS]
         if not targets.is_floating_point():
             targets = targets.long()
-        check_decoded(leaf, targets, message, self.peer, self._most_rows)
+        targets = check_decoded(leaf, targets, message, self.peer, self._most_rows)
         side = {name: message[name] for name in message.names(Role.SIDE)}
         return Cut(
             activations=leaf,
@@ -104,6 +115,7 @@ class Server(Worker):
             step=message.step,
             training=message.training,
             side=side,
+            verdicts=message.verdicts,
         )
 
     def _train(self, cut: Cut) -> Message:
@@ -122,23 +134,29 @@ class Server(Worker):
                 )
             per_row = self._loss(logits, cut.targets, reduction="none")
             loss = (per_row * cut.weights).sum() / cut.weights.sum()
-        own = self._backward(cut, [loss])
+        losses = fetch_losses(cut, loss)  # here: the device has the backward pass to do meanwhile
+        self._backward(cut, [loss])
         if leaf.grad is None:
             raise PluginError(
                 f"{cut.when}: after before_server_forward cut.activations no longer depend on "
                 "what the client sent, so there is no gradient to return"
             )
-        self._step(cut.step, {"the loss": loss, "the gradient at the cut": leaf.grad})
-        value = loss.item()
+        passing = {"the loss": loss, "the gradient at the cut": leaf.grad}
+        self._step(cut.step, passing, cut.verdicts)
+        value, *own = losses.settle()
+        if not math.isfinite(value):
+            raise self._diverged("the loss", value, cut.step, training=True)
         if value < 0:
             raise PluginError(
                 f"{cut.when}: the loss is {value}, less than 0; a plugin of the stack makes "
                 "negative cut.weights or cut.targets"
             )
         answer = Message(Kind.GRADIENT, cut.step, meta={"loss": value})
+        answer.verdicts = cut.verdicts
         answer.put(GRADIENT, leaf.grad, Role.PAYLOAD)
         self.stack.before_send(answer)
-        self.metrics = self.stack.metrics(cut.step, own)
+        self._owed.append(cut.verdicts.fetch())
+        self.metrics = self.stack.metrics(cut.step, by_label(cut, own))
         return answer
 
     @torch.no_grad()
@@ -149,19 +167,22 @@ class Server(Worker):
                 self.stack.before_server_forward(cut)
             logits = self._logits(cut)
         total = F.cross_entropy(logits, cut.targets, reduction="sum")
-        self._check_finite({"the evaluation loss": total}, cut.step, training=False)
-        meta = {"loss_sum": total.item()}
+        self._expect_finite("the evaluation loss", total, cut.step, cut.verdicts, training=False)
+        pending = cut.verdicts.fetch(total)
         ids = class_ids(logits.argmax(-1), self.peer.classes)
+        (value,) = pending.settle()
         answer = Message(
             Kind.PREDICTION,
             cut.step,
             training=False,
             stacked=stacked,
-            meta=meta,
+            meta={"loss_sum": value},
         )
+        answer.verdicts = cut.verdicts
         answer.put(PREDICTIONS, ids, Role.PAYLOAD)
         if stacked:
             self.stack.before_send(answer)
+            self._owed.append(cut.verdicts.fetch())
         return answer
 
     def _logits(self, cut: Cut) -> torch.Tensor:
@@ -171,9 +192,11 @@ class Server(Worker):
         sizes = cut.token_sizes
         if sizes is not None:
             check_tensor(cut, "cut.token_sizes", sizes, "before_server_forward")
-            if sizes.shape != cut.activations.shape[:2] or not bool((sizes > 0).all()):
-                raise PluginError(
-                    f"{cut.when}: cut.token_sizes have shape {[*sizes.shape]}; for each of "
-                    f"{[*cut.activations.shape[:2]]} tokens a number above 0 is needed"
-                )
+            wrong = PluginError(
+                f"{cut.when}: cut.token_sizes have shape {[*sizes.shape]}; for each of "
+                f"{[*cut.activations.shape[:2]]} tokens a number above 0 is needed"
+            )
+            if sizes.shape != cut.activations.shape[:2]:
+                raise wrong
+            cut.expect((sizes > 0).all(), lambda: wrong)
         return self._forward(cut.activations, cut.step, training=cut.training, token_sizes=sizes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,11 +19,12 @@ from splitlab.core.contract.errors import (
 )
 from splitlab.core.contract.part import Part
 from splitlab.core.contract.peer import Peer
-from splitlab.core.engine.finite import all_finite, all_of_them_finite
+from splitlab.core.contract.transfer import Pending, Verdicts
+from splitlab.core.engine.finite import all_finite, each_finite
 from splitlab.core.engine.optimization import Optimization, Trainer
 from splitlab.core.engine.stack import Stack
 
-__all__ = ["Worker", "check_tensor", "class_ids"]
+__all__ = ["Worker", "by_label", "check_tensor", "class_ids", "fetch_losses"]
 
 
 class Worker:
@@ -49,43 +49,66 @@ class Worker:
             if p.requires_grad
         ]
         self._trained = own + added
-        self._trainer = Trainer(optimization, [p for _, p in self._trained], self._numbers)
+        self._trainer = Trainer(optimization, [p for _, p in self._trained], self.numbers)
         kinds = (p.dtype for _, p in part.named_parameters() if p.is_floating_point())
         self._dtype = next(kinds, torch.float32)  # of the model's numbers
         self._crossing = peer.autocast or self._dtype  # of activations at the cut
         self._plugins = stack.traits()
+        self._owed: list[Pending] = []
 
-    def _step(self, step: int, passing: Mapping[str, torch.Tensor]) -> None:
+    def settle(self) -> None:
+        """Raise what was wrong with the step before, if a GPU has only now said so.
+
+        A GPU that is asked how a step ended stands still until the next one begins. So the answer
+        is looked at in the next step, when there is work in the queue behind it, and before
+        anything is made of the weights: an evaluation, a checkpoint, the end of the run.
+        """
+        owed, self._owed = self._owed, []
+        for pending in owed:
+            pending.settle()
+
+    def _step(self, step: int, passing: Mapping[str, torch.Tensor], verdicts: Verdicts) -> None:
         """Train with the gradients that are there.
 
         Args:
             step: its number.
             passing: what else must be finite, by name.
-
-        Raises:
-            Diverged: this, or the gradient of a parameter, is not finite.
+            verdicts: of the step; `Diverged` if this, or the gradient of a parameter, is not
+                finite.
         """
-        gradients = {name: p.grad for name, p in self._trained if p.grad is not None}
-        verdicts = [all_finite(tensor) for tensor in passing.values()]
-        verdicts.append(all_of_them_finite(gradients.values(), self.peer.device))
+        trained = {name: p.grad for name, p in self._trained if p.grad is not None}
+        gradients = {name: gradient for name, gradient in trained.items() if gradient.numel()}
+        finite = [all_finite(tensor) for tensor in passing.values()]
+        each = each_finite([*gradients.values()]) if gradients else None
         schedule = self.peer.schedule
         norm = self._trainer.step(step, schedule.steps if schedule else None)
-        norms = {} if norm is None else {"the norm of the gradients": norm}
-        verdicts += map(all_finite, norms.values())
-        # Waits for the device, when all work of the step is queued.
-        if not all(torch.stack(verdicts).tolist()):
-            named = {f"the gradient of {name}": tensor for name, tensor in gradients.items()}
-            self._check_finite({**passing, **named, **norms}, step)
+        for (name, tensor), flag in zip(passing.items(), finite, strict=True):
+            self._expect_finite(name, tensor, step, verdicts, flag=flag)
+        if each is not None:
+            names = [*gradients]
+            verdicts.expect(
+                each, lambda i: self._diverged(f"the gradient of {names[i]}", None, step, True)
+            )
+        if norm is not None:
+            self._expect_finite("the norm of the gradients", norm, step, verdicts)
         self.stack.step_end(step)
 
-    def _check_finite(
-        self, tensors: Mapping[str, torch.Tensor], step: int, *, training: bool = True
+    def _expect_finite(
+        self,
+        name: str,
+        tensor: torch.Tensor,
+        step: int,
+        verdicts: Verdicts,
+        *,
+        flag: torch.Tensor | None = None,
+        training: bool = True,
     ) -> None:
-        """Raise `Diverged` with the name of the first of these that is not finite."""
-        for name, tensor in tensors.items():
-            if not all_finite(tensor):
-                value = None if tensor.ndim else tensor.item()
-                raise self._diverged(name, value, step, training)
+        """Expect that a tensor is finite, or was when ``flag`` was found; else `Diverged`."""
+        value = None if tensor.ndim else tensor.detach()
+        verdicts.expect(
+            all_finite(tensor) if flag is None else flag,
+            lambda _: self._diverged(name, None if value is None else value.item(), step, training),
+        )
 
     def _diverged(self, name: str, value: float | None, step: int, training: bool) -> Diverged:
         found = "not finite" if value is None else value
@@ -117,21 +140,18 @@ class Worker:
 
     def _backward(
         self, cut: Cut, of: Sequence[torch.Tensor], gradient: torch.Tensor | None = None
-    ) -> Mapping[str, Mapping[str, float]]:
-        """Go back through the graph, also from plugins' own losses; returns these, by label.
+    ) -> None:
+        """Go back through the graph, also from plugins' own losses.
 
         Args:
             cut: of the step.
             of: a tensor with this gradient, or a loss, or nothing.
             gradient: None of a loss.
-
-        Raises:
-            Diverged: a plugin's own loss is no finite number.
         """
-        step, own = cut.step, _values(cut)
+        step = cut.step
         roots, rest = [*of, *cut.losses.values()], [None for _ in cut.losses]
         if not roots:
-            return own
+            return
         try:
             torch.autograd.backward(roots, [*(gradient for _ in of), *rest])
         except torch.OutOfMemoryError:
@@ -149,7 +169,6 @@ class Worker:
                 f"{reason(error)}; look at autograd functions of the plugins' own, and at changes "
                 "of cut.activations in place; or at those of the model"
             ) from error
-        return own
 
     def _suspects(self) -> str:
         one_sided = self.stack.one_sided()
@@ -157,6 +176,7 @@ class Worker:
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return all that a resumed run needs of this peer: tensors, and JSON values."""
+        self.settle()
         tree: dict[str, Any] = {
             "model": self._part.state_dict(),
             "modules": {str(i): m.state_dict() for i, m in enumerate(self.peer.modules)},
@@ -177,7 +197,7 @@ class Worker:
         self.stack.load_state_dict(tree.get("plugins", {}))
         self._trainer.load_state(tree)
 
-    def _numbers(self) -> dict[str, torch.Tensor]:
+    def numbers(self) -> dict[str, torch.Tensor]:
         """Return all parameters and buffers of this peer by name; they share its memory."""
         found = dict(self._part.state_dict())
         for i, module in enumerate(self.peer.modules):
@@ -185,16 +205,27 @@ class Worker:
         return found
 
 
-def _values(cut: Cut) -> dict[str, dict[str, float]]:
+def fetch_losses(cut: Cut, *more: torch.Tensor) -> Pending:
+    """Fetch these scalars and the losses that plugins added, which have to be finite."""
+    losses = [loss.detach() for loss in cut.losses.values()]
+    if losses:
+        keys = [*cut.losses]
+
+        def wrong(i: int) -> Diverged:
+            label, name = keys[i]
+            return Diverged(
+                f"{cut.when}: the loss {name!r} of plugin {label!r} is {losses[i].item()}; guard "
+                "its divisions, logarithms and roots, or lower --lr"
+            )
+
+        cut.verdicts.expect(torch.stack(losses).isfinite(), wrong)
+    return cut.verdicts.fetch(*more, *losses)
+
+
+def by_label(cut: Cut, values: Sequence[float]) -> dict[str, dict[str, float]]:
     """Return the losses that plugins added, by label and name."""
     found: dict[str, dict[str, float]] = {}
-    for (label, name), loss in cut.losses.items():
-        value = loss.item()
-        if not math.isfinite(value):
-            raise Diverged(
-                f"{cut.when}: the loss {name!r} of plugin {label!r} is {value}; guard its "
-                "divisions, logarithms and roots, or lower --lr"
-            )
+    for (label, name), value in zip(cut.losses, values, strict=True):
         found.setdefault(label, {})[name] = value
     return found
 

@@ -224,6 +224,7 @@ class Loop:
     # Evaluation.
 
     def _evaluate(self) -> EvaluationRecord:
+        self.client.settle()
         started = time.perf_counter()
         mark = self.ledger.mark()
         wanted = self.plan.config.evaluate

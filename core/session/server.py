@@ -125,6 +125,7 @@ class ServerSession:
                 f"{self._link.remote} asks to {request} after step {message.step}, "
                 f"and {self._trained} are trained"
             )
+        self._server.settle()
         if request == "save":
             keep = message.meta.get("keep", "")
             if not isinstance(keep, str) or not _STEPS.fullmatch(keep):

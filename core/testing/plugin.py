@@ -35,6 +35,7 @@ from splitlab.core.testing.resume_checks import state_survives_resume
 from splitlab.core.testing.state_checks import evaluation_as_declared, repeats_itself
 from splitlab.core.testing.subject import DECODED, GRADIENT, REPEATS, RUNS, TINY, Subject
 from splitlab.core.testing.tiny import Tiny
+from splitlab.core.testing.waiting_checks import steps_do_not_wait
 from splitlab.core.testing.wire_checks import (
     bytes_are_real,
     frames_are_enough,
@@ -59,6 +60,7 @@ PLUGIN_CHECKS: list[Check[Subject]] = [
     Check("same-over-every-link", "bit for bit", same_over_every_link),
     Check(_RESUME, "bit for bit, again and again", state_survives_resume),
     Check("changes-are-declared", "of shapes, targets and numbers", changes_are_declared),
+    Check("steps-do-not-wait", "for a GPU, unless it says why", steps_do_not_wait),
     Check("unpickles-nothing", "no bytes become code", unpickles_nothing),
 ]
 

@@ -148,6 +148,12 @@ class Subject:
             gradient=min((traits.gradient for traits in declared), key=order.index),
         )
 
+    @property
+    def waits(self) -> str:
+        """Why the plugins say that their steps wait for a GPU; empty if none does."""
+        declared = self.working().client.stack.traits().values()
+        return "; ".join(dict.fromkeys(traits.waits for traits in declared if traits.waits))
+
     def couple(self, stack: Sequence[Bound] = (), **settings: Any) -> Couple:
         """Build new peers."""
         return Couple(self.tiny, stack or self.stack, **settings)

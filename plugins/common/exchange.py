@@ -1,20 +1,21 @@
 """What the two ends of a method on messages do alike: find the payload, note its form, check.
 
 A sender calls `payload_name` and `describe`; a receiver, which trusts nothing, calls `described`,
-`coded_name` and `take_checked`. No method lives here.
+`coded_name` and `take_checked`, and reads sizes with `Told`. No method lives here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 
-from splitlab.core import Message, Peer, PluginError, ProtocolError, Role
+from splitlab.core import Cut, Message, Peer, PluginError, ProtocolError, Role, at_hand
 
 __all__ = [
+    "Told",
     "coded_name",
     "describe",
     "described",
@@ -32,6 +33,41 @@ _DTYPES = {
 
 _MOST_BATCHES = 16
 """A payload that claims to be larger than so many full batches of the run is refused."""
+
+
+class Told:
+    """Sizes that arrive beside every payload and follow from its form, read once for each form.
+
+    Reading waits for a GPU. There, what the same form came with before is expected again.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, list[int]] = {}
+
+    def read(
+        self,
+        subject: Cut | Message,
+        numbers: torch.Tensor,
+        form: Hashable,
+        wrong: Callable[[], Exception],
+    ) -> list[int]:
+        """Return the numbers.
+
+        Args:
+            subject: that they came with.
+            numbers: (n,) of an integer type.
+            form: of the payload: what the numbers follow from in one run.
+            wrong: makes the error for others than the same form came with before.
+        """
+        if at_hand(numbers):
+            return list(numbers.tolist())
+        known = self._known.get(form)
+        if known is None or len(known) != len(numbers):
+            known = self._known[form] = list(numbers.tolist())
+        else:
+            same = [number == before for number, before in zip(numbers, known, strict=True)]
+            subject.expect(torch.stack(same).all(), wrong)
+        return known
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:

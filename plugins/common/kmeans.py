@@ -15,7 +15,7 @@ import math
 
 import torch
 
-from splitlab.core import ConfigError
+from splitlab.core import ConfigError, Fetch, at_hand, upload
 
 __all__ = [
     "cluster_means",
@@ -49,7 +49,8 @@ def kmeans(
     centroid (ties: the lowest cluster), hands each empty cluster the farthest point of a cluster
     that has another one, and moves the centroids to the means of their members. The first centroids
     are T distinct points drawn at random. k-means++ is left out on purpose: it draws one centre
-    after the other, and nothing here loops over clusters.
+    after the other, and nothing here loops over clusters. No device is waited for: what has
+    converged stands still, and when the device says so, no more iterations are queued.
 
     Args:
         points_BF: (B, F) floating point. Half precision computes in float32. NaN counts as 0.
@@ -85,30 +86,38 @@ def kmeans(
 
     # Near the origin and of size one, ‖x‖² - 2⟨x, c⟩ + ‖c‖² neither cancels nor overflows. A power
     # of two scales without rounding.
-    _, exponent = math.frexp(points_BF.abs().max().item())
-    scale = max(math.ldexp(0.5, exponent), torch.finfo(points_BF.dtype).tiny)
+    scale = _power_of_two(points_BF.abs().max())
     points_BF = points_BF / scale
     centred_BF = points_BF - points_BF.mean(dim=0)
 
     if relative:
-        limit = math.sqrt(tol * centred_BF.square().mean().item())
+        limit = (tol * centred_BF.square().mean().double()).sqrt()
     else:
-        limit = math.sqrt(tol) / scale
+        limit = math.sqrt(tol) / scale.double()
 
     if init is None:
         init = torch.randperm(B, generator=generator)[:clusters]
-    centroids_TF = centred_BF[init.to(points_BF.device)]
+    centroids_TF = centred_BF[upload(init, points_BF.device)]
+    assignment_B = torch.zeros(B, dtype=torch.int64, device=points_BF.device)
+    done = torch.zeros((), dtype=torch.bool, device=points_BF.device)
+    told: Fetch | None = None
     for _ in range(iterations):
+        if told is not None and told.arrived():
+            if bool(told.tensor()):
+                break
+            told = None
         # ‖x‖² is the same for all clusters: the nearest centroid does not depend on it.
         offset_BT = torch.addmm(
             centroids_TF.square().sum(dim=1), centred_BF, centroids_TF.T, alpha=-2
         )
-        assignment_B = _fill_empty(offset_BT.argmin(dim=1), offset_BT, centred_BF)
-        previous_TF, centroids_TF = centroids_TF, cluster_means(centred_BF, assignment_B, clusters)
-        moved_TF = centroids_TF - previous_TF
-        shift = (moved_TF.norm() if relative else moved_TF.norm(dim=1).sum()).item()
-        if shift < limit or shift == 0:
-            break
+        nearest_B = _fill_empty(offset_BT.argmin(dim=1), offset_BT, centred_BF)
+        means_TF = cluster_means(centred_BF, nearest_B, clusters)
+        moved_TF = means_TF - centroids_TF
+        shift = moved_TF.norm() if relative else moved_TF.norm(dim=1).sum()
+        assignment_B = torch.where(done, assignment_B, nearest_B)
+        centroids_TF = torch.where(done, centroids_TF, means_TF)
+        done = done | (shift.double() < limit) | (shift == 0)
+        told = told or Fetch(done)
     return assignment_B, cluster_means(points_BF, assignment_B, clusters) * scale
 
 
@@ -185,34 +194,39 @@ def random_partition(B: int, T: int, generator: torch.Generator) -> torch.Tensor
     return torch.empty_like(order_B).index_copy_(0, order_B, torch.arange(B) * T // B)
 
 
-def label_partition(labels_B: torch.Tensor, T: int, generator: torch.Generator) -> torch.Tensor:
+def label_partition(
+    labels_B: torch.Tensor, T: int, generator: torch.Generator, classes: int
+) -> torch.Tensor:
     """Return a partition into T ≤ B non-empty clusters, as pure in labels as T allows.
 
     With T ≥ P every class gets one cluster and the others go by highest averages (D'Hondt); within
     a class the sizes differ by one at most and chance decides who goes where. With T < P the
-    clusters are runs of the samples ordered by label. On the CPU.
-    """
-    labels_B = labels_B.cpu()
-    B = labels_B.numel()
-    order_B = torch.randperm(B, generator=generator)
-    order_B = order_B[labels_B[order_B].argsort(stable=True)]
-    count_P = torch.bincount(labels_B)
-    count_P = count_P[count_P > 0]
-    P, M = count_P.numel(), int(count_P.max())
+    clusters are runs of the samples ordered by label.
 
-    if T < P:
-        cluster_B = torch.arange(B) * T // B
-    else:
-        # A class of m samples has m averages of 1 or more, and all have B ≥ T together: the T
-        # highest never give a class more clusters than samples.
-        average_PM = count_P[:, None] / torch.arange(1, M + 1)
-        average_PM[:, 0] = torch.inf
-        highest_T = average_PM.flatten().argsort(descending=True, stable=True)[:T]
-        seats_P = torch.bincount(highest_T // M, minlength=P)
-        class_B = torch.arange(P).repeat_interleave(count_P)
-        rank_B = torch.arange(B) - (count_P.cumsum(0) - count_P)[class_B]
-        first_P = seats_P.cumsum(0) - seats_P
-        cluster_B = first_P[class_B] + rank_B * seats_P[class_B] // count_P[class_B]
+    Args:
+        labels_B: (B,) int64 in [0, classes).
+        T: clusters.
+        generator: CPU generator of the order.
+        classes: C, of which P occur.
+    """
+    B, device = labels_B.numel(), labels_B.device
+    order_B = upload(torch.randperm(B, generator=generator), device)
+    order_B = order_B[labels_B[order_B].argsort(stable=True)]
+    class_B = labels_B[order_B]
+    count_C = membership(labels_B, classes).sum(dim=1)
+    nth_B = torch.arange(B, device=device)
+
+    # A class of m samples has m averages of 1 or more, and all have B ≥ T together: the T highest
+    # never give a class more clusters than samples, nor one without any its first.
+    average_CB = count_C[:, None] / (nth_B + 1)
+    average_CB[:, 0] = torch.where(count_C > 0, torch.inf, 0.0)
+    highest_T = average_CB.flatten().argsort(descending=True, stable=True)[:T]
+    seats_C = membership(highest_T // B, classes).sum(dim=1)
+    rank_B = nth_B - (count_C.cumsum(0) - count_C)[class_B]
+    first_C = seats_C.cumsum(0) - seats_C
+    by_class_B = first_C[class_B] + rank_B * seats_C[class_B] // count_C[class_B]
+    few = (count_C > 0).sum() > T
+    cluster_B = torch.where(few, nth_B * T // B, by_class_B)
     return torch.empty_like(order_B).index_copy_(0, order_B, cluster_B)
 
 
@@ -240,8 +254,9 @@ def _fill_empty(
     There are B minus (T - E) such points, at least E as T ≤ B, and taking any of them leaves its
     cluster the nearest one: after this no cluster is empty, even when all points are the same.
     """
-    empty_E = (torch.bincount(assignment_B, minlength=offset_BT.shape[1]) == 0).nonzero().squeeze(1)
-    if empty_E.numel() == 0:
+    T = offset_BT.shape[1]
+    empty_T = ~membership(assignment_B, T).any(dim=1)
+    if at_hand(empty_T) and not empty_T.any():
         return assignment_B
     distance_B = offset_BT.gather(1, assignment_B[:, None]).squeeze(1)
     distance_B = distance_B + points_BF.square().sum(dim=1)
@@ -251,10 +266,25 @@ def _fill_empty(
     cluster_of = assignment_B[by_cluster]
     kept = torch.ones_like(cluster_of, dtype=torch.bool)
     kept[1:] = cluster_of[1:] != cluster_of[:-1]
-    distance_B[by_cluster[kept]] = -torch.inf
+    left = distance_B[by_cluster].masked_fill(kept, -torch.inf)
+    distance_B = torch.empty_like(distance_B).scatter_(0, by_cluster, left)
 
-    farthest_E = distance_B.argsort(descending=True, stable=True)[: empty_E.numel()]
-    return assignment_B.index_copy(0, farthest_E, empty_E)
+    # The first E of T clusters are the empty ones, and the first E of T points move to them.
+    empty_first_T = empty_T.to(torch.uint8).argsort(descending=True, stable=True)
+    farthest_T = distance_B.argsort(descending=True, stable=True)[:T]
+    own_T = assignment_B[farthest_T]
+    moves_T = torch.arange(T, device=empty_T.device) < empty_T.sum()
+    return assignment_B.index_copy(0, farthest_T, torch.where(moves_T, empty_first_T, own_T))
+
+
+def _power_of_two(value: torch.Tensor) -> torch.Tensor:
+    """Return the largest power of two up to a number, a normal one at least; both scalars."""
+    if value.dtype == torch.float64:
+        integers, exponent = torch.int64, 0x7FF << 52
+    else:
+        integers, exponent = torch.int32, 0xFF << 23
+    bits = value.view(integers) & exponent  # of sign, exponent and fraction
+    return bits.view(value.dtype).clamp(min=torch.finfo(value.dtype).tiny)
 
 
 def _largest(points: torch.Tensor) -> float:

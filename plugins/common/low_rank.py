@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 import torch
 
-from splitlab.core import Kind, Message, Peer, ProtocolError, Role, hookimpl
+from splitlab.core import Kind, Message, Peer, ProtocolError, Role, at_hand, hookimpl, upload
 from splitlab.plugins.common.exchange import working_dtype
 
 __all__ = [
@@ -196,7 +196,7 @@ class LowRank(ABC):
         if track.basis is not None and track.basis.shape[0] == F:
             known = track.basis[:, :R].to(like)
         fresh = torch.randn(F, R - known.shape[1], generator=draw, dtype=torch.float64)
-        return torch.cat((known, fresh.to(like)), dim=1)
+        return torch.cat((known, upload(fresh.to(like.dtype), like.device)), dim=1)
 
     def _encode(self, message: Message) -> None:
         name, track = _TENSOR[message.kind], self._tracks[message.kind]
@@ -227,16 +227,24 @@ class LowRank(ABC):
         self._ranks[message.kind] = P.shape[-1]
         if self._natural:
             self._kept = message.step, Q
-        if not bool(P.isfinite().all() & Q.isfinite().all() & P.any() & Q.any()):
+        # What is not finite, or nothing at all, is no start for the next step.
+        worth_it = P.isfinite().all() & Q.isfinite().all() & P.any() & Q.any()
+        if at_hand(worth_it) and not worth_it:
             return
         if basis is not None:
-            _remember(track, basis)
+            _remember(track, basis, worth_it)
         full = source.shape[0] == self._peer.batch_size
         if feeds and (full or track.residual is None or track.residual.shape == source.shape):
             rebuilt = self._rebuild(P, Q)
             if self._center:
                 rebuilt += message[self._mean]
-            track.residual = source - rebuilt
+            residual = source - rebuilt
+            if not at_hand(worth_it):
+                old = track.residual
+                if old is None or old.shape != source.shape:
+                    old = torch.zeros_like(residual)
+                residual = torch.where(worth_it, residual, old)
+            track.residual = residual
 
     def _project(self, message: Message) -> None:
         """Replace the gradient G by G Q."""
@@ -384,8 +392,18 @@ def principal(matrix_GMF: torch.Tensor, R: int) -> torch.Tensor:
     return orthonormal(exact.mT @ vectors[..., :R]).to(matrix_GMF)
 
 
-def _remember(track: Track, basis: torch.Tensor) -> None:
-    """Keep the basis, and behind it the columns of the old one that it did not need."""
-    if track.basis is not None and track.basis.shape[0] == basis.shape[0]:
-        basis = torch.cat((basis, track.basis[:, basis.shape[1] :].to(basis)), dim=1)
+def _remember(track: Track, basis: torch.Tensor, worth_it: torch.Tensor) -> None:
+    """Keep the basis, and behind it the columns of the old one that it did not need.
+
+    Where it is not worth it, which is asked only if the host cannot tell, the old one stays; unit
+    vectors where there is none.
+    """
+    old = track.basis
+    if old is None or old.shape[0] != basis.shape[0]:
+        old = basis[:, :0]
+    basis = torch.cat((basis, old[:, basis.shape[1] :].to(basis)), dim=1)
+    if not at_hand(worth_it):
+        units = torch.eye(*basis.shape, dtype=basis.dtype, device=basis.device)
+        before = torch.cat((old.to(basis), units[:, old.shape[1] :]), dim=1)
+        basis = torch.where(worth_it, basis, before)
     track.basis = basis.clone()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from splitlab.core import ConfigError, Kind, Message, ProtocolError, Role
 from splitlab.core.catalogue.binding import bind
 from splitlab.core.catalogue.tables import ROOT
+from splitlab.core.contract.transfer import pretending
 from splitlab.core.engine.conversation import hold
 from splitlab.core.engine.stack import Stack
 from splitlab.plugins.adc import ADC
@@ -340,20 +342,34 @@ def test_finite(peers: Any, gradient: str, svd: bool, X: torch.Tensor) -> None:
     assert (pair.send(Kind.ACTIVATION, noisy, 3)[0] - noisy).norm() < noisy.norm()
 
 
+@pytest.mark.parametrize("place", [nullcontext, pretending])
 @pytest.mark.parametrize("svd", [False, True])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_what_is_not_finite_leaves_no_trace(peers: Any, svd: bool, bad: float) -> None:
+def test_what_is_not_finite_leaves_no_trace(peers: Any, svd: bool, bad: float, place: Any) -> None:
     pair = peers(rank=2, svd=svd, error_feedback=True)
     X = noise(4, 5, 8)
     pair.send(Kind.GRADIENT, X)
     before = pair.server.state_dict()["gradient"]
     broken = X.clone()
     broken[1, 2, 3] = bad
-    rebuilt, _ = pair.send(Kind.GRADIENT, broken, 1)
+    with place():
+        rebuilt, _ = pair.send(Kind.GRADIENT, broken, 1)
     assert not rebuilt.isfinite().all()
     after = pair.server.state_dict()["gradient"]
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_where_nothing_is_at_hand_a_first_step_of_nothing_is_followed_by_one_that_works(
+    peers: Any,
+) -> None:
+    X = noise(4, 5, 8)
+    with pretending():
+        pair = peers(rank=2, error_feedback=True)
+        pair.send(Kind.GRADIENT, torch.zeros(4, 5, 8))
+        for step in (1, 2):
+            rebuilt, _ = pair.send(Kind.GRADIENT, X, step)
+    assert (rebuilt - X).norm() < X.norm()
 
 
 def test_half_precision_is_computed_in_float32(peers: Any) -> None:

@@ -6,6 +6,7 @@ Shapes: B samples, N tokens, D width; M numbers of a row, k of them sent.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from splitlab.core import ConfigError, Cut, Message, Peer, ProtocolError
 from splitlab.core.catalogue.binding import bind
+from splitlab.core.contract.transfer import pretending
 from splitlab.core.engine.conversation import hold
 from splitlab.plugins.adc import ADC
 from splitlab.plugins.common.bits import pack
@@ -110,6 +112,7 @@ def test_vector(tiny: Any, plugin: TopK) -> None:
     rate=st.floats(0.01, 1),
     scope=st.sampled_from(["sample", "token"]),
     ties=st.booleans(),
+    elsewhere=st.booleans(),
     dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
     seed=st.integers(0, 3),
 )
@@ -120,6 +123,7 @@ def test_largest_of_every_row(
     rate: float,
     scope: Any,
     ties: bool,
+    elsewhere: bool,
     dtype: torch.dtype,
     seed: int,
 ) -> None:
@@ -127,7 +131,8 @@ def test_largest_of_every_row(
     if ties:
         X = (X * 2).round()
     facts = {"batch_size": B, "tokens": math.prod(row[:-1]), "width": row[-1]}
-    out = run_step(tiny, TopK(rate=rate, scope=scope), X, **facts)
+    with pretending() if elsewhere else nullcontext():
+        out = run_step(tiny, TopK(rate=rate, scope=scope), X, **facts)
     rows = X.flatten(1) if scope == "sample" else X.reshape(-1, row[-1])
     M = rows.shape[1]
     k = max(1, round(rate * M))
@@ -493,10 +498,39 @@ def test_server_refuses(tiny: Any, build: Any, wrong: dict[str, Any], says: str)
         side.pop(f"{name}.{key}", None)
         if tensor is not None:
             side[f"{name}.{key}"] = tensor
-    with pytest.raises(ProtocolError, match=f"plugin '{name}': .*{says}"):
-        plugin.before_server_forward(
-            Cut(activations=noise(2, 3), targets=torch.zeros(2), step=0, training=True, side=side)
-        )
+
+    def receive() -> None:
+        cut = Cut(activations=noise(2, 3), targets=torch.zeros(2), step=0, training=True, side=side)
+        plugin.before_server_forward(cut)
+        cut.verdicts.fetch().settle()
+
+    for place in (nullcontext(), pretending()):
+        with place, pytest.raises(ProtocolError, match=f"plugin '{name}': .*{says}"):
+            receive()
+
+
+@pytest.mark.parametrize("mode", ["multinomial", "binomial"])
+@pytest.mark.parametrize("scope", ["sample", "token"])
+def test_chance_is_the_same_where_nothing_is_at_hand(tiny: Any, mode: Any, scope: Any) -> None:
+    X = noise(4, 5, 16)
+    outs = []
+    for place in (nullcontext(), pretending()):
+        with place:
+            outs.append(run_step(tiny, RandTopK(rate=0.4, alpha=0.5, mode=mode, scope=scope), X))
+    assert torch.equal(outs[0].back, outs[1].back)
+    here, there = (out.client.side for out in outs)
+    assert all(torch.equal(here[name], there[name]) for name in here)
+
+
+def test_a_row_that_is_not_finite_exchanges_nothing_wherever_it_is(tiny: Any) -> None:
+    X = noise(3, 2, 8)
+    X[1, 0, 3] = torch.inf
+    for place in (nullcontext(), pretending()):
+        with place:
+            out = run_step(tiny, RandTopK(rate=0.25, alpha=0.9), X)
+            largest = run_step(tiny, TopK(rate=0.25), X)
+        assert torch.equal(out.back[1], largest.back[1])
+        assert not torch.equal(out.back[0], largest.back[0])
 
 
 def test_built_by_name() -> None:

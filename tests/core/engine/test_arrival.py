@@ -12,6 +12,7 @@ from splitlab.core import PluginError, ProtocolError, Role, hookimpl
 from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.errors import Diverged
 from splitlab.core.contract.message import Kind
+from splitlab.core.contract.transfer import pretending
 
 
 class Idle:
@@ -144,3 +145,17 @@ def test_a_gradient_that_is_not_finite_ends_the_step(tiny: Any, at: str) -> None
     down["gradient"].fill_(math.nan)
     with pytest.raises(Diverged, match=r"step 4: the gradient at the cut, as it came back, is not"):
         talk.send(down)
+
+
+def test_where_nothing_is_at_hand_a_class_id_is_clamped_and_refused_with_the_loss(
+    tiny: Any,
+) -> None:
+    client, server = tiny.pair()
+    up = tiny.travel(next(client.train(tiny.batch(), 2)))
+    ids = up["targets"].clone()
+    ids[1] = 200
+    with pretending(), pytest.raises(ProtocolError, match="step 3: a class id is outside 0 to 3"):
+        server.handle(changed(up, "targets", ids))
+    query = tiny.travel(next(client.query(tiny.batch(), 4, stacked=True)))
+    with pretending(), pytest.raises(ProtocolError, match="evaluation batch 5: a class id is out"):
+        server.handle(changed(query, "targets", ids))

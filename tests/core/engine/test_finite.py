@@ -7,9 +7,7 @@ import math
 import pytest
 import torch
 
-from splitlab.core.engine.finite import all_finite, all_of_them_finite
-
-CPU = torch.device("cpu")
+from splitlab.core.engine.finite import all_finite, each_finite
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
@@ -19,13 +17,17 @@ def test_one_number_is_enough(bad: float, dtype: torch.dtype) -> None:
         fine = torch.full((size,), torch.finfo(dtype).max, dtype=dtype)
         fine[0] = -fine[0]
         assert all_finite(fine)
-        assert all_of_them_finite([fine.clone(), fine], CPU)
+        assert each_finite([fine.clone(), fine]).tolist() == [True, True]
         fine[-1] = bad
         assert not all_finite(fine)
-        assert not all_of_them_finite([torch.ones(3, dtype=dtype), fine], CPU)
+        assert each_finite([torch.ones(3, dtype=dtype), fine]).tolist() == [True, False]
 
 
 def test_nothing_is_finite() -> None:
     assert all_finite(torch.empty(0))
-    assert all_of_them_finite([], CPU)
     assert not all_finite(torch.tensor([math.nan]).to(torch.float8_e5m2))
+
+
+def test_kinds_of_numbers_may_be_mixed() -> None:
+    mixed = [torch.ones(2, 3), torch.tensor([math.inf]).double(), torch.ones(1).bfloat16()]
+    assert each_finite(mixed).tolist() == [True, False, True]

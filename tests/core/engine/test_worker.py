@@ -15,6 +15,7 @@ from splitlab.core import ConfigError, Message, PluginError, ProtocolError, hook
 from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.errors import Diverged
 from splitlab.core.contract.seeding import isolated_rng
+from splitlab.core.contract.transfer import pretending
 from splitlab.core.engine.client import Client
 from splitlab.core.engine.conversation import hold
 from splitlab.core.engine.optimization import Optimization
@@ -719,3 +720,126 @@ def test_an_optimizer_has_the_settings_that_it_was_given_and_torchs_others() -> 
         assert type(built) is kind
         assert built.defaults == kind([parameter], lr=0.5, weight_decay=0.25).defaults
         assert Optimization(name, Rate.parse(0.5), 0.25).build([]) is None
+
+
+# Where nothing is at hand, as on a GPU.
+
+
+def late(worker: Any) -> None:
+    """Let the gradient of one of its parameters be no number."""
+    worker._trained[-1][1].register_hook(lambda gradient: gradient * float("nan"))
+
+
+def test_where_nothing_is_at_hand_the_same_numbers_come_out(tiny: Any, peers: Any) -> None:
+    def trained() -> tuple[Any, Any]:
+        client, server = tiny.pair([tiny.bound(Commits)], clip_norm=0.1, accumulate=2)
+        losses = tiny.train(client, server, STEPS)
+        query = client.query(tiny.batch(9), 0, stacked=True)
+        answer = hold(query, lambda m: tiny.travel(server.handle(tiny.travel(m))))
+        return (losses, answer.loss_sum, answer.ids.tolist()), peers.both(client, server)
+
+    numbers, states = trained()
+    with pretending():
+        there = trained()
+    assert there[0] == numbers
+    peers.assert_same(there[1], states)
+
+
+@pytest.mark.parametrize("role", ["client", "server"])
+def test_a_gradient_that_is_not_finite_is_told_late_and_of_its_own_step(
+    tiny: Any, role: str
+) -> None:
+    with pretending():
+        client, server = tiny.pair()
+        worker = client if role == "client" else server
+        late(worker)
+        tiny.train(client, server, [4])
+        name, _ = worker._trained[-1]
+        with pytest.raises(Diverged, match=f"^step 5: the gradient of {name} is not finite; lower"):
+            tiny.train(client, server, [5])
+
+
+@pytest.mark.parametrize("role", ["client", "server"])
+@pytest.mark.parametrize("then", ["state", "query", "settle"])
+def test_nothing_is_made_of_weights_before_their_step_is_settled(
+    tiny: Any, role: str, then: str
+) -> None:
+    with pretending():
+        client, server = tiny.pair()
+        worker = client if role == "client" else server
+        late(worker)
+        tiny.train(client, server, [0])
+        query = client.query(tiny.batch(), 0, stacked=True)
+        asks: dict[str, Any] = {
+            "state": worker.state,
+            "query": lambda: hold(query, lambda m: server.handle(tiny.travel(m))),
+            "settle": worker.settle,
+        }
+        with pytest.raises(Diverged, match=r"^step 1: the gradient of"):
+            asks[then]()
+
+
+def test_a_loss_that_is_not_finite_ends_its_own_step_wherever_it_is(tiny: Any) -> None:
+    with pretending():
+        client, server = tiny.pair()
+        talk = client.train(tiny.batch(), 1)
+        up = tiny.travel(next(talk))
+        up["activations"].fill_(float("inf"))
+        with pytest.raises(Diverged, match=r"^step 2: the loss is nan; lower --lr"):
+            server.handle(up)
+        for peer in ("client", "server"):
+            bound = tiny.bound(Commits, **{peer: float("nan")})
+            with pytest.raises(
+                Diverged, match=r"^step 1: the loss '.*' of plugin 'commits' is nan"
+            ):
+                tiny.train(*tiny.pair([bound]), [0])
+
+
+def test_what_a_plugin_expects_in_vain_ends_the_step_or_the_next(tiny: Any) -> None:
+    class Expects:
+        def __init__(self, *, hook: str) -> None:
+            self.hook = hook
+
+        def look(self, hook: str, subject: Any) -> None:
+            if hook == self.hook:
+                ok = torch.zeros((), dtype=torch.bool)
+                subject.expect(ok, lambda: PluginError(f"{subject.when}: {hook} found it odd"))
+
+        @hookimpl
+        def after_client_forward(self, cut: Any) -> None:
+            self.look("after_client_forward", cut)
+
+        @hookimpl
+        def before_send(self, message: Any) -> None:
+            self.look(f"before_send {message.kind.name}", message)
+
+        @hookimpl
+        def after_receive(self, message: Any) -> None:
+            self.look(f"after_receive {message.kind.name}", message)
+
+        @hookimpl
+        def before_server_forward(self, cut: Any) -> None:
+            self.look("before_server_forward", cut)
+
+        @hookimpl
+        def gradient_return(self, cut: Any) -> None:
+            self.look("gradient_return", cut)
+
+    hooks = {
+        "after_client_forward": [0, 1],
+        "before_send ACTIVATION": [0, 1],
+        "after_receive ACTIVATION": [0],
+        "before_server_forward": [0],
+        "before_send GRADIENT": [0, 1],
+        "after_receive GRADIENT": [0, 1],
+        "gradient_return": [0, 1],
+    }
+    for hook, steps in hooks.items():
+        with pytest.raises(PluginError, match=f"step 1: {hook} found it odd"):
+            tiny.train(*tiny.pair([tiny.bound(Expects, hook=hook)]), [0])
+        with pretending():
+            client, server = tiny.pair([tiny.bound(Expects, hook=hook)])
+            for step in steps[:-1]:
+                tiny.train(client, server, [step])
+            with pytest.raises(PluginError, match=f"step 1: {hook} found it odd"):
+                tiny.train(client, server, steps[-1:])

@@ -44,6 +44,11 @@ class Echo:
         self.error: Exception | None = None
         self.handled: list[Message] = []
         self.metrics: dict[str, dict[str, float]] = {}
+        self.owed: Exception | None = None
+
+    def settle(self) -> None:
+        if self.owed:
+            raise self.owed
 
     def handle(self, message: Message) -> Message:
         self.handled.append(message)

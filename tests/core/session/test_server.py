@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from splitlab.core import Kind, LinkError, Message, NetworkError, ProtocolError
+from splitlab.core import Diverged, Kind, LinkError, Message, NetworkError, ProtocolError
 from splitlab.core.contract.peer import Schedule
 from splitlab.core.engine.server import Server
 from splitlab.core.session.protocol import PROTOCOL
@@ -149,6 +149,18 @@ def test_save_and_finish(talk: Any) -> None:
         (Kind.CONTROL, 9, {"did": "finished"}),
     ]
     assert table.saved == [(8, [])]
+
+
+@pytest.mark.parametrize("do", ["save", "finish"])
+def test_a_step_that_diverged_is_told_before_a_checkpoint_and_before_the_goodbye(
+    talk: Any, do: str
+) -> None:
+    table = talk.Table().open(step=8)
+    table.client.exchange(talk.activation(8))
+    table.echo.owed = Diverged("step 9: the gradient of x is not finite")
+    with pytest.raises(Diverged, match="step 9: the gradient of x is not finite"):
+        table.client.exchange(control(do, 9))
+    assert table.saved == []
 
 
 @pytest.mark.parametrize("keep", [3, None, True, {"steps": 3}, "3,8", "-3", "3" * 20, "3\n", "³"])

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from splitlab.core import Kind, Message, PluginError, ProtocolError, Role
+from splitlab.core.contract.transfer import pretending
 from splitlab.plugins.common.exchange import (
+    Told,
     coded_name,
     describe,
     described,
@@ -85,3 +87,22 @@ def test_taking_checks() -> None:
     message = message_of(a=torch.ones(2, 3))
     assert take_checked(message, "x", "a", torch.float32, [2, 3]).shape == (2, 3)
     assert "a" not in message
+
+
+def test_sizes_are_read_once_for_every_form_and_expected_again() -> None:
+    told, message = Told(), Message(Kind.ACTIVATION)
+
+    def read(numbers: list[int], form: str) -> list[int]:
+        return told.read(message, torch.tensor(numbers), form, lambda: ProtocolError("others"))
+
+    assert read([3, 4], "a") == [3, 4]
+    assert read([5, 6], "a") == [5, 6]  # at hand they are read every time
+    with pretending():
+        assert read([3, 4], "a") == [3, 4]
+        assert read([7], "b") == [7]
+        assert read([3, 4], "a") == [3, 4]
+        message.verdicts.fetch().settle()
+        assert read([3, 5], "a") == [3, 4]
+        with pytest.raises(ProtocolError, match="others"):
+            message.verdicts.fetch().settle()
+        assert read([1, 2, 3], "a") == [1, 2, 3]  # of another length: nothing to compare with

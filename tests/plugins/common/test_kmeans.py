@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitlab.core import ConfigError
-from splitlab.plugins.common.kmeans import cluster_means, kmeans, label_partition, random_partition
+from splitlab.core import ConfigError, Fetch
+from splitlab.core.contract.transfer import pretending
+from splitlab.plugins.common.kmeans import (
+    _power_of_two,
+    cluster_means,
+    kmeans,
+    label_partition,
+    random_partition,
+)
 
 SCORES = [
     [0.4, 0.3, 0.2, 0.1],
@@ -229,6 +237,46 @@ def test_refuses(clusters: int, options: dict[str, float], says: str) -> None:
         kmeans(torch.zeros(4, 2), clusters, generator=draw(), **options)  # type: ignore[arg-type]
 
 
+@given(late=st.integers(0, 60), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_iterations_queued_before_the_device_says_that_it_is_done_change_nothing(
+    late: int, data: st.DataObject
+) -> None:
+    class Late(Fetch):
+        """Is asked a few times before it has arrived."""
+
+        def __init__(self, tensor: torch.Tensor) -> None:
+            super().__init__(tensor)
+            self._left = late
+
+        def arrived(self) -> bool:
+            self._left -= 1
+            return self._left < 0
+
+    seed, B = data.draw(st.integers(0, 99)), data.draw(st.integers(2, 24))
+    points = torch.randn(B, 3, generator=draw(seed))
+    if data.draw(st.booleans()):  # so alike that clusters stay empty
+        points = points.round().clamp(0, 1)
+    T = data.draw(st.integers(1, B))
+    relative = data.draw(st.booleans())
+    at_once = kmeans(points, T, generator=draw(), relative=relative)
+    with pretending(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("splitlab.plugins.common.kmeans.Fetch", Late)
+        later = kmeans(points, T, generator=draw(), relative=relative)
+    assert torch.equal(later[0], at_once[0])
+    assert torch.equal(later[1], at_once[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_points_are_scaled_by_a_power_of_two(dtype: torch.dtype) -> None:
+    limits = torch.finfo(dtype)
+    for number in (1.0, 1.5, 0.3, 2.0**20, 3e-30, limits.max, limits.tiny):
+        value = torch.tensor(number, dtype=dtype)
+        assert _power_of_two(value).item() == 2.0 ** (math.frexp(value.item())[1] - 1)
+    for number in (0.0, limits.tiny / 2):
+        assert _power_of_two(torch.tensor(number, dtype=dtype)).item() == limits.tiny
+
+
 @pytest.mark.gpu
 def test_gpu_draws_like_the_cpu_and_repeats_itself() -> None:
     points, _ = blobs(5, 8, features=197)
@@ -263,7 +311,7 @@ def test_label_partition_is_as_pure_as_the_clusters_allow(
     labels: list[int], data: st.DataObject
 ) -> None:
     T = data.draw(st.integers(1, len(labels)))
-    assignment = label_partition(torch.tensor(labels), T, draw())
+    assignment = label_partition(torch.tensor(labels), T, draw(), max(labels) + 2)
     check_partition(assignment, len(labels), T)
     classes_of = [
         {y for y, a in zip(labels, assignment.tolist(), strict=True) if a == i} for i in range(T)
@@ -290,4 +338,5 @@ def highest_averages(votes: dict[int, int], seats: int) -> dict[int, int]:
 
 def test_label_partition_leaves_to_chance_who_goes_where() -> None:
     labels = torch.zeros(40, dtype=torch.int64)
-    assert not torch.equal(label_partition(labels, 4, draw(0)), label_partition(labels, 4, draw(1)))
+    first, second = (label_partition(labels, 4, draw(seed), 100) for seed in (0, 1))
+    assert not torch.equal(first, second)
