@@ -54,8 +54,11 @@ class FeatureEnergy:
         """Replace (B, N, K) by (B, N, D)."""
         chosen_K = cut.side.pop("feature-energy.chosen").long()
         B, N, K = cut.activations.shape
-        if len(chosen_K) != K or not (chosen_K.min() >= 0 and chosen_K.max() < self._width):
-            raise ProtocolError("feature-energy: the features' numbers do not fit what was sent")
+        fault = ProtocolError("feature-energy: the features' numbers do not fit what was sent")
+        if len(chosen_K) != K:
+            raise fault
+        cut.expect((chosen_K.min() >= 0) & (chosen_K.max() < self._width), lambda: fault)
+        chosen_K = chosen_K.clamp(0, self._width - 1)
         zeros_BND = cut.activations.new_zeros(B, N, self._width)
         cut.activations = zeros_BND.index_copy(-1, chosen_K, cut.activations)
 

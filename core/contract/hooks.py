@@ -35,6 +35,9 @@ the draws that are seeded with it; logs and error messages count from 1: step 0 
 ``"loss_sum"``. ``cut.add_loss`` adds a loss to a peer's backward pass. `Peer` tells how long
 the run is to last; a server of ``splitlab serve`` knows it behind ``setup``, at the first step.
 
+No hook should make its peer wait for a GPU: tell what must hold with ``cut.expect`` and
+``message.expect``, and see `splitlab.core.contract.transfer`.
+
 torch's global random generator is seeded for every plugin in ``setup`` and in the three hooks that
 take a cut, so that modules and dropout repeat themselves; anywhere else, and for draws that both
 peers must share, take ``peer.generator``.

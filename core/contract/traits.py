@@ -96,6 +96,8 @@ class Traits:
             for aspect in getattr(self, name):
                 if aspect not in ASPECTS:
                     raise PluginError(f"traits: {unknown_name('aspect', aspect, ASPECTS)}")
+        if not isinstance(self.waits, str):
+            raise PluginError(f"traits: waits={self.waits!r} must say why, as in waits='…'")
         if self.gradient not in get_args(Gradient):
             raise PluginError(
                 f"traits: gradient={self.gradient!r} is unknown; one of "

@@ -96,6 +96,7 @@ def test_what_goes_with_a_change_is_implied() -> None:
     [
         ({"needs": {"tokns"}}, r"unknown aspect 'tokns' \(did you mean 'tokens'\?\)"),
         ({"changes": "batch"}, r"changes='batch' must be a set, as in \{'batch'\}"),
+        ({"waits": True}, r"waits=True must say why"),
         ({"gradient": "none"}, "gradient='none' is unknown; one of natural"),
     ],
 )
