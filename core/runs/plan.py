@@ -17,7 +17,7 @@ from splitlab.core.catalogue.links import bind_wrappers
 from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.peer import Peer, Schedule
-from splitlab.core.contract.settings import Bound, shown
+from splitlab.core.contract.settings import Bound
 from splitlab.core.contract.traits import Traits
 from splitlab.core.data.load import Data, load_data
 from splitlab.core.data.mixing import mixup
@@ -26,6 +26,7 @@ from splitlab.core.engine.stack import Stack
 from splitlab.core.models.build import ModelFacts, build_model, describe, fingerprint
 from splitlab.core.models.segments import Segmented
 from splitlab.core.models.weights import weights_file
+from splitlab.core.runs.agreement import agreement
 from splitlab.core.runs.budget import Budget
 from splitlab.core.runs.config import DEFAULT_DATASET, Config
 from splitlab.core.runs.device import choose_device, default_threads
@@ -386,7 +387,7 @@ def _plan(
         nominal=tried.nominal_ratio(),
         model=facts,
         classes=classes,
-        agreement=_agreement(decided, classes, fingerprint(model.module)),
+        agreement=agreement(config, decided.stack, facts, classes, fingerprint(model.module)),
         device=device,
         threads=decided.threads,
         schedule=schedule,
@@ -409,32 +410,6 @@ def _with_steps(plan: PeerPlan, tried: Stack) -> PeerPlan:
             f"give --budget {others}, or a constant rate and --warmup in steps"
         )
     return replace(plan, schedule=replace(plan.schedule, steps=steps))
-
-
-def _agreement(decided: Decided, classes: int, mark: str) -> dict[str, str]:
-    """Return what must be equal, one setting a value: peers that differ are told which do."""
-    config, facts = decided.config, decided.model
-    model, _, settings = facts.identity.partition(":")
-    agreement = {"stack": " + ".join(plugin.identity for plugin in decided.stack) or "none"}
-    for number, plugin in enumerate(decided.stack, 1):
-        which = plugin.label if len(decided.stack) == 1 else f"plugin {number} ({plugin.label})"
-        agreement |= {f"{which}'s {key}": shown(value) for key, value in plugin.params.items()}
-    agreement["model"] = model
-    for setting in filter(None, settings.split(",")):
-        key, _, text = setting.partition("=")
-        agreement[f"model's {key}"] = text
-    return agreement | {
-        "image size": str(facts.image_size),
-        "cut": str(facts.cut),
-        "classes": str(classes),
-        "batch size": str(config.batch_size),
-        "optimizer": config.optimizer,
-        "lr": repr(config.lr),
-        "weight decay": repr(config.weight_decay),
-        "seed": str(config.seed),
-        "weights": mark,  # what is said above decides them, but for a file
-        **config.agreed(),
-    }
 
 
 def _peer(
