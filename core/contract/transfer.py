@@ -52,9 +52,10 @@ def upload(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """
     if device.type != "cuda":  # a copy to the host has to wait
         return tensor.to(device)
-    if tensor.device.type == "cpu":
-        # torch keeps pinned memory until the copy is done, also if nobody else does.
-        tensor = tensor.pin_memory()
+    if tensor.device.type == "cpu" and not tensor.is_pinned():
+        # torch keeps pinned memory until the copy is done, also if nobody else does. Not
+        # pin_memory(), which takes no tensor that was expanded.
+        tensor = torch.empty_like(tensor, pin_memory=True).copy_(tensor)
     return tensor.to(device, non_blocking=True)
 
 

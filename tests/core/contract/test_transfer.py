@@ -95,6 +95,9 @@ def test_a_gpu_is_read_behind_what_was_queued_and_no_later() -> None:
         verdicts.expect(tensor > 0, numbered("wrong"))
         pending = verdicts.fetch(tensor.sum())
         assert fetch.tensor().tolist() == [1, 2, 3, 4]
+        wide = upload(torch.ones(3, 1).expand(3, 2), cuda)
+        flat = upload(torch.empty(0), cuda)
+        assert (wide.device.type, wide.shape, flat.shape) == ("cuda", (3, 2), (0,))
         with pytest.raises(ValueError, match="wrong 0"):
             pending.settle()
     finally:

@@ -99,6 +99,7 @@ WAYS = [
     "adc-batch-merge:criterion=class_label",
     "adc-batch-merge:criterion=random",
     "adc:criterion=avg_token,tol_mode=relative,loss_weight=size",
+    "adc:score_layer=rollout,heads=max",
     "c3sl:standardize=true",
     "cast:dtype=fp8_e4m3",
     "evit:fuse=none",
