@@ -90,7 +90,10 @@ def unsplit_step(config: Config, batch: Batch) -> Callable[[], None]:
     model = built.module.to(device)
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
-    forward = torch.compile(model) if getattr(config, "compile", False) else model
+    how = getattr(config, "compile", "off")
+    forward: Any = model
+    if how != "off":
+        forward = torch.compile(model, mode=how)
     half = getattr(config, "precision", "fp32") == "bf16"
 
     def step() -> None:

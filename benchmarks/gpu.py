@@ -24,7 +24,8 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,7 @@ def _look(section: Section, bench: Bench, log: Path) -> str:
     """Let a process of its own look at a section; returns how it ended."""
     if bench.until - time.monotonic() <= 0:
         return "not begun: the time was up"
-    process: Any = get_context("fork").Process(target=_inside, args=(section, bench, log))
-    process.start()
+    process = _forked(_inside, section, bench, log)
     process.join(bench.until - time.monotonic())
     how = "done" if process.exitcode == 0 else "failed"
     if process.exitcode is None:
@@ -108,6 +108,15 @@ def _look(section: Section, bench: Bench, log: Path) -> str:
         process.join(_PARTING_SECONDS if insist is signal.SIGTERM else None)
     process.join()
     return how
+
+
+def _forked(work: Callable[..., None], *arguments: Any) -> Any:
+    """Start a process that has all that was imported here."""
+    process = get_context("fork").Process(target=work, args=arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # no thread of ours holds a lock
+        process.start()
+    return process
 
 
 def _inside(section: Section, bench: Bench, log: Path) -> None:
@@ -137,9 +146,7 @@ def _asked(question: Any, device: torch.device, file: Path) -> dict[str, Any]:
             found = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
         file.write_text(json.dumps(found))
 
-    process: Any = get_context("fork").Process(target=answer)
-    process.start()
-    process.join()
+    _forked(answer).join()
     facts: dict[str, Any] = json.loads(file.read_text())
     return facts
 
