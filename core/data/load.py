@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -180,16 +181,21 @@ def load_data(
             handling=shared,
         )
 
-    return Data(
-        name,
-        split("train"),
-        split("test"),
-        _fingerprint(classes, train, test),
-        (*notices, *train.notices, *test.notices),
-        mean,
-        std,
-        fleet,
-    )
+    with ExitStack() as unless_done:
+        if fleet is not None:
+            unless_done.callback(fleet.close)
+        data = Data(
+            name,
+            split("train"),
+            split("test"),
+            _fingerprint(classes, train, test),
+            (*notices, *train.notices, *test.notices),
+            mean,
+            std,
+            fleet,
+        )
+        unless_done.pop_all()
+    return data
 
 
 def _read_entry(entry: DatasetEntry, part: str, label_column: str | None) -> Source:

@@ -84,6 +84,8 @@ def test_a_bad_image_is_named_by_its_place(
     broken = tmp_path / "train" / "dog" / "1.png"
     broken.write_bytes(broken.read_bytes()[:100])
     here = refusal(lambda: load(tmp_path, workers=1))
+    # Decoded before the first step, and as it is needed.
+    assert refusal(lambda: load(tmp_path, workers=1, worker_kind="processes")) == here
     data = load(tmp_path, workers=1, worker_kind="processes", cache="none")
     with closing(data):
         message = refusal(lambda: [*data.train.batches(2)])

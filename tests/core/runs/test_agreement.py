@@ -59,7 +59,9 @@ def test_a_setting_that_differs_is_told_alone() -> None:
 
 
 def test_what_leaves_the_numbers_alone_leaves_the_agreement_alone() -> None:
-    assert agreement() == agreement(timeout=5.0, workers=2, budget="steps=3", eval_every=1)
+    assert agreement() == agreement(
+        timeout=5.0, workers=2, cache="memory", budget="steps=3", eval_every=1
+    )
     assert agreement(plugins=("adc",)) == agreement(plugins=("adc:ratio=0.10",))
 
 

@@ -26,7 +26,8 @@ CONFIGS = st.builds(
     data_dir=st.none() | TEXT,
     label_column=st.none() | TEXT,
     test_share=st.none() | st.floats(0.01, 0.99),
-    augment=st.sampled_from(["none", "paper"]),
+    augment=st.sampled_from(["none", "paper", "device:pad=2"]),
+    cache=st.sampled_from(["auto", "none", "memory", "gpu"]),
     model=TEXT,
     image_size=st.none() | st.integers(1, 4096),
     pretrained=st.booleans(),
@@ -188,11 +189,21 @@ def test_every_number_has_bounds() -> None:
 
 @pytest.mark.parametrize(
     ("name", "near", "value"),
-    [("augment", "papr", "paper"), ("optimizer", "adm", "adam"), ("evaluate", "bth", "both")],
+    [
+        *(("augment", "papr", "paper"), ("optimizer", "adm", "adam"), ("evaluate", "bth", "both")),
+        *(("cache", "memry", "memory"), ("worker_kind", "process", "processes")),
+    ],
 )
 def test_choices_name_the_nearest(name: str, near: str, value: str) -> None:
     with pytest.raises(ConfigError, match=rf"unknown value of {flag(name)} '{near}'.*'{value}'"):
         Config(**{name: near})
+
+
+def test_processes_are_so_many() -> None:
+    with pytest.raises(ConfigError, match="--worker-kind processes needs some: give --workers"):
+        Config(worker_kind="processes")
+    assert Config(worker_kind="processes", workers=3).workers == 3
+    assert Config(augment="device:pad=4").augment == "device:pad=4"
 
 
 def test_pretrained_and_a_file_of_weights_exclude_each_other() -> None:
