@@ -19,13 +19,13 @@ from typing import Any
 from splitlab.core.catalogue.binding import split_stack
 from splitlab.core.contract.errors import ConfigError, unknown_name
 from splitlab.core.runs.budget import Budget
+from splitlab.core.runs.machine import Machine
 from splitlab.core.runs.option import GROUPS, check_ranges, flag_of, option
 from splitlab.core.runs.training import Training
 
-__all__ = ["GROUPS", "LABELS", "MOST_THREADS", "Config", "by_group", "differences"]
+__all__ = ["GROUPS", "LABELS", "Config", "by_group", "differences"]
 
 DEFAULT_DATASET = "fashion-mnist-mini"
-MOST_THREADS = 4096
 
 _NOMINAL_HELP = (
     "when to stop: steps=500, epochs=10, bytes=50MB (real training bytes, both directions) "
@@ -34,7 +34,7 @@ _NOMINAL_HELP = (
 )
 
 
-_DATA, _MODEL, _METHOD, _, _LINK, _END, _MACHINE = GROUPS
+_DATA, _MODEL, _METHOD, _, _LINK, _END, _ = GROUPS
 
 _AUGMENTATIONS = ("none", "paper")
 _WITH_SETTINGS = ("timm:", "device:")
@@ -48,7 +48,7 @@ _LABEL_RULE = "up to 80 letters, digits, spaces and . _ + - = @, a letter or dig
 
 
 @dataclass(frozen=True)
-class Config(Training):
+class Config(Machine, Training):
     """Everything that decides a run's numbers, and a few things that do not.
 
     An optional field that is None is decided when the run starts (see its help) and written to the
@@ -210,32 +210,6 @@ class Config(Training):
     checkpoint_every: int | None = option(
         None, "steps between checkpoints", unset="at every evaluation", group=_END
     )
-    device: str = option(
-        "auto",
-        "cpu, cuda, cuda:1, …; auto takes a GPU where there is one",
-        metavar="DEVICE",
-        group=_MACHINE,
-    )
-    threads: int | None = option(
-        None, "CPU threads of each peer", unset="$OMP_NUM_THREADS, or all cores", group=_MACHINE
-    )
-    workers: int = option(
-        0, "how many decode images ahead; 0 decodes in the client's own thread", group=_MACHINE
-    )
-    worker_kind: str = option(
-        "threads",
-        "what decodes: threads, or processes where threads wait for each other, as with many cores "
-        "and --augment paper or timm:…",
-        choices=("threads", "processes"),
-        group=_MACHINE,
-    )
-    cache: str = option(
-        "auto",
-        "where decoded images are kept: nowhere (none), in memory, or on the client's GPU; auto "
-        "takes memory, if they need at most a tenth of what is free; no number depends on it",
-        choices=("auto", "none", "memory", "gpu"),
-        group=_MACHINE,
-    )
     timeout: float = option(
         60.0,
         "time without progress after which a peer counts as gone",
@@ -271,6 +245,7 @@ class Config(Training):
 
     def __post_init__(self) -> None:
         self.check_training()
+        self.check_machine()
         ranges = (
             ("test_share", 0.001, 0.999),
             ("mixup", 0.0, 1e6),
@@ -281,8 +256,6 @@ class Config(Training):
             ("eval_samples", 1, 2**63 - 1),
             ("patience", 1, 2**63 - 1),
             ("checkpoint_every", 1, 2**63 - 1),
-            ("threads", 1, MOST_THREADS),
-            ("workers", 0, 256),
             ("timeout", 0.1, 1e6),
         )
         check_ranges(self, ranges)
@@ -294,10 +267,6 @@ class Config(Training):
         if self.augment not in _AUGMENTATIONS and not self.augment.startswith(_WITH_SETTINGS):
             known = (*_AUGMENTATIONS, "timm:POLICY", "device:key=value,…")
             raise unknown_name("value of --augment", self.augment, known)
-        if self.worker_kind == "processes" and not self.workers:
-            raise ConfigError(
-                "--worker-kind processes needs some: give --workers, such as the number of cores"
-            )
         if self.pretrained and self.weights not in ("default", "none"):
             raise ConfigError(
                 f"--pretrained and --weights {self.weights} exclude each other; keep one of them"

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.runs.config import MOST_THREADS
+from splitlab.core.runs.machine import MOST_THREADS
 
 __all__ = ["choose_device", "default_threads"]
 
