@@ -199,13 +199,6 @@ def test_choices_name_the_nearest(name: str, near: str, value: str) -> None:
         Config(**{name: near})
 
 
-def test_processes_are_so_many() -> None:
-    with pytest.raises(ConfigError, match="--worker-kind processes needs some: give --workers"):
-        Config(worker_kind="processes")
-    assert Config(worker_kind="processes", workers=3).workers == 3
-    assert Config(augment="device:pad=4").augment == "device:pad=4"
-
-
 def test_pretrained_and_a_file_of_weights_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match="--pretrained and --weights x exclude each other"):
         Config(pretrained=True, weights="x")
