@@ -65,8 +65,7 @@ class Channel:
                 if sent:
                     buffers = [buffers[0][sent:], *buffers[1:]]
         except (OSError, ValueError) as error:
-            failure = self._blame(error, silence or took_nothing(timeout))
-            raise failure from None
+            raise self._blame(error, silence or took_nothing(timeout)) from None
 
     def receive(self, count: int, timeout: float, silence: str = "") -> bytearray:
         """Return so many bytes; arguments as `receive_into`."""
@@ -90,8 +89,7 @@ class Channel:
                     raise ConnectionResetError
                 memory = memory[count:]
         except (OSError, ValueError) as error:
-            failure = self._blame(error, silence or sent_nothing(timeout))
-            raise failure from None
+            raise self._blame(error, silence or sent_nothing(timeout)) from None
 
     def gone(self) -> bool:
         """Return whether the other end has closed, or this one; at once, whatever is unread."""

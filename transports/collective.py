@@ -299,11 +299,11 @@ class _Collective(ABC):
         try:
             return CollectiveLink(channel, self._open(channel, rank, device, timeout, silence))
         except RuntimeError as error:
-            failure: Exception = translate(channel.remote, error, silence)
-        except (NetworkError, ProtocolError) as error:
-            failure = error
-        channel.close()
-        raise failure
+            channel.close()
+            raise translate(channel.remote, error, silence) from None
+        except (NetworkError, ProtocolError):
+            channel.close()
+            raise
 
     @abstractmethod
     def _open(

@@ -111,15 +111,18 @@ class GlooCarrier:
         if self._group is None:
             raise self._channel.closed()
         try:
-            start = getattr(self._group, operation)
-            works = [start([part], self._other, 0) for part in parts]
-            for work in works:
-                work.wait(timedelta(seconds=timeout))
+            self._try(operation, parts, timeout)
             return
         except RuntimeError as error:
             failure = translate(self._channel.remote, error, silence)
         # Outside of the handler: the traceback of the library's error holds the connections open.
         raise failure
+
+    def _try(self, operation: str, parts: Sequence[torch.Tensor], timeout: float) -> None:
+        start = getattr(self._group, operation)
+        works = [start([part], self._other, 0) for part in parts]
+        for work in works:
+            work.wait(timedelta(seconds=timeout))
 
 
 def launched_rank() -> str | None:

@@ -272,10 +272,7 @@ class NcclCarrier:
             # The GPU failed, not NCCL, and every call to it fails from now on: the communicator is
             # left to the end of the process.
             self._comm = None
-            failure = self._channel.fails(str(error).strip().split("\n")[0])
-        else:
-            return
-        raise failure
+            raise self._channel.fails(str(error).strip().split("\n")[0]) from None
 
     def _begin(self, comm: int, calls: Sequence[tuple[_Call, torch.Tensor]]) -> None:
         """Put the calls into the stream as one operation."""
