@@ -110,8 +110,9 @@ def test_nobody_imports_the_bare_folders(name: str) -> None:
         ("torchvision", "core/data/images.py"),
         ("ray", "core/studies/ray.py"),
         ("pluggy", "core/contract/hooks.py core/engine/"),
-        ("socket", "transports/tcp.py"),
-        ("torch.distributed", "transports/collective.py"),
+        ("socket", "transports/tcp.py transports/channel.py"),
+        ("torch.distributed", "transports/distributed.py"),
+        ("ctypes", "transports/nccl.py"),
     ],
 )
 def test_what_may_change_under_us_is_known_in_one_place(package: str, homes: str) -> None:

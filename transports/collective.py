@@ -1,277 +1,247 @@
-"""torch.distributed point-to-point: gloo between CPUs, NCCL between GPUs.
+"""gloo between CPUs and NCCL between GPUs, each beside a TCP connection.
 
-The only module that imports ``torch.distributed``. Every link owns a process group of two ranks,
-client 0 and server 1; there is no default group, so nothing is global. The peers meet in a store of
-keys and values: the listener hosts it at its address, or, for ``env://``, torchrun does.
+A frame's head goes by TCP, and so do its tensors if they are small (`BULK_BYTES` in all): two ranks
+that share a GPU wait a time slice for every operation of NCCL's, whatever its size. Larger tensors
+go as one operation of the library, from where they lie::
 
-A frame travels as a tensor of `OPENING_BYTES`, the header, and then each tensor from where it lies.
-gloo begins to send when the other end receives. Neither library tells progress, so a deadline holds
-for each of these parts. Neither can go on after a failure or a deadline, so the link closes itself.
+    sender                          receiver
+    head            ── TCP ──►      judged by the limits, and memory taken
+                    ◄── TCP ──      GO
+    tensors         ═ library ═►    tensors
+                    ◄── TCP ──      DONE
 
-Who only talks to the store, such as a port scan, is never met. A client that fails while the group
-of the two opens has spoilt it: `CollectiveListener.accept` says so, and does not try again.
+So nothing is begun that the other end does not await, and no end leaves before the other one has
+all. An end that closes, dies or refuses is noticed by TCP. Neither library tells progress, so a
+deadline holds for each arrow. Neither can go on after a failure, so the link closes itself.
 
-Neither library authenticates the other end or checks what arrives below the frame: use them between
-machines that trust each other.
+The client is rank 0, the server rank 1. They meet at the server's address, or, for ``env://``, by
+the store that torchrun hosts.
+
+Who only knocks, such as a port scan, is never met. A client that fails while the group of the two
+opens has spoilt it: `CollectiveListener.accept` says so, and does not try again.
+
+Nothing here authenticates the other end, and gloo and NCCL check nothing that arrives: use them
+between machines that trust each other.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from datetime import timedelta
-from typing import Any, Literal
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Final, Literal, NamedTuple, Protocol
 
 import torch
-import torch.distributed
 
 from splitlab.core.contract.errors import ConfigError, NetworkError, ProtocolError
 from splitlab.core.contract.link import DEFAULT_LIMITS, Limits
 from splitlab.core.contract.message import Message
-from splitlab.core.wire.decode import assemble, parse_header, parse_opening
+from splitlab.core.wire.decode import Header, Opening, assemble, parse_header, parse_opening
 from splitlab.core.wire.encode import encode
 from splitlab.core.wire.layout import OPENING_BYTES, flat
 from splitlab.transports.address import Address
-from splitlab.transports.tcp import bind, dial
+from splitlab.transports.channel import Channel, Door, sent_nothing, took_nothing
+from splitlab.transports.distributed import (
+    TORCHRUN,
+    GlooCarrier,
+    check_torchrun,
+    has_gloo,
+    host_store,
+    launched_rank,
+    store_of,
+    store_of_torchrun,
+    translate,
+)
+from splitlab.transports.nccl import SHARES_A_GPU, NcclCarrier, loaded
 
-__all__ = ["CollectiveLink", "CollectiveListener", "Gloo", "Nccl"]
+__all__ = ["BULK_BYTES", "CollectiveLink", "CollectiveListener", "Gloo", "Nccl"]
 
-dist: Any = torch.distributed  # its annotations leave out most of what is used here
+BULK_BYTES: Final = 2**16
+"""Tensors of a frame that take more bytes than this go by the library, others by TCP.
 
-_TORCHRUN = "env://"
-_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")
+About here the bytes begin to cost more, on their way through the CPU, than GO, DONE and the start
+of an operation do.
+"""
+
 _CLIENT, _SERVER = 0, 1
-# Once both peers have come to the store, opening their group is a matter of milliseconds.
+# Once both peers have come, opening their group is a matter of milliseconds, of seconds with NCCL.
 _OPENING_SECONDS = 60.0
+_GREETING_SECONDS = 10.0
+_GREETING_BYTES = 512
+
+# As long as what else may come at their place, the opening of a frame.
+_GO = b"GO".ljust(OPENING_BYTES, b"\0")
+_DONE = b"DONE".ljust(OPENING_BYTES, b"\0")
 
 
-class CollectiveLink(ABC):
-    """One end of a group of two (a `splitlab.core.contract.link.Link`).
+class Carrier(Protocol):
+    """Moves the bytes of tensors to the other rank, when that one awaits them.
 
-    Args:
-        store: where the two ranks find each other; nobody else uses its keys.
-        rank: the own rank.
-        device: the peer's device.
-        interface: address of the own network interface; gloo's choice if None.
-        remote: who is at the other end.
-        timeout: seconds for opening the group.
+    Attributes:
+        device: where tensors are sent from and arrive.
     """
 
     device: torch.device
-    """Where tensors are sent from and received."""
 
-    def __init__(
-        self,
-        store: Any,
-        rank: int,
-        device: torch.device,
-        interface: str | None,
-        remote: str,
-        timeout: float,
-    ) -> None:
+    def ready(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the parts where they can be sent from, computed."""
+        ...
+
+    def allocate(self, size: int) -> torch.Tensor:
+        """Return memory of so many bytes, flat, uint8; `RuntimeError` if there is none."""
+        ...
+
+    def send(self, parts: Sequence[torch.Tensor], timeout: float, silence: str) -> None:
+        """Send parts (flat, uint8), or raise `NetworkError`, of this text if time is up."""
+        ...
+
+    def receive(self, parts: Sequence[torch.Tensor], timeout: float, silence: str) -> None:
+        """Receive into the parts, as many and as long as are sent; errors as `send`."""
+        ...
+
+    def close(self) -> None:
+        """Release everything, without the other rank; allowed twice."""
+        ...
+
+
+class _Arrived(NamedTuple):
+    """A frame as far as it came by TCP; without tensors if they go by the library."""
+
+    opening: Opening
+    header: Header
+    data: torch.Tensor | None
+
+
+class CollectiveLink:
+    """One end of a group of two (a `splitlab.core.contract.link.Link`).
+
+    Args:
+        channel: to the other end.
+        carrier: of large tensors.
+    """
+
+    def __init__(self, channel: Channel, carrier: Carrier) -> None:
         self.limits: Limits = DEFAULT_LIMITS
-        self.remote = remote
-        self._other = 1 - rank
-        store.set_timeout(timedelta(seconds=timeout))
-        self._group: Any = self._open(store, rank, device, interface, timeout)
+        self.remote = channel.remote
+        self._channel = channel
+        self._carrier = carrier
+        self._waiting: deque[_Arrived] = deque()
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors arrive."""
+        return self._carrier.device
 
     def send(self, message: Message, timeout: float) -> int:
-        """Send the message; tensors on other devices than the link's are copied there."""
+        """Send the message; large tensors on other devices than the link's are copied there."""
         frame = encode(message)
         message.sent(frame.nbytes)
-        head = torch.frombuffer(bytearray(frame.head), dtype=torch.uint8)
-        parts = [head[:OPENING_BYTES], head[OPENING_BYTES:], *map(flat, frame.tensors)]
-        parts = [part.to(self.device) for part in parts]
-        self._move("send", parts, timeout, f"the other end took nothing for {timeout:g} s")
+        with self._closed_by_failure():
+            if frame.nbytes - len(frame.head) <= BULK_BYTES:
+                self._channel.send(frame.buffers(), timeout)
+                return frame.nbytes
+            silence = took_nothing(timeout)
+            parts = self._carrier.ready([flat(tensor) for tensor in frame.tensors])
+            self._channel.send([memoryview(frame.head)], timeout)
+            self._await(_GO, timeout, silence)
+            self._carrier.send(parts, timeout, silence)
+            self._await(_DONE, timeout, silence)
         return frame.nbytes
 
     def receive(self, timeout: float) -> Message:
         """Return the next message; its tensors lie in one allocation on the link's device."""
-        opening = parse_opening(self._receive_bytes(OPENING_BYTES, timeout), self.limits)
-        raw = self._receive_bytes(opening.header_bytes, timeout)
-        header = parse_header(raw, opening, self.limits)
-        data = self._allocate(opening.data_bytes)
-        places = sorted((slot.begin, slot.end) for slot in header.slots if slot.end > slot.begin)
-        self._receive_into([data[begin:end] for begin, end in places], timeout)
-        return assemble(opening, header, [slot.in_tensor(data) for slot in header.slots])
+        with self._closed_by_failure():
+            if self._waiting:
+                opening, header, data = self._waiting.popleft()
+            else:
+                raw = self._channel.receive(OPENING_BYTES, timeout)
+                opening, header, data = self._read(raw, timeout)
+            if data is None:
+                data = self._fetch(opening, header, timeout)
+        tensors = [slot.in_tensor(data) for slot in header.slots]
+        return assemble(opening, header, tensors)
 
     def close(self) -> None:
-        """Leave the group: its connections and threads end with it."""
-        self._group = None
+        """Leave the group; the other end hears of it first."""
+        self._channel.close()
+        self._carrier.close()
 
-    def _allocate(self, size: int) -> torch.Tensor:
+    @contextmanager
+    def _closed_by_failure(self) -> Iterator[None]:
         try:
-            return torch.empty(size, dtype=torch.uint8, device=self.device)
+            yield
+        except NetworkError:
+            self.close()
+            raise
+
+    def _read(self, raw: bytes | bytearray, timeout: float) -> _Arrived:
+        """Receive what goes by TCP of the frame that begins with these bytes."""
+        opening = parse_opening(raw, self.limits)
+        raw = self._channel.receive(opening.header_bytes, timeout)
+        header = parse_header(raw, opening, self.limits)
+        if opening.data_bytes > BULK_BYTES:
+            return _Arrived(opening, header, None)
+        data = torch.empty(opening.data_bytes, dtype=torch.uint8)
+        if opening.data_bytes:
+            self._channel.receive_into(data.numpy().data, timeout)
+        return _Arrived(opening, header, data.to(self._carrier.device))
+
+    def _fetch(self, opening: Opening, header: Header, timeout: float) -> torch.Tensor:
+        """Receive the tensors that the other end holds ready."""
+        try:
+            data = self._carrier.allocate(opening.data_bytes)
         except RuntimeError:
             raise ProtocolError(
-                f"the other end's frame declares {size} bytes of tensors, "
-                f"more than can be allocated on {self.device}"
+                f"the other end's frame declares {opening.data_bytes} bytes of tensors, "
+                f"more than can be allocated on {self._carrier.device}"
             ) from None
+        places = sorted((slot.begin, slot.end) for slot in header.slots if slot.end > slot.begin)
+        parts = [data[begin:end] for begin, end in places]
+        self._channel.send([memoryview(_GO)], timeout)
+        self._carrier.receive(parts, timeout, sent_nothing(timeout))
+        self._channel.send([memoryview(_DONE)], timeout)
+        return data
 
-    def _receive_bytes(self, count: int, timeout: float) -> bytes:
-        part = torch.empty(count, dtype=torch.uint8, device=self.device)
-        self._receive_into([part], timeout)
-        return part.cpu().numpy().tobytes()
-
-    def _receive_into(self, parts: Sequence[torch.Tensor], timeout: float) -> None:
-        self._move("recv", parts, timeout, f"the other end sent nothing for {timeout:g} s")
-
-    def _move(
-        self, operation: str, parts: Sequence[torch.Tensor], timeout: float, silence: str
-    ) -> None:
-        if self._group is None:
-            raise NetworkError(f"{self.remote}: this link is closed")
-        try:
-            self._try(operation, parts, timeout)
-            return
-        except RuntimeError as error:
-            failure = _translate(self.remote, error, silence)
-        # Outside of the handler: the traceback of the library's error holds the connections open.
-        self.close()
-        raise failure
-
-    def _try(self, operation: str, parts: Sequence[torch.Tensor], timeout: float) -> None:
-        start = getattr(self._group, operation)
-        works = [start([part], self._other, 0) for part in parts]
-        for work in works:
-            self._wait(work, timeout)
-
-    @abstractmethod
-    def _open(
-        self,
-        store: Any,
-        rank: int,
-        device: torch.device,
-        interface: str | None,
-        timeout: float,
-    ) -> Any:
-        """Set `device` and return the group."""
-
-    @abstractmethod
-    def _wait(self, work: Any, timeout: float) -> None:
-        """Return when the work is done; `RuntimeError` if it failed, or was not done in time."""
+    def _await(self, word: bytes, timeout: float, silence: str) -> None:
+        """Return when the other end says the word; frames sent before wait for `receive`."""
+        while (raw := self._channel.receive(OPENING_BYTES, timeout, silence)) != word:
+            self._waiting.append(self._read(raw, timeout))
 
 
-class GlooLink(CollectiveLink):
-    """Tensors lie in CPU memory."""
-
-    def _open(
-        self,
-        store: Any,
-        rank: int,
-        device: torch.device,
-        interface: str | None,
-        timeout: float,
-    ) -> Any:
-        self.device = torch.device("cpu")
-        limit = timedelta(seconds=timeout)
-        if interface is None:
-            return dist.ProcessGroupGloo(store, rank, 2, limit)
-        options = dist.ProcessGroupGloo._Options()
-        options._devices = [dist.ProcessGroupGloo.create_device(hostname=interface)]
-        options._timeout = limit
-        options._threads = 1  # for collective operations, which a link does not use
-        return dist.ProcessGroupGloo(store, rank, 2, options)
-
-    def _wait(self, work: Any, timeout: float) -> None:
-        work.wait(timedelta(seconds=timeout))
-
-
-class NcclLink(CollectiveLink):
-    """Tensors lie on the peer's GPU."""
-
-    def _open(
-        self,
-        store: Any,
-        rank: int,
-        device: torch.device,
-        interface: str | None,
-        timeout: float,
-    ) -> Any:
-        self.device = device
-        # Left alone, torch's watchdog ends the whole process when it meets a failed or late work.
-        # Deadlines are ours, so it shall look on.
-        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
-        os.environ.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")
-        if torch.cuda.device_count() == 1:
-            os.environ.setdefault("NCCL_MULTI_RANK_GPU_ENABLE", "1")
-        options = dist.ProcessGroupNCCL.Options()
-        options._timeout = timedelta(days=365)
-        self._group = group = dist.ProcessGroupNCCL(store, rank, 2, options)
-        # NCCL connects at the first operation; both peers are known to be here only now.
-        token = torch.zeros(1, dtype=torch.uint8, device=device)
-        self._move(
-            "send" if rank == _CLIENT else "recv", [token], timeout, "the other end did not come"
-        )
-        return group
-
-    def _wait(self, work: Any, timeout: float) -> None:
-        # `work.wait` would only tell the stream to wait, and a stream has no deadline.
-        deadline = time.monotonic() + timeout
-        while not work.is_completed():
-            if time.monotonic() > deadline:
-                raise RuntimeError("timed out")
-            time.sleep(2e-5)
-        work.wait()
-
-    def close(self) -> None:
-        """Abort the communicator, which never waits for the other peer."""
-        if self._group is not None:
-            self._group.abort()
-        super().close()
+class _Stranger(NetworkError):
+    """Who came does not speak as a client does."""
 
 
 class CollectiveListener:
-    """A store that waits for clients (a `splitlab.core.contract.link.Listener`).
+    """A port that waits for clients (a `splitlab.core.contract.link.Listener`)."""
 
-    The store's port is free again when the listener and all links that met there are closed.
-    """
-
-    def __init__(
-        self,
-        link: type[CollectiveLink],
-        address: str,
-        device: torch.device,
-        store: Any,
-    ) -> None:
-        self.address = address
-        self._link = link
+    def __init__(self, transport: _Collective, device: torch.device, door: Door | None) -> None:
+        self.address = TORCHRUN if door is None else str(door.address)
+        self._transport = transport
         self._device = device
-        self._store = store
-        self._turn = 1
+        self._door = door
 
     def accept(self, timeout: float) -> CollectiveLink:
-        """Return the link to the next client."""
-        if self.address == _TORCHRUN:
-            return _meet_by_torchrun(self._link, _SERVER, self._device, timeout)
-        if self._store is None:
-            raise NetworkError(f"{self.address}: this listener is closed")
+        """Return the link to the next client; opening it may take as long again, at most 60 s."""
+        if self._door is None:
+            return _meet_by_torchrun(self._transport, _SERVER, self._device, timeout)
         silence = f"no client came in {timeout:g} s; start one with `splitlab join {self.address}`"
-        store = dist.PrefixStore(f"link{self._turn}", self._store)
-        try:
-            store.wait(["interface"], timedelta(seconds=timeout))
-            self._turn += 1
-            interface = store.get("interface").decode()
-            remote = f"the client of {self.address}"
-            opening = min(timeout, _OPENING_SECONDS)
-            return self._link(store, _SERVER, self._device, interface, remote, opening)
-        except RuntimeError as error:
-            raise _translate(self.address, error, silence) from None
+        return self._transport.welcome(self._door, self._device, timeout, silence)
 
     def close(self) -> None:
-        """Take no more clients."""
-        self._store = None
+        """Free the port."""
+        if self._door is not None:
+            self._door.close()
 
 
-class _Collective:
+class _Collective(ABC):
     """How the peers meet."""
 
     place: Literal["beside"] = "beside"
     scheme: str
-    link: type[CollectiveLink]
 
     @property
     def default_address(self) -> str:
@@ -280,88 +250,155 @@ class _Collective:
 
     def launched(self) -> tuple[Literal["client", "server"], str] | None:
         """Return (role, ``env://``) if torchrun started this process."""
-        if any(name not in os.environ for name in _VARIABLES):
+        rank = launched_rank()
+        if rank is None:
             return None
-        return "client" if os.environ["RANK"] == str(_CLIENT) else "server", _TORCHRUN
+        return "client" if rank == str(_CLIENT) else "server", TORCHRUN
 
     def listen(self, address: str, *, device: torch.device) -> CollectiveListener:
-        """Host the store at the address; with ``env://`` only check what torchrun has set."""
+        """Bind the address; with ``env://`` only check what torchrun has set."""
         self._check_device(device)
-        if address == _TORCHRUN:
-            _check_torchrun(_SERVER)
-            return CollectiveListener(self.link, address, device, None)
-        parsed = Address.parse(address, self.scheme)
-        bound = bind(parsed)
-        parsed = parsed._replace(port=bound.getsockname()[1])
-        store = dist.TCPStore(
-            parsed.host,
-            parsed.port,
-            is_master=True,
-            wait_for_workers=False,
-            # A socket that the store makes itself listens on every interface.
-            master_listen_fd=bound.detach(),
-        )
-        return CollectiveListener(self.link, str(parsed), device, store)
+        if address == TORCHRUN:
+            check_torchrun(_SERVER)
+            return CollectiveListener(self, device, None)
+        return CollectiveListener(self, device, Door(Address.parse(address, self.scheme)))
 
     def connect(self, address: str, *, device: torch.device, timeout: float) -> CollectiveLink:
         """Meet the listener, waiting for one that is not there yet."""
         self._check_device(device)
-        if address == _TORCHRUN:
-            return _meet_by_torchrun(self.link, _CLIENT, device, timeout)
-        deadline = time.monotonic() + timeout
-        parsed = Address.parse(address, self.scheme)
-        # This connection waits for the server, and shows which interfaces lead to each other.
-        with dial(parsed, timeout) as probe:
-            own, other = probe.getsockname()[0], probe.getpeername()[0]
-        left = max(0.1, deadline - time.monotonic())
-        try:
-            hub = dist.TCPStore(parsed.host, parsed.port, timeout=timedelta(seconds=left))
-            store = dist.PrefixStore(f"link{hub.add('clients', 1)}", hub)
-            store.set("interface", other)
-            return self.link(store, _CLIENT, device, own, address, left)
-        except RuntimeError as error:
-            raise _translate(
-                address, error, f"the server accepted nobody for {timeout:g} s"
-            ) from None
+        if address == TORCHRUN:
+            return _meet_by_torchrun(self, _CLIENT, device, timeout)
+        silence = f"the server accepted nobody for {timeout:g} s"
+        return self.visit(Address.parse(address, self.scheme), device, timeout, silence)
 
-    def _check_device(self, device: torch.device) -> None:
+    def visit(
+        self, address: Address, device: torch.device, timeout: float, silence: str
+    ) -> CollectiveLink:
+        """Return the client's end of a link to who listens there."""
+        deadline = time.monotonic() + timeout
+        channel = Channel.to(address, timeout)
+        return self._link(channel, _CLIENT, device, _left(deadline), silence)
+
+    def welcome(
+        self, door: Door, device: torch.device, timeout: float, silence: str
+    ) -> CollectiveLink:
+        """Return the server's end of a link to the next client that knocks."""
+        deadline = time.monotonic() + timeout
+        opening = min(timeout, _OPENING_SECONDS)
+        while (channel := door.take(deadline, f"the client of {door.address}")) is not None:
+            try:
+                late = f"the other end did not come in {opening:g} s"
+                return self._link(channel, _SERVER, device, opening, late)
+            except _Stranger:
+                continue
+        raise NetworkError(f"{door.address}: {silence}")
+
+    def _link(
+        self, channel: Channel, rank: int, device: torch.device, timeout: float, silence: str
+    ) -> CollectiveLink:
+        try:
+            return CollectiveLink(channel, self._open(channel, rank, device, timeout, silence))
+        except RuntimeError as error:
+            channel.close()
+            raise translate(channel.remote, error, silence) from None
+        except (NetworkError, ProtocolError):
+            channel.close()
+            raise
+
+    @abstractmethod
+    def _open(
+        self, channel: Channel, rank: int, device: torch.device, timeout: float, silence: str
+    ) -> Carrier:
+        """Return what carries tensors to the other rank; `RuntimeError` is the library's."""
+
+    def _invite(self, channel: Channel, invitation: str, timeout: float) -> None:
+        """Say to who came where the server waits, and raise `_Stranger` if it does not answer."""
+        greeting = f"splitlab {self.scheme} {invitation}".encode().ljust(_GREETING_BYTES)
+        seconds = min(timeout, _GREETING_SECONDS)
+        try:
+            channel.send([memoryview(greeting)], seconds)
+            answer = channel.receive(_GREETING_BYTES, seconds)
+        except NetworkError as error:
+            raise _Stranger(str(error)) from None
+        if bytes(answer) != greeting:
+            raise _Stranger(f"{channel.remote}: {bytes(answer)[:8]!r} is no greeting")
+
+    def _invitation(self, channel: Channel, timeout: float, silence: str) -> str:
+        """Return where the server waits."""
+        greeting = channel.receive(_GREETING_BYTES, timeout, silence)
+        words = greeting.decode(errors="replace").split()
+        if len(words) != 3 or words[:2] != ["splitlab", self.scheme]:
+            raise ProtocolError(
+                f"{channel.remote}: who listens there is no {self.scheme} server of splitlab's; "
+                "both peers must name the same transport"
+            )
+        channel.send([memoryview(greeting)], timeout)
+        return words[2]
+
+    def _check_device(self, device: torch.device) -> None:  # noqa: B027  gloo serves them all
         """Refuse a device that this library cannot serve."""
 
 
 class Gloo(_Collective):
-    """Frames by gloo between CPUs (a `splitlab.core.contract.link.Transport`)."""
+    """Frames by TCP and gloo between CPUs (a `splitlab.core.contract.link.Transport`)."""
 
     scheme = "gloo"
-    link = GlooLink
 
     def unavailable(self) -> str | None:
         """Return why gloo cannot work here, or None."""
-        if not dist.is_available() or not dist.is_gloo_available():
-            return f"torch {torch.__version__} is built without gloo"
-        return None
+        return None if has_gloo() else f"torch {torch.__version__} is built without gloo"
+
+    def _open(
+        self, channel: Channel, rank: int, device: torch.device, timeout: float, silence: str
+    ) -> Carrier:
+        own, other = channel.hosts
+        if rank == _SERVER:
+            store, port = host_store(own)
+            self._invite(channel, str(port), timeout)
+        else:
+            port = int(self._invitation(channel, timeout, silence))
+            store = store_of(other, port, timeout)
+        return GlooCarrier(channel, store, rank, timeout)
 
 
 class Nccl(_Collective):
-    """Frames by NCCL between GPUs (a `splitlab.core.contract.link.Transport`).
+    """Frames by TCP and NCCL between GPUs (a `splitlab.core.contract.link.Transport`).
 
     Each peer has a GPU of its own, or both share one, which NCCL allows from version 2.30 on.
     """
 
     scheme = "nccl"
-    link = NcclLink
 
     def unavailable(self) -> str | None:
         """Return why NCCL cannot work here, or None."""
-        if not dist.is_available() or not dist.is_nccl_available():
-            return f"torch {torch.__version__} is built without NCCL"
         if not torch.cuda.is_available():
             return "NCCL needs a CUDA GPU, and torch finds none"
-        version: tuple[int, ...] = torch.cuda.nccl.version()  # type: ignore[no-untyped-call]
+        library = loaded()
+        if library is None:
+            return f"torch {torch.__version__} came without NCCL (libnccl.so.2)"
+        version = library.version()
         alone = os.environ.get("LOCAL_WORLD_SIZE") == "1"  # torchrun puts the other peer elsewhere
-        if torch.cuda.device_count() == 1 and version < (2, 30) and not alone:
+        if torch.cuda.device_count() == 1 and version < SHARES_A_GPU and not alone:
             found = ".".join(map(str, version))
-            return f"two peers can share the one GPU from NCCL 2.30 on, and this is NCCL {found}"
+            return (
+                f"two peers can share the one GPU from NCCL 2.30 on, and NCCL {found} is loaded; "
+                "a newer libnccl.so.2 in LD_PRELOAD takes its place"
+            )
         return None
+
+    def _open(
+        self, channel: Channel, rank: int, device: torch.device, timeout: float, silence: str
+    ) -> Carrier:
+        library = loaded()
+        assert library is not None  # or `unavailable` has said so
+        if rank == _SERVER:
+            status, unique_id = library.unique_id()
+            if status:
+                raise channel.fails(f"NCCL: {library.says(status, None)}")
+            self._invite(channel, unique_id.hex(), timeout)
+        else:
+            unique_id = bytes.fromhex(self._invitation(channel, timeout, silence))
+        return NcclCarrier(library, channel, rank, device, unique_id, timeout)
 
     def _check_device(self, device: torch.device) -> None:
         if device.type != "cuda":
@@ -371,47 +408,28 @@ class Nccl(_Collective):
             )
 
 
-def _check_torchrun(rank: int) -> None:
-    missing = [name for name in _VARIABLES if name not in os.environ]
-    if missing:
-        raise ConfigError(
-            f"{_TORCHRUN} reads what torchrun sets, and these are missing: {', '.join(missing)}; "
-            "start both peers with `torchrun`, or name an address as HOST:PORT"
-        )
-    if os.environ["WORLD_SIZE"] != "2":
-        raise ConfigError(
-            f"a link joins two peers, and WORLD_SIZE is {os.environ['WORLD_SIZE']}; "
-            "start exactly two processes"
-        )
-    if os.environ["RANK"] != str(rank):
-        raise ConfigError(
-            f"RANK is {os.environ['RANK']} in this process, which is to be rank {rank}: "
-            "the client is rank 0, the server rank 1"
-        )
-
-
 def _meet_by_torchrun(
-    link: type[CollectiveLink], rank: int, device: torch.device, timeout: float
+    transport: _Collective, rank: int, device: torch.device, timeout: float
 ) -> CollectiveLink:
-    _check_torchrun(rank)
-    master = os.environ["MASTER_ADDR"]
-    interface = master if master in ("localhost", "127.0.0.1", "::1") else None
+    """Return this rank's end of a link; the server tells the client in torchrun's store where."""
+    check_torchrun(rank)
+    silence = f"the other end did not come in {timeout:g} s"
+    deadline = time.monotonic() + timeout
     try:
-        store, _, _ = next(dist.rendezvous(_TORCHRUN, timeout=timedelta(seconds=timeout)))
-        store = dist.PrefixStore("splitlab", store)
-        return link(store, rank, device, interface, f"rank {1 - rank}", timeout)
+        store, master = store_of_torchrun(timeout)
+        if rank == _CLIENT:
+            address = Address.parse(store.get("server").decode(), transport.scheme)
+            return transport.visit(address, device, _left(deadline), silence)
+        with closing(Channel.to(master, timeout)) as probe:  # the interface that leads there
+            door = Door(Address(transport.scheme, probe.hosts[0], 0))
+        with closing(door):
+            store.set("server", str(door.address))
+            return transport.welcome(door, device, _left(deadline), silence)
     except ValueError as error:
         raise ConfigError(f"torchrun's variables cannot be used: {error}") from None
     except RuntimeError as error:
-        raise _translate(_TORCHRUN, error, f"the other end did not come in {timeout:g} s") from None
+        raise translate(TORCHRUN, error, silence) from None
 
 
-def _translate(remote: str, error: RuntimeError, silence: str) -> NetworkError:
-    """Say in one line what the library's error means; ``silence`` is what a timeout means here."""
-    text = str(error).lower()
-    if "timed out" in text or "timeout" in text:
-        return NetworkError(f"{remote}: {silence}")
-    if any(sign in text for sign in ("closed", "reset by peer", "broken pipe", "remote")):
-        return NetworkError(f"{remote}: the other end closed the connection")
-    line = re.sub(r"^\[[^\]]*\] *", "", str(error).strip()).split("\n")[0]
-    return NetworkError(f"{remote}: {line}")
+def _left(deadline: float) -> float:
+    return max(0.1, deadline - time.monotonic())

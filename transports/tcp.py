@@ -1,4 +1,4 @@
-"""Two processes or two machines over TCP. The only module that imports ``socket``.
+"""Two processes or two machines over TCP.
 
 Both ways wait in the kernel, with its deadlines (``SO_RCVTIMEO``, ``SO_SNDTIMEO``): a poll before
 every call would cost more than the call. The kernel counts all waits of one call, whether something

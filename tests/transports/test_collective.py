@@ -1,191 +1,340 @@
-"""What is special about gloo and NCCL: launchers, processes that die, and what may be missing."""
+"""What goes by TCP and what by the library, and how a link ends: on gloo, which needs no GPU."""
 
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.distributed
 
-from splitlab.core.contract.errors import ConfigError, NetworkError
-from splitlab.transports.collective import Gloo, Nccl
+from splitlab.core.contract.errors import NetworkError, ProtocolError
+from splitlab.core.contract.link import Limits
+from splitlab.core.contract.message import Kind, Message, Role
+from splitlab.core.testing.links import both_ends
+from splitlab.core.wire.encode import encode
+from splitlab.transports.collective import BULK_BYTES, Gloo, Nccl
 
 CPU = torch.device("cpu")
-SOON = 30.0
-TORCHRUN = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "RANK": "0", "WORLD_SIZE": "2"}
+SOON = 20.0
 
 pytestmark = pytest.mark.skipif(bool(Gloo().unavailable()), reason=str(Gloo().unavailable()))
 
 
-@pytest.fixture(autouse=True)
-def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*TORCHRUN, "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+def message(size: int, step: int = 0) -> Message:
+    """A message whose tensors take so many bytes, and 24 more."""
+    made = Message(Kind.ACTIVATION, step, meta={"loss": 1 / (step + 1)})
+    made.put("activations", torch.arange(size // 4, dtype=torch.float32), Role.PAYLOAD)
+    made.put("targets", torch.arange(3), Role.TARGETS)
+    return made
 
 
-def launch(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
-    for name, value in (TORCHRUN | variables).items():
-        monkeypatch.setenv(name, value)
+LARGE = 4 * BULK_BYTES
 
 
-def test_a_launcher_gives_each_process_its_role(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Gloo().launched() is None
-    launch(monkeypatch, RANK="0")
-    assert Gloo().launched() == ("client", "env://")
-    launch(monkeypatch, RANK="1")
-    assert Gloo().launched() == ("server", "env://")
+@pytest.fixture
+def ends() -> Iterator[tuple[Any, Any, ThreadPoolExecutor]]:
+    with both_ends(Gloo()) as made:
+        yield made
 
 
-def test_without_a_launcher_the_missing_variables_are_named(
-    monkeypatch: pytest.MonkeyPatch,
+def watch(link: Any, moved: list[list[int]]) -> None:
+    """Note how many bytes the parts have that the library is given to send."""
+    send = link._carrier.send
+
+    def noted(parts: list[torch.Tensor], *rest: Any) -> None:
+        moved.append([part.nbytes for part in parts])
+        send(parts, *rest)
+
+    link._carrier.send = noted
+
+
+@pytest.mark.parametrize(
+    ("size", "by_library"),
+    [(0, []), (BULK_BYTES - 24, []), (BULK_BYTES - 20, [[24, BULK_BYTES - 20]])],
+)
+def test_small_tensors_go_by_tcp_and_large_ones_in_one_operation(
+    ends: Any, size: int, by_library: list[list[int]]
 ) -> None:
-    monkeypatch.setenv("RANK", "0")
-    with pytest.raises(ConfigError, match=r"missing: MASTER_ADDR, MASTER_PORT, WORLD_SIZE;"):
-        Gloo().connect("env://", device=CPU, timeout=1)
-    with pytest.raises(ConfigError, match=r"missing: MASTER_ADDR"):
-        Gloo().listen("env://", device=CPU)
+    client, server, aside = ends
+    moved: list[list[int]] = []
+    for sender, receiver in ((client, server), (server, client)):
+        del moved[:]
+        watch(sender, moved)
+        sent = message(size)
+        sending = aside.submit(sender.send, sent, SOON)
+        arrived = receiver.receive(SOON)
+        assert sending.result() == arrived.frame_bytes == encode(sent).nbytes
+        assert moved == by_library
+        for name in sent:
+            assert torch.equal(arrived[name], sent[name])
 
 
-def test_a_link_joins_two_peers(monkeypatch: pytest.MonkeyPatch) -> None:
-    launch(monkeypatch, WORLD_SIZE="4")
-    with pytest.raises(ConfigError, match="WORLD_SIZE is 4; start exactly two processes"):
-        Gloo().connect("env://", device=CPU, timeout=1)
+def test_frames_that_cross_wait_their_turn(ends: Any) -> None:
+    """A sender that awaits GO is sent other frames meanwhile: they are received later, in order."""
+    client, server, aside = ends
+    for step in (1, 2):
+        server.send(message(40, step), SOON)
+    sending = aside.submit(client.send, message(LARGE, 3), SOON)
+    assert server.receive(SOON).step == 3
+    assert sending.result() == encode(message(LARGE, 3)).nbytes
+    server.send(message(40, 4), SOON)
+    assert [client.receive(SOON).step for _ in range(3)] == [1, 2, 4]
 
 
-def test_the_ranks_have_their_roles(monkeypatch: pytest.MonkeyPatch) -> None:
-    launch(monkeypatch, RANK="0")
-    with pytest.raises(ConfigError, match=r"RANK is 0 .* the client is rank 0, the server rank 1"):
-        Gloo().listen("env://", device=CPU)
-    launch(monkeypatch, RANK="1")
-    with pytest.raises(ConfigError, match=r"RANK is 1 .* the client is rank 0"):
-        Gloo().connect("env://", device=CPU, timeout=1)
+def test_a_large_frame_that_crosses_is_fetched_when_it_is_received(ends: Any) -> None:
+    client, server, aside = ends
+    there = aside.submit(server.send, message(LARGE, 1), SOON)
+    time.sleep(0.1)  # the server awaits GO
+
+    def answer() -> None:
+        there.result()
+        assert server.receive(SOON).step == 2
+
+    with ThreadPoolExecutor(1) as more:
+        # The client's frame waits until the server, which is sending, receives.
+        sending = more.submit(client.send, message(40, 2), SOON)
+        assert client.receive(SOON).step == 1
+        sending.result()
+        answer()
 
 
-def test_variables_that_make_no_sense_are_the_users_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    launch(monkeypatch, MASTER_PORT="http")
-    with pytest.raises(ConfigError, match="torchrun's variables cannot be used"):
-        Gloo().connect("env://", device=CPU, timeout=1)
+def test_a_refused_frame_leaves_nothing_under_way(ends: Any) -> None:
+    client, server, aside = ends
+    moved: list[list[int]] = []
+    watch(client, moved)
+    server.limits = Limits(frame_bytes=LARGE)
+    sending = aside.submit(client.send, message(LARGE), SOON)
+    with pytest.raises(ProtocolError, match=rf"allowed on this link: {LARGE} \(frame_bytes\)"):
+        server.receive(SOON)
+    server.close()
+    with pytest.raises(NetworkError, match="the other end closed the connection"):
+        sending.result(SOON)
+    assert moved == []
 
 
-def test_a_launched_peer_that_stays_alone_ends_by_the_deadline(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    listener = Gloo().listen("gloo://127.0.0.1:0", device=CPU)
-    launch(monkeypatch, MASTER_PORT=listener.address.rpartition(":")[2], RANK="1")
-    listener.close()
+def test_a_large_frame_that_nobody_takes_ends_by_the_deadline(ends: Any) -> None:
+    client, _, _ = ends
+    moved: list[list[int]] = []
+    watch(client, moved)
     start = time.monotonic()
-    with pytest.raises(NetworkError, match="env://"):
-        Gloo().listen("env://", device=CPU).accept(1)
+    with pytest.raises(NetworkError, match=r"the other end took nothing for 0.3 s"):
+        client.send(message(LARGE), 0.3)
+    assert 0.2 < time.monotonic() - start < 5
+    assert moved == []
+    with pytest.raises(NetworkError, match="this link is closed"):
+        client.send(message(LARGE), 0.3)
+
+
+def test_a_transfer_that_stops_ends_by_the_deadline(ends: Any) -> None:
+    client, server, aside = ends
+    release = threading.Event()
+    client._carrier.send = lambda *rest: release.wait(SOON)
+    sending = aside.submit(client.send, message(LARGE), SOON)
+    start = time.monotonic()
+    with pytest.raises(NetworkError, match=r"the other end sent nothing for 0.3 s"):
+        server.receive(0.3)
     assert time.monotonic() - start < 5
+    release.set()
+    with pytest.raises(NetworkError, match="the other end closed the connection"):
+        sending.result(SOON)
 
 
-PEER = """
+def test_out_of_memory_is_told_before_anything_comes(ends: Any) -> None:
+    client, server, aside = ends
+
+    def full(size: int) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    server._carrier.allocate = full
+    sending = aside.submit(client.send, message(LARGE), SOON)
+    with pytest.raises(ProtocolError, match="more than can be allocated on cpu"):
+        server.receive(SOON)
+    server.close()
+    with pytest.raises(NetworkError, match="closed the connection"):
+        sending.result(SOON)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_both_ends_close_well_in_either_order(ends: Any, first: int) -> None:
+    client, server, aside = ends
+    sending = aside.submit(client.send, message(LARGE), SOON)
+    server.receive(SOON)
+    sending.result()
+    one, other = (client, server)[first], (server, client)[first]
+    one.close()
+    with pytest.raises(NetworkError, match="the other end closed the connection"):
+        other.receive(SOON)
+    other.close()
+    one.close()
+
+
+# Who comes.
+
+
+def knock(address: str) -> socket.socket:
+    host, _, port = address.rpartition("//")[2].partition(":")
+    return socket.create_connection((host, int(port)), 5)
+
+
+@pytest.mark.parametrize("word", [b"", b"GET / HTTP/1.1\r\n\r\n" + b" " * 600])
+def test_who_only_knocks_is_passed_over(word: bytes) -> None:
+    listener = Gloo().listen("gloo://127.0.0.1:0", device=CPU)
+    with ThreadPoolExecutor(1) as aside:
+        accepting = aside.submit(listener.accept, SOON)
+        with knock(listener.address) as stranger:
+            stranger.sendall(word)
+        with (
+            closing(Gloo().connect(listener.address, device=CPU, timeout=SOON)) as client,
+            closing(accepting.result()) as server,
+        ):
+            sending = aside.submit(client.send, message(LARGE, 5), SOON)
+            assert server.receive(SOON).step == 5
+            sending.result()
+    listener.close()
+
+
+def test_a_client_that_dies_while_the_group_opens_holds_nobody_up() -> None:
+    listener = Gloo().listen("gloo://127.0.0.1:0", device=CPU)
+
+    def greet_and_go() -> None:
+        with knock(listener.address) as dying:
+            greeting = b""
+            while len(greeting) < 512:
+                greeting += dying.recv(512)
+            dying.sendall(greeting)
+
+    going = threading.Thread(target=greet_and_go)
+    going.start()
+    start = time.monotonic()
+    with pytest.raises(NetworkError, match=r"^the client of gloo:.*: the other end [^\n]*$"):
+        listener.accept(1.0)
+    assert time.monotonic() - start < 10
+    going.join(SOON)
+    listener.close()
+
+
+def test_a_server_of_another_kind_is_named() -> None:
+    bound = socket.create_server(("127.0.0.1", 0))
+    address = f"gloo://127.0.0.1:{bound.getsockname()[1]}"
+
+    def serve() -> None:
+        with bound.accept()[0] as connection:
+            connection.sendall(b"splitlab nccl 00".ljust(512))
+
+    serving = threading.Thread(target=serve)
+    serving.start()
+    with pytest.raises(ProtocolError, match=r"is no gloo server .*name the same transport"):
+        Gloo().connect(address, device=CPU, timeout=SOON)
+    serving.join(SOON)
+    bound.close()
+
+
+def test_a_server_that_accepts_nobody_ends_the_wait() -> None:
+    listener = Gloo().listen("gloo://127.0.0.1:0", device=CPU)
+    start = time.monotonic()
+    with pytest.raises(NetworkError, match=r"the server accepted nobody for 0.3 s"):
+        Gloo().connect(listener.address, device=CPU, timeout=0.3)
+    assert time.monotonic() - start < 5
+    listener.close()
+
+
+# Processes that die.
+
+DYING = """
+import os
+import signal
+import sys
 import torch
 from splitlab.core.contract.message import Kind, Message, Role
 from splitlab.transports.collective import Gloo
 
-role, address = Gloo().launched()
-cpu = torch.device("cpu")
-if role == "client":
-    link = Gloo().connect(address, device=cpu, timeout=60)
-    message = Message(Kind.ACTIVATION, 3)
-    message.put("activations", torch.arange(4.0), Role.PAYLOAD)
+def die(*rest):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+what, address = sys.argv[1:]
+link = Gloo().connect(address, device=torch.device("cpu"), timeout=60)
+link._carrier.send = link._carrier.receive = die
+if what == "sending":
+    message = Message(Kind.ACTIVATION)
+    message.put("activations", torch.zeros(100_000), Role.PAYLOAD)
     link.send(message, 60)
-    assert link.receive(60).step == 4
-    print("the client has its answer")
-else:
-    listener = Gloo().listen(address, device=cpu)
-    link = listener.accept(60)
-    assert link.receive(60)["activations"].tolist() == [0, 1, 2, 3]
-    link.send(Message(Kind.GRADIENT, 4), 60)
-link.close()
-"""
-
-
-def test_torchrun_joins_both_peers(tmp_path: Path) -> None:
-    script = tmp_path / "peer.py"
-    script.write_text(PEER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*command, script], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "the client has its answer" in done.stdout
-
-
-DYING = """
-import sys
-import torch
-from splitlab.transports.collective import Gloo
-
-link = Gloo().connect(sys.argv[1], device=torch.device("cpu"), timeout=60)
+if what == "idle":
+    print("here", flush=True)
 link.receive(60)
 """
 
 
-def test_a_process_that_is_killed_is_noticed_at_once() -> None:
+@pytest.mark.parametrize("what", ["idle", "sending", "receiving"])
+def test_a_process_that_is_killed_is_noticed_at_once(what: str) -> None:
     listener = Gloo().listen("gloo://127.0.0.1:0", device=CPU)
-    process = subprocess.Popen([sys.executable, "-c", DYING, listener.address])
+    command = [sys.executable, "-c", DYING, what, listener.address]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
-        link = listener.accept(60)
-        listener.close()
-        threading.Timer(0.2, process.kill).start()
-        start = time.monotonic()
-        with pytest.raises(NetworkError, match="the other end closed the connection"):
-            link.receive(SOON)
-        assert time.monotonic() - start < 5
-        link.close()
+        with closing(listener.accept(60)) as link:
+            listener.close()
+            if what == "idle":
+                assert process.stdout is not None
+                assert process.stdout.readline() == b"here\n"
+                threading.Timer(0.2, process.kill).start()
+            act: Callable[[float], object] = link.receive
+            if what == "receiving":
+                act = partial(link.send, message(LARGE))
+            start = time.monotonic()
+            with pytest.raises(NetworkError, match="the other end closed the connection"):
+                act(SOON)
+            assert time.monotonic() - start < 10
+        assert process.wait(SOON) == -signal.SIGKILL
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def test_nothing_listens_beyond_loopback() -> None:
+    def listening() -> set[str]:
+        return {
+            line.split()[1]
+            for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6")
+            if os.path.exists(table)
+            for line in Path(table).read_text().splitlines()[1:]
+            if line.split()[3] == "0A" and line.split()[9] in own_sockets()
+        }
+
+    def own_sockets() -> set[str]:
+        return {
+            os.readlink(entry).removeprefix("socket:[").removesuffix("]")
+            for entry in Path("/proc/self/fd").glob("*")
+            if os.path.islink(entry)
+        }
+
+    before = listening()
     listener = Gloo().listen("gloo://127.0.0.1:0", device=CPU)
+    with ThreadPoolExecutor(1) as aside:
+        accepting = aside.submit(listener.accept, SOON)
+        client = Gloo().connect(listener.address, device=CPU, timeout=SOON)
+        server = accepting.result()
+    found = listening() - before
+    for each in (client, server, listener):
+        each.close()
     port = int(listener.address.rpartition(":")[2])
-    listening = [
-        line.split()[1]
-        for table in ("/proc/net/tcp", "/proc/net/tcp6")
-        if os.path.exists(table)
-        for line in Path(table).read_text().splitlines()[1:]
-        if line.split()[3] == "0A" and int(line.split()[1].partition(":")[2], 16) == port
-    ]
-    assert listening == [f"0100007F:{port:04X}"]
-    listener.close()
+    assert f"0100007F:{port:04X}" in found or not Path("/proc/self/net/tcp").exists()
+    assert all(where.startswith("0100007F:") for where in found)
 
 
-def nccl_without(monkeypatch: pytest.MonkeyPatch, **facts: object) -> str | None:
-    """What NCCL misses on a machine of these facts; a single GPU and NCCL 2.30.7 otherwise."""
-    facts = {"built": True, "gpu": True, "gpus": 1, "version": (2, 30, 7)} | facts
-    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: facts["built"])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: facts["gpu"])
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: facts["gpus"])
-    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: facts["version"])
-    return Nccl().unavailable()
-
-
-def test_nccl_says_precisely_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "is built without NCCL" in str(nccl_without(monkeypatch, built=False))
-    assert nccl_without(monkeypatch, gpu=False) == "NCCL needs a CUDA GPU, and torch finds none"
-    reason = nccl_without(monkeypatch, version=(2, 28, 9))
-    assert reason == "two peers can share the one GPU from NCCL 2.30 on, and this is NCCL 2.28.9"
-    assert nccl_without(monkeypatch) is None
-    assert nccl_without(monkeypatch, gpus=2, version=(2, 28, 9)) is None
-
-
-def test_old_nccl_serves_a_peer_that_is_alone_on_its_machine(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    assert nccl_without(monkeypatch, version=(2, 28, 9)) is None
-
-
-def test_nccl_refuses_a_peer_on_the_cpu() -> None:
-    with pytest.raises(ConfigError, match="this peer computes on cpu; choose --device cuda"):
-        Nccl().listen("nccl://127.0.0.1:0", device=CPU)
-    with pytest.raises(ConfigError, match="this peer computes on cpu"):
-        Nccl().connect("nccl://127.0.0.1:1", device=CPU, timeout=1)
+def test_both_kinds_meet_alike() -> None:
+    assert (Gloo().default_address, Nccl().default_address) == (
+        "gloo://127.0.0.1:0",
+        "nccl://127.0.0.1:0",
+    )
+    assert Gloo().place == Nccl().place == "beside"
