@@ -28,7 +28,10 @@ __all__ = ["SHARES_A_GPU", "Library", "NcclCarrier", "loaded"]
 
 SHARES_A_GPU: Final = (2, 30)
 """The version from which on two ranks may share a GPU."""
-_SHARING = "NCCL_MULTI_RANK_GPU_ENABLE"
+_SETTINGS = {
+    "NCCL_MULTI_RANK_GPU_ENABLE": "1",
+    "NCCL_RAS_ENABLE": "0",  # a thread that listens for questions about jobs, to the process's end
+}
 
 _SONAME = "libnccl.so.2"
 _UNIQUE_ID_BYTES = 128
@@ -189,7 +192,8 @@ class NcclCarrier:
         unique_id: bytes,
         timeout: float,
     ) -> None:
-        os.environ.setdefault(_SHARING, "1")
+        for name, value in _SETTINGS.items():  # NCCL reads them once
+            os.environ.setdefault(name, value)
         self.device = device
         self._library = library
         self._channel = channel

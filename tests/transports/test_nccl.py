@@ -40,8 +40,6 @@ TORCHRUN = ("LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZ
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in TORCHRUN:
         monkeypatch.delenv(name, raising=False)
-    # As long as the test takes: NCCL is told once that ranks may share a GPU.
-    monkeypatch.setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1")
 
 
 class Rank:
