@@ -286,7 +286,8 @@ def test_a_process_that_is_killed_is_noticed_at_once(what: str) -> None:
             listener.close()
             if what == "idle":
                 assert process.stdout is not None
-                assert process.stdout.readline() == b"here\n"
+                while (line := process.stdout.readline()) != b"here\n":
+                    assert line  # gloo of some versions has something to say, too
                 threading.Timer(0.2, process.kill).start()
             act: Callable[[float], object] = link.receive
             if what == "receiving":
