@@ -34,6 +34,7 @@ _NOT_OURS = (
     "CUDA_MODULE_LOADING",
     "GOMP_SPINCOUNT",
     "NCCL_MULTI_RANK_GPU_ENABLE",
+    "NCCL_RAS_ENABLE",
 )
 _PATIENCE = 3.0  # seconds that a thread, a child or a socket may take to go
 

@@ -30,7 +30,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -94,8 +94,13 @@ class Carrier(Protocol):
         """Return memory of so many bytes, flat, uint8; `RuntimeError` if there is none."""
         ...
 
-    def send(self, parts: Sequence[torch.Tensor], timeout: float, silence: str) -> None:
-        """Send parts (flat, uint8), or raise `NetworkError`, of this text if time is up."""
+    def send(
+        self, parts: Sequence[torch.Tensor], timeout: float, silence: str
+    ) -> Callable[[], None]:
+        """Begin to send parts (flat, uint8); return what waits, when the other end has all.
+
+        Both may raise `NetworkError`, of this text if time is up.
+        """
         ...
 
     def receive(self, parts: Sequence[torch.Tensor], timeout: float, silence: str) -> None:
@@ -147,8 +152,9 @@ class CollectiveLink:
             parts = self._carrier.ready([flat(tensor) for tensor in frame.tensors])
             self._channel.send([memoryview(frame.head)], timeout)
             self._await(_GO, timeout, silence)
-            self._carrier.send(parts, timeout, silence)
+            end = self._carrier.send(parts, timeout, silence)
             self._await(_DONE, timeout, silence)
+            end()
         return frame.nbytes
 
     def receive(self, timeout: float) -> Message:

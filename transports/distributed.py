@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -93,36 +93,36 @@ class GlooCarrier:
         """Return memory of so many bytes."""
         return torch.empty(size, dtype=torch.uint8)
 
-    def send(self, parts: Sequence[torch.Tensor], timeout: float, silence: str) -> None:
-        """Send the parts."""
-        self._move("send", parts, timeout, silence)
+    def send(
+        self, parts: Sequence[torch.Tensor], timeout: float, silence: str
+    ) -> Callable[[], None]:
+        """Begin to send the parts, and return what waits for the end."""
+        works = self._start("send", parts, silence)
+        return lambda: self._end(works, timeout, silence)
 
     def receive(self, parts: Sequence[torch.Tensor], timeout: float, silence: str) -> None:
         """Receive into the parts."""
-        self._move("recv", parts, timeout, silence)
+        self._end(self._start("recv", parts, silence), timeout, silence)
 
     def close(self) -> None:
         """Leave the group: its connections and threads end with it."""
         self._group = None
 
-    def _move(
-        self, operation: str, parts: Sequence[torch.Tensor], timeout: float, silence: str
-    ) -> None:
+    def _start(self, operation: str, parts: Sequence[torch.Tensor], silence: str) -> list[Any]:
         if self._group is None:
             raise self._channel.closed()
-        try:
-            self._try(operation, parts, timeout)
-            return
-        except RuntimeError as error:
-            failure = translate(self._channel.remote, error, silence)
-        # Outside of the handler: the traceback of the library's error holds the connections open.
-        raise failure
-
-    def _try(self, operation: str, parts: Sequence[torch.Tensor], timeout: float) -> None:
         start = getattr(self._group, operation)
-        works = [start([part], self._other, 0) for part in parts]
-        for work in works:
-            work.wait(timedelta(seconds=timeout))
+        return [start([part], self._other, 0) for part in parts]
+
+    def _end(self, works: list[Any], timeout: float, silence: str) -> None:
+        try:
+            for work in works:
+                work.wait(timedelta(seconds=timeout))
+        except RuntimeError as error:
+            raise translate(self._channel.remote, error, silence) from None
+        finally:
+            work = None
+            works.clear()  # or the traceback of a failure holds the connections open
 
 
 def launched_rank() -> str | None:

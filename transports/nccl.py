@@ -16,7 +16,8 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, NoReturn
 
 import torch
@@ -28,7 +29,10 @@ __all__ = ["SHARES_A_GPU", "Library", "NcclCarrier", "loaded"]
 
 SHARES_A_GPU: Final = (2, 30)
 """The version from which on two ranks may share a GPU."""
-_SHARING = "NCCL_MULTI_RANK_GPU_ENABLE"
+_SETTINGS = {
+    "NCCL_MULTI_RANK_GPU_ENABLE": "1",
+    "NCCL_RAS_ENABLE": "0",  # a thread that listens for questions about jobs, to the process's end
+}
 
 _SONAME = "libnccl.so.2"
 _UNIQUE_ID_BYTES = 128
@@ -189,7 +193,8 @@ class NcclCarrier:
         unique_id: bytes,
         timeout: float,
     ) -> None:
-        os.environ.setdefault(_SHARING, "1")
+        for name, value in _SETTINGS.items():  # NCCL reads them once
+            os.environ.setdefault(name, value)
         self.device = device
         self._library = library
         self._channel = channel
@@ -214,21 +219,29 @@ class NcclCarrier:
         """Return memory of so many bytes, flat, uint8."""
         return torch.empty(size, dtype=torch.uint8, device=self.device)
 
-    def send(self, parts: Sequence[torch.Tensor], timeout: float, silence: str) -> None:
-        """Send the parts (flat, uint8, on the GPU) as one operation.
+    def send(
+        self, parts: Sequence[torch.Tensor], timeout: float, silence: str
+    ) -> Callable[[], None]:
+        """Begin to send the parts (flat, uint8, on the GPU) as one operation.
 
         Args:
             parts: of `ready`.
-            timeout: seconds for all of it.
+            timeout: seconds for beginning, and for the end.
             silence: what a wait in vain means.
+
+        Returns:
+            what waits until the GPU has done it, for who knows that the other end has all.
         """
+        # Nobody looks for the other end: once it has all, it may leave before this GPU is done.
         calls = [(self._library.send, part) for part in parts]
-        self._move(calls, time.monotonic() + timeout, silence)
+        begun = self._start(calls, timeout, silence, watched=False)
+        return lambda: self._end(begun, timeout, silence, watched=False)
 
     def receive(self, parts: Sequence[torch.Tensor], timeout: float, silence: str) -> None:
         """Receive into the parts; arguments as `send`."""
         calls = [(self._library.receive, part) for part in parts]
-        self._move(calls, time.monotonic() + timeout, silence)
+        begun = self._start(calls, timeout, silence, watched=True)
+        self._end(begun, timeout, silence, watched=True)
 
     def close(self) -> None:
         """End the communicator, without the other rank."""
@@ -240,34 +253,48 @@ class NcclCarrier:
             ending.join(_ABORT_SECONDS)
 
     def _meet(self, unique_id: bytes, rank: int, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
         silence = f"the other end did not come in {timeout:g} s"
         with torch.cuda.device(self.device):
             status, self._comm = self._library.begin(unique_id, rank)
         self._check(status)
-        self._wait_for(self._is_ready, deadline, silence)
+        self._wait_for(self._is_ready, timeout, silence, watched=True)
         # NCCL connects at the first operation each way; whatever can fail there shall fail here.
         mine = torch.zeros(1, dtype=torch.uint8, device=self.device)
         theirs = torch.zeros_like(mine)
         both = [(self._library.send, mine), (self._library.receive, theirs)]
-        self._move(both, deadline, silence)
+        begun = self._start(both, timeout, silence, watched=True)
+        self._end(begun, timeout, silence, watched=True)
 
-    def _move(
+    def _start(
         self,
         calls: Sequence[tuple[_Call, torch.Tensor]],
-        deadline: float,
+        timeout: float,
         silence: str,
-    ) -> None:
+        *,
+        watched: bool,
+    ) -> Any:
+        """Return the event behind the calls when they are in the stream."""
         if self._comm is None:
             raise self._channel.closed()
+        with self._gpu():
+            # The memory may still be in use there, by what had it before.
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
+            self._begin(self._comm, calls)
+            self._wait_for(self._is_ready, timeout, silence, watched=watched)
+            return self._stream.record_event()
+
+    def _end(self, begun: Any, timeout: float, silence: str, *, watched: bool) -> None:
+        with self._gpu():
+            self._wait_for(
+                lambda: self._is_ready() and begun.query(), timeout, silence, watched=watched
+            )
+
+    @contextmanager
+    def _gpu(self) -> Iterator[None]:
+        """Make the GPU the current one, and tell what it says."""
         try:
             with torch.cuda.device(self.device):
-                # The memory may still be in use there, by what had it before.
-                self._stream.wait_stream(torch.cuda.current_stream(self.device))
-                self._begin(self._comm, calls)
-                self._wait_for(self._is_ready, deadline, silence)
-                event = self._stream.record_event()
-                self._wait_for(lambda: self._is_ready() and event.query(), deadline, silence)
+                yield
         except RuntimeError as error:
             # The GPU failed, not NCCL, and every call to it fails from now on: the communicator is
             # left to the end of the process.
@@ -290,9 +317,13 @@ class NcclCarrier:
         self._check(status)
         return status == _SUCCESS
 
-    def _wait_for(self, done: Callable[[], bool], deadline: float, silence: str) -> None:
+    def _wait_for(
+        self, done: Callable[[], bool], timeout: float, silence: str, *, watched: bool
+    ) -> None:
+        """Return when it is done; ``watched``: or raise when the other end is gone."""
+        deadline = time.monotonic() + timeout
         while not done():
-            if self._channel.gone():
+            if watched and self._channel.gone():
                 raise self._channel.closed()
             if time.monotonic() > deadline:
                 raise self._channel.fails(silence)

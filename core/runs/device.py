@@ -17,12 +17,13 @@ def choose_device(name: str, role: Literal["client", "server"], *, peers_here: i
     """Return the device of a peer.
 
     ``auto``: a GPU if there is one; of several, the one that a launcher chose (``LOCAL_RANK``), or
-    the second for the server if both peers run on this machine.
+    the second for the server if both peers run on this machine. ``cuda``: the same, but never the
+    CPU.
     """
-    if name == "auto":
-        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if not gpus:
-            return torch.device("cpu")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto" and not gpus:
+        return torch.device("cpu")
+    if name == "auto" or (name == "cuda" and gpus):
         second = role == "server" and peers_here == 2
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", int(second))) % gpus)
     try:

@@ -68,12 +68,17 @@ def a_message(kind: Kind = Kind.ACTIVATION, step: int = 7, **meta: Any) -> Messa
 def both_ends(
     transport: Transport, device: torch.device = CPU
 ) -> Iterator[tuple[Link, Link, ThreadPoolExecutor]]:
-    """Yield the client's end of a link, the server's, and a thread for one of them."""
+    """Yield the client's end of a link, the server's, and a thread for one of them.
+
+    Args:
+        transport: makes the link.
+        device: of both peers; ``cuda`` is the second GPU for the server, where there are two.
+    """
     with ThreadPoolExecutor(1) as aside, ExitStack() as cleanup:
         if transport.place == "inside":
             client, server = transport.pair()
         else:
-            listener = transport.listen(transport.default_address, device=device)
+            listener = transport.listen(transport.default_address, device=_servers(device))
             cleanup.callback(listener.close)
             accepted = aside.submit(listener.accept, SOON)
             client = transport.connect(listener.address, device=device, timeout=SOON)
@@ -213,7 +218,8 @@ class Network:
 
     def listen(self, address: str | None = None) -> Listener:
         """Listen there, by default at a free port."""
-        return self._transport.listen(address or self.default, device=self._device)
+        device = _servers(self._device)
+        return self._transport.listen(address or self.default, device=device)
 
     def connect(self, address: str, timeout: float | None = None) -> Link:
         """Connect to a listener."""
@@ -234,3 +240,10 @@ def _device(transport: Transport) -> torch.device:
         except ConfigError:
             return torch.device("cuda")
     return CPU
+
+
+def _servers(device: torch.device) -> torch.device:
+    """Return where the server computes if the peers are told to compute there."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", 1 % torch.cuda.device_count())
+    return device

@@ -53,9 +53,9 @@ def watch(link: Any, moved: list[list[int]]) -> None:
     """Note how many bytes the parts have that the library is given to send."""
     send = link._carrier.send
 
-    def noted(parts: list[torch.Tensor], *rest: Any) -> None:
+    def noted(parts: list[torch.Tensor], *rest: Any) -> Any:
         moved.append([part.nbytes for part in parts])
-        send(parts, *rest)
+        return send(parts, *rest)
 
     link._carrier.send = noted
 
@@ -286,7 +286,8 @@ def test_a_process_that_is_killed_is_noticed_at_once(what: str) -> None:
             listener.close()
             if what == "idle":
                 assert process.stdout is not None
-                assert process.stdout.readline() == b"here\n"
+                while (line := process.stdout.readline()) != b"here\n":
+                    assert line  # gloo of some versions has something to say, too
                 threading.Timer(0.2, process.kill).start()
             act: Callable[[float], object] = link.receive
             if what == "receiving":

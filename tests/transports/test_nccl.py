@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -40,8 +41,6 @@ TORCHRUN = ("LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZ
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in TORCHRUN:
         monkeypatch.delenv(name, raising=False)
-    # As long as the test takes: NCCL is told once that ranks may share a GPU.
-    monkeypatch.setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1")
 
 
 class Rank:
@@ -232,22 +231,19 @@ def test_several_tensors_are_one_group(library: FakeNccl, monkeypatch: pytest.Mo
         assert arrived["activations"].unique().tolist() == [2.0]
 
 
-@pytest.mark.parametrize("dies", ["client", "server"])
-def test_a_peer_that_goes_amid_a_transfer_is_noticed_at_once(library: FakeNccl, dies: str) -> None:
-    with both_ends(Nccl()) as (client, server, aside):
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_peer_that_goes_amid_a_transfer_is_noticed_at_once(library: FakeNccl, dies: int) -> None:
+    with both_ends(Nccl()) as ends:
+        client, server, aside = ends
         library.stuck = True
         sending = aside.submit(client.send, large(), SOON)
-        if dies == "client":
-            threading.Timer(0.2, client._channel.close).start()  # type: ignore[attr-defined]
-            with pytest.raises(NetworkError, match="the other end closed the connection"):
-                server.receive(SOON)
-        else:
-            # It goes when both are amid the operation.
-            threading.Timer(0.2, server._channel.close).start()  # type: ignore[attr-defined]
-            with pytest.raises(NetworkError, match="this link is closed"):
-                server.receive(SOON)
+        # As the kernel does when a process ends, whatever that waits for.
+        dying = ends[dies]._channel._socket
+        threading.Timer(0.2, dying.shutdown, (socket.SHUT_RDWR,)).start()
         start = time.monotonic()
-        with pytest.raises(NetworkError, match="closed"):
+        with pytest.raises(NetworkError, match="the other end closed the connection"):
+            server.receive(SOON)
+        with pytest.raises(NetworkError, match="the other end closed the connection"):
             sending.result(SOON)
         assert time.monotonic() - start < 5
 
@@ -260,6 +256,25 @@ def test_a_transfer_that_does_not_end_ends_by_the_deadline(library: FakeNccl) ->
             server.receive(0.3)
         with pytest.raises(NetworkError, match=r"took nothing for 0.5 s|closed the connection"):
             sending.result(SOON)
+
+
+def test_who_has_all_may_leave_before_the_senders_gpu_is_done(
+    library: FakeNccl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = threading.Event()
+    query = FakeStream.query
+
+    def slow(stream: FakeStream) -> bool:
+        return query(stream) and (stream is not sender or late.is_set())
+
+    with both_ends(Nccl()) as (client, server, aside):
+        sender = client._carrier._stream  # type: ignore[attr-defined]
+        monkeypatch.setattr(FakeStream, "query", slow)
+        sending = aside.submit(client.send, large(), SOON)
+        server.receive(SOON)
+        server.close()
+        threading.Timer(0.2, late.set).start()
+        assert sending.result(SOON) > BULK_BYTES
 
 
 @pytest.mark.parametrize("call", ["group_start", "send", "group_end", "status"])

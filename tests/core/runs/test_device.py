@@ -40,3 +40,5 @@ def test_gpus_are_shared_out(
     if rank is not None:
         monkeypatch.setenv("LOCAL_RANK", rank)
     assert choose_device("auto", role, peers_here=peers) == torch.device(device)
+    if gpus:  # a GPU, whichever
+        assert choose_device("cuda", role, peers_here=peers) == torch.device(device)

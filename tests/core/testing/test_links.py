@@ -30,3 +30,20 @@ def test_only_what_works_here_is_a_link_of_a_kind(monkeypatch: pytest.MonkeyPatc
     assert links.one_of_each_kind() == [outside]
     monkeypatch.setattr(links, "working_transports", lambda: [inside])
     assert links.one_of_each_kind() == [inside]
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "servers"),
+    [
+        ("cpu", 2, "cpu"),
+        ("cuda", 1, "cuda:0"),
+        ("cuda", 2, "cuda:1"),
+        ("cuda", 4, "cuda:1"),
+        ("cuda:0", 2, "cuda:0"),
+    ],
+)
+def test_the_server_has_a_gpu_of_its_own_where_there_are_two(
+    monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, servers: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert links._servers(torch.device(device)) == torch.device(servers)
