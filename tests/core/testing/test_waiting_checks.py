@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from typing import Any
 
 import pytest
@@ -118,6 +119,27 @@ WAYS = [
 def test_other_settings_do_not_wait_either(text: str) -> None:
     s = Subject(bind_stack(text.split(" + ")), text, TINY, None)
     assert [str(wait) for wait in waits_of_steps(s)] == []
+
+
+def test_what_torch_says_of_its_way_to_refuse_leaves_nothing_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    modes: list[str] = []
+
+    def set_mode(mode: str) -> None:
+        modes.append(mode)  # as torch: first the mode, then the warning
+        if mode == "error":
+            warnings.warn("Synchronization debug mode is …", UserWarning, stacklevel=1)
+
+    def trains(*step: object) -> None:
+        if modes == ["error"]:
+            raise RuntimeError("it waits")
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+    monkeypatch.setattr("splitlab.core.testing.waiting_checks._train", trains)
+    with pytest.raises(RuntimeError, match="it waits"):
+        wants_no_wait(Subject([], "none", TINY, None), torch.device("cpu"))
+    assert modes == ["error", "default"]
 
 
 @pytest.mark.gpu
