@@ -226,7 +226,8 @@ class NSCSL(LowRank):
         if not 1e-15 < float(norm_GM.max()) < math.inf:  # squares that float32 cannot hold
             norm_GM = torch.linalg.vector_norm(matrix_GMF, dim=-1, dtype=torch.float64)
         wanted = (self._eta - _SLACK) * norm_GM.double().square().sum()
-        return int((energy_K.cumsum(dim=0) < wanted).sum()) + 1
+        # Here, as a GPU of older versions of torch cannot repeat sums that go on, and says so.
+        return int((energy_K.cpu().cumsum(dim=0) < wanted.cpu()).sum()) + 1
 
     def _room(self, G: int, M: int, F: int, size: int) -> int:
         """Return the largest rank that the bytes allow, 0 if none; numbers of so many bytes."""

@@ -159,8 +159,7 @@ class _Copies(NamedTuple):
         full = [slot for slot in header.slots if slot.end > slot.begin]
         full.sort(key=lambda slot: slot.begin)
         found = {
-            slot.name: part.view(slot.dtype).view(slot.shape)
-            for slot, part in zip(full, self.parts, strict=True)
+            slot.name: slot.of_bytes(part) for slot, part in zip(full, self.parts, strict=True)
         }
         device = next(part.device for part in self.parts if _stays(part))
         for slot in header.slots:

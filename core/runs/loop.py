@@ -280,6 +280,7 @@ class Loop:
     # Checkpoints, resume, summary.
 
     def _save(self) -> None:
+        self.client.settle()  # before the server writes a checkpoint of a step that diverged here
         step, logged = self.progress.step, self.folder.metrics_size()
         if step and not logged:
             raise DiskError(f"{self.folder.path} has lost its log")

@@ -167,6 +167,8 @@ def trace(
                 peers.step(batch, number)
                 for stage in recorder.take():
                     times[_identity(stage)].append(stage.milliseconds or 0.0)
+            for worker in (client, server):
+                worker.settle()
         finally:
             client.stack.run_end()
             server.stack.run_end()

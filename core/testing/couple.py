@@ -80,8 +80,11 @@ class Couple:
         self.server = tiny.server(plugins, observers=far, **settings)
 
     def train(self, batch: Batch, step: int) -> float:
-        """Run a training step; returns the loss."""
-        return hold(self.client.train(self._as_wanted(batch), step), self._ask).loss
+        """Run a training step; returns the loss. What is wrong with it is raised here, not late."""
+        loss = hold(self.client.train(self._as_wanted(batch), step), self._ask).loss
+        for worker in (self.client, self.server):
+            worker.settle()
+        return loss
 
     def own_losses(self) -> float:
         """Return the sum of what plugins added to the losses of the last step, at both peers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,7 +58,7 @@ def waits_of_steps(s: Subject, steps: int = 2) -> list[Wait]:
     lookout = Lookout()
     with lookout.watching():
         lookout.noting = False
-        client, server = s.tiny.pair(s.stack)
+        client, server = s.tiny.pair(s.stack, device=torch.device("cpu"))
         for worker in (client, server):
             lookout.hold(worker.numbers().values())
         batches = [s.tiny.batch(number) for number in range(steps + 1)]
@@ -91,11 +92,18 @@ def wants_no_wait(s: Subject, device: torch.device | None = None) -> None:
 
 @contextmanager
 def _refused() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
+    repeats = torch.are_deterministic_algorithms_enabled()
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
+        # With it torch itself waits in some operations, such as scatter in two dimensions.
+        torch.use_deterministic_algorithms(False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says once that it does not find everybody
+            torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
+        torch.use_deterministic_algorithms(repeats, warn_only=only_warns)
 
 
 def _train(client: Client, server: Server, batch: Batch, step: int) -> None:

@@ -270,7 +270,6 @@ def test_a_receiver_on_another_gpu_fetches_the_tensors() -> None:
 
 @gpu
 @needs_gpu
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_nobody_waits_for_what_stays() -> None:
     sent = copied(a_message(loss=0.5), [torch.device("cuda", 0)])
     torch.cuda.set_sync_debug_mode("error")

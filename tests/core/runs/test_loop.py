@@ -14,6 +14,7 @@ import pytest
 
 from splitlab.core import ConfigError, SplitlabError, run
 from splitlab.core.contract.errors import Diverged, Interrupted
+from splitlab.core.contract.transfer import pretending
 from splitlab.core.runs.checkpoint import Checkpoints
 from splitlab.core.runs.origin import Origin
 from splitlab.core.runs.records import read_records, read_state
@@ -214,6 +215,33 @@ def test_a_process_that_decodes_and_is_killed_ends_the_run_in_one_line(
     assert state.step >= 1
     # The way out that it names is open.
     assert run(resume=folder, budget="steps=4", worker_kind="threads").summary.steps == 4
+
+
+LATE = '''
+from splitlab.core import Cut, hookimpl
+from splitlab.core.contract.errors import Diverged
+
+
+class Late:
+    """Finds at its third step that something is wrong, when the device says so."""
+
+    @hookimpl
+    def gradient_return(self, cut: Cut) -> None:
+        ok = cut.activations.detach().isfinite().all() & (cut.step != 2)
+        cut.expect(ok, lambda: Diverged(f"{cut.when}: no"))
+'''
+
+
+def test_no_peer_keeps_a_step_that_diverged_and_is_told_late(
+    real: Any, easy_data: str, tmp_path: Path
+) -> None:
+    (tmp_path / "late.py").write_text(LATE)
+    options: dict[str, Any] = {"eval_every": 9, "checkpoint_every": 1, "budget": "steps=9"}
+    folder, plugins = tmp_path / "r", [str(tmp_path / "late.py:Late")]
+    with pretending(), pytest.raises(Diverged, match=r"^step 3: no"):
+        run(data_dir=easy_data, plugins=plugins, output=str(folder), **options, **real.SMALL)
+    assert Checkpoints(folder, "client").steps() == [1, 2]
+    assert Checkpoints(folder, "server").steps() == [1, 2]
 
 
 def test_a_server_ahead_of_its_client_goes_back(real: Any, easy_data: str, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from splitlab.core import Attention, ConfigError, run
 from splitlab.core.catalogue.loading import load
 from splitlab.core.catalogue.tables import ROOT
 from splitlab.core.contract.batch import Batch
+from splitlab.core.contract.errors import Diverged
+from splitlab.core.contract.transfer import pretending
 from splitlab.core.runs.stages import TensorFacts
 from splitlab.core.runs.trace import Trace, _Peers, trace
 
@@ -207,3 +209,26 @@ def test_probes_and_links_act_as_in_a_run(
     assert "Watches" not in " ".join(stage.what for stage in shown.stages)
     assert [stage.frame for stage in shown.stages] == [stage.frame for stage in traced.stages]
     assert load("links", links[0]).wrap.__globals__["sent"] == ["client", "server"] * 3
+
+
+LATE = '''
+from splitlab.core import Cut, hookimpl
+from splitlab.core.contract.errors import Diverged
+
+
+class Late:
+    """Finds at the last step that something is wrong, when the device says so."""
+
+    @hookimpl
+    def gradient_return(self, cut: Cut) -> None:
+        ok = cut.activations.detach().isfinite().all() & (cut.step != 2)
+        cut.expect(ok, lambda: Diverged(f"{cut.when}: no"))
+'''
+
+
+def test_the_last_step_is_asked_for_what_is_told_late(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "late.py").write_text(LATE)
+    with pretending(), pytest.raises(Diverged, match=r"^step 3: no"):
+        trace(plugins=[str(tmp_path / "late.py:Late")], repeats=1, **options)

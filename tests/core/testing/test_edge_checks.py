@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from right import SMALL, Cast, Remembers
 
-from splitlab.core import Cut, Kind, Message, Peer, Role, hookimpl
+from splitlab.core import Cut, Kind, Message, Peer, Role, Traits, hookimpl
 from splitlab.core.testing import PLUGIN_CHECKS, check_plugin, edge_checks
 
 
@@ -59,6 +60,10 @@ class CrashesOnNaN(Cast):
         if message.kind is Kind.ACTIVATION and message["activations"].isnan().any():
             raise IndexError("index 3 is out of bounds")
         Cast.before_send(self, message)
+
+    @hookimpl
+    def traits(self) -> Traits:
+        return dataclasses.replace(Cast.traits(self), waits="it looks for what is no number")
 
 
 class Decomposes:

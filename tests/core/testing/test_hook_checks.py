@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,8 +66,7 @@ class ForgetsTheLabels:
     @hookimpl
     def before_server_forward(self, cut: Cut) -> None:
         if cut.training:
-            C = int(cut.targets.max()) + 1
-            cut.targets = torch.nn.functional.one_hot(cut.targets, max(C, 4)).float() / 2
+            cut.targets = torch.nn.functional.one_hot(cut.targets, SMALL.classes).float() / 2
 
 
 class HidesTheTokens:
@@ -99,6 +99,10 @@ class HidesItsCodes(Cast):
         if dtype := message.pop("codes"):
             [name] = message.names(Role.PAYLOAD)
             message.put(name, message[name].to(getattr(torch, dtype)) / 1000, Role.PAYLOAD)
+
+    @hookimpl
+    def traits(self) -> Traits:
+        return dataclasses.replace(Cast.traits(self), waits="it looks for what is not finite")
 
 
 WRONG = [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+import warnings
 from typing import Any
 
 import pytest
@@ -12,6 +14,8 @@ from splitlab.core import Traits, hookimpl
 from splitlab.core.catalogue.binding import bind_stack
 from splitlab.core.catalogue.tables import entries
 from splitlab.core.contract.transfer import at_hand
+from splitlab.core.runs.config import Config
+from splitlab.core.runs.repeating import repeating
 from splitlab.core.testing import check_plugin
 from splitlab.core.testing.subject import TINY, Subject
 from splitlab.core.testing.waiting_checks import waits_of_steps, wants_no_wait
@@ -118,6 +122,38 @@ WAYS = [
 def test_other_settings_do_not_wait_either(text: str) -> None:
     s = Subject(bind_stack(text.split(" + ")), text, TINY, None)
     assert [str(wait) for wait in waits_of_steps(s)] == []
+
+
+def test_what_torch_says_of_its_way_to_refuse_leaves_nothing_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    modes: list[str] = []
+    repeats: list[bool] = []
+
+    def set_mode(mode: str) -> None:
+        modes.append(mode)  # as torch: first the mode, then the warning
+        if mode == "error":
+            warnings.warn("Synchronization debug mode is …", UserWarning, stacklevel=1)
+
+    def trains(*step: object) -> None:
+        repeats.append(torch.are_deterministic_algorithms_enabled())
+        if modes == ["error"]:
+            raise RuntimeError("it waits")
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", set_mode)
+    monkeypatch.setattr("splitlab.core.testing.waiting_checks._train", trains)
+    with repeating(Config(device="cuda", deterministic=True)):
+        with pytest.raises(RuntimeError, match="it waits"):
+            wants_no_wait(Subject([], "none", TINY, None), torch.device("cpu"))
+        assert torch.are_deterministic_algorithms_enabled()
+    assert modes == ["error", "default"]
+    assert repeats == [True, False]  # torch's own way to repeat itself waits
+
+
+def test_who_waits_is_looked_for_on_the_cpu_wherever_the_plugin_is_checked() -> None:
+    elsewhere = dataclasses.replace(TINY, device="meta")
+    s = Subject([TINY.bound(Scales)], "scales", elsewhere, None)
+    assert [wait.call for wait in waits_of_steps(s)] == ["local_scalar_dense"]
 
 
 @pytest.mark.gpu
