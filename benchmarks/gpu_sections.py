@@ -397,14 +397,25 @@ ENDED = re.compile(
 )
 """A line of ``pytest -v`` that tells how a test ended: with several workers, and with one."""
 
+PLAINLY = [*("-o", "addopts=--import-mode=importlib"), *("-p", "no:cacheprovider")]
+PLAINLY += ["-p", "no:benchmark"]
+WITHOUT_TIMEOUT = ["-W", "ignore::pytest.PytestUnknownMarkWarning"]
+WITHOUT_TIMEOUT += ["-W", "ignore::pytest.PytestConfigWarning"]
+"""What lets pytest run these tests where pytest-timeout is not: warnings are errors here."""
+
+
+def about_a_gpu() -> list[str]:
+    """Return the files with tests that need a GPU: each worker imports all that it is given."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    return [str(f.relative_to(ROOT)) for f in files if "mark.gpu" in f.read_text(encoding="utf-8")]
+
 
 def tests(bench: Bench) -> None:
     """The tests that need a GPU, several at a time."""
-    what = ["tests/test_gpu.py"] if bench.dry else ["tests"]
-    what += ["--gpu", "-v", "--tb=short", "-o", "addopts=--import-mode=importlib"]
-    what += ["-p", "no:cacheprovider", "-p", "no:benchmark", "--continue-on-collection-errors"]
+    what = ["tests/test_gpu.py"] if bench.dry else about_a_gpu()
+    what += ["--gpu", "-v", "--tb=short", *PLAINLY, "--continue-on-collection-errors"]
     if not _is_here("pytest_timeout"):
-        what += ["-W", "ignore::pytest.PytestUnknownMarkWarning"]
+        what += WITHOUT_TIMEOUT
     if _is_here("xdist") and not bench.dry:
         what += ["-n", str(min(8, os.cpu_count() or 1)), "--dist", "worksteal"]
     command = [sys.executable, "-u", "-m", "pytest", *what]

@@ -18,7 +18,19 @@ from typing import Any
 import pytest
 import torch
 from gpu import main
-from gpu_sections import ENDED, GOALS, SECTIONS, TESTS, Bench, Missing, Section, seeing
+from gpu_sections import (
+    ENDED,
+    GOALS,
+    PLAINLY,
+    SECTIONS,
+    TESTS,
+    WITHOUT_TIMEOUT,
+    Bench,
+    Missing,
+    Section,
+    about_a_gpu,
+    seeing,
+)
 
 from splitlab.core import run
 from splitlab.core.catalogue.tables import ROOT, catalogue
@@ -124,6 +136,20 @@ def test_every_kind_of_test_belongs_to_a_goal() -> None:
     assert goal(f"{here}test_a_deterministic_run_repeats_itself[adc]") == "tests repeat"
     assert goal("tests/transports/test_contract.py::test_the_contract[nccl-x]") == "tests nccl"
     assert goal("tests/plugins/test_adc.py::test_gpu_repeats_itself") == "tests others"
+
+
+def test_tests_need_no_pytest_timeout() -> None:
+    command = [sys.executable, "-m", "pytest", "tests/test_architecture.py", "--collect-only"]
+    command += [*PLAINLY, *WITHOUT_TIMEOUT, "-p", "no:timeout"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_tests_that_need_a_gpu_are_found() -> None:
+    found = about_a_gpu()
+    assert "tests/test_gpu.py" in found
+    assert "tests/transports/test_contract.py" in found
+    assert "tests/test_architecture.py" not in found
 
 
 def test_the_end_of_a_test_is_read_from_what_pytest_prints() -> None:
