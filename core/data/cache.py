@@ -168,7 +168,8 @@ def room_for_originals() -> float:
 def free_bytes(device: torch.device) -> int | None:
     """Return how much memory of a device is free; None where nobody tells."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept  # torch gives it out again
     if device.type != "cpu":
         return None
     return min([*_of_the_machine(), *_of_the_container()], default=None)

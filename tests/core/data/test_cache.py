@@ -154,6 +154,13 @@ def test_free_memory_is_the_least_of_what_machine_and_container_leave(tmp_path: 
     assert free is None or free > 0
 
 
+def test_what_torch_keeps_of_an_earlier_run_is_free(monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 60)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 5)
+    assert module.free_bytes(GPU) == 65
+
+
 def test_what_is_augmented_as_it_is_stored_is_no_matter_for_a_gpu(
     load: Any, refusal: Any, large_folder: Path
 ) -> None:
