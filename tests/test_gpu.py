@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,26 @@ def _fails(bench: Bench) -> None:
     with seeing(bench, "nccl", "inprocess"):
         raise ValueError("a | b")
     raise KeyError
+
+
+def test_a_section_ends_with_who_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpu.SECTIONS", [Section(_hangs, 60)])
+    page = tmp_path / "new" / "page.md"
+
+    def interrupt() -> None:
+        while "one of eight" not in "".join(f.read_text() for f in tmp_path.glob("**/seen.jsonl")):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        main(["--device", "cpu", "--output", str(page), "--logs", str(tmp_path)])
+    said = page.read_text(encoding="utf-8")
+    assert "| one of eight |" in said
+    assert "_hangs: interrupted after" in said
 
 
 def test_what_was_seen_before_a_section_ends_badly_is_kept(
