@@ -13,7 +13,7 @@ from PIL import Image
 
 from splitlab.core.contract.errors import ConfigError, Notice
 from splitlab.core.data import cache as module
-from splitlab.core.data.cache import Kept, Originals, kept_on
+from splitlab.core.data.cache import Kept, Originals, kept_on, room_for_originals
 from splitlab.core.data.decode import Decoder
 from splitlab.core.data.source import Source
 
@@ -109,6 +109,13 @@ def test_originals_without_room_are_told_once_and_not_kept() -> None:
         warnings.simplefilter("error")
         kept.keep(10, image)
     assert [row for row in range(12) if kept.get(row) is not None] == [7, 8]
+
+
+def test_originals_have_what_other_parts_leave(monkeypatch: Any) -> None:
+    monkeypatch.setattr(module, "free_bytes", lambda device: 1000)
+    assert room_for_originals({"test": (10, 3, 4, 4)}) == 750 - 480
+    monkeypatch.setattr(module, "free_bytes", lambda device: None)
+    assert room_for_originals({}) == float("inf")
 
 
 def test_auto_keeps_what_is_small_or_a_tenth_of_what_is_free(monkeypatch: Any) -> None:
