@@ -119,7 +119,9 @@ class Split:
             self._images = Kept(decoder, (len(source.labels), *self._shape), place)
             if len(self) <= DECODED_AHEAD:
                 self._decode_all(handling.loading)
-        self._uploads = self._device.type == "cuda" and place != self._device
+        uploads = self._device.type == "cuda" and place != self._device
+        # One for all epochs: torch keeps memory by stream, and would have some of each one's.
+        self._lane = CudaLane(self._device) if uploads else None
 
     def __len__(self) -> int:
         return len(self._targets)
@@ -170,8 +172,8 @@ class Split:
 
     def _iterate(self, parts: Sequence[torch.Tensor], epoch: int) -> Generator[Batch, None, None]:
         found = self._images.pixels(parts, epoch)
-        if self._uploads:
-            found = uploaded(found, parts, self._shape, CudaLane(self._device))
+        if self._lane is not None:
+            found = uploaded(found, parts, self._shape, self._lane)
         with closing(found):
             for rows, pixels in zip(parts, found, strict=True):
                 images = self._finished(pixels, rows, epoch)

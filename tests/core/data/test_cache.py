@@ -58,6 +58,18 @@ def test_images_on_a_gpu_are_those_of_the_cpu(files: Any, load: Any, large_folde
                 assert torch.equal(ours.sample_ids, theirs.sample_ids)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_an_epoch_takes_no_more_of_a_gpu_than_the_one_before(load: Any, large_folder: Path) -> None:
+    data, reserved = load(large_folder, cache="none", device="cuda"), []
+    for epoch in range(6):
+        for batch in data.train.batches(5, epoch=epoch):
+            batch.images.sum()
+        torch.cuda.synchronize()
+        reserved.append(torch.cuda.memory_reserved())
+    assert reserved[1:] == reserved[1:2] * 5
+
+
 @pytest.mark.parametrize("augment", ["none", "device:scale=0.3,hflip=0.5,erase=0.5", "paper"])
 def test_no_cache_changes_a_batch(load: Any, large_folder: Path, augment: str) -> None:
     caches = ["none", "auto", "memory", *(["gpu"] if augment != "paper" else [])]
