@@ -323,6 +323,9 @@ class TestWhatIsSaid:
         with pytest.raises(ConfigError, match=told):
             prepare(None, output="s", options=more)
         prepare(None, output="s", options={**FAST, "seed": 0, "timeout": 9.0})
+        prepare(
+            None, output="s", options={"cache": "none", "workers": 2, "worker_kind": "processes"}
+        )
 
     def test_another_study_is_refused(self, runs: Any) -> None:
         prepare(Definition("mine"), output="s")
