@@ -90,11 +90,10 @@ def unsplit_step(config: Config, batch: Batch) -> Callable[[], None]:
     model = built.module.to(device)
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
-    how = getattr(config, "compile", "off")
     forward: Any = model
-    if how != "off":
-        forward = torch.compile(model, mode=how)
-    half = getattr(config, "precision", "fp32") == "bf16"
+    if config.compile != "off":
+        forward = torch.compile(model, mode=config.compile)
+    half = config.precision == "bf16"
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16) if half else nullcontext():
@@ -123,8 +122,8 @@ def test_an_empty_stack_costs_next_to_nothing(
         pytest.skip("on a GPU only")
     model, size, rounds = cases[case]
     precision = request.config.getoption("--precision")
-    chosen = {} if precision == "fp32" else {"precision": precision}
-    config = Config(model=model, batch_size=size, weights="none", device=str(device), **chosen)
+    options: dict[str, Any] = {"model": model, "batch_size": size, "weights": "none"}
+    config = Config(**options, device=str(device), precision=precision)
     let_round(precision)
     batch = noise(config, device)
     sides = {"unsplit": unsplit_step(config, batch), "split": split_step(config, batch)}

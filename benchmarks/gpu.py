@@ -72,15 +72,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "error" in facts:
             print(f"gpu: {facts['error']}", file=sys.stderr)
             return 1
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # Before the first section, which takes minutes: nobody waits for what cannot be written.
+        output.write_text(_page(device, facts, (), notes), encoding="utf-8")
         for section in sections:
             started = time.monotonic()
             end = min(until, started + section.seconds)
             room = Path(folder) / section.name
             room.mkdir()
-            how = _look(section, Bench(device, end, seen, room), logs / f"{section.name}.log")
-            notes.append(f"{section.name}: {how} after {time.monotonic() - started:.0f} s")
-            print(notes[-1], flush=True)
-            output.write_text(_page(device, facts, _read(seen), notes), encoding="utf-8")
+            how = "interrupted"
+            try:
+                how = _look(section, Bench(device, end, seen, room), logs / f"{section.name}.log")
+            finally:
+                notes.append(f"{section.name}: {how} after {time.monotonic() - started:.0f} s")
+                print(notes[-1], flush=True)
+                output.write_text(_page(device, facts, _read(seen), notes), encoding="utf-8")
             shutil.rmtree(room, ignore_errors=True)  # pictures and runs: nobody needs them now
         last = _last(_read(seen))
     print(f"written: {output}")
@@ -93,21 +99,29 @@ def _look(section: Section, bench: Bench, log: Path) -> str:
     if bench.until - time.monotonic() <= 0:
         return "not begun: the time was up"
     process = _forked(_inside, section, bench, log)
-    process.join(bench.until - time.monotonic())
-    how = "done" if process.exitcode == 0 else "failed"
-    if process.exitcode is None:
-        how = "out of time"
-    elif process.exitcode < 0:
-        how = f"killed by {signal.Signals(-process.exitcode).name}"
-    # With all that it started, whether it has ended or not.
+    try:
+        process.join(bench.until - time.monotonic())
+        status = process.exitcode
+    finally:  # also if somebody wants all of this to end
+        _end(process)
+    if status is None:
+        return "out of time"
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    return "failed" if status else "done"
+
+
+def _end(process: Any) -> None:
+    """End a section with all that it started, whether it has ended or not."""
     for insist in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, insist)
-        except ProcessLookupError:
+        except ProcessLookupError:  # nobody is left, or it has no session of its own yet
+            if process.exitcode is None:
+                process.kill()
             break
         process.join(_PARTING_SECONDS if insist is signal.SIGTERM else None)
     process.join()
-    return how
 
 
 def _forked(work: Callable[..., None], *arguments: Any) -> Any:
@@ -121,6 +135,7 @@ def _forked(work: Callable[..., None], *arguments: Any) -> Any:
 
 def _inside(section: Section, bench: Bench, log: Path) -> None:
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with log.open("w") as printed:
         os.dup2(printed.fileno(), 1)
         os.dup2(printed.fileno(), 2)
@@ -240,4 +255,8 @@ def _page(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the section that runs ends, too
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("gpu: interrupted; what was seen until then is written")

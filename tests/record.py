@@ -90,7 +90,8 @@ def training(options: dict[str, Any], folder: Path) -> dict[str, Any]:
     for record in records:
         record.pop("samples", None)  # which older checkouts do not count
     summary = result.summary.as_dict()
-    kept = {key: v for key, v in summary.items() if "seconds" not in key and key != "version"}
+    timed = {"version", "images_per_second", "data_share"}
+    kept = {key: v for key, v in summary.items() if "seconds" not in key and key not in timed}
     facts = {"records": records, "ledger": result.ledger.counts, "summary": kept}
     return facts | {"checkpoints": checkpoints}
 

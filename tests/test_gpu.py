@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,19 @@ from typing import Any
 import pytest
 import torch
 from gpu import main
-from gpu_sections import ENDED, GOALS, SECTIONS, TESTS, Bench, Missing, Section, seeing
+from gpu_sections import (
+    ENDED,
+    GOALS,
+    PLAINLY,
+    SECTIONS,
+    TESTS,
+    WITHOUT_TIMEOUT,
+    Bench,
+    Missing,
+    Section,
+    about_a_gpu,
+    seeing,
+)
 
 from splitlab.core import run
 from splitlab.core.catalogue.tables import ROOT, catalogue
@@ -126,6 +139,20 @@ def test_every_kind_of_test_belongs_to_a_goal() -> None:
     assert goal("tests/plugins/test_adc.py::test_gpu_repeats_itself") == "tests others"
 
 
+def test_tests_need_no_pytest_timeout() -> None:
+    command = [sys.executable, "-m", "pytest", "tests/test_architecture.py", "--collect-only"]
+    command += [*PLAINLY, *WITHOUT_TIMEOUT, "-p", "no:timeout"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_tests_that_need_a_gpu_are_found() -> None:
+    found = about_a_gpu()
+    assert "tests/test_gpu.py" in found
+    assert "tests/transports/test_contract.py" in found
+    assert "tests/test_architecture.py" not in found
+
+
 def test_the_end_of_a_test_is_read_from_what_pytest_prints() -> None:
     one = ENDED.match("tests/test_x.py::test_it[a b] PASSED                    [ 10%]")
     many = ENDED.match("[gw3] [ 10%] FAILED tests/test_x.py::test_it[a b] ")
@@ -156,6 +183,26 @@ def _fails(bench: Bench) -> None:
     with seeing(bench, "nccl", "inprocess"):
         raise ValueError("a | b")
     raise KeyError
+
+
+def test_a_section_ends_with_who_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpu.SECTIONS", [Section(_hangs, 60)])
+    page = tmp_path / "new" / "page.md"
+
+    def interrupt() -> None:
+        while "one of eight" not in "".join(f.read_text() for f in tmp_path.glob("**/seen.jsonl")):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        main(["--device", "cpu", "--output", str(page), "--logs", str(tmp_path)])
+    said = page.read_text(encoding="utf-8")
+    assert "| one of eight |" in said
+    assert "_hangs: interrupted after" in said
 
 
 def test_what_was_seen_before_a_section_ends_badly_is_kept(

@@ -21,8 +21,9 @@ from torch.nn import functional as F
 
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.seeding import generator
+from splitlab.core.contract.transfer import upload
 
-__all__ = ["BatchAugmentation", "moved"]
+__all__ = ["BatchAugmentation"]
 
 _RANGES = {
     "pad": (0, 256),
@@ -145,7 +146,7 @@ class BatchAugmentation:
         starts = (drawn[:, _PLACE] * (2 * self.pad + 1)).long()
         line = torch.arange(size).expand(len(pixels), 2, size)
         line = torch.where(flips[..., None], line.flip(-1), line) + starts[..., None]
-        rows, columns = moved(line, pixels.device).unbind(1)  # (B, S) each
+        rows, columns = upload(line, pixels.device).unbind(1)  # (B, S) each
         padded = F.pad(pixels, [self.pad] * 4) if self.pad else pixels
         samples, channels = (torch.arange(n, device=pixels.device) for n in pixels.shape[:2])
         return padded[
@@ -162,7 +163,7 @@ class BatchAugmentation:
         sides, found = _box(drawn[:, _BOXES], (self.scale, 1.0), self.ratio, H, H)
         sides = torch.where(found[:, None], sides, H)
         starts = (drawn[:, _PLACE] * (H + 1 - sides)).long()
-        boxes = moved(torch.stack([starts, sides, flips.long()], 2), pixels.device)
+        boxes = upload(torch.stack([starts, sides, flips.long()], 2), pixels.device)
         down, across = _weights(boxes, size, H).unbind(1)  # (B, S, H) each
         return down[:, None] @ pixels.to(torch.float32) @ across[:, None].transpose(-1, -2)
 
@@ -177,15 +178,8 @@ class BatchAugmentation:
         line = torch.arange(S)
         inside = (line >= starts[..., None]) & (line < (starts + sides)[..., None])
         inside &= chosen[:, None, None]
-        rows, columns = moved(inside, images.device).unbind(1)
+        rows, columns = upload(inside, images.device).unbind(1)
         return images.masked_fill_(rows[:, None, :, None] & columns[:, None, None, :], 0.0)
-
-
-def moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a tensor of the CPU on a device, without waiting for what that computes."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def _box(

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 from splitlab.core.contract.errors import ConfigError, Notice
-from splitlab.core.data.batchwise import moved
+from splitlab.core.contract.transfer import upload
 
 __all__ = [
     "CACHES",
@@ -77,9 +77,9 @@ class Kept:
         decoded = self._decoder.pixels([rows for rows in due if len(rows)], epoch)
         for part, rows in zip(parts, due, strict=True):
             if len(rows):
-                self._images[moved(rows, device)] = moved(next(decoded), device)
+                self._images[upload(rows, device)] = upload(next(decoded), device)
                 self._done[rows] = True
-            yield self._images[moved(part, device)]
+            yield self._images[upload(part, device)]
 
 
 class Originals:
@@ -159,16 +159,21 @@ def kept_on(
     return dict.fromkeys(parts, where)
 
 
-def room_for_originals() -> float:
-    """Return how many bytes of images may be kept as they were stored."""
+def room_for_originals(parts: Mapping[str, Sequence[int]]) -> float:
+    """Return how many bytes of images may be kept as they were stored.
+
+    Args:
+        parts: as of `kept_on`, which are kept in memory, too, and have not taken it yet.
+    """
     free = free_bytes(torch.device("cpu"))
-    return math.inf if free is None else ASKED_SHARE * free
+    return math.inf if free is None else ASKED_SHARE * free - sum(map(math.prod, parts.values()))
 
 
 def free_bytes(device: torch.device) -> int | None:
     """Return how much memory of a device is free; None where nobody tells."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept  # torch gives it out again
     if device.type != "cpu":
         return None
     return min([*_of_the_machine(), *_of_the_container()], default=None)

@@ -21,7 +21,7 @@ import torch
 
 from splitlab.core.contract.errors import ConfigError, unknown_name
 from splitlab.core.data.augment import augmenting
-from splitlab.core.data.cache import CACHES, kept_on
+from splitlab.core.data.cache import CACHES, kept_on, room_for_originals
 from splitlab.core.data.entry import DatasetEntry, dataset_entry
 from splitlab.core.data.fleet import KINDS, Fleet
 from splitlab.core.data.labels import CLASS_LIMIT
@@ -154,17 +154,15 @@ def load_data(
     mean, std = (_to_channels(values, channels) for values in pixels)
 
     fleet = Fleet(workers) if worker_kind == "processes" and workers else None
-    shared = Handling(workers, fleet, cache, device, loading)
     both = {"train": (train, policy), "test": (test, augmenting("none"))}
-    places = kept_on(
-        cache,
-        {
-            name: (len(source.labels), channels, *[decoded_size(policy, image_size)] * 2)
-            for name, (source, policy) in both.items()
-            if policy.of_image is None
-        },
-        device,
-    )
+    alike = {  # in every epoch
+        name: (len(source.labels), channels, *[decoded_size(policy, image_size)] * 2)
+        for name, (source, policy) in both.items()
+        if policy.of_image is None
+    }
+    places = kept_on(cache, alike, device)
+    originals = room_for_originals(alike) if cache == "memory" else None
+    shared = Handling(workers, fleet, originals, device, loading)
 
     def split(name: str) -> Split:
         source, policy = both[name]

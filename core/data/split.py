@@ -18,7 +18,7 @@ from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.seeding import generator
 from splitlab.core.data.augment import Augmenting
-from splitlab.core.data.cache import Kept, Originals, Pixels, room_for_originals
+from splitlab.core.data.cache import Kept, Originals, Pixels
 from splitlab.core.data.decode import Decoder
 from splitlab.core.data.fleet import Fleet
 from splitlab.core.data.source import Source
@@ -40,14 +40,14 @@ class Handling:
     Attributes:
         workers: threads that decode; 0 decodes in the caller's thread.
         fleet: processes that decode for them.
-        cache: as ``--cache`` has it.
+        originals: bytes of images that may be kept as they were stored; None keeps none.
         device: where batches are to be.
         loading: told how far the decoding at load time has come.
     """
 
     workers: int = 0
     fleet: Fleet | None = None
-    cache: str = "auto"
+    originals: float | None = None
     device: torch.device = torch.device("cpu")  # noqa: RUF009
     loading: Loading | None = None
 
@@ -110,8 +110,8 @@ class Split:
             handling.workers,
             handling.fleet,
             policy.text if augment else "none",
-            Originals(name, len(source.labels), room_for_originals())
-            if augment and handling.cache == "memory"
+            Originals(name, len(source.labels), handling.originals)
+            if augment and handling.originals is not None
             else None,
         )
         self._images: Pixels = decoder
@@ -119,7 +119,9 @@ class Split:
             self._images = Kept(decoder, (len(source.labels), *self._shape), place)
             if len(self) <= DECODED_AHEAD:
                 self._decode_all(handling.loading)
-        self._uploads = self._device.type == "cuda" and place != self._device
+        uploads = self._device.type == "cuda" and place != self._device
+        # One for all epochs: torch keeps memory by stream, and would have some of each one's.
+        self._lane = CudaLane(self._device) if uploads else None
 
     def __len__(self) -> int:
         return len(self._targets)
@@ -170,8 +172,8 @@ class Split:
 
     def _iterate(self, parts: Sequence[torch.Tensor], epoch: int) -> Generator[Batch, None, None]:
         found = self._images.pixels(parts, epoch)
-        if self._uploads:
-            found = uploaded(found, parts, self._shape, CudaLane(self._device))
+        if self._lane is not None:
+            found = uploaded(found, parts, self._shape, self._lane)
         with closing(found):
             for rows, pixels in zip(parts, found, strict=True):
                 images = self._finished(pixels, rows, epoch)

@@ -192,7 +192,8 @@ class Loop:
         progress, session = self.progress, self._session
         started = time.perf_counter()
         batch = next(batches)
-        progress.data_seconds += time.perf_counter() - started
+        if progress.data_seconds is not None:
+            progress.data_seconds += time.perf_counter() - started
         batch = self.plan.mixed(batch, progress.step)
         server, link, mark = session.server_seconds, session.link_seconds, self.ledger.mark()
         trained = session.hold(self.client.train(batch, progress.step))
@@ -362,6 +363,7 @@ class Loop:
     def _finish(self, evaluation: EvaluationRecord) -> Result:
         progress, plan, best = self.progress, self.plan, self._evaluations.best()
         up, down = self.ledger.total("up", "training"), self.ledger.total("down", "training")
+        waited = progress.data_seconds
         summary = Summary(
             accuracy=evaluation.accuracy,
             loss=evaluation.loss,
@@ -394,7 +396,7 @@ class Loop:
             best_step=best[0] if best else None,
             best_accuracy=best[1] if best else None,
             images_per_second=progress.samples / progress.training_seconds,
-            data_share=progress.data_seconds / progress.training_seconds,
+            data_share=None if waited is None else waited / progress.training_seconds,
         )
         self.folder.write_ledger(self.ledger)
         self.folder.write_summary(summary)

@@ -191,7 +191,8 @@ class Summary:
         images_per_second: training samples over the seconds of the training steps, in all sessions
             of the run; None in older records.
         data_share: of those seconds, the share in which a step waited for its batch: 0 to 1. What
-            is decoded beside the steps counts only where they wait for it.
+            is decoded beside the steps counts only where they wait for it. None where an older
+            version began the run.
         version: of this record.
     """
 

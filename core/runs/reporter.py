@@ -29,7 +29,8 @@ class Progress:
         base_bytes: what uncompressed activations and gradients of the same samples would weigh.
         seconds: wall time, evaluations included; `client_seconds` (with data), `server_seconds`
             and `link_seconds` (with encoding) are the parts of its training steps.
-        data_seconds: of the client's, those in which a step waited for its batch.
+        data_seconds: of the client's, those in which a step waited for its batch; None where an
+            older version began the run, which did not tell.
     """
 
     step: int = 0
@@ -40,7 +41,7 @@ class Progress:
     client_seconds: float = 0.0
     server_seconds: float = 0.0
     link_seconds: float = 0.0
-    data_seconds: float = 0.0
+    data_seconds: float | None = 0.0
 
     @property
     def training_seconds(self) -> float:
@@ -54,11 +55,12 @@ class Progress:
         Raises:
             ValueError, TypeError: it does not hold the progress of that step.
         """
-        found = typed(cls, values)
+        known = {"data_seconds": None, **values}
+        found = typed(cls, known)
         if (
-            vars(found) != {"data_seconds": 0.0, **values}  # older ones did not tell
+            vars(found) != known
             or found.step != step
-            or not all(0 <= n < math.inf for n in values.values())
+            or not all(0 <= n < math.inf for n in known.values() if n is not None)
         ):
             raise ValueError(f"its progress is {values}")
         return found

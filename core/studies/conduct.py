@@ -21,6 +21,7 @@ from splitlab.core.runs.config import Config, differences, flag
 from splitlab.core.runs.disk import HeldError, hold
 from splitlab.core.runs.folder import failure_note
 from splitlab.core.runs.plan import Decided, make
+from splitlab.core.runs.repeating import repeating
 from splitlab.core.studies.definition import (
     Choice,
     Definition,
@@ -32,6 +33,7 @@ from splitlab.core.studies.executors import executor as executor_of
 from splitlab.core.studies.find import definition_of
 from splitlab.core.studies.grid import cells
 from splitlab.core.studies.job import Job, JobReporter, note_failure
+from splitlab.core.studies.perform import release
 from splitlab.core.studies.study import Cell, Study
 
 __all__ = ["StudyReporter", "prepare", "study"]
@@ -40,7 +42,7 @@ _PLANNING_SECONDS = 300.0
 """How long another process may take to plan the same study."""
 
 _EVAL_POINTS = 20
-_FREE = ("budget", "timeout", "workers", "loggers")
+_FREE = ("budget", "timeout", "workers", "worker_kind", "cache", "loggers")
 """Options that a study may be given anew."""
 _NO_OPTIONS = {
     "plugins": "it takes stacks",
@@ -291,7 +293,9 @@ def _check_what_all_share(job: Job) -> None:
         raise ConfigError(
             "a study starts a server for every run itself; start it without a launcher"
         )
-    make(Decided.of(job.config))
+    with repeating(job.config):  # this may be the first to use a GPU here
+        make(Decided.of(job.config))[2].close()
+    release()
 
 
 def _want_again(job: Job) -> None:

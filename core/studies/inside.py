@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 
 from splitlab.core.contract.errors import Interrupted
 from splitlab.core.studies.job import Job, JobReporter, Outcome, told
-from splitlab.core.studies.perform import perform
+from splitlab.core.studies.perform import perform, release
 from splitlab.core.studies.printed import keep_log
 
 __all__ = ["Inside"]
@@ -31,7 +30,7 @@ class Inside:
             if outcome.state != "busy":
                 keep_log(job.folder)  # of a process that had it in hand before
             reporter.ended(job, outcome)
-            gc.collect()  # what a run leaves in cycles may hold memory of a GPU
+            release()
 
     def sharing(self, jobs: Sequence[Job]) -> str:
         """Return nothing: one run at a time has what there is."""

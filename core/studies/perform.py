@@ -5,8 +5,11 @@ What is a run's own fault is never raised: it is the outcome.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from splitlab.core.contract.errors import Diverged, Interrupted, SplitlabError
 from splitlab.core.runs.budget import Budget
@@ -18,7 +21,7 @@ from splitlab.core.runs.reporter import Reporter
 from splitlab.core.runs.run import run
 from splitlab.core.studies.job import Job, Outcome, failure, note_failure, told
 
-__all__ = ["done_by_another", "perform"]
+__all__ = ["done_by_another", "perform", "release"]
 
 
 def perform(
@@ -79,3 +82,9 @@ def _performed(job: Job, reporter: Reporter, should_stop: Callable[[], bool]) ->
         return Outcome("failed", told(reason))
     except (RuntimeError, MemoryError, OSError) as reason:  # no memory, a full disk
         return Outcome("failed", " ".join(f"{type(reason).__name__}: {reason}".split()))
+
+
+def release() -> None:
+    """Give back what a run leaves behind: another one may want the memory of the GPU."""
+    gc.collect()
+    torch.cuda.empty_cache()  # does nothing where no GPU was used

@@ -8,7 +8,6 @@ it tells in lines of JSON on a pipe of its own; where what is printed goes tells
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import select
@@ -38,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
 
     from splitlab.core.contract.errors import Interrupted
     from splitlab.core.studies.job import Outcome, told
-    from splitlab.core.studies.perform import perform
+    from splitlab.core.studies.perform import perform, release
     from splitlab.core.studies.remote import Telling, job_from
 
     def tell(**values: Any) -> None:
@@ -54,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
             except Interrupted as reason:
                 outcome = Outcome("interrupted", told(reason))
             del reporter
-            _release()
+            release()
         if outcome.state != "busy":  # the log is another's
             keep_log(job.folder)
         tell(state=outcome.state, error=outcome.error)
@@ -63,14 +62,6 @@ def main(arguments: Sequence[str]) -> None:
 def _is_asked_to_stop() -> bool:
     """Whether the standard input has ended; nothing else comes there during a job."""
     return bool(select.select([sys.stdin], [], [], 0)[0])
-
-
-def _release() -> None:
-    """Give back what a run leaves behind: other processes may want the memory of the GPU."""
-    import torch
-
-    gc.collect()
-    torch.cuda.empty_cache()  # does nothing where no GPU was used
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("splitlab.core.studies.perform.run", fake)
     monkeypatch.setattr("splitlab.core.studies.conduct._check_what_all_share", lambda job: None)
-    monkeypatch.setattr("splitlab.core.studies.inside.gc", SimpleNamespace(collect=lambda: 0))
+    monkeypatch.setattr("splitlab.core.studies.perform.gc", SimpleNamespace(collect=lambda: 0))
     return fake
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from splitlab.core.contract.errors import ConfigError, Notice
 from splitlab.core.data import cache as module
-from splitlab.core.data.cache import Kept, Originals, kept_on
+from splitlab.core.data.cache import Kept, Originals, kept_on, room_for_originals
 from splitlab.core.data.decode import Decoder
 from splitlab.core.data.source import Source
 
@@ -56,6 +56,18 @@ def test_images_on_a_gpu_are_those_of_the_cpu(files: Any, load: Any, large_folde
                 assert theirs.images.device.type == "cuda"
                 assert torch.equal(ours.images, theirs.images.cpu())
                 assert torch.equal(ours.sample_ids, theirs.sample_ids)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_an_epoch_takes_no_more_of_a_gpu_than_the_one_before(load: Any, large_folder: Path) -> None:
+    data, reserved = load(large_folder, cache="none", device="cuda"), []
+    for epoch in range(6):
+        for batch in data.train.batches(5, epoch=epoch):
+            batch.images.sum()
+        torch.cuda.synchronize()
+        reserved.append(torch.cuda.memory_reserved())
+    assert reserved[1:] == reserved[1:2] * 5
 
 
 @pytest.mark.parametrize("augment", ["none", "device:scale=0.3,hflip=0.5,erase=0.5", "paper"])
@@ -111,6 +123,13 @@ def test_originals_without_room_are_told_once_and_not_kept() -> None:
     assert [row for row in range(12) if kept.get(row) is not None] == [7, 8]
 
 
+def test_originals_have_what_other_parts_leave(monkeypatch: Any) -> None:
+    monkeypatch.setattr(module, "free_bytes", lambda device: 1000)
+    assert room_for_originals({"test": (10, 3, 4, 4)}) == 750 - 480
+    monkeypatch.setattr(module, "free_bytes", lambda device: None)
+    assert room_for_originals({}) == float("inf")
+
+
 def test_auto_keeps_what_is_small_or_a_tenth_of_what_is_free(monkeypatch: Any) -> None:
     big = {"train": (10_000, 3, 224, 224), "test": (1_000, 3, 224, 224)}  # 1.5 GB and 0.15 GB
     monkeypatch.setattr(module, "free_bytes", lambda device: 17 * 10**9)
@@ -152,6 +171,13 @@ def test_free_memory_is_the_least_of_what_machine_and_container_leave(tmp_path: 
     assert module.free_bytes(torch.device("meta")) is None
     free = module.free_bytes(CPU)
     assert free is None or free > 0
+
+
+def test_what_torch_keeps_of_an_earlier_run_is_free(monkeypatch: Any) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 60)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 5)
+    assert module.free_bytes(GPU) == 65
 
 
 def test_what_is_augmented_as_it_is_stored_is_no_matter_for_a_gpu(

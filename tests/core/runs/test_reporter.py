@@ -113,7 +113,9 @@ def test_progress_of_an_older_checkpoint_did_not_tell_of_data() -> None:
     values = dataclasses.asdict(Progress(step=3, samples=9, client_seconds=2.0, data_seconds=1.0))
     assert Progress.read(values, 3).data_seconds == 1.0
     del values["data_seconds"]
-    assert Progress.read(values, 3) == Progress(step=3, samples=9, client_seconds=2.0)
+    older = Progress(step=3, samples=9, client_seconds=2.0, data_seconds=None)
+    assert Progress.read(values, 3) == older
+    assert Progress.read(dataclasses.asdict(older), 3) == older  # also when it has gone on
     with pytest.raises(ValueError, match="its progress is"):
         Progress.read({**values, "data_seconds": -1.0}, 3)
     del values["samples"]

@@ -114,7 +114,11 @@ def numbers() -> Callable[[Job], Any]:
         log = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
         summary = json.loads((job.folder / "summary.json").read_text())
         ledger = json.loads((job.folder / "ledger.json").read_text())
-        timeless = {key: value for key, value in summary.items() if "seconds" not in key}
+        timeless = {
+            key: value
+            for key, value in summary.items()
+            if "second" not in key and key != "data_share"
+        }
         return log, timeless, ledger["training"], ledger["evaluation"]
 
     return read

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from splitlab.core import Config, ConfigError, SplitlabError
 from splitlab.core.contract.errors import Diverged, Interrupted, Notice
@@ -86,6 +88,25 @@ def test_the_command_names_the_folder_as_it_was_given(runs: Any, monkeypatch: An
     read = Study.read(found.folder)
     assert read is not None
     assert read.results().command.endswith(" --output sub/s")
+
+
+def test_whoever_looks_at_the_first_run_leaves_a_gpu_as_it_wants_it(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    workspace, seen = "CUBLAS_WORKSPACE_CONFIG", list[str | None]()
+
+    def make(decided: Any) -> Any:
+        seen.append(os.environ.get(workspace))
+        return None, None, SimpleNamespace(close=lambda: seen.append("closed"))
+
+    monkeypatch.setenv(workspace, "")  # so that it is put back
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: seen.append("released"))
+    monkeypatch.setattr("splitlab.core.studies.conduct.make", make)
+    options = {**FAST, "device": "cuda", "deterministic": True}
+    prepare(Definition("mine", stacks=("adc",)), seeds=1, output=tmp_path / "s", options=options)
+    assert seen == [":4096:8", "closed", "released"]
 
 
 def test_a_row_without_runs_leaves_nothing_behind(runs: Any) -> None:
@@ -302,6 +323,9 @@ class TestWhatIsSaid:
         with pytest.raises(ConfigError, match=told):
             prepare(None, output="s", options=more)
         prepare(None, output="s", options={**FAST, "seed": 0, "timeout": 9.0})
+        prepare(
+            None, output="s", options={"cache": "none", "workers": 2, "worker_kind": "processes"}
+        )
 
     def test_another_study_is_refused(self, runs: Any) -> None:
         prepare(Definition("mine"), output="s")
