@@ -31,7 +31,7 @@ class Smuggles(Cast):
 
     @hookimpl
     def traits(self) -> Traits:
-        return Traits()
+        return Traits(waits="the numbers become notes")
 
 
 class SharesItsClass(Cast):
