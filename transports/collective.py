@@ -5,10 +5,10 @@ that share a GPU wait a time slice for every operation of NCCL's, whatever its s
 go as one operation of the library, from where they lie::
 
     sender                          receiver
-    head            ── TCP ──►      judged by the limits, and memory taken
-                    ◄── TCP ──      GO
-    tensors         ═ library ═►    tensors
-                    ◄── TCP ──      DONE
+    head            ── TCP ──>      judged by the limits, and memory taken
+                    <── TCP ──      GO
+    tensors         ═ library ═>    tensors
+                    <── TCP ──      DONE
 
 So nothing is begun that the other end does not await, and no end leaves before the other one has
 all. An end that closes, dies or refuses is noticed by TCP. Neither library tells progress, so a

@@ -33,9 +33,9 @@ def test_every_field_has_an_option_of_its_type() -> None:
         if "tuple" in str(spec.type):
             values[spec.name] = ["a", "b:x=1"]
             words += [flag(spec.name), "a", flag(spec.name), "b:x=1"]
-        elif spec.name == "pretrained":
-            values["pretrained"] = True
-            words += ["--pretrained"]
+        elif spec.type == "bool":
+            values[spec.name] = True
+            words += [flag(spec.name)]
         else:
             kind = next(kind for kind in (int, float, str) if kind.__name__ in str(spec.type))
             values[spec.name] = kind(7)

@@ -84,6 +84,7 @@ def session_with_checkpoints(output: Path | None) -> Any:
     server: Any = SimpleNamespace(
         state=lambda: (state, {"n": 1}),
         load_state=lambda tensors, values: state.update(tensors),
+        settle=lambda: None,
         stack=SimpleNamespace(report=reported.append),
         handle=lambda message: Message(Kind.GRADIENT, message.step, meta={"loss": 1.0}),
         metrics={},
