@@ -32,9 +32,9 @@ wheel: .venv/installed-dev
 bench: .venv/installed-test
 	$(BIN)/python -m pytest benchmarks -o addopts= --benchmark-only -s -q
 
-# On a machine with a GPU: its checks and figures, in docs/gpu.md. Installs nothing.
+# On a machine with a GPU: its checks and figures, in docs/gpu.md or $OUTPUT. Installs nothing.
 gpu:
-	benchmarks/gpu.sh $(if $(OUTPUT),--output $(OUTPUT))
+	benchmarks/gpu.sh
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

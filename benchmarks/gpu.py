@@ -42,6 +42,7 @@ WHOLE = 460.0
 """Seconds, of which the sections' own limits are more than all: one that ends early leaves its
 time to the others."""
 _PARTING_SECONDS = 5.0
+_ASKING_SECONDS = 60.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -161,7 +162,12 @@ def _asked(question: Any, device: torch.device, file: Path) -> dict[str, Any]:
             found = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
         file.write_text(json.dumps(found))
 
-    _forked(answer).join()
+    process = _forked(answer)
+    process.join(_ASKING_SECONDS)
+    if process.exitcode != 0:
+        process.kill()
+        process.join()
+        return {"error": f"{device} cannot be used: a process that does so ended or hung"}
     facts: dict[str, Any] = json.loads(file.read_text())
     return facts
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from gpu import main
+from gpu import _asked, main
 from gpu_sections import (
     ENDED,
     GOALS,
@@ -183,6 +183,11 @@ def _fails(bench: Bench) -> None:
     with seeing(bench, "nccl", "inprocess"):
         raise ValueError("a | b")
     raise KeyError
+
+
+def test_a_gpu_that_ends_who_asks_is_told(tmp_path: Path) -> None:
+    found = _asked(lambda device: os._exit(3), torch.device("cpu"), tmp_path / "facts.json")
+    assert found == {"error": "cpu cannot be used: a process that does so ended or hung"}
 
 
 def test_a_section_ends_with_who_waits_for_it(
