@@ -406,7 +406,6 @@ WITHOUT_A_MIRROR = {
     "core/contract/link.py": DECLARED,
     "core/contract/part.py": DECLARED,
     "core/report/results.py": DECLARED,
-    "core/testing/couple.py": KIT,
     "core/testing/decoding.py": KIT,
     "core/testing/expect.py": KIT,
     "core/testing/subject.py": KIT,
