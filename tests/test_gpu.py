@@ -202,9 +202,13 @@ def test_a_section_ends_with_who_waits_for_it(
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    threading.Thread(target=interrupt).start()
-    with pytest.raises(KeyboardInterrupt):
-        main(["--device", "cpu", "--output", str(page), "--logs", str(tmp_path)])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # xdist's workers ignore it
+    try:
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            main(["--device", "cpu", "--output", str(page), "--logs", str(tmp_path)])
+    finally:
+        signal.signal(signal.SIGINT, before)
     said = page.read_text(encoding="utf-8")
     assert "| one of eight |" in said
     assert "_hangs: interrupted after" in said
