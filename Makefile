@@ -9,7 +9,7 @@ run: .venv/installed-run
 	$(BIN)/splitlab run --plugin adc
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not long"
 
 # The suite on what other machines compute and install: see the first lines of the script.
 test-everywhere: .venv/installed-test

@@ -4,7 +4,7 @@
 #     tests/everywhere.sh PYTHON [VARIANT...]      (an interpreter that has the test extra)
 #
 # Variants; all by default:
-#     plain      as `make test`
+#     plain      as `make test`, and the tests marked long
 #     baseline   torch's own loops without AVX
 #     sse        matrix products without AVX
 #     one        one thread

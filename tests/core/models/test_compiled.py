@@ -187,7 +187,7 @@ print("close")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_inductor_makes_the_same_numbers_but_for_rounding() -> None:
     # In a process of its own: torch's compile workers outlive a test.

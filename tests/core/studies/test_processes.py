@@ -92,6 +92,7 @@ def test_the_server_may_be_in_a_process_too(
     assert (log, training) == undisturbed(stacks=["topk"])[0][::2]
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_fails_its_job_only(
     make_jobs: Any, heard: Any, numbers: Any, undisturbed: Any, tmp_path: Path
 ) -> None:
@@ -177,7 +178,7 @@ Processes(2).perform([job_from(line) for line in sys.stdin], Saying(), StopAsked
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["once", "twice", "kill"])
 def test_however_it_ends_no_process_stays_and_nothing_is_lost(
     how: str, make_jobs: Any, heard: Any, numbers: Any, undisturbed: Any, tmp_path: Path

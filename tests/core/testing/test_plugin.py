@@ -99,7 +99,7 @@ def test_a_vision_transformer_of_any_shape_will_do(fresh: FreshPeers) -> None:
     check_plugin("quantize", fresh=fresh, model=model).raise_if_failed()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_network_of_timms_will_do() -> None:
     only = [
         check.name for check in PLUGIN_CHECKS if check.name != "state-survives-resume"
