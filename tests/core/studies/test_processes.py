@@ -82,6 +82,7 @@ def test_results_are_those_of_this_process(
     assert [path.name for path in (tmp_path / "study").glob("*/*") if path.is_file()] == []
 
 
+@pytest.mark.long
 def test_the_server_may_be_in_a_process_too(
     make_jobs: Any, heard: Any, numbers: Any, undisturbed: Any, tmp_path: Path
 ) -> None:
@@ -143,6 +144,7 @@ def test_a_run_that_another_has_in_hand_is_left_alone(
     assert not job.folder.exists()
 
 
+@pytest.mark.long
 def test_what_is_interrupted_goes_on(
     make_jobs: Any, heard: Any, numbers: Any, undisturbed: Any, tmp_path: Path
 ) -> None:
