@@ -59,6 +59,7 @@ def test_a_plugin_holds_what_every_plugin_must(
             assert row.reason.startswith(MAY_SKIP.get(row.check, "nothing")), row
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_plugin_holds_it_on_a_convolutional_network_too(name: str, fresh: FreshPeers) -> None:
     report = check_plugin(name, fresh=fresh, model=SMALL_CNN)
