@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logs = Path(given.logs)
     logs.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + given.seconds
-    with tempfile.TemporaryDirectory() as folder:
+    # A section that is killed may leave a process that writes for a moment longer.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         seen = Path(folder) / "seen.jsonl"
         seen.touch()
         notes: list[str] = []
@@ -253,9 +254,9 @@ def _page(
         verdict = {True: "met", False: "not met", None: ""}[line["met"]]
         cell = line["seen"].replace("|", "\\|")
         lines.append(f"| {text} | {cell} | {verdict} |")
-    for line in found:
-        if "title" in line:
-            lines += ["", f"## {line['title']}", "", line["text"]]
+    tables = {line["title"]: line["text"] for line in found if "title" in line}
+    for title, text in tables.items():
+        lines += ["", f"## {title}", "", text]
     lines += ["", "## How the sections ended", "", *(f"- {note}" for note in notes)]
     return "\n".join(lines) + "\n"
 

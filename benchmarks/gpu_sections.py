@@ -69,7 +69,7 @@ class Bench:
         self._write(goal=goal, seen=f"not seen: {why}", met=None)
 
     def table(self, title: str, text: str) -> None:
-        """Tell more than fits beside a goal, in Markdown."""
+        """Tell more than fits beside a goal, in Markdown; what is told last of a title counts."""
         self._write(title=title, text=text)
 
     def _write(self, **values: Any) -> None:
@@ -215,9 +215,10 @@ def methods(bench: Bench) -> None:
             rows.append((name, found["own"], share, sent))
             if name in bench_methods.HELD_TO_IT and share > bench_methods.LARGEST_SHARE:
                 slow.append(f"{name} {share:.1%}")
-        bench.table("Methods beside the client's step", bench_methods.as_table(rows))
-        found_text = f"{len(rows)} of {len(names)}, see below"
-        bench.see("methods", "; ".join([found_text, *slow]), not slow)
+            # After each: what was seen when the time is up is kept.
+            bench.table("Methods beside the client's step", bench_methods.as_table(rows))
+            found_text = f"{len(rows)} of {len(names)}, see below"
+            bench.see("methods", "; ".join([found_text, *slow]), not slow)
 
 
 # Links.

@@ -55,6 +55,7 @@ class Worker:
         self._crossing = peer.autocast or self._dtype  # of activations at the cut
         self._plugins = stack.traits()
         self._owed: list[Pending] = []
+        self._mode: bool | None = None  # that the part was last told: training or not
 
     def settle(self) -> None:
         """Raise what was wrong with the step before, if a GPU has only now said so.
@@ -125,7 +126,9 @@ class Worker:
         token_sizes: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Run the part of the model; an error of it says when."""
-        self._part.train(training)
+        if training is not self._mode:  # telling every module of a part takes a millisecond
+            self._part.train(training)
+            self._mode = training
         try:
             autocast = self.peer.autocast
             if autocast is None:
