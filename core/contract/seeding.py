@@ -32,12 +32,19 @@ def isolated_rng(seed: int, *purpose: str | int, device: torch.device) -> Iterat
 
     For code that draws from global state by itself: timm's weight initialization and its dropout.
     """
-    on_gpu = device.type == "cuda"
+    # Neither torch.manual_seed, which reseeds every GPU, nor torch.random.fork_rng, which takes
+    # longer than many a hook that is called in here.
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        torch.cuda.init()
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
+    before = [each.get_state() for each in generators]
     derived = derive_seed(seed, *purpose)
-    with torch.random.fork_rng([device] if on_gpu else []):
-        # Not torch.manual_seed: that reseeds every GPU, also those whose state is not put back.
-        torch.default_generator.manual_seed(derived)
-        if on_gpu:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(derived)
+    for each in generators:
+        each.manual_seed(derived)
+    try:
         yield
+    finally:
+        for each, state in zip(generators, before, strict=True):
+            each.set_state(state)

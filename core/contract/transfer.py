@@ -98,7 +98,8 @@ class Pending:
         self._count = len(numbers)
         self._asked = [(flags.numel(), error) for flags, error in asked]
         parts = [number.detach().double().reshape(1) for number in numbers]
-        parts += [flags.double().reshape(-1) for flags, _ in asked]
+        if asked:  # put together before they are converted: two kernels for all of them
+            parts.append(torch.cat([flags.reshape(-1) for flags, _ in asked]).double())
         self._fetch = Fetch(torch.cat(parts)) if parts else None
 
     def settle(self) -> list[float]:

@@ -67,6 +67,11 @@ class Stack:
         self._measuring = [a for a in (*self._members, *self._probes) if a.has("metrics")]
         if self._around.hook.plugin_ran.get_hookimpls():
             chain.ran = self._around.hook.plugin_ran
+        self._idle = {
+            hook
+            for hook in DATA_HOOKS
+            if len(getattr(self._around.hook, hook).get_hookimpls()) == 1 and not chain.acts(hook)
+        }
 
     # Data hooks.
 
@@ -201,6 +206,8 @@ class Stack:
         ]
 
     def _call(self, hook: str, **arguments: Any) -> None:
+        if hook in self._idle:
+            return
         try:
             getattr(self._around.hook, hook)(**arguments)
         except SplitlabError:
@@ -236,6 +243,10 @@ class _Chain:
             for hook in DATA_HOOKS
         }
         self.ran: Any = None
+
+    def acts(self, hook: str) -> bool:
+        """Return whether any plugin has this data hook."""
+        return bool(self._acting[hook])
 
     def _each(self, hook: str, subject: Cut | Message) -> None:
         for member in self._acting[hook]:

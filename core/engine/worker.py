@@ -77,19 +77,22 @@ class Worker:
             verdicts: of the step; `Diverged` if this, or the gradient of a parameter, is not
                 finite.
         """
-        trained = {name: p.grad for name, p in self._trained if p.grad is not None}
-        gradients = {name: gradient for name, gradient in trained.items() if gradient.numel()}
-        finite = [all_finite(tensor) for tensor in passing.values()]
-        each = each_finite([*gradients.values()]) if gradients else None
+        watched = {**passing}
+        for name, parameter in self._trained:
+            if parameter.grad is not None:
+                watched[f"the gradient of {name}"] = parameter.grad
+        # Looked at before the optimizer, which gives the gradients away.
+        finite = each_finite([*watched.values()])
         schedule = self.peer.schedule
         norm = self._trainer.step(step, schedule.steps if schedule else None)
-        for (name, tensor), flag in zip(passing.items(), finite, strict=True):
-            self._expect_finite(name, tensor, step, verdicts, flag=flag)
-        if each is not None:
-            names = [*gradients]
-            verdicts.expect(
-                each, lambda i: self._diverged(f"the gradient of {names[i]}", None, step, True)
-            )
+        names = [*watched]
+        told = {name: tensor.detach() for name, tensor in passing.items() if not tensor.ndim}
+
+        def wrong(i: int) -> Diverged:
+            value = told[names[i]].item() if names[i] in told else None
+            return self._diverged(names[i], value, step, training=True)
+
+        verdicts.expect(finite, wrong)
         if norm is not None:
             self._expect_finite("the norm of the gradients", norm, step, verdicts)
         self.stack.step_end(step)
@@ -101,13 +104,12 @@ class Worker:
         step: int,
         verdicts: Verdicts,
         *,
-        flag: torch.Tensor | None = None,
         training: bool = True,
     ) -> None:
-        """Expect that a tensor is finite, or was when ``flag`` was found; else `Diverged`."""
+        """Expect that a tensor is finite; else `Diverged`."""
         value = None if tensor.ndim else tensor.detach()
         verdicts.expect(
-            all_finite(tensor) if flag is None else flag,
+            all_finite(tensor),
             lambda _: self._diverged(name, None if value is None else value.item(), step, training),
         )
 
