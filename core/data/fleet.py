@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from splitlab.core.contract.errors import ConfigError, SplitlabError
+from splitlab.core.contract.errors import ConfigError, WorkerError
 
 __all__ = ["KINDS", "Answer", "Fleet", "Warned", "serve"]
 
@@ -79,7 +79,7 @@ class Fleet:
             out: is filled with the pixels, unless an image is bad; contiguous.
 
         Raises:
-            SplitlabError: the process has ended; says why.
+            WorkerError: the process has ended; says why.
         """
         with self._starting:
             for _ in range(self._count - len(self._all)):
@@ -146,7 +146,7 @@ class _Worker:
             if isinstance(error, BlockingIOError):
                 self._late = True
                 self._process.kill()  # or the next job would get its late answer
-            raise SplitlabError(
+            raise WorkerError(
                 f"a process that decodes images {self._last_words()}; take fewer --workers, or "
                 "--worker-kind threads"
             ) from None

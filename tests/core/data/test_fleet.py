@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from splitlab.core.contract.errors import SplitlabError
+from splitlab.core.contract.errors import WorkerError
 from splitlab.core.data.augment import augmenting
 from splitlab.core.data.cache import Originals
 from splitlab.core.data.decode import Decoder, Job, perform
@@ -107,7 +107,7 @@ def test_a_process_that_is_killed_is_told_in_one_line(files: Any) -> None:
     [worker] = fleet._all
     os.kill(worker._process.pid, signal.SIGKILL)
     for _ in range(2):  # whoever asks
-        with pytest.raises(SplitlabError) as caught:
+        with pytest.raises(WorkerError) as caught:
             next(decoder.pixels([torch.arange(3)], 0))
         assert str(caught.value) == (
             "a process that decodes images was killed by SIGKILL, out of memory?; take fewer "
@@ -131,7 +131,7 @@ def test_a_process_that_does_not_answer_is_killed(
         os.kill(worker._process.pid, signal.SIGSTOP)
         large = Job("L", 1, 0, "none", 0, [0], [np.zeros((3000, 3000), np.uint8)], keep=False)
         for asked in (large, large):  # one that waits while it sends, and one that comes later
-            with pytest.raises(SplitlabError) as caught:
+            with pytest.raises(WorkerError) as caught:
                 fleet.ask(asked, asked.room())
             assert str(caught.value) == (
                 "a process that decodes images has not answered for 0.2 s and was killed; take "
@@ -148,14 +148,14 @@ def test_a_process_that_is_stopped_amid_a_job_is_killed(files: Any) -> None:
         [worker] = fleet._all
         _limit(worker._pipe, 0.2)
         os.kill(worker._process.pid, signal.SIGSTOP)
-        with pytest.raises(SplitlabError, match="has not answered for 300 s and was killed"):
+        with pytest.raises(WorkerError, match="has not answered for 300 s and was killed"):
             next(decoder.pixels([torch.arange(3)], 0))
 
 
 def test_a_process_that_fails_tells_its_last_line() -> None:
     broken = Fleet(1)
     job = Job("RGB", 4, 0, "no such policy", 0, [0], [Image.new("L", (1, 1))], keep=False)
-    with closing(broken), pytest.raises(SplitlabError, match=r"status 1: .*no such policy"):
+    with closing(broken), pytest.raises(WorkerError, match=r"status 1: .*no such policy"):
         broken.ask(job, job.room())
 
 
