@@ -32,7 +32,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -51,11 +51,12 @@ from splitlab.transports.distributed import (
     has_gloo,
     host_store,
     launched_rank,
+    port_of,
     store_of,
     store_of_torchrun,
     translate,
 )
-from splitlab.transports.nccl import SHARES_A_GPU, NcclCarrier, loaded
+from splitlab.transports.nccl import SHARES_A_GPU, NcclCarrier, loaded, unique_id_of
 
 __all__ = ["BULK_BYTES", "CollectiveLink", "CollectiveListener", "Gloo", "Nccl"]
 
@@ -65,6 +66,8 @@ BULK_BYTES: Final = 2**16
 About here the bytes begin to cost more, on their way through the CPU, than GO, DONE and the start
 of an operation do.
 """
+
+_T = TypeVar("_T")
 
 _CLIENT, _SERVER = 0, 1
 # Once both peers have come, opening their group is a matter of milliseconds, of seconds with NCCL.
@@ -329,17 +332,23 @@ class _Collective(ABC):
         if bytes(answer) != greeting:
             raise _Stranger(f"{channel.remote}: {bytes(answer)[:8]!r} is no greeting")
 
-    def _invitation(self, channel: Channel, timeout: float, silence: str) -> str:
-        """Return where the server waits."""
+    def _invitation(
+        self, channel: Channel, read: Callable[[str], _T], timeout: float, silence: str
+    ) -> _T:
+        """Return where the server waits, as ``read`` makes it of a word."""
         greeting = channel.receive(_GREETING_BYTES, timeout, silence)
-        words = greeting.decode(errors="replace").split()
-        if len(words) != 3 or words[:2] != ["splitlab", self.scheme]:
+        try:
+            name, scheme, word = greeting.decode().split()
+            if (name, scheme) != ("splitlab", self.scheme):
+                raise ValueError
+            invitation = read(word)
+        except ValueError:
             raise ProtocolError(
                 f"{channel.remote}: who listens there is no {self.scheme} server of splitlab's; "
                 "both peers must name the same transport"
-            )
+            ) from None
         channel.send([memoryview(greeting)], timeout)
-        return words[2]
+        return invitation
 
     def _check_device(self, device: torch.device) -> None:  # noqa: B027  gloo serves them all
         """Refuse a device that this library cannot serve."""
@@ -362,7 +371,7 @@ class Gloo(_Collective):
             store, port = host_store(own)
             self._invite(channel, str(port), timeout)
         else:
-            port = int(self._invitation(channel, timeout, silence))
+            port = self._invitation(channel, port_of, timeout, silence)
             store = store_of(other, port, timeout)
         return GlooCarrier(channel, store, rank, timeout)
 
@@ -403,7 +412,7 @@ class Nccl(_Collective):
                 raise channel.fails(f"NCCL: {library.says(status, None)}")
             self._invite(channel, unique_id.hex(), timeout)
         else:
-            unique_id = bytes.fromhex(self._invitation(channel, timeout, silence))
+            unique_id = self._invitation(channel, unique_id_of, timeout, silence)
         return NcclCarrier(library, channel, rank, device, unique_id, timeout)
 
     def _check_device(self, device: torch.device) -> None:

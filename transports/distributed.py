@@ -28,6 +28,7 @@ __all__ = [
     "has_gloo",
     "host_store",
     "launched_rank",
+    "port_of",
     "store_of",
     "store_of_torchrun",
     "translate",
@@ -52,6 +53,13 @@ def host_store(host: str) -> tuple[Store, int]:
     # A socket that the store makes itself listens on every interface.
     hosting = {"is_master": True, "master_listen_fd": bound.detach()}
     return dist.TCPStore(host, port, wait_for_workers=False, **hosting), port
+
+
+def port_of(word: str) -> int:
+    """Return the port that a word says; `ValueError` if it is none."""
+    if not 0 < (port := int(word)) < 2**16:
+        raise ValueError(f"{port} is no port")
+    return port
 
 
 def store_of(host: str, port: int, timeout: float) -> Store:

@@ -25,7 +25,7 @@ import torch
 from splitlab.core.contract.errors import NetworkError
 from splitlab.transports.channel import Channel
 
-__all__ = ["SHARES_A_GPU", "Library", "NcclCarrier", "loaded"]
+__all__ = ["SHARES_A_GPU", "Library", "NcclCarrier", "loaded", "unique_id_of"]
 
 SHARES_A_GPU: Final = (2, 30)
 """The version from which on two ranks may share a GPU."""
@@ -158,6 +158,13 @@ class Library:
         """Return what a status means, and the last error if there is one, in one line."""
         texts = (self._library.ncclGetErrorString(status), self._library.ncclGetLastError(comm))
         return "; ".join(" ".join(text.decode(errors="replace").split()) for text in texts if text)
+
+
+def unique_id_of(word: str) -> bytes:
+    """Return the unique id that a word says in hexadecimal digits; `ValueError` if it is none."""
+    if len(unique_id := bytes.fromhex(word)) != _UNIQUE_ID_BYTES:
+        raise ValueError(f"{len(unique_id)} bytes are no unique id")
+    return unique_id
 
 
 @functools.cache

@@ -5,6 +5,7 @@
     ├── Diverged             the training's: a loss, gradient or score that is no finite number
     ├── Interrupted          nobody's: the run was asked to stop, and can go on
     ├── PluginError          a plugin's: it raised, or broke the contract of a hook
+    ├── WorkerError          the machine's: a process that decodes has ended, or does not answer
     └── LinkError            the link's
         ├── ProtocolError    the other end's: what it sent breaks the format or the handshake
         └── NetworkError     the network's: no answer in time, connection lost, address in use
@@ -35,6 +36,7 @@ __all__ = [
     "PluginError",
     "ProtocolError",
     "SplitlabError",
+    "WorkerError",
     "reason",
     "unknown_name",
     "when",
@@ -73,6 +75,10 @@ class Interrupted(SplitlabError):
 
 class PluginError(SplitlabError):
     """A plugin raised, or broke the contract of a hook."""
+
+
+class WorkerError(SplitlabError):
+    """A process that works for this one has ended, or does not answer; the run can go on."""
 
 
 class LinkError(SplitlabError):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -17,7 +19,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
@@ -25,14 +27,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from splitlab.core.contract.errors import ConfigError, SplitlabError
+from splitlab.core.contract.errors import ConfigError, WorkerError
 
 __all__ = ["KINDS", "Answer", "Fleet", "Warned", "serve"]
 
 KINDS = ("threads", "processes")
 """What workers can be."""
 
+_MAIN = "splitlab.core.data.worker"
 _PARTING_SECONDS = 5.0
+_PATIENCE_SECONDS = 300.0  # of which a process that starts on a busy machine takes some
 
 Warned = tuple[str, type[Warning], str, int]
 """A warning: its text, its kind, and the file and line where it arose."""
@@ -75,7 +79,7 @@ class Fleet:
             out: is filled with the pixels, unless an image is bad; contiguous.
 
         Raises:
-            SplitlabError: the process has ended; says why.
+            WorkerError: the process has ended; says why.
         """
         with self._starting:
             for _ in range(self._count - len(self._all)):
@@ -99,34 +103,37 @@ class _Worker:
     """One process, and the pipe to it."""
 
     def __init__(self) -> None:
-        self._pipe, theirs = Pipe()
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115
+        self._late = False
         environment = {
             **os.environ,
             "CUDA_VISIBLE_DEVICES": "",  # of no use there, and its memory is dear
             "OMP_NUM_THREADS": "1",
             "GOMP_SPINCOUNT": "1000",
         }
-        try:
-            # A session of its own: Ctrl-C reaches this process only, which ends both in good order.
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "splitlab.core.data.worker", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=self._said,
-                stderr=self._said,
-                env=environment,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,
-            )
-        except OSError as error:
-            self._pipe.close()
-            self._said.close()
-            raise ConfigError(
-                f"--worker-kind processes: none can be started ({error.strerror or error}); take "
-                "fewer --workers, or --worker-kind threads"
-            ) from None
-        finally:
-            theirs.close()
+        with ExitStack() as undo:
+            try:
+                self._pipe, theirs = Pipe()
+                undo.enter_context(self._pipe)
+                with theirs:
+                    _limit(self._pipe, _PATIENCE_SECONDS)
+                    self._said = undo.enter_context(tempfile.TemporaryFile())
+                    # A session of its own: Ctrl-C reaches this process only, which ends both in
+                    # good order.
+                    self._process = subprocess.Popen(
+                        [sys.executable, "-P", "-m", _MAIN, str(theirs.fileno())],
+                        stdin=subprocess.DEVNULL,
+                        stdout=self._said,
+                        stderr=self._said,
+                        env=environment,
+                        pass_fds=(theirs.fileno(),),
+                        start_new_session=True,
+                    )
+            except OSError as error:
+                raise ConfigError(
+                    f"--worker-kind processes: none can be started ({error.strerror or error}); "
+                    "take fewer --workers, or --worker-kind threads"
+                ) from None
+            undo.pop_all()
 
     def ask(self, job: object, out: npt.NDArray[np.uint8]) -> Answer:
         try:
@@ -135,13 +142,18 @@ class _Worker:
             if answer.bad is None:
                 self._pipe.recv_bytes_into(out.reshape(-1))
             return answer
-        except (EOFError, OSError):
-            raise SplitlabError(
+        except (EOFError, OSError) as error:
+            if isinstance(error, BlockingIOError):
+                self._late = True
+                self._process.kill()  # or the next job would get its late answer
+            raise WorkerError(
                 f"a process that decodes images {self._last_words()}; take fewer --workers, or "
                 "--worker-kind threads"
             ) from None
 
     def _last_words(self) -> str:
+        if self._late:
+            return f"has not answered for {_PATIENCE_SECONDS:g} s and was killed"
         try:
             status = self._process.wait(_PARTING_SECONDS)
         except subprocess.TimeoutExpired:
@@ -166,6 +178,14 @@ class _Worker:
             self._process.kill()
             self._process.wait()
         self._said.close()
+
+
+def _limit(pipe: Connection, seconds: float) -> None:
+    """Let whoever waits at this end for so long get a `BlockingIOError`."""
+    value = struct.pack("@ll", *divmod(round(seconds * 1e6), 1_000_000))
+    with socket.socket(fileno=os.dup(pipe.fileno())) as end:  # options are the connection's
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
 
 def _end(workers: Sequence[_Worker]) -> None:

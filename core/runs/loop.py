@@ -12,7 +12,13 @@ from typing import Any
 import torch
 
 from splitlab.core.contract.batch import Batch
-from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted, LinkError
+from splitlab.core.contract.errors import (
+    ConfigError,
+    Diverged,
+    Interrupted,
+    LinkError,
+    WorkerError,
+)
 from splitlab.core.contract.link import Link
 from splitlab.core.data.load import Data
 from splitlab.core.engine.client import Client
@@ -116,6 +122,11 @@ class Loop:
             whole = type(error)(f"{error}{last_words()}{self._way_back()}")
             self._note_end(whole)
             raise whole from error
+        except WorkerError as error:
+            self._session.fail(error)
+            lost = WorkerError(f"{error}{self._way_back()}")
+            self._note_end(lost)
+            raise lost from error
         except BaseException as error:
             self._session.fail(error)
             self._note_end(error)

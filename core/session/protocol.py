@@ -45,7 +45,8 @@ def frame_limit(message_bytes: int) -> int:
 def compare(client: Agreement, server: Agreement) -> None:
     """Raise `ProtocolError` with both values of everything in which the peers differ.
 
-    What only one of them has, such as a setting of a plugin, is told if nothing else is.
+    What only one of them has, such as an option that the other leaves at its default, is told if
+    nothing else is.
     """
     different = [key for key in {**server, **client} if client.get(key) != server.get(key)]
     keys = [key for key in different if key in client and key in server] or different
@@ -61,7 +62,7 @@ def compare(client: Agreement, server: Agreement) -> None:
 
 
 def _value(agreement: Agreement, key: str) -> str:
-    return line(agreement[key])[:_VALUE] if key in agreement else "has none"
+    return line(agreement[key])[:_VALUE] if key in agreement else "the default"
 
 
 def tell(link: Link, error: BaseException, timeout: float) -> None:

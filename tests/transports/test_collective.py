@@ -225,13 +225,17 @@ def test_a_client_that_dies_while_the_group_opens_holds_nobody_up() -> None:
     listener.close()
 
 
-def test_a_server_of_another_kind_is_named() -> None:
+@pytest.mark.parametrize(
+    "greeting",
+    ["splitlab nccl 00", "splitlab gloo x", "splitlab gloo 99999999", "splitlab gloo 0", "\xff"],
+)
+def test_a_server_of_another_kind_is_named(greeting: str) -> None:
     bound = socket.create_server(("127.0.0.1", 0))
     address = f"gloo://127.0.0.1:{bound.getsockname()[1]}"
 
     def serve() -> None:
         with bound.accept()[0] as connection:
-            connection.sendall(b"splitlab nccl 00".ljust(512))
+            connection.sendall(greeting.encode("latin-1").ljust(512))
 
     serving = threading.Thread(target=serve)
     serving.start()

@@ -17,6 +17,7 @@ def test_the_tree_of_the_docstring_is_the_tree() -> None:
     parents = {
         "ConfigError": "SplitlabError",
         "PluginError": "SplitlabError",
+        "WorkerError": "SplitlabError",
         "LinkError": "SplitlabError",
         "ProtocolError": "LinkError",
         "NetworkError": "LinkError",

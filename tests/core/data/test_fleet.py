@@ -16,11 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from splitlab.core.contract.errors import SplitlabError
+from splitlab.core.contract.errors import WorkerError
 from splitlab.core.data.augment import augmenting
 from splitlab.core.data.cache import Originals
 from splitlab.core.data.decode import Decoder, Job, perform
-from splitlab.core.data.fleet import Answer, Fleet, serve
+from splitlab.core.data.fleet import Answer, Fleet, _limit, serve
 from splitlab.core.data.source import Encoded, Source
 
 pytestmark = pytest.mark.timeout(120)
@@ -107,7 +107,7 @@ def test_a_process_that_is_killed_is_told_in_one_line(files: Any) -> None:
     [worker] = fleet._all
     os.kill(worker._process.pid, signal.SIGKILL)
     for _ in range(2):  # whoever asks
-        with pytest.raises(SplitlabError) as caught:
+        with pytest.raises(WorkerError) as caught:
             next(decoder.pixels([torch.arange(3)], 0))
         assert str(caught.value) == (
             "a process that decodes images was killed by SIGKILL, out of memory?; take fewer "
@@ -118,10 +118,44 @@ def test_a_process_that_is_killed_is_told_in_one_line(files: Any) -> None:
     fleet.close()
 
 
+def test_a_process_that_does_not_answer_is_killed(
+    files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = Fleet(1)
+    decoder = decoders(files, fleet, "none")[2]
+    with closing(fleet):
+        next(decoder.pixels([torch.arange(3)], 0))
+        [worker] = fleet._all
+        monkeypatch.setattr("splitlab.core.data.fleet._PATIENCE_SECONDS", 0.2)
+        _limit(worker._pipe, 0.2)
+        os.kill(worker._process.pid, signal.SIGSTOP)
+        large = Job("L", 1, 0, "none", 0, [0], [np.zeros((3000, 3000), np.uint8)], keep=False)
+        for asked in (large, large):  # one that waits while it sends, and one that comes later
+            with pytest.raises(WorkerError) as caught:
+                fleet.ask(asked, asked.room())
+            assert str(caught.value) == (
+                "a process that decodes images has not answered for 0.2 s and was killed; take "
+                "fewer --workers, or --worker-kind threads"
+            )
+    assert worker._process.returncode == -signal.SIGKILL
+
+
+def test_a_process_that_is_stopped_amid_a_job_is_killed(files: Any) -> None:
+    fleet = Fleet(1)
+    decoder = decoders(files, fleet, "none")[2]
+    with closing(fleet):
+        next(decoder.pixels([torch.arange(3)], 0))
+        [worker] = fleet._all
+        _limit(worker._pipe, 0.2)
+        os.kill(worker._process.pid, signal.SIGSTOP)
+        with pytest.raises(WorkerError, match="has not answered for 300 s and was killed"):
+            next(decoder.pixels([torch.arange(3)], 0))
+
+
 def test_a_process_that_fails_tells_its_last_line() -> None:
     broken = Fleet(1)
     job = Job("RGB", 4, 0, "no such policy", 0, [0], [Image.new("L", (1, 1))], keep=False)
-    with closing(broken), pytest.raises(SplitlabError, match=r"status 1: .*no such policy"):
+    with closing(broken), pytest.raises(WorkerError, match=r"status 1: .*no such policy"):
         broken.ask(job, job.room())
 
 
@@ -136,6 +170,21 @@ def test_none_that_can_be_started_is_told(monkeypatch: pytest.MonkeyPatch, refus
         "--worker-kind processes: none can be started (Resource temporarily unavailable); take "
         "fewer --workers, or --worker-kind threads"
     )
+    fleet.close()
+
+
+def test_no_room_for_what_it_prints_is_told(monkeypatch: pytest.MonkeyPatch, refusal: Any) -> None:
+    def fail() -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", fail)
+    job = Job("L", 1, 0, "none", 0, [0], [Image.new("L", (1, 1))], keep=False)
+    fleet = Fleet(1)
+    before = len(os.listdir("/proc/self/fd"))
+    assert "none can be started (No usable temporary directory found)" in refusal(
+        lambda: fleet.ask(job, job.room())
+    )
+    assert len(os.listdir("/proc/self/fd")) == before
     fleet.close()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from splitlab.core import ConfigError, SplitlabError, run
-from splitlab.core.contract.errors import Diverged, Interrupted
+from splitlab.core.contract.errors import Diverged, Interrupted, WorkerError
 from splitlab.core.contract.transfer import pretending
 from splitlab.core.runs.checkpoint import Checkpoints
 from splitlab.core.runs.origin import Origin
@@ -206,9 +206,10 @@ def test_a_process_that_decodes_and_is_killed_ends_the_run_in_one_line(
     how = {"cache": "none", "augment": "paper", "workers": 1, "worker_kind": "processes"}
     options = {**real.SMALL, **how, "batch_size": 8, "checkpoint_every": 1, "budget": "steps=9"}
     folder = tmp_path / "r"
-    with pytest.raises(SplitlabError, match="was killed by SIGKILL, out of memory") as caught:
+    with pytest.raises(WorkerError, match="was killed by SIGKILL, out of memory") as caught:
         run(data_dir=easy_data, output=str(folder), reporter=Kills(), **options)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(f" with: splitlab run --resume {folder}")
     state = read_state(folder)
     assert state is not None
     assert state.state == "failed"

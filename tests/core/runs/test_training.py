@@ -250,7 +250,7 @@ def test_peers_of_different_precision_are_refused_in_a_line() -> None:
     with pytest.raises(ProtocolError) as caught:
         compare(agreement(precision="bf16"), agreement())
     assert "\n" not in str(caught.value)
-    assert "precision: client bf16, server has none; give both" in str(caught.value)
+    assert "precision: client bf16, server the default; give both" in str(caught.value)
 
 
 def test_mixed_targets_are_merged_and_seen_in_the_ledger(

@@ -66,7 +66,7 @@ def test_settings_of_what_only_one_peer_has_are_not_told() -> None:
     server = {"stack": "adc", "adc's ratio": "0.1", "adc's layers": "3", "seed": "0"}
     with pytest.raises(ProtocolError, match="differ in stack: client none, server adc; give both"):
         compare(client, server)
-    with pytest.raises(ProtocolError, match="differ in adc's ratio: client has none, server"):
+    with pytest.raises(ProtocolError, match="differ in adc's ratio: client the default, server"):
         compare({**client, "stack": "adc"}, server)
 
 
