@@ -6,7 +6,9 @@ moods hit them alike, and their medians are compared:
 - ``bare``: blocking sockets that move as many bytes as the frame has, in memory they already have;
   on a GPU that is pinned, and nothing goes up to the GPU;
 - ``gloo``: torch.distributed's send and recv of one tensor, with no message around it;
-- ``tcp``: messages by `splitlab.transports.tcp`, built, encoded, sent, received and decoded.
+- ``tcp``: messages by `splitlab.transports.tcp`, built, encoded, sent, received and decoded;
+- ``tcp to a mirror``: the same at this end, while the other one is that of ``bare``. Two processes
+  that use one GPU wait for each other's time slices, which is no cost of the link.
 """
 
 from __future__ import annotations
@@ -170,6 +172,21 @@ def round_trips_over(name: str, device: torch.device) -> Iterator[Callable[[int]
     with joined("echo_link", 0, device, name) as link:
         yield round_trip
         link.send(Message(Kind.CONTROL), WAIT)
+
+
+@contextmanager
+def round_trip_to_a_mirror(size: int, device: torch.device) -> Iterator[Callable[[], object]]:
+    """Yield a round trip of so many bytes to another process that sends back what it gets."""
+    frame = encode(wrap(zeros(size, device))).nbytes
+
+    def round_trip() -> object:
+        link.send(wrap(zeros(size, device)), WAIT)
+        arrived = link.receive(WAIT)["activations"]
+        wait_for(device)
+        return arrived
+
+    with joined("echo_bare", frame, device) as link:
+        yield round_trip
 
 
 @contextmanager

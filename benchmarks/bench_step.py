@@ -89,7 +89,8 @@ def unsplit_step(config: Config, batch: Batch) -> Callable[[], None]:
     device = batch.images.device
     model = built.module.to(device)
     model.train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+    fused = device.type == "cuda"  # as the engine has it
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=fused)
     forward: Any = model
     if config.compile != "off":
         forward = torch.compile(model, mode=config.compile)

@@ -31,16 +31,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_sections import GOALS, ROOT, SECTIONS, Bench, Section
+from gpu_sections import GOALS, ROOT, SECONDS, SECTIONS, Bench, Section
 
 # Sections are forked off, so that each has what is imported here. Nothing here asks CUDA anything:
 # a GPU that a process has used cannot be used by one that is forked off it.
 import splitlab
 import splitlab.core.runs.workers
 
-WHOLE = 460.0
-"""Seconds, of which the sections' own limits are more than all: one that ends early leaves its
-time to the others."""
 _PARTING_SECONDS = 5.0
 _ASKING_SECONDS = 60.0
 
@@ -51,7 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda", help="cuda; cpu makes a dry run")
     parser.add_argument("--output", default=os.environ.get("OUTPUT", str(ROOT / "docs/gpu.md")))
     parser.add_argument("--only", default="", help="sections, by commas")
-    parser.add_argument("--seconds", type=float, default=WHOLE, help="default: %(default)s")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=SECONDS,
+        help="of which each section has its share; default: %(default)g",
+    )
     parser.add_argument("--logs", default=str(ROOT / "build/gpu"), help="what sections print")
     given = parser.parse_args(arguments)
     only = [name for name in given.only.split(",") if name]
@@ -79,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         output.write_text(_page(device, facts, (), notes), encoding="utf-8")
         for section in sections:
             started = time.monotonic()
-            end = min(until, started + section.seconds)
+            end = min(until, started + section.seconds * given.seconds / SECONDS)
             room = Path(folder) / section.name
             room.mkdir()
             how = "interrupted"

@@ -21,7 +21,7 @@ from splitlab.core.contract.link import DEFAULT_LIMITS, Limits
 from splitlab.core.contract.message import Message
 from splitlab.core.wire.decode import assemble, decode, parse_header, parse_opening
 from splitlab.core.wire.encode import Frame, encode
-from splitlab.core.wire.layout import OPENING_BYTES, flat
+from splitlab.core.wire.layout import OPENING_BYTES
 
 __all__ = ["InProcess"]
 
@@ -122,34 +122,21 @@ class _Copies(NamedTuple):
 
     Attributes:
         head: opening and header.
-        parts: the bytes of each tensor, flat, in the order of the layout; those of one device lie
-            in one allocation.
-        ready: by GPU, what its copies are done with.
+        tensors: the copies, in the order of the layout.
+        streams: by GPU, where its copies were started.
     """
 
     head: bytes
-    parts: list[torch.Tensor]
-    ready: dict[torch.device, torch.cuda.Event]
+    tensors: list[torch.Tensor]
+    streams: dict[torch.device, torch.cuda.Stream]
 
     @classmethod
     def of(cls, frame: Frame) -> _Copies:
         """Start to copy the tensors, each on its device, behind the work that made it."""
-        sources = [flat(tensor) for tensor in frame.tensors]
-        parts: dict[int, torch.Tensor] = {}
-        for device in {source.device for source in sources}:
-            here = {n: source for n, source in enumerate(sources) if source.device == device}
-            sizes = [len(source) for source in here.values()]
-            # By descending item size, as in the frame: each is aligned here, too.
-            memory = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
-            places = zip(here, memory.split_with_sizes(sizes), strict=True)
-            for number, place in places:
-                parts[number] = place.copy_(here[number], non_blocking=True)
-        ready = {
-            part.device: torch.cuda.current_stream(part.device).record_event()
-            for part in parts.values()
-            if part.is_cuda
-        }
-        return cls(frame.head, [parts[number] for number in sorted(parts)], ready)
+        # data: as those of other frames, tensors are no views for autograd.
+        copies = [tensor.data.clone() for tensor in frame.tensors]
+        gpus = {copy.device for copy in copies if copy.is_cuda}
+        return cls(frame.head, copies, {gpu: torch.cuda.current_stream(gpu) for gpu in gpus})
 
     def message(self, limits: Limits) -> Message:
         """Check and decode the head; the tensors are the copies."""
@@ -158,10 +145,8 @@ class _Copies(NamedTuple):
         self._wait()
         full = [slot for slot in header.slots if slot.end > slot.begin]
         full.sort(key=lambda slot: slot.begin)
-        found = {
-            slot.name: slot.of_bytes(part) for slot, part in zip(full, self.parts, strict=True)
-        }
-        device = next(part.device for part in self.parts if _stays(part))
+        found = {slot.name: copy for slot, copy in zip(full, self.tensors, strict=True)}
+        device = next(copy.device for copy in self.tensors if _stays(copy))
         for slot in header.slots:
             if slot.name not in found:
                 found[slot.name] = torch.empty(slot.shape, dtype=slot.dtype, device=device)
@@ -169,13 +154,15 @@ class _Copies(NamedTuple):
 
     def _wait(self) -> None:
         """Let what this thread computes next on a GPU wait until the copies are done."""
-        for device, event in self.ready.items():
-            stream = torch.cuda.current_stream(device)
-            stream.wait_event(event)
-            for part in self.parts:
-                if part.device == device:
+        for device, theirs in self.streams.items():
+            ours = torch.cuda.current_stream(device)
+            if ours == theirs:
+                continue  # what is started in one stream is done in order
+            ours.wait_stream(theirs)
+            for copy in self.tensors:
+                if copy.device == device:
                     # The memory belongs to the sender's stream, which must not take it back early.
-                    part.record_stream(stream)
+                    copy.record_stream(ours)
 
 
 _CopyFrame = Callable[[Frame], _Bytes | _Copies]

@@ -36,7 +36,7 @@ def isolated_rng(seed: int, *purpose: str | int, device: torch.device) -> Iterat
     # longer than many a hook that is called in here.
     generators = [torch.default_generator]
     if device.type == "cuda":
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         index = torch.cuda.current_device() if device.index is None else device.index
         generators.append(torch.cuda.default_generators[index])
     before = [each.get_state() for each in generators]

@@ -97,10 +97,12 @@ class Pending:
     ) -> None:
         self._count = len(numbers)
         self._asked = [(flags.numel(), error) for flags, error in asked]
-        parts = [number.detach().double().reshape(1) for number in numbers]
-        if asked:  # put together before they are converted: two kernels for all of them
-            parts.append(torch.cat([flags.reshape(-1) for flags, _ in asked]).double())
-        self._fetch = Fetch(torch.cat(parts)) if parts else None
+        # Few kernels, since each takes longer to start than to run.
+        parts = [number.detach().reshape(1) for number in numbers]
+        flags = [flags.reshape(-1) for flags, _ in asked]
+        if numbers and asked:
+            parts, flags = [each.double() for each in parts], [_one(flags).double()]
+        self._fetch = Fetch(_one(parts + flags)) if parts or flags else None
 
     def settle(self) -> list[float]:
         """Return the numbers, when they are here.
@@ -117,8 +119,12 @@ class Pending:
             flags = found[at : at + length]
             at += length
             if not all(flags):
-                raise error(flags.index(0.0))
+                raise error(flags.index(False))
         return found[: self._count]
+
+
+def _one(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 class Verdicts:

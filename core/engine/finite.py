@@ -16,21 +16,35 @@ def all_finite(tensor: torch.Tensor) -> torch.Tensor:
     return each_finite([tensor])[0]
 
 
+@torch.no_grad()
 def each_finite(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the same of each of many tensors of one device, one or more, at once."""
-    numbers = [_with_arithmetic(tensor.detach()) for tensor in tensors]
+    numbers = [
+        each if each.numel() and each.dtype.itemsize > 1 else _with_arithmetic(each)
+        for each in tensors
+    ]
     if numbers[0].device.type == "cpu":
         ends = [end for each in numbers for end in each.aminmax()]
         return torch.stack(ends).isfinite().view(-1, 2).all(1)
-    # A kernel for all of a dtype, where two for each tensor would take longer to start than to run.
-    # The largest magnitude, unlike a sum of squares, does not overflow.
-    widest = functools.reduce(torch.promote_types, (each.dtype for each in numbers))
-    largest = dict.fromkeys(range(len(numbers)), numbers[0])
-    for dtype in {each.dtype for each in numbers}:
-        alike = [i for i, each in enumerate(numbers) if each.dtype is dtype]
-        norms = torch._foreach_norm([numbers[i] for i in alike], math.inf)
-        largest |= {i: norm.to(widest) for i, norm in zip(alike, norms, strict=True)}
-    return torch.stack([*largest.values()]).isfinite()
+    return torch.stack(_largest(numbers)) < math.inf  # NaN is not less
+
+
+def _largest(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the largest magnitude of each, in one dtype.
+
+    A kernel for all of a dtype, where one for each tensor would take longer to start than to run.
+    Magnitudes, unlike sums of squares, do not overflow.
+    """
+    places: dict[torch.dtype, list[int]] = {}
+    for i, each in enumerate(tensors):
+        places.setdefault(each.dtype, []).append(i)
+    widest = functools.reduce(torch.promote_types, places)
+    found = [*tensors]
+    for dtype, alike in places.items():
+        norms = torch._foreach_norm([tensors[i] for i in alike], math.inf)
+        for i, norm in zip(alike, norms, strict=True):
+            found[i] = norm if dtype is widest else norm.to(widest)
+    return found
 
 
 def _with_arithmetic(values: torch.Tensor) -> torch.Tensor:

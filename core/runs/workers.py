@@ -42,6 +42,9 @@ def build_server(
 
 def _part(plan: PeerPlan, model: Model, index: int, *, begins: bool) -> Part:
     part = model.part(index, (plan.model.cut,), plan.device)
+    if plan.device.type == "cuda":
+        # Autograd's thread for the GPU: torch warns if it begins with a matrix product.
+        torch.autograd.backward(torch.zeros(1, device=plan.device, requires_grad=True).sum())
     if plan.config.compile != "off":
         part.compile(plan.config.compile, begins=begins)
     return part

@@ -78,13 +78,9 @@ class Slot(NamedTuple):
 
     def in_tensor(self, data: torch.Tensor) -> torch.Tensor:
         """Return the tensor of this place as a view of the data (flat, uint8, on any device)."""
-        return self.of_bytes(data[self.begin : self.end])
-
-    def of_bytes(self, part: torch.Tensor) -> torch.Tensor:
-        """Return the tensor of this place as a view of its bytes (flat, uint8, on any device)."""
         # data: as those in CPU memory, tensors of a frame are views of none of the others for
         # autograd, which would take a change of one in place for a change of all.
-        return part.view(self.dtype).view(self.shape).data
+        return data[self.begin : self.end].view(self.dtype).view(self.shape).data
 
 
 Description = tuple[Role, str, torch.dtype, tuple[int, ...]]

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from splitlab.core.engine import finite
 from splitlab.core.engine.finite import all_finite, each_finite
 
 
@@ -26,6 +27,17 @@ def test_one_number_is_enough(bad: float, dtype: torch.dtype) -> None:
 def test_nothing_is_finite() -> None:
     assert all_finite(torch.empty(0))
     assert not all_finite(torch.tensor([math.nan]).to(torch.float8_e5m2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_one_kernel_for_all_finds_it_as_well(dtype: torch.dtype) -> None:
+    fine = torch.tensor([torch.finfo(dtype).max, -torch.finfo(dtype).max], dtype=dtype)
+    bad = [torch.tensor([0.0, number], dtype=dtype) for number in (math.nan, math.inf, -math.inf)]
+    mixed = [fine, *bad, torch.ones(3), torch.tensor(math.inf).double()]
+    assert [float(x) < math.inf for x in finite._largest(mixed)] == [
+        *(True, False, False, False),
+        *(True, False),
+    ]
 
 
 def test_kinds_of_numbers_may_be_mixed() -> None:

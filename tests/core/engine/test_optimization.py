@@ -248,3 +248,25 @@ def test_a_norm_that_overflows_is_no_clipping(tiny: Any, peers: Any) -> None:
     head.register_hook(lambda gradient: torch.full_like(gradient, 1e30))
     with pytest.raises(Diverged, match="the norm of the gradients is inf"):
         hold(client.train(tiny.batch(0), 0), peers.ask(server))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_a_gpu_trains_as_the_cpu_does_and_takes_over_its_state(optimizer: str) -> None:
+    def trained(devices: list[str]) -> nn.Module:
+        module, state = network(), None
+        for step, (device, batch) in enumerate(zip(devices, batches(len(devices)), strict=True)):
+            module.to(device)
+            train = trainer(module, optimizer)
+            if state is not None:
+                train.load_state(state)
+            backward(module, (batch[0].to(device), batch[1].to(device)))
+            train.step(step, None)
+            state = train.state()
+        return module.cpu()
+
+    wanted = trained(["cpu"] * 4).state_dict()
+    for devices in (["cuda"] * 4, ["cuda", "cpu"] * 2):
+        found = trained(devices).state_dict()
+        for name, tensor in wanted.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-5, msg=name)

@@ -67,11 +67,9 @@ def test_a_tensor_that_is_changed_in_place_changes_no_other_of_its_frame() -> No
     memory = bytearray(16)
     data = torch.frombuffer(memory, dtype=torch.uint8)
     one, two = (Slot(Role.SIDE, "x", torch.float32, (2,), n, n + 8) for n in (0, 8))
-    parts = data.split_with_sizes([8, 8])
     for leaf, other in (
         (one.in_memory(memory), two.in_memory(memory)),
         (one.in_tensor(data), two.in_tensor(data)),
-        (one.of_bytes(parts[0]), two.of_bytes(parts[1])),
     ):
         squares = leaf.requires_grad_() * leaf
         other.mul_(torch.ones((), requires_grad=True))
