@@ -244,7 +244,8 @@ def _page(
     else:
         lines += [
             "Seen by `make gpu` in one go. Both sides of a ratio were timed in turn, in one",
-            "process; times are medians.",
+            "process; times are medians. Two halves of a model without a laboratory between them",
+            "(`halves`) have two passes backward and two optimizers, too.",
             "",
         ]
     lines += ["| | |", "|---|---|"]

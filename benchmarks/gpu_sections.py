@@ -123,7 +123,7 @@ def step(bench: Bench) -> None:
     for i, ((model, size, rounds), precision) in enumerate(turns):
         goal = f"step {model} {precision}"
         with seeing(bench, goal):
-            sides = step_sides(bench, model, size, precision=precision)
+            sides = step_sides(bench, model, size, "halves", precision=precision)
             rounds = 1 if bench.dry else rounds
             seconds = bench.share(1 / (len(turns) - i))
             found = race(sides, bench.device, rounds=rounds, seconds=0.5 * seconds)
@@ -132,8 +132,10 @@ def step(bench: Bench) -> None:
             bench.see(goal, f"{ratio:.3f} ({milliseconds(found)})", ratio <= most)
 
 
-def step_sides(bench: Bench, model: str, size: int, **chosen: Any) -> dict[str, Callable[[], Any]]:
-    """Return both steps of a model."""
+def step_sides(
+    bench: Bench, model: str, size: int, *more: str, **chosen: Any
+) -> dict[str, Callable[[], Any]]:
+    """Return both steps of a model, and more of `bench_step` by name."""
     import bench_step
 
     from splitlab.core import Config
@@ -141,10 +143,8 @@ def step_sides(bench: Bench, model: str, size: int, **chosen: Any) -> dict[str, 
     config = Config(**bench.options(model, size, **chosen))
     bench_step.let_round(config.precision)
     batch = bench_step.noise(config, bench.device)
-    return {
-        "unsplit": bench_step.unsplit_step(config, batch),
-        "split": bench_step.split_step(config, batch),
-    }
+    names = ("unsplit", *more, "split")
+    return {name: getattr(bench_step, f"{name}_step")(config, batch) for name in names}
 
 
 def compiled(bench: Bench) -> None:

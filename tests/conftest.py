@@ -26,13 +26,14 @@ _THREADS = int(os.environ.get("SPLITLAB_TEST_THREADS", "1"))
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # of the processes that tests start, too
     os.environ[_variable] = str(_THREADS)
 
-# Set by pytest, by torch when timm is imported or a GPU is first used, by the command line, and by
-# the first link over NCCL.
+# Set by pytest, by torch when timm is imported or a GPU is first used, by the command line, by the
+# first link over NCCL, and by scikit-learn, which others import where it is.
 _NOT_OURS = (
     "PYTEST_CURRENT_TEST",
     "TORCHINDUCTOR_CACHE_DIR",
     "CUDA_MODULE_LOADING",
     "GOMP_SPINCOUNT",
+    "KMP_DUPLICATE_LIB_OK",
     "NCCL_MULTI_RANK_GPU_ENABLE",
     "NCCL_RAS_ENABLE",
 )

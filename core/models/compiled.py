@@ -56,7 +56,9 @@ class Compiled:
             graphs = mode == "reduce-overhead"
             options = {"options": {"fallback_random": True, "triton.cudagraphs": graphs}}
         torch.compiler.reset()  # what an earlier run compiled counts against torch's limit
-        self._compiled = torch.compile(function, dynamic=False, backend=backend, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what torch imports of its own
+            self._compiled = torch.compile(function, dynamic=False, backend=backend, **options)
 
     def __call__(
         self, inputs: torch.Tensor, token_sizes: torch.Tensor | None = None
