@@ -32,9 +32,18 @@ def test_a_run_of_what_ships_imports_only_what_it_uses(tmp_path: Path) -> None:
     )
     frozen, enabled, *imported = done.stdout.split()
     assert "torch" in imported
-    assert not set(UNUSED) & set(imported)
+    found = {*UNUSED} & {*imported}
+    assert not found or not found - imported_by_libraries()
     assert int(frozen) > 100_000
     assert enabled == "True"
+
+
+def imported_by_libraries() -> set[str]:
+    """Return what the libraries import by themselves where much else is installed."""
+    code = "import sys, timm, safetensors.torch, pyarrow.parquet; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    return {*done.stdout.split()}
 
 
 class Calls:
