@@ -82,6 +82,7 @@ class Client(Worker):
         On a GPU, what was wrong with the gradients of the step before is raised when the forward
         pass of this one is in the queue, and before anything is sent.
         """
+        self._trainer.weigh(averaged=False)
         with isolated_rng(self.peer.seed, "client", step, device=self.peer.device):
             cut = self._cut(batch, step, training=True)
             made = cut.activations
@@ -114,7 +115,8 @@ class Client(Worker):
             stacked: whether the plugins act; without, the evaluation is uncompressed.
         """
         self.settle()
-        with torch.no_grad(), self._trainer.averaged():
+        self._trainer.weigh(averaged=True)
+        with torch.no_grad():
             seed = self.peer.seed
             with isolated_rng(seed, "client-evaluation", number, device=self.peer.device):
                 cut = self._cut(batch, number, training=False)
@@ -125,7 +127,7 @@ class Client(Worker):
         message = yield asked
         loss = self._loss(message, Kind.PREDICTION, asked)
         message.verdicts = cut.verdicts
-        with torch.no_grad(), self._trainer.averaged():
+        with torch.no_grad():
             if stacked:
                 self.stack.after_receive(message.to(self.peer.device))
         for name, tensor in _leaving(cut, made).items():

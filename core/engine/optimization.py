@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +82,7 @@ class Trainer:
         self._average: dict[str, torch.Tensor] = {}
         if optimization.ema is not None:
             self._average = {name: tensor.clone() for name, tensor in numbers().items()}
+        self._averaged = False  # whether it has the weights' place, and they have its
 
     def step(self, step: int, steps: int | None) -> torch.Tensor | None:
         """Train with the gradients that are there, if this batch completes an optimizer step.
@@ -139,22 +139,26 @@ class Trainer:
         for name in now.keys() - floats:  # counters, which have no average
             self._average[name].copy_(now[name])
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Put the moving average, if there is one, in the place of the weights inside the block."""
-        if self._how.ema is None:
-            yield
+    @torch.no_grad()
+    def weigh(self, *, averaged: bool) -> None:
+        """Let the peer compute with the moving average, if there is one, or with its weights again.
+
+        They change places once for a whole evaluation, not for every batch.
+        """
+        if self._how.ema is None or averaged is self._averaged:
             return
-        numbers = self._numbers()
-        kept = {name: tensor.clone() for name, tensor in numbers.items()}
-        try:
-            _copy(self._average, numbers)
-            yield
-        finally:
-            _copy(kept, numbers)
+        self._averaged = averaged
+        for name, tensor in self._numbers().items():
+            kept = tensor.clone()
+            tensor.copy_(self._average[name])
+            self._average[name].copy_(kept)
 
     def state(self) -> dict[str, Any]:
-        """Return what a resumed run needs, as a tree of tensors and JSON values."""
+        """Return what a resumed run needs, as a tree of tensors and JSON values.
+
+        The peer computes with its weights again.
+        """
+        self.weigh(averaged=False)
         tree: dict[str, Any] = {}
         if self._optimizer is not None:
             state = self._optimizer.state_dict()["state"]
@@ -165,7 +169,8 @@ class Trainer:
         return tree | ({"gradients": summed} if summed else {})
 
     def load_state(self, tree: Mapping[str, Any]) -> None:
-        """Take back what `state` returned."""
+        """Take back what `state` returned, after the weights."""
+        self._averaged = False
         if self._optimizer is not None:
             whole = self._optimizer.state_dict()
             whole["state"] = {int(key): value for key, value in tree.get("optimizer", {}).items()}

@@ -92,12 +92,9 @@ class Server(Worker):
 
         A step whose labels come with its activations has one of each.
         """
-        if message.training:
-            yield self._train(self._arrived(message))
-            return
-        with self._trainer.averaged():
-            answer = self._evaluate(self._arrived(message), message.stacked)
-        yield answer
+        self._trainer.weigh(averaged=not message.training)
+        cut = self._arrived(message)
+        yield self._train(cut) if message.training else self._evaluate(cut, message.stacked)
 
     def _arrived(self, message: Message) -> Cut:
         check_request(message, self.peer, self._crossing, plugins=bool(self._plugins))

@@ -182,12 +182,13 @@ class Worker:
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return all that a resumed run needs of this peer: tensors, and JSON values."""
         self.settle()
+        trained = self._trainer.state()  # first: it puts the weights back, if the average is there
         tree: dict[str, Any] = {
             "model": self._part.state_dict(),
             "modules": {str(i): m.state_dict() for i, m in enumerate(self.peer.modules)},
             "plugins": self.stack.state_dict(),
         }
-        tree |= self._trainer.state()
+        tree |= trained
         tensors: dict[str, torch.Tensor] = {}
         values: dict[str, Any] = {}
         _flatten(tree, (), tensors, values)
