@@ -36,6 +36,7 @@ KINDS = ("threads", "processes")
 
 _MAIN = "splitlab.core.data.worker"
 _PARTING_SECONDS = 5.0
+_ENDING_SECONDS = 30.0  # of one that has closed its end already, on a busy machine
 _PATIENCE_SECONDS = 300.0  # of which a process that starts on a busy machine takes some
 
 Warned = tuple[str, type[Warning], str, int]
@@ -155,7 +156,7 @@ class _Worker:
         if self._late:
             return f"has not answered for {_PATIENCE_SECONDS:g} s and was killed"
         try:
-            status = self._process.wait(_PARTING_SECONDS)
+            status = self._process.wait(_ENDING_SECONDS)
         except subprocess.TimeoutExpired:
             return "does not answer"
         if status < 0:
