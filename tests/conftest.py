@@ -168,3 +168,25 @@ def fresh() -> Iterator[Any]:
 
     with FreshPeers() as peers:
         yield peers
+
+
+@pytest.fixture(scope="session")
+def forks(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    """Return a program that starts `splitlab` in milliseconds, or Python itself where none can."""
+    from forking import Forks
+
+    if sys.platform != "linux" or request.config.getoption("--gpu"):
+        yield sys.executable
+        return
+    with Forks(str(tmp_path_factory.mktemp("forks"))) as forks:
+        yield forks.python
+
+
+@pytest.fixture(scope="module")
+def starts_fast(forks: str) -> Iterator[None]:
+    """Let every ``python -m splitlab`` of a module's tests be forked; see `forking`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", forks)
+        yield

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from splitlab.core.runs.config import Config
 from splitlab.core.runs.plan import Decided
 from splitlab.core.runs.records import StepRecord, read_records
 from splitlab.core.testing import check_link
+
+pytestmark = pytest.mark.usefixtures("starts_fast")
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -45,7 +48,7 @@ SPREAD = "examples/attention_spread.py:AttentionSpread"
 
 def environment() -> dict[str, str]:
     """Return an environment in which `splitlab` is the one under test, and no GPU is seen."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "CUDA_VISIBLE_DEVICES": ""}
 
 
