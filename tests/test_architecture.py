@@ -38,8 +38,13 @@ def tree(name: str) -> ast.Module:
     return ast.parse(MODULES[name].read_text(encoding="utf-8"))
 
 
-def imports(name: str) -> Iterator[str]:
-    """Yield what the module imports, dotted, with the names that it takes from there."""
+@cache
+def imports(name: str) -> list[str]:
+    """Return what the module imports, dotted, with the names that it takes from there."""
+    return [*_imports(name)]
+
+
+def _imports(name: str) -> Iterator[str]:
     for node in ast.walk(tree(name)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -236,6 +241,8 @@ def names_that_ship() -> list[str]:
 
 def mentions(text: str, name: str) -> bool:
     """Whether the name is a word of the text; `adc` is none of `adc-batch-merge`."""
+    if name.lower() not in text.lower():  # nearly always, and found out fast
+        return False
     return bool(re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text, re.IGNORECASE))
 
 
