@@ -127,9 +127,9 @@ def leaves_nothing_behind() -> Iterator[None]:
 
 def _possessions() -> set[object]:
     sockets = set()
-    for entry in Path("/proc/self/fd").glob("*"):
+    for entry in os.listdir("/proc/self/fd"):
         try:
-            target = os.readlink(entry)
+            target = os.readlink(f"/proc/self/fd/{entry}")
         except OSError:
             continue  # the directory's own descriptor
         if target.startswith("socket:"):
