@@ -424,6 +424,7 @@ WITHOUT_A_MIRROR = {
 }
 # Tests of what lies across files.
 WITHOUT_A_SOURCE = {
+    "helpers/test_forking.py": "what stands in for Python in tests of two processes",
     "test_architecture.py": "who may import whom",
     "test_conformance.py": "the kit's checks of every plugin that ships",
     "test_docs.py": "the documents",
