@@ -188,5 +188,5 @@ def test_encoding_and_decoding_beside_the_clients_part(
     benchmark.extra_info |= {"client_ms": step * 1e3, "share": own / step, "sent": sent}
     table.append((name, own, own / step, sent))
     print(f"\n{name}: {own * 1e3:.1f} ms of the client's {step * 1e3:.0f} ms, {own / step:.1%}")
-    if name in HELD_TO_IT and client.device.type == "cpu":
+    if name in HELD_TO_IT:
         assert own / step <= LARGEST_SHARE

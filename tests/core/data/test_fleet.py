@@ -118,39 +118,37 @@ def test_a_process_that_is_killed_is_told_in_one_line(files: Any) -> None:
     fleet.close()
 
 
-def test_a_process_that_does_not_answer_is_killed(
-    files: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def stopped(files: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Fleet, Any]]:
+    """A fleet whose one process has stood still since its first job, and its decoder."""
     fleet = Fleet(1)
     decoder = decoders(files, fleet, "none")[2]
     with closing(fleet):
         next(decoder.pixels([torch.arange(3)], 0))
-        [worker] = fleet._all
         monkeypatch.setattr("splitlab.core.data.fleet._PATIENCE_SECONDS", 0.2)
-        os.kill(worker._process.pid, signal.SIGSTOP)
-        large = Job("L", 1, 0, "none", 0, [0], [np.zeros((3000, 3000), np.uint8)], keep=False)
-        for asked in (large, large):  # one that waits while it sends, and one that comes later
-            with pytest.raises(WorkerError) as caught:
-                fleet.ask(asked, asked.room())
-            assert str(caught.value) == (
-                "a process that decodes images has not answered for 0.2 s and was killed; take "
-                "fewer --workers, or --worker-kind threads"
-            )
+        os.kill(fleet._all[0]._process.pid, signal.SIGSTOP)
+        yield fleet, decoder
+
+
+def test_a_process_that_does_not_answer_is_killed(stopped: tuple[Fleet, Any]) -> None:
+    fleet, _ = stopped
+    [worker] = fleet._all
+    large = Job("L", 1, 0, "none", 0, [0], [np.zeros((3000, 3000), np.uint8)], keep=False)
+    for asked in (large, large):  # one that waits while it sends, and one that comes later
+        with pytest.raises(WorkerError) as caught:
+            fleet.ask(asked, asked.room())
+        assert str(caught.value) == (
+            "a process that decodes images has not answered for 0.2 s and was killed; take "
+            "fewer --workers, or --worker-kind threads"
+        )
+    fleet.close()
     assert worker._process.returncode == -signal.SIGKILL
 
 
-def test_a_process_that_is_stopped_amid_a_job_is_killed(
-    files: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fleet = Fleet(1)
-    decoder = decoders(files, fleet, "none")[2]
-    with closing(fleet):
+def test_a_process_that_is_stopped_amid_a_job_is_killed(stopped: tuple[Fleet, Any]) -> None:
+    _, decoder = stopped
+    with pytest.raises(WorkerError, match=r"has not answered for 0\.2 s and was killed"):
         next(decoder.pixels([torch.arange(3)], 0))
-        [worker] = fleet._all
-        monkeypatch.setattr("splitlab.core.data.fleet._PATIENCE_SECONDS", 0.2)
-        os.kill(worker._process.pid, signal.SIGSTOP)
-        with pytest.raises(WorkerError, match=r"has not answered for 0\.2 s and was killed"):
-            next(decoder.pixels([torch.arange(3)], 0))
 
 
 def test_a_process_that_fails_tells_its_last_line() -> None:
