@@ -47,8 +47,8 @@ class Optimization:
         }
         if not parameters:
             return None
-        # On a GPU fewer kernels than by default: they may take longer to start than to run, and there
-        # are two peers to start them.
+        # On a GPU fewer kernels than by default: they may take longer to start than to run, and
+        # there are two peers to start them.
         fused = all(p.is_cuda and p.is_floating_point() for p in parameters) or None
         return kinds[self.optimizer](
             parameters, lr=self.rate.lr, weight_decay=self.weight_decay, fused=fused
