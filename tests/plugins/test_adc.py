@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from splitlab.core import Attention, ConfigError, Cut, Peer, PluginError, ProtocolError
 from splitlab.core.catalogue.binding import bind
 from splitlab.core.engine.stack import Stack
+from splitlab.core.testing import FreshPeers, check_plugin
 from splitlab.core.testing.tiny import Tiny
 from splitlab.plugins.adc import ADC, ADCBatchMerge, ADCTokenSelect, merge_select
 from splitlab.plugins.common.kmeans import random_partition
@@ -25,6 +26,7 @@ ATTENTION = Attention()
 
 Plugin = ADC | ADCBatchMerge | ADCTokenSelect
 CRITERIA = ["cls_score", "cls_token", "avg_token", "random", "class_label"]
+SELECTS = ["attention", "rollout", "norm", "random"]
 
 
 def make_peer(role: str = "client", **facts: Any) -> Peer:
@@ -338,6 +340,62 @@ def test_stacked_halves_equal_the_whole_bit_for_bit(
     assert torch.equal(one.backward(gradient), two.backward(gradient))
 
 
+@pytest.mark.parametrize("select", SELECTS[1:])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_halves_equal_the_whole_whatever_ranks_the_tokens(select: Any, dtype: torch.dtype) -> None:
+    whole: list[Plugin] = [ADC(alloc="explicit", tau=0.3, kappa=0.4, select=select)]
+    halves: list[Plugin] = [ADCBatchMerge(ratio=0.3), ADCTokenSelect(ratio=0.4, select=select)]
+    outcomes = []
+    for stack in (whole, halves):
+        cut = make_cut(20, 17, 24, step=3, dtype=dtype)
+        draw = torch.Generator().manual_seed(9)
+        cut.measured[Attention("mean", "rollout")] = torch.rand(20, 17, generator=draw)
+        outcomes.append(run_step(stack, cut))
+    one, two = outcomes
+    for name, tensor in one.wire.items():
+        assert torch.equal(tensor, two.wire[name]), name
+
+
+def test_tokens_are_ranked_by_the_norm_of_what_merging_makes_of_them() -> None:
+    cut = make_cut(20, 9, 4, dtype=torch.float64)
+    out = run_step([ADC(alloc="explicit", tau=0.3, kappa=0.5, select="norm")], cut)
+    merged = composed(out.leaf, out.clusters, torch.arange(9).expand(6, 9)).detach()
+    tokens = kept_tokens(merged.norm(dim=2), torch.arange(6), 4)
+    expected = composed(out.leaf, out.clusters, tokens)
+    torch.testing.assert_close(out.wire["activations"], expected.detach())
+    gradient = noise(6, 4, 4, dtype=torch.float64)
+    theirs = torch.autograd.grad(expected, out.leaf, gradient)[0]
+    torch.testing.assert_close(out.backward(gradient), theirs)
+
+
+@pytest.mark.parametrize("select", SELECTS)
+def test_an_evaluation_may_select_by_anything_and_merges_nothing(select: Any) -> None:
+    cut = make_cut(training=False)
+    cut.measured[Attention("mean", "rollout")] = cut.measured[ATTENTION]
+    out = run_step([ADC(ratio=0.16, evaluation=True, select=select)], cut)
+    assert out.wire.keys() == {"activations", "targets"}
+    assert out.wire["activations"].shape == (8, 3, 4)
+
+
+# The defaults go through the kit in `tests/test_conformance.py`.
+OTHERS = [
+    *(f"adc:criterion={criterion}" for criterion in CRITERIA[1:]),
+    *(f"adc:select={select}" for select in SELECTS[1:3]),
+    *(f"adc-token-select:select={select}" for select in SELECTS[1:]),
+]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "adc:criterion=random,select=random",
+        *(pytest.param(text, marks=pytest.mark.long) for text in OTHERS),
+    ],
+)
+def test_every_criterion_holds_what_every_plugin_must(text: str, fresh: FreshPeers) -> None:
+    check_plugin(text, fresh=fresh).raise_if_failed()
+
+
 def test_one_and_one_is_the_identity() -> None:
     out = run_step([ADC(ratio=1)], make_cut())
     assert out.client.activations is out.leaf
@@ -646,6 +704,9 @@ def test_attention_is_asked_for_where_it_is_used() -> None:
         ADC(criterion="random", heads="max"): ("max", "last"),
         ADCTokenSelect(score_layer="rollout"): ("mean", "rollout"),
         ADCBatchMerge(heads="max", score_layer="rollout"): ("max", "rollout"),
+        ADCTokenSelect(select="rollout"): ("mean", "rollout"),
+        ADC(select="norm", heads="max"): ("max", "last"),  # of the clusters
+        ADC(criterion="avg_token", select="rollout"): ("mean", "rollout"),
     }
     for plugin, (heads, layer) in asks.items():
         peer = make_peer()
@@ -655,6 +716,23 @@ def test_attention_is_asked_for_where_it_is_used() -> None:
         peer = make_peer()
         ADCBatchMerge(criterion=criterion).setup(peer)  # type: ignore[arg-type]
         assert peer.requests == []
+    both, peer = ADC(select="rollout"), make_peer()
+    both.setup(peer)
+    assert peer.requests == [Attention(), Attention("mean", "rollout")]
+
+
+@pytest.mark.parametrize("select", ["norm", "random"])
+@pytest.mark.parametrize("criterion", ["avg_token", "random", "class_label"])
+def test_a_model_without_a_class_token_will_do_where_nothing_asks_for_attention(
+    criterion: Any, select: Any
+) -> None:
+    cut = make_cut()
+    cut.measured = {}
+    plugin = ADC(ratio=0.25, criterion=criterion, select=select)
+    out = run_step([plugin], cut, class_token=False)
+    assert out.wire["activations"].shape == (4, 4, 4)
+    assert "attention" not in plugin.traits().needs
+    assert "attention" in ADC(criterion=criterion).traits().needs
 
 
 @pytest.mark.parametrize("criterion", ["avg_token", "random", "class_label"])
@@ -696,6 +774,11 @@ def test_reference_bug_selects_tokens_by_feature_number(criterion: Any) -> None:
         ({"ratio": 1.5}, "ratio=1.5"),
         ({"ratio": float("nan")}, "ratio=nan"),
         ({"alloc": "cube"}, "alloc=cube is refused; allowed: sqrt, fifth, quarter_bug, explicit"),
+        ({"select": "size"}, "select=size is refused; allowed: attention, rollout, norm, random"),
+        (
+            {"criterion": "cls_token", "repo_token_bug": True, "select": "norm"},
+            "repo_token_bug=True is refused; allowed: select=attention",
+        ),
         ({"tau": 0.5, "kappa": 0.2}, "tau=0.5 is refused; .* alloc=explicit only"),
         ({"alloc": "explicit"}, "both tau and kappa"),
         ({"alloc": "explicit", "tau": 0.5}, "both tau and kappa"),
