@@ -88,7 +88,8 @@ class Selection:
         if self.select == "norm":
             rows_TND = rows().detach()
             dtype = torch.promote_types(rows_TND.dtype, torch.float32)
-            return torch.linalg.vector_norm(rows_TND, dim=2, dtype=dtype)
+            norms_TN: torch.Tensor = torch.linalg.vector_norm(rows_TND, dim=2, dtype=dtype)
+            return norms_TN
         generator = peer.generator("select tokens", cut.step)
         drawn_TN = torch.rand(T, cut.activations.shape[1], generator=generator)
         return upload(drawn_TN, cut.activations.device)
