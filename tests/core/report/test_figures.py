@@ -87,7 +87,7 @@ def test_a_heat_map_needs_two_settings(make: Any) -> None:
 
 
 def test_every_figure_has_a_name() -> None:
-    assert len(set(FIGURES)) == len(FIGURES) == 10
+    assert len(set(FIGURES)) == len(FIGURES) == 12
 
 
 # Curves.
