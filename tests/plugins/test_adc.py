@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from splitlab.core import Attention, ConfigError, Cut, Peer, PluginError, ProtocolError
 from splitlab.core.catalogue.binding import bind
 from splitlab.core.engine.stack import Stack
-from splitlab.core.testing import FreshPeers, check_plugin
 from splitlab.core.testing.tiny import Tiny
 from splitlab.plugins.adc import ADC, ADCBatchMerge, ADCTokenSelect, merge_select
 from splitlab.plugins.common.kmeans import random_partition
@@ -71,7 +70,10 @@ def make_cut(
         targets=torch.randint(C, (B,), generator=draw),
         step=step,
         training=training,
-        measured={ATTENTION: (2 * torch.randn(B, N, generator=draw)).softmax(dim=1)},
+        measured={
+            ATTENTION: (2 * torch.randn(B, N, generator=draw)).softmax(dim=1),
+            Attention("mean", "rollout"): torch.rand(B, N, generator=draw),
+        },
         sample_ids=torch.arange(B),
     )
 
@@ -315,16 +317,20 @@ def test_tokens_are_selected_by_attention_whatever_is_clustered(criterion: Any) 
     torch.testing.assert_close(out.client.measured[ATTENTION], means.gather(1, tokens))
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize(
+    ("criterion", "select"),
+    [*((each, "attention") for each in CRITERIA), *(("cls_score", each) for each in SELECTS[1:])],
+)
 @pytest.mark.parametrize(("tau", "kappa"), [(0.3, 0.4), (0.5, 1.0), (1.0, 0.4), (1.0, 1.0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_stacked_halves_equal_the_whole_bit_for_bit(
-    criterion: Any, tau: float, kappa: float, dtype: torch.dtype
+    criterion: Any, select: Any, tau: float, kappa: float, dtype: torch.dtype
 ) -> None:
-    whole: list[Plugin] = [ADC(alloc="explicit", tau=tau, kappa=kappa, criterion=criterion)]
+    chosen = {"criterion": criterion, "select": select}
+    whole: list[Plugin] = [ADC(alloc="explicit", tau=tau, kappa=kappa, **chosen)]
     halves: list[Plugin] = [
         ADCBatchMerge(ratio=tau, criterion=criterion),
-        ADCTokenSelect(ratio=kappa),
+        ADCTokenSelect(ratio=kappa, select=select),
     ]
     one, two = (
         run_step(stack, make_cut(20, 17, 24, step=3, dtype=dtype)) for stack in (whole, halves)
@@ -338,22 +344,6 @@ def test_stacked_halves_equal_the_whole_bit_for_bit(
     assert torch.equal(one.client.measured[ATTENTION], two.client.measured[ATTENTION])
     gradient = noise(*one.client.activations.shape).to(dtype)
     assert torch.equal(one.backward(gradient), two.backward(gradient))
-
-
-@pytest.mark.parametrize("select", SELECTS[1:])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_halves_equal_the_whole_whatever_ranks_the_tokens(select: Any, dtype: torch.dtype) -> None:
-    whole: list[Plugin] = [ADC(alloc="explicit", tau=0.3, kappa=0.4, select=select)]
-    halves: list[Plugin] = [ADCBatchMerge(ratio=0.3), ADCTokenSelect(ratio=0.4, select=select)]
-    outcomes = []
-    for stack in (whole, halves):
-        cut = make_cut(20, 17, 24, step=3, dtype=dtype)
-        draw = torch.Generator().manual_seed(9)
-        cut.measured[Attention("mean", "rollout")] = torch.rand(20, 17, generator=draw)
-        outcomes.append(run_step(stack, cut))
-    one, two = outcomes
-    for name, tensor in one.wire.items():
-        assert torch.equal(tensor, two.wire[name]), name
 
 
 def test_tokens_are_ranked_by_the_norm_of_what_merging_makes_of_them() -> None:
@@ -371,29 +361,9 @@ def test_tokens_are_ranked_by_the_norm_of_what_merging_makes_of_them() -> None:
 @pytest.mark.parametrize("select", SELECTS)
 def test_an_evaluation_may_select_by_anything_and_merges_nothing(select: Any) -> None:
     cut = make_cut(training=False)
-    cut.measured[Attention("mean", "rollout")] = cut.measured[ATTENTION]
     out = run_step([ADC(ratio=0.16, evaluation=True, select=select)], cut)
     assert out.wire.keys() == {"activations", "targets"}
     assert out.wire["activations"].shape == (8, 3, 4)
-
-
-# The defaults go through the kit in `tests/test_conformance.py`.
-OTHERS = [
-    *(f"adc:criterion={criterion}" for criterion in CRITERIA[1:]),
-    *(f"adc:select={select}" for select in SELECTS[1:3]),
-    *(f"adc-token-select:select={select}" for select in SELECTS[1:]),
-]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "adc:criterion=random,select=random",
-        *(pytest.param(text, marks=pytest.mark.long) for text in OTHERS),
-    ],
-)
-def test_every_criterion_holds_what_every_plugin_must(text: str, fresh: FreshPeers) -> None:
-    check_plugin(text, fresh=fresh).raise_if_failed()
 
 
 def test_one_and_one_is_the_identity() -> None:
