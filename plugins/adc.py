@@ -13,8 +13,9 @@ The client, in training:
 5. Select: J_i, the special tokens and those with the largest mean attention c_i of the members, k
    in all. Z_i = X̄_i[J_i], tokens in their old order. Ties: the lowest token.
 
-Steps 4 and 5 run as one: what is not kept is never merged (`merge_select`). A row Z_i is NaN if any
-number of its samples is not finite, kept or not.
+Steps 4 and 5 run as one: what is not kept is never merged (`merge_select`), but where
+``select=norm`` ranks tokens by what merging makes of them. A row Z_i is NaN if any number of its
+samples is not finite, kept or not.
 
 Up: Z (T, k, D), the class ids (B,) and the cluster ids (B,), one byte each for up to 256 classes
 and clusters. The server counts out the mean label ȳ_i of every cluster from these; probabilities
@@ -46,6 +47,8 @@ What this file does otherwise than the paper or its two public code bases, and w
   an attention over N tokens and keeps the tokens whose numbers are those of its largest features.
   Here the criterion drives the partition alone, and tokens are selected by the mean attention of
   the members. ``repo_token_bug=true`` does as the reference does.
+- Controls that paper and code do not have: ``select`` ranks tokens otherwise than by attention,
+  ``criterion=random`` and ``class_label`` cluster without looking or by the truth.
 - Targets that are class probabilities already, those of mixup, cross as they are, and their mean
   over a cluster is its target. ``class_label`` clusters mixed samples by their larger share.
 - All special tokens are kept; the reference knows the class token alone. If k is smaller than their
@@ -59,6 +62,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -83,11 +87,13 @@ from splitlab.plugins.common.kmeans import (
     random_partition,
 )
 from splitlab.plugins.common.pooling import (
+    Rounding,
     attention_in_cut,
     bring_attention,
-    floor,
+    rounded,
     select_in_cut,
 )
+from splitlab.plugins.common.selection import Select, Selection
 from splitlab.plugins.common.settings import DEFAULT_RATIO, check_choice, check_share, refusal
 
 __all__ = ["ADC", "ADCBatchMerge", "ADCTokenSelect", "merge_select"]
@@ -96,7 +102,6 @@ Alloc = Literal["sqrt", "fifth", "quarter_bug", "explicit"]
 Criterion = Literal["cls_score", "cls_token", "avg_token", "random", "class_label"]
 Heads = Literal["mean", "max"]
 LossWeight = Literal["uniform", "size"]
-Rounding = Literal["floor", "nearest"]
 ScoreLayer = Literal["last", "rollout"]
 TolMode = Literal["absolute", "relative"]
 
@@ -115,6 +120,8 @@ class ADC:
         kappa: share of tokens left by selection, in (0, 1]; with ``alloc=explicit`` only.
         criterion: what is clustered: class-token attention, class token, mean token; or no K-means
             but a random partition, or one by class label (as pure as T allows: an oracle).
+        select: what tokens are ranked by: class-token attention, its rollout through all client
+            blocks, the norm of the merged token, or chance.
         iterations: most iterations of K-means.
         tol: when K-means stops, see `splitlab.plugins.common.kmeans`.
         tol_mode: absolute (the reference's rule) or relative to the variance of the points.
@@ -122,7 +129,8 @@ class ADC:
         loss_weight: uniform over merged rows (the paper), or by cluster size, so that the loss is
             an average over samples.
         heads: how attention heads are reduced.
-        score_layer: attention of the last client block, or rollout through all of them.
+        score_layer: attention of the last client block, or rollout through all of them, for
+            clusters and tokens alike.
         evaluation: whether evaluation batches send the selected tokens only; the paper: no.
         repo_token_bug: forensic, with cls_token or avg_token: select tokens by the features of the
             centroid as the reference does.
@@ -136,6 +144,7 @@ class ADC:
         tau: float | None = None,
         kappa: float | None = None,
         criterion: Criterion = "cls_score",
+        select: Select = "attention",
         iterations: int = 50,
         tol: float = 1e-4,
         tol_mode: TolMode = "absolute",
@@ -153,7 +162,7 @@ class ADC:
         self._merging = _Merging(
             "adc", tau, criterion, iterations, tol, tol_mode, rounding, loss_weight, attention
         )
-        self._selection = _Selection("adc", kappa, rounding, attention)
+        self._selection = Selection("adc", kappa, rounding, attention, select)
         self._repo_token_bug = repo_token_bug
         if repo_token_bug and criterion not in ("cls_token", "avg_token"):
             raise refusal(
@@ -162,10 +171,17 @@ class ADC:
                 "criterion=cls_token and criterion=avg_token, the two that the bug concerns",
                 f"leave it out with criterion={criterion}",
             )
+        if repo_token_bug and select != "attention":
+            raise refusal(
+                "repo_token_bug",
+                True,
+                "select=attention, in the place of which the bug puts the centroid",
+                f"leave it out with select={select}",
+            )
 
     @hookimpl
     def setup(self, peer: Peer) -> None:
-        """Check the parameters against model and batch, ask for attention."""
+        """Check the parameters against model and batch, ask for the attention that is needed."""
         self._peer = peer
         self._merging.check(peer)
         self._selection.check(peer)
@@ -180,7 +196,9 @@ class ADC:
         T = self._merging.count(len(cut.activations))
         assignment_B = self._merging.partition(cut, self._peer)
         _announce(cut, assignment_B, T)
-        scores_TN = self._selection.scores(cut)
+        rows = partial(_merged, cut.activations.detach(), assignment_B, T)
+        T = len(cut.activations) if assignment_B is None else T
+        scores_TN = self._selection.scores(cut, self._peer, T, rows)
         if self._repo_token_bug and cut.training:
             features_BF = self._merging.features(cut)
             scores_TN = _reference_scores(features_BF, assignment_B, T, N=scores_TN.shape[1])
@@ -202,7 +220,7 @@ class ADC:
     def traits(self) -> Traits:
         """Needs attention and samples at their places; leaves merged rows of chosen tokens."""
         return Traits(
-            needs={"targets", "places", "attention"},
+            needs={"targets", "places", *self._merging.needs, *self._selection.needs},
             changes={"batch", "tokens", "places"},
             evaluation=self._evaluation,
         )
@@ -272,8 +290,6 @@ class ADCBatchMerge:
         """Check the parameters against model and batch, ask for attention if it is clustered."""
         self._peer = peer
         self._merging.check(peer)
-        if self._merging.criterion == "cls_score":
-            peer.request(self._merging.plugin, self._merging.attention)
 
     @hookimpl
     def after_client_forward(self, cut: Cut) -> None:
@@ -296,8 +312,7 @@ class ADCBatchMerge:
     @hookimpl
     def traits(self) -> Traits:
         """Needs samples at their places, and attention if it is clustered; leaves merged rows."""
-        clustered = {"attention"} if self._merging.criterion == "cls_score" else set()
-        return Traits(needs={"targets", "places", *clustered}, changes={"batch"})
+        return Traits(needs={"targets", "places", *self._merging.needs}, changes={"batch"})
 
 
 class ADCTokenSelect:
@@ -305,6 +320,7 @@ class ADCTokenSelect:
 
     Args:
         ratio: κ in (0, 1], the share of tokens that is left.
+        select: as in `ADC`.
         rounding: as in `ADC`.
         heads: as in `ADC`.
         score_layer: as in `ADC`.
@@ -315,6 +331,7 @@ class ADCTokenSelect:
         self,
         *,
         ratio: float = DEFAULT_RATIO,
+        select: Select = "attention",
         rounding: Rounding = "floor",
         heads: Heads = "mean",
         score_layer: ScoreLayer = "last",
@@ -322,12 +339,12 @@ class ADCTokenSelect:
     ) -> None:
         check_share("ratio", ratio)
         attention = _request(heads, score_layer)
-        self._selection = _Selection("adc-token-select", ratio, rounding, attention)
+        self._selection = Selection("adc-token-select", ratio, rounding, attention, select)
         self._evaluation = evaluation
 
     @hookimpl
     def setup(self, peer: Peer) -> None:
-        """Ask for attention."""
+        """Ask for attention, if tokens are chosen by it."""
         self._peer = peer
         self._selection.check(peer)
 
@@ -336,7 +353,8 @@ class ADCTokenSelect:
         """Replace (B, N, D) by (B, K, D)."""
         if not (cut.training or self._evaluation):
             return
-        scores_BN = self._selection.scores(cut)
+        B = len(cut.activations)
+        scores_BN = self._selection.scores(cut, self._peer, B, lambda: cut.activations)
         tokens_BK = self._selection.choose(scores_BN, self._peer)
         if tokens_BK is not None:
             select_in_cut(cut, tokens_BK)
@@ -351,7 +369,7 @@ class ADCTokenSelect:
     def traits(self) -> Traits:
         """Needs attention; leaves every row with tokens of its own."""
         return Traits(
-            needs={"attention"},
+            needs=self._selection.needs,
             changes={"tokens", "places"},
             evaluation=self._evaluation,
         )
@@ -390,7 +408,7 @@ class _Merging:
 
     def count(self, B: int) -> int:
         """Return T for B samples; T ≥ B means: do not merge."""
-        return B if self.tau == 1 else max(2, _round(self.tau * B, self.rounding))
+        return B if self.tau == 1 else max(2, rounded(self.tau * B, self.rounding))
 
     def check(self, peer: Peer) -> None:
         """Refuse a model or a batch that cannot be merged as configured."""
@@ -410,6 +428,13 @@ class _Merging:
                 f"plugin {self.plugin!r}: criterion=cls_token needs a class token, and this model "
                 "has none; allowed here: avg_token, random, class_label"
             )
+        if self.needs:
+            peer.request(self.plugin, self.attention)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Aspects of the cut: attention, if it is clustered."""
+        return frozenset({"attention"} if self.criterion == "cls_score" else ())
 
     def features(self, cut: Cut) -> torch.Tensor:
         """Return what K-means clusters, (B, F), detached."""
@@ -478,51 +503,6 @@ class _Merging:
 def _main_class(targets: torch.Tensor) -> torch.Tensor:
     """Return class ids (B,): as they are, or of the largest share of mixed samples (B, C)."""
     return targets.argmax(-1) if targets.is_floating_point() else targets
-
-
-@dataclass(frozen=True, slots=True)
-class _Selection:
-    """Which tokens of a row are sent."""
-
-    plugin: str
-    kappa: float
-    rounding: Rounding
-    attention: Attention
-
-    def __post_init__(self) -> None:
-        check_choice("rounding", self.rounding, get_args(Rounding))
-
-    def count(self, N: int) -> int:
-        """Return k for N tokens, special tokens counted."""
-        return max(1, _round(self.kappa * N, self.rounding))
-
-    def check(self, peer: Peer) -> None:
-        """Ask for attention."""
-        peer.request(self.plugin, self.attention)
-
-    def scores(self, cut: Cut) -> torch.Tensor:
-        """Return what tokens are chosen by: the class token's attention to each of them."""
-        return attention_in_cut(cut, self.attention, self.plugin)
-
-    def nominal(self, peer: Peer) -> float:
-        """Return κ, or the smallest that the model allows."""
-        return max(self.kappa, peer.least_tokens / peer.tokens)
-
-    def choose(self, scores_TN: torch.Tensor, peer: Peer) -> torch.Tensor | None:
-        """Return the tokens kept, (T, K) in ascending order, or None if all are.
-
-        K is `count`, but at least what the server needs: the prefix of special tokens, which is
-        always kept, and one patch where the head pools patches.
-        """
-        T, N = scores_TN.shape
-        prefix, K = peer.prefix_tokens, max(self.count(N), peer.least_tokens)
-        if K >= N:
-            return None
-        special_TK = torch.arange(prefix, device=scores_TN.device).expand(T, prefix)
-        # Not topk: which of two equal scores it takes is not defined.
-        ranked = scores_TN[:, prefix:].argsort(dim=1, descending=True, stable=True)
-        chosen_TK = ranked[:, : K - prefix].sort(dim=1).values + prefix
-        return torch.cat((special_TK, chosen_TK), dim=1)
 
 
 def merge_select(
@@ -600,15 +580,24 @@ def _replace(
             select_in_cut(cut, tokens_TK)
         return
     if tokens_TK is None:
-        N = cut.activations.shape[1]
-        tokens_TN = torch.arange(N, device=assignment_B.device).expand(T, N)
-        cut.activations = merge_select(cut.activations, assignment_B, tokens_TN)
+        cut.activations = _merged(cut.activations, assignment_B, T)
         return
     bring_attention(cut, lambda attention_TN: attention_TN.gather(1, tokens_TK))
     fault_B = faults(cut.activations)
     fault_T = fault_B.new_zeros(len(tokens_TK)).index_add(0, assignment_B, fault_B)
     Z_TKD = merge_select(cut.activations, assignment_B, tokens_TK)
     cut.activations = marked(Z_TKD, fault_T)
+
+
+def _merged(
+    activations_BND: torch.Tensor, assignment_B: torch.Tensor | None, T: int
+) -> torch.Tensor:
+    """Return the rows that a partition leaves, with all their tokens: (T, N, D)."""
+    if assignment_B is None:
+        return activations_BND
+    N = activations_BND.shape[1]
+    tokens_TN = torch.arange(N, device=assignment_B.device).expand(T, N)
+    return merge_select(activations_BND, assignment_B, tokens_TN)
 
 
 def _announce(cut: Cut, assignment_B: torch.Tensor | None, T: int) -> None:
@@ -663,8 +652,3 @@ def _allocate(
             "leave ratio out with alloc=explicit",
         )
     return tau, kappa, tau * kappa
-
-
-def _round(value: float, rounding: Rounding) -> int:
-    """Round down or to the nearest, forgiving a product that lacks 1e-9 to the next integer."""
-    return floor(value + (0.5 if rounding == "nearest" else 0.0))

@@ -425,6 +425,7 @@ WITHOUT_A_MIRROR = {
 # Tests of what lies across files.
 WITHOUT_A_SOURCE = {
     "helpers/test_forking.py": "what stands in for Python in tests of two processes",
+    "core/studies/test_shipped.py": "the studies that ship",
     "test_architecture.py": "who may import whom",
     "test_conformance.py": "the kit's checks of every plugin that ships",
     "test_docs.py": "the documents",

@@ -31,6 +31,12 @@ NEED_A_TRANSFORMER = {
 }
 """Why a convolutional network refuses these."""
 
+OTHERWISE = [
+    *(f"adc:criterion={each}" for each in ("cls_token", "avg_token", "random", "class_label")),
+    *(f"adc:select={each}" for each in ("rollout", "norm")),
+    *(f"adc-token-select:select={each}" for each in ("rollout", "norm", "random")),
+]
+
 MAY_SKIP = {"gradient-as-declared": "gradient='corrected'"}
 """Checks that a plugin of ours may leave out, and how the reason begins."""
 
@@ -57,6 +63,17 @@ def test_a_plugin_holds_what_every_plugin_must(
     for row in report.rows:
         if row.outcome == "skipped":
             assert row.reason.startswith(MAY_SKIP.get(row.check, "nothing")), row
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "adc:criterion=random,select=random",
+        *(pytest.param(text, marks=pytest.mark.long) for text in OTHERWISE),
+    ],
+)
+def test_a_plugin_that_chooses_otherwise_holds_it_too(text: str, fresh: FreshPeers) -> None:
+    check_plugin(text, fresh=fresh).raise_if_failed()
 
 
 @pytest.mark.long

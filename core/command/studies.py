@@ -20,7 +20,7 @@ __all__ = ["add"]
 _MORE = """\
 A study of your own is a table [studies.NAME] in a registry.toml (--registry),
 or a TOML file with its keys: summary, paper, base, stacks, over, zip, seeds,
-draw, reference. docs/studies.md explains them.
+draw, reference, published. docs/studies.md explains them.
 """
 
 _EXAMPLES = """\
@@ -106,6 +106,8 @@ def _explain(found: Definition, typed: str) -> int:
     changed = {key for axis in found.axes for key in axis[0]}
     facts += [(shown_key(k), str(value)) for k, value in found.base.items() if k not in changed]
     facts.append(("runs", f"at most {_most_runs(found):,}; --dry-run of the study lists its rows"))
+    if found.published:
+        facts.append(("published", found.published))
     if found.draw:
         facts.append(("draws", ", ".join(found.draw)))
     print_facts(facts)

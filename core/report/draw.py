@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splitlab.core.report.figures import frontier, panels, wanted
-from splitlab.core.report.heat_maps import maps
+from splitlab.core.report.by_setting import RATIO, SETTING, series
+from splitlab.core.report.figures import frontier, panels, spent, wanted
+from splitlab.core.report.heat_maps import HEATMAP, RIDGE, maps
 from splitlab.core.report.results import Results
 from splitlab.core.runs.disk import write_whole, writing
 
@@ -118,9 +119,12 @@ def _figure(results: Results, kind: str) -> Figure:
     from splitlab.core.report.draw_curves import draw_panels
     from splitlab.core.report.draw_frontier import draw_frontier
     from splitlab.core.report.draw_maps import draw_maps
+    from splitlab.core.report.draw_settings import draw_settings
 
-    if kind.startswith("heatmap"):
-        return draw_maps(maps(results, kind))
+    if spent(kind) in (HEATMAP, RIDGE):
+        return draw_maps(maps(results, kind), ridge=spent(kind) == RIDGE)
+    if spent(kind) in (RATIO, SETTING):
+        return draw_settings(series(results, kind), kind, results.published)
     if kind == "frontier":
         return draw_frontier(frontier(results))
     return draw_panels(panels(results, kind), kind)

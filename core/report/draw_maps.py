@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from splitlab.core.contract.settings import shown
-from splitlab.core.report.heat_maps import Cell, Map, Maps
+from splitlab.core.report.heat_maps import Cell, Map, Maps, contours
 from splitlab.core.report.results import Row
 from splitlab.core.report.statistics import Mean
 from splitlab.core.report.summary_table import byte_unit
@@ -26,11 +26,12 @@ _BESIDE = 4
 """How many rows that are in no map are told below it."""
 
 
-def draw_maps(maps: Maps) -> Figure:
+def draw_maps(maps: Maps, *, ridge: bool = False) -> Figure:
     """Draw a map of accuracy and one of bytes for every combination of the other settings.
 
     Args:
-        maps: of `splitlab.core.report.figures.maps`.
+        maps: of `splitlab.core.report.heat_maps.maps`.
+        ridge: draw lines of equal products, and frame the best cell on each.
     """
     from matplotlib.figure import Figure
 
@@ -48,7 +49,10 @@ def draw_maps(maps: Maps) -> Figure:
     half = len(grid) // 2
     for part, accuracy in ((grid[:half], True), (grid[half:], False)):
         _draw_all(figure, [*part], maps, columns, accuracy)
-    figure.supxlabel(_told(maps), fontsize=6.5)
+        if ridge:
+            for axes, each in zip(part, maps.maps, strict=False):
+                _draw_lines(axes, maps, each)
+    figure.supxlabel(_told(maps, ridge), fontsize=6.5)
     return figure
 
 
@@ -123,6 +127,19 @@ def _draw_map(
             _write(axes, i, j, cell, value, colours, accuracy)
 
 
+def _draw_lines(axes: Axes, maps: Maps, each: Map) -> None:
+    """Draw a line through the middles of cells of one product, and a frame around the best."""
+    from matplotlib.patches import Rectangle
+
+    for line in contours(maps, each):
+        x, y = zip(*line.places, strict=True)
+        axes.plot(x, y, color="white", linewidth=0.9, linestyle=(0, (3, 2)), zorder=1.5)
+        if line.best is not None:
+            i, j = line.best
+            look: dict[str, Any] = {"fill": False, "edgecolor": "#D55E00", "linewidth": 1.6}
+            axes.add_patch(Rectangle((i - 0.44, j - 0.42), 0.88, 0.84, zorder=4, **look))
+
+
 def _write(
     axes: Axes,
     i: int,
@@ -163,17 +180,19 @@ def _luminance(*channels: float) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def _told(maps: Maps) -> str:
+def _told(maps: Maps, ridge: bool) -> str:
     cells = [cell for each in maps.maps for cell in each.cells.values()]
     told = ["mean ± half the 95 % interval"]
     whole = len(maps.x.values) * len(maps.y.values) * len(maps.maps)
     if len(cells) < whole or any(cell.accuracy is None for cell in cells):
         told.append("hatched: no finished run")
-    lines = ["; ".join(told)]
+    if ridge:
+        told.append("dashed: equal products; framed: the best of each")
+    below = ["; ".join(told)]
     beside = [f"{row.title}: {_result(row)}" for row in maps.beside[:_BESIDE]]
     if len(maps.beside) > _BESIDE:
         beside.append(f"{len(maps.beside) - _BESIDE} more rows are in the table only")
-    return "\n".join([*lines, *beside])
+    return "\n".join([*below, *beside])
 
 
 def _result(row: Row) -> str:

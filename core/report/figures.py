@@ -1,4 +1,4 @@
-"""What figures show, as numbers: panels of lines, the Pareto frontier, heat maps. Draws nothing.
+"""What figures show, as numbers: panels of lines and the Pareto frontier. Draws nothing.
 
 Which figures a study wants is a tuple of names (``Results.draw``), each one of
 
@@ -8,6 +8,9 @@ frontier                          final accuracy against training bytes, all row
 heatmap                           accuracy and bytes over the two settings with the most values
 heatmap:x=X,y=Y                   the same over these two; others have a map for each combination;
                                   X and Y may stand with a multiplication sign between them, too
+ridge, ridge:x=X,y=Y              a heat map with lines of equal products and the best on each
+ratio                             final accuracy against the measured share of bytes
+setting:NAME                      the same against a setting in numbers
 
 Without any, those that suit are drawn, see `wanted`.
 """
@@ -23,7 +26,8 @@ from dataclasses import dataclass, replace
 from splitlab.core.contract.errors import ConfigError, Notice, unknown_name
 from splitlab.core.contract.settings import shown
 from splitlab.core.report.axes import OF_THE_METHOD
-from splitlab.core.report.heat_maps import maps, suits
+from splitlab.core.report.by_setting import RATIO, SETTING, x_axis
+from splitlab.core.report.heat_maps import HEATMAP, RIDGE, maps, suits
 from splitlab.core.report.reference import context_of
 from splitlab.core.report.results import Axis, Point, Results, Row
 from splitlab.core.report.statistics import Mean
@@ -36,6 +40,7 @@ __all__ = [
     "check_name",
     "drawable",
     "frontier",
+    "is_still",
     "panels",
     "spent",
     "wanted",
@@ -49,7 +54,11 @@ _SPENT: Mapping[str, Callable[[Point], float | None]] = {
 }
 """What a curve may be drawn against; None where it was not measured."""
 
-FIGURES = (*_SPENT, *(f"{name}:log" for name in _SPENT), "frontier", "heatmap")
+FIGURES = (
+    *(*_SPENT, *(f"{name}:log" for name in _SPENT)),
+    *("frontier", HEATMAP, RIDGE, RATIO),
+)
+_WITH_SETTINGS = (HEATMAP, RIDGE, SETTING)
 
 _LINES_OF_A_PANEL = 7
 
@@ -57,6 +66,11 @@ _LINES_OF_A_PANEL = 7
 def spent(kind: str) -> str:
     """Return what a figure's curves are drawn against: ``bytes`` of ``bytes:log``."""
     return kind.partition(":")[0]
+
+
+def is_still(kind: str) -> bool:
+    """Return whether a page shows the figure as a picture, and has no script that draws it."""
+    return spent(kind) in (RIDGE, RATIO, SETTING)
 
 
 def wanted(results: Results) -> tuple[str, ...]:
@@ -92,14 +106,17 @@ def drawable(results: Results) -> Results:
 
 def check_name(kind: str) -> None:
     """Raise `ConfigError` if no figure is called so, whatever the results."""
-    if kind not in FIGURES and kind.partition(":")[0] != "heatmap":
-        raise unknown_name("figure", kind, [*FIGURES, "heatmap:x=X,y=Y"])
+    if kind not in FIGURES and spent(kind) not in _WITH_SETTINGS:
+        more = [f"{HEATMAP}:x=X,y=Y", f"{RIDGE}:x=X,y=Y", f"{SETTING}:NAME"]
+        raise unknown_name("figure", kind, [*FIGURES, *more])
 
 
 def _check(kind: str, results: Results) -> None:
     check_name(kind)
-    if kind.startswith("heatmap"):
+    if spent(kind) in (HEATMAP, RIDGE):
         maps(results, kind)
+    elif spent(kind) in (RATIO, SETTING):
+        x_axis(results, kind)
     elif kind != "frontier" and not any(
         _SPENT[spent(kind)](point) is not None for point in _points(results)
     ):

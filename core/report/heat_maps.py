@@ -1,7 +1,12 @@
-"""Heat maps as numbers: the rows of some results by two of their settings. Draws nothing."""
+"""Heat maps as numbers: the rows of some results by two of their settings. Draws nothing.
+
+Of two shares, such as of samples and of tokens, equal products send as much: a ``ridge`` is a heat
+map that tells the best on each line of equal products.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,7 +24,12 @@ from splitlab.core.report.axes import (
 from splitlab.core.report.results import Axis, Results, Row
 from splitlab.core.report.statistics import Mean
 
-__all__ = ["Cell", "Map", "Maps", "maps", "suits"]
+__all__ = ["HEATMAP", "RIDGE", "Cell", "Contour", "Map", "Maps", "contours", "maps", "suits"]
+
+HEATMAP = "heatmap"
+RIDGE = "ridge"
+_EQUAL = 0.01
+"""How much products may differ that are taken for one: ratios are written with few digits."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +72,52 @@ class Maps:
     beside: tuple[Row, ...]
 
 
-def maps(results: Results, kind: str = "heatmap") -> Maps:
+@dataclass(frozen=True)
+class Contour:
+    """The cells of a map whose two settings have the same product.
+
+    Attributes:
+        product: of the first of them.
+        places: two or more, from left to right.
+        best: the one of the highest mean accuracy; None where no run is finished.
+    """
+
+    product: float
+    places: tuple[tuple[int, int], ...]
+    best: tuple[int, int] | None
+
+
+def contours(maps: Maps, each: Map) -> tuple[Contour, ...]:
+    """Return the lines of equal products of one of the maps, by rising product.
+
+    Args:
+        maps: over two axes of numbers.
+        each: one of them.
+    """
+    found: list[tuple[float, list[tuple[int, int]]]] = []
+    products = {(i, j): maps.x.values[i] * maps.y.values[j] for i, j in each.cells}
+    for place, product in sorted(products.items(), key=lambda item: item[1]):
+        if found and math.isclose(found[-1][0], product, rel_tol=_EQUAL):
+            found[-1][1].append(place)
+        else:
+            found.append((product, [place]))
+    return tuple(
+        Contour(product, tuple(sorted(places)), _best(each, places))
+        for product, places in found
+        if len(places) > 1
+    )
+
+
+def _best(each: Map, places: list[tuple[int, int]]) -> tuple[int, int] | None:
+    known = [(cell.mean, at) for at in places if (cell := each.cells[at].accuracy) is not None]
+    return max(known)[1] if known else None
+
+
+def maps(results: Results, kind: str = HEATMAP) -> Maps:
     """Return the heat maps that a figure's name says.
 
     Raises:
-        ConfigError: the results have no such axes.
+        ConfigError: the results have no such axes; or those of a ridge are no numbers.
     """
     x, y = _map_axes(results, kind)
     inside = [row for row in results.rows if has_both(row, x, y)]
@@ -92,6 +143,11 @@ def maps(results: Results, kind: str = "heatmap") -> Maps:
     titled = len(cells) > 1
     found = tuple(Map(title if titled else "", each) for title, each in cells.items())
     x, y = (together(axis, along[axis.name], inside) for axis in (x, y))
+    if kind.partition(":")[0] == RIDGE and len(numeric_of((x, y))) < 2:
+        raise ConfigError(
+            f"{kind}: {x.name} and {y.name} are not both numbers, which have products; "
+            "draw a heatmap"
+        )
     return Maps(x, y, found, beside)
 
 
@@ -115,8 +171,8 @@ def _map_axes(results: Results, kind: str) -> tuple[Axis, Axis]:
     names = _names(text)
     if len(names) != 2 or names[0] == names[1]:
         raise ConfigError(
-            f"the figure {kind} names no two settings; write heatmap:x=X,y=Y, with two of "
-            f"{', '.join(axis.name for axis in several)}"
+            f"the figure {kind} names no two settings; write {kind.partition(':')[0]}:x=X,y=Y, "
+            f"with two of {', '.join(axis.name for axis in several)}"
         )
     by_name = {axis.name: axis for axis in several}
     for each in names:
@@ -136,5 +192,5 @@ def _names(text: str) -> list[str]:
 def suits(results: Results) -> bool:
     """Return whether there are two settings in numbers that some row has both of."""
     return len(numeric_of(results.axes)) > 1 and any(
-        has_both(row, *_map_axes(results, "heatmap")) for row in results.rows
+        has_both(row, *_map_axes(results, HEATMAP)) for row in results.rows
     )

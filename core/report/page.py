@@ -7,6 +7,7 @@ Texts of users reach the page escaped, or as text nodes.
 
 from __future__ import annotations
 
+import base64
 import html
 import re
 from collections import Counter
@@ -15,6 +16,8 @@ from pathlib import Path
 
 from splitlab import __version__
 from splitlab.core.contract.jsonable import json_text
+from splitlab.core.report.draw import draw_svg
+from splitlab.core.report.figures import is_still, wanted
 from splitlab.core.report.page_data import page_data
 from splitlab.core.report.results import Results
 from splitlab.core.report.summary_table import LEGEND, Cells, SummaryRow, cells, summarise
@@ -56,6 +59,7 @@ def page(results: Results) -> str:
         "STATES": _states(rows),
         "FACTS": _facts(results),
         "COMMAND": _command(results.command),
+        "STILL": _still(results),
         "TABLE": _table(cells(rows), rows),
         "LEGEND": _legend(),
         "VERSION": html.escape(__version__),
@@ -101,6 +105,22 @@ def _command(command: str) -> str:
         f'<code id="command">{html.escape(command)}</code>'
         '<button type="button" id="copy" hidden>Copy</button></div>'
     )
+
+
+def _still(results: Results) -> str:
+    """Return the figures that no script draws, as pictures: nothing of the page reaches them."""
+    found = []
+    for kind in filter(is_still, wanted(results)):
+        picture = base64.b64encode(draw_svg(results, kind).encode()).decode()
+        name = html.escape(kind)
+        found.append(
+            f"<figure><figcaption>{name}</figcaption>"
+            f'<img alt="{name}" src="data:image/svg+xml;base64,{picture}"></figure>'
+        )
+    if not found:
+        return ""
+    head = '<h2 id="pictures-title">Final accuracy against settings</h2>'
+    return f'<section aria-labelledby="pictures-title">{head}{"".join(found)}</section>'
 
 
 def _table(table: Cells, rows: Sequence[SummaryRow]) -> str:

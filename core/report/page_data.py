@@ -11,7 +11,7 @@ from typing import Any
 
 from splitlab.core.contract.settings import shown
 from splitlab.core.report.figures import Line, frontier, panels, spent, wanted
-from splitlab.core.report.heat_maps import Maps, maps
+from splitlab.core.report.heat_maps import HEATMAP, Maps, maps
 from splitlab.core.report.results import Results, RunResult
 from splitlab.core.report.summary_table import SummaryRow
 
@@ -46,9 +46,7 @@ def page_data(results: Results, rows: Sequence[SummaryRow]) -> dict[str, Any]:
             {"row": numbers[id(m.row)], "x": m.x, "y": m.y, "half": m.half, "leads": m.leads}
             for m in frontier(results)
         ],
-        "maps": [
-            _maps(maps(results, kind), numbers) for kind in figures if kind.startswith("heatmap")
-        ],
+        "maps": [_maps(maps(results, kind), numbers) for kind in figures if spent(kind) == HEATMAP],
     }
     rounded: dict[str, Any] = _rounded(found)
     return rounded

@@ -7,12 +7,14 @@ nothing else.
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from splitlab.core.report.published import Published
 from splitlab.core.report.statistics import Mean
 from splitlab.core.runs.records import Summary
 
@@ -137,6 +139,7 @@ class Results:
         draw: which figures: see `splitlab.core.report.figures`.
         reference: title of the row that the others are tested against, or method of the rows, see
             `splitlab.core.report.reference`; None for no test.
+        published: what others published of the same regime.
     """
 
     name: str
@@ -149,3 +152,4 @@ class Results:
     seeds: tuple[int, ...]
     draw: tuple[str, ...] = ()
     reference: str | None = None
+    published: Published = dataclasses.field(default_factory=Published)

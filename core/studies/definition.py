@@ -12,6 +12,7 @@ A table of a registry, or a TOML file of its own, says it so:
     seeds = 3                                             # or [0, 1, 5]
     draw = ["heatmap", "bytes"]
     reference = "none"                                    # the row that others are tested against
+    published = "curves.csv"                              # to be drawn beside, where it is alike
 
 An axis is an option of `splitlab run`, ``plugin.NAME.SETTING`` of the plugins of that name, or
 ``ratio``, which is given to the first plugin of every stack that takes one, unless the stack says
@@ -65,6 +66,7 @@ _KEYS: Mapping[str, tuple[type | tuple[type, ...], str]] = {
     "seeds": ((int, list), "how many, or a list of them"),
     "draw": (list, "a list of figures"),
     "reference": (str, "a stack"),
+    "published": (str, "a CSV file"),
 }
 
 
@@ -82,6 +84,8 @@ class Definition:
         seeds: of the runs of every combination.
         draw: figures; empty for those that suit.
         reference: the stack, or the title of the row, that others are tested against; may be empty.
+        published: a file of `splitlab.core.report.published`, absolute or in the package; may be
+            empty.
     """
 
     name: str
@@ -93,6 +97,7 @@ class Definition:
     seeds: tuple[int, ...] = (0, 1, 2)
     draw: tuple[str, ...] = ()
     reference: str = ""
+    published: str = ""
 
     def __post_init__(self) -> None:
         if not self.stacks:
@@ -151,6 +156,7 @@ class Definition:
                 seeds=seeds_of(table.get("seeds", 3), first),
                 draw=tuple(draw),
                 reference=table.get("reference", ""),
+                published=table.get("published", ""),
             )
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
@@ -201,6 +207,7 @@ class Definition:
             ConfigError, TypeError, ValueError, LookupError, AttributeError: it is damaged.
         """
         words = {key: values[key] for key in ("name", "summary", "paper", "reference")}
+        words["published"] = values.get("published", "")  # which older ones lack
         _texts(words.values(), "the definition")
         Config.from_mapping(values["base"])
         return cls(

@@ -29,7 +29,10 @@ def definition_of(what: str | Path | Definition) -> Definition:
         if entry.problem:
             raise ConfigError(entry.problem)
         where = f"study {text!r}" if entry.source == "splitlab" else f"the registry {entry.source}"
-        return Definition.of_table(text, {**entry.facts, "summary": entry.summary}, where)
+        facts = {**entry.facts, "summary": entry.summary}
+        if entry.source != "splitlab":  # what ships is found again wherever the package is
+            facts = _published_in(facts, entry.folder)
+        return Definition.of_table(text, facts, where)
     if not text.endswith(".toml"):
         raise unknown_name("study", text, known, "; or a TOML file of your own")
     path = Path(text).expanduser()
@@ -49,7 +52,8 @@ def definition_of(what: str | Path | Definition) -> Definition:
 
 
 def _beside(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return a table whose plugin files are where its own file says."""
+    """Return a table whose files are where its own file says."""
+    table = _published_in(table, folder)
     stacks = table.get("stacks")
     if not isinstance(stacks, list):
         return {**table}
@@ -58,3 +62,10 @@ def _beside(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         for text in stacks
     ]
     return {**table, "stacks": placed}
+
+
+def _published_in(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    file = table.get("published")
+    if not isinstance(file, str) or not file:
+        return {**table}
+    return {**table, "published": str(folder.absolute() / Path(file).expanduser())}

@@ -20,11 +20,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from splitlab.core.catalogue.tables import ROOT
 from splitlab.core.contract.errors import ConfigError, Notice
 from splitlab.core.contract.jsonable import json_text
 from splitlab.core.report.collect import common, result_of
 from splitlab.core.report.members import Member, members_of
 from splitlab.core.report.naming import Named, name_all, plan_key
+from splitlab.core.report.published import Published, published, read_curves
 from splitlab.core.report.reference import reference_named
 from splitlab.core.report.results import Axis, Results, Row, RunResult
 from splitlab.core.runs.budget import Budget
@@ -251,17 +253,19 @@ class Study:
                 for seed in definition.seeds
             )
             rows.append(Row(named.title, named.method, named.settings, runs, cell.remark))
+        shared = tuple(common([cell.config for cell in self.cells]))
         return Results(
             name=definition.name,
             summary=definition.summary,
             paper=definition.paper,
-            common=tuple(common([cell.config for cell in self.cells])),
+            common=shared,
             command=definition.command(self.given),
             axes=axes,
             rows=tuple(rows),
             seeds=definition.seeds,
             draw=definition.draw,
             reference=_reference(definition.reference, rows),
+            published=_published(definition.published, shared),
         )
 
 
@@ -322,6 +326,22 @@ def _reference(asked: str, rows: Sequence[Row]) -> str | None:
         told = f"no row is called {asked!r}, the study's reference; {others}"
         warnings.warn(told, Notice, stacklevel=3)
     return wanted or usual
+
+
+def _published(file: str, shared: Sequence[tuple[str, str]]) -> Published:
+    """Return what to draw beside rows; a file that cannot be used is told in a `Notice`.
+
+    Args:
+        file: absolute, or in the package; may be empty.
+        shared: what all runs have in common.
+    """
+    if not file:
+        return Published()
+    try:
+        return published(read_curves(ROOT / file), shared)
+    except ConfigError as error:
+        warnings.warn(f"no published curve is drawn: {error}", Notice, stacklevel=3)
+        return Published()
 
 
 def _cell(row: Mapping[str, Any]) -> Cell:

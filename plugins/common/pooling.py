@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -22,14 +22,18 @@ from splitlab.plugins.common.settings import DEFAULT_RATIO, check_share, either
 
 __all__ = [
     "SIZES",
+    "Rounding",
     "Share",
     "floor",
     "merge_in_cut",
     "merge_tokens",
+    "rounded",
     "select_in_cut",
     "select_tokens",
     "unreachable",
 ]
+
+Rounding = Literal["floor", "nearest"]
 
 SIZES = "tome.sizes"
 """Name of the side information of ``tome``: how many tokens each one stands for, (B, K) integers.
@@ -88,6 +92,11 @@ class Share:
 def floor(value: float) -> int:
     """Round down, forgiving a product that lacks 1e-9 to the next integer: 0.29 · 100 is 29."""
     return math.floor(value + 1e-9)
+
+
+def rounded(value: float, rounding: Rounding) -> int:
+    """Round down or to the nearest, as forgiving as `floor`."""
+    return floor(value + (0.5 if rounding == "nearest" else 0.0))
 
 
 def unreachable(plugin: str, ratio: float, least: int, N: int) -> ConfigError:

@@ -25,6 +25,7 @@ ATTENTION = Attention()
 
 Plugin = ADC | ADCBatchMerge | ADCTokenSelect
 CRITERIA = ["cls_score", "cls_token", "avg_token", "random", "class_label"]
+SELECTS = ["rollout", "norm", "random"]
 
 
 def make_peer(role: str = "client", **facts: Any) -> Peer:
@@ -69,7 +70,10 @@ def make_cut(
         targets=torch.randint(C, (B,), generator=draw),
         step=step,
         training=training,
-        measured={ATTENTION: (2 * torch.randn(B, N, generator=draw)).softmax(dim=1)},
+        measured={
+            ATTENTION: (2 * torch.randn(B, N, generator=draw)).softmax(dim=1),
+            Attention("mean", "rollout"): torch.rand(B, N, generator=draw),
+        },
         sample_ids=torch.arange(B),
     )
 
@@ -313,16 +317,20 @@ def test_tokens_are_selected_by_attention_whatever_is_clustered(criterion: Any) 
     torch.testing.assert_close(out.client.measured[ATTENTION], means.gather(1, tokens))
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize(
+    ("criterion", "select"),
+    [*((each, "attention") for each in CRITERIA), *(("cls_score", each) for each in SELECTS)],
+)
 @pytest.mark.parametrize(("tau", "kappa"), [(0.3, 0.4), (0.5, 1.0), (1.0, 0.4), (1.0, 1.0)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_stacked_halves_equal_the_whole_bit_for_bit(
-    criterion: Any, tau: float, kappa: float, dtype: torch.dtype
+    criterion: Any, select: Any, tau: float, kappa: float, dtype: torch.dtype
 ) -> None:
-    whole: list[Plugin] = [ADC(alloc="explicit", tau=tau, kappa=kappa, criterion=criterion)]
+    chosen = {"criterion": criterion, "select": select}
+    whole: list[Plugin] = [ADC(alloc="explicit", tau=tau, kappa=kappa, **chosen)]
     halves: list[Plugin] = [
         ADCBatchMerge(ratio=tau, criterion=criterion),
-        ADCTokenSelect(ratio=kappa),
+        ADCTokenSelect(ratio=kappa, select=select),
     ]
     one, two = (
         run_step(stack, make_cut(20, 17, 24, step=3, dtype=dtype)) for stack in (whole, halves)
@@ -336,6 +344,15 @@ def test_stacked_halves_equal_the_whole_bit_for_bit(
     assert torch.equal(one.client.measured[ATTENTION], two.client.measured[ATTENTION])
     gradient = noise(*one.client.activations.shape).to(dtype)
     assert torch.equal(one.backward(gradient), two.backward(gradient))
+
+
+def test_tokens_are_ranked_by_the_norm_of_what_merging_makes_of_them() -> None:
+    plugin = ADC(alloc="explicit", tau=0.3, kappa=0.5, select="norm")
+    out = run_step([plugin], make_cut(20, 9, 4, dtype=torch.float64))
+    merged = composed(out.leaf, out.clusters, torch.arange(9).expand(6, 9)).detach()
+    tokens = kept_tokens(merged.norm(dim=2), torch.arange(6), 4)
+    expected = composed(out.leaf, out.clusters, tokens)
+    torch.testing.assert_close(out.wire["activations"], expected.detach())
 
 
 def test_one_and_one_is_the_identity() -> None:
@@ -646,6 +663,8 @@ def test_attention_is_asked_for_where_it_is_used() -> None:
         ADC(criterion="random", heads="max"): ("max", "last"),
         ADCTokenSelect(score_layer="rollout"): ("mean", "rollout"),
         ADCBatchMerge(heads="max", score_layer="rollout"): ("max", "rollout"),
+        ADCTokenSelect(select="rollout"): ("mean", "rollout"),
+        ADC(criterion="avg_token", select="rollout"): ("mean", "rollout"),
     }
     for plugin, (heads, layer) in asks.items():
         peer = make_peer()
@@ -655,6 +674,24 @@ def test_attention_is_asked_for_where_it_is_used() -> None:
         peer = make_peer()
         ADCBatchMerge(criterion=criterion).setup(peer)  # type: ignore[arg-type]
         assert peer.requests == []
+    ADC(select="rollout").setup(peer := make_peer())
+    assert peer.requests == [Attention(), Attention("mean", "rollout")]
+
+
+@pytest.mark.parametrize("select", ["norm", "random"])
+@pytest.mark.parametrize("criterion", ["avg_token", "random", "class_label"])
+def test_a_model_without_a_class_token_will_do_where_nothing_asks_for_attention(
+    criterion: Any, select: Any
+) -> None:
+    cut = make_cut()
+    cut.measured = {}
+    plugin = ADC(ratio=0.25, criterion=criterion, select=select)
+    out = run_step([plugin], cut, class_token=False)
+    assert out.wire["activations"].shape == (4, 4, 4)
+    assert "attention" not in plugin.traits().needs
+    plugin, cut = ADC(evaluation=True, criterion=criterion, select=select), make_cut(training=False)
+    out = run_step([plugin], cut, class_token=False)
+    assert out.wire["activations"].shape == (8, 2, 4)
 
 
 @pytest.mark.parametrize("criterion", ["avg_token", "random", "class_label"])
@@ -696,6 +733,10 @@ def test_reference_bug_selects_tokens_by_feature_number(criterion: Any) -> None:
         ({"ratio": 1.5}, "ratio=1.5"),
         ({"ratio": float("nan")}, "ratio=nan"),
         ({"alloc": "cube"}, "alloc=cube is refused; allowed: sqrt, fifth, quarter_bug, explicit"),
+        (
+            {"criterion": "cls_token", "repo_token_bug": True, "select": "norm"},
+            "repo_token_bug=True is refused; allowed: select=attention",
+        ),
         ({"tau": 0.5, "kappa": 0.2}, "tau=0.5 is refused; .* alloc=explicit only"),
         ({"alloc": "explicit"}, "both tau and kappa"),
         ({"alloc": "explicit", "tau": 0.5}, "both tau and kappa"),

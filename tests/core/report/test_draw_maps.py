@@ -102,3 +102,13 @@ def test_rows_in_no_map_are_counted_and_runs_once_have_no_interval(make: Any) ->
     figure = draw_maps(maps(make.results(rows, axes)))
     assert [text.get_text() for text in figure.axes[0].texts] == ["0.500"] * 4
     assert "2 more rows are in the table only" in figure.get_supxlabel()
+
+
+def test_a_ridge_frames_the_best_of_every_line_of_equal_products(cut_by_ratio: Results) -> None:
+    found = maps(cut_by_ratio, "ridge")  # 0.05 x 2 and 0.1 x 1; 0.1 x 2 and 0.2 x 1
+    plain, figure = draw_maps(found), draw_maps(found, ridge=True)
+    for before, axes in zip(plain.axes[:2], figure.axes[:2], strict=True):
+        assert len(axes.get_lines()) - len(before.get_lines()) == 2
+        assert len(axes.patches) - len(before.patches) == 2
+    assert "framed: the best of each" in figure.get_supxlabel()
+    assert "framed" not in plain.get_supxlabel()

@@ -9,7 +9,16 @@ import pytest
 
 from splitlab.core import ConfigError
 from splitlab.core.contract.errors import Notice
-from splitlab.core.report.figures import FIGURES, drawable, frontier, maps, panels, wanted
+from splitlab.core.report.figures import (
+    FIGURES,
+    check_name,
+    drawable,
+    frontier,
+    is_still,
+    maps,
+    panels,
+    wanted,
+)
 from splitlab.core.report.results import Point, Results, Row
 from splitlab.core.report.statistics import Mean
 
@@ -78,7 +87,7 @@ def test_a_heat_map_needs_two_settings(make: Any) -> None:
 
 
 def test_every_figure_has_a_name() -> None:
-    assert len(set(FIGURES)) == len(FIGURES) == 10
+    assert len(set(FIGURES)) == len(FIGURES) == 12
 
 
 # Curves.
@@ -162,3 +171,15 @@ def test_the_frontier_is_who_nobody_beats(make: Any) -> None:
 
 
 # Heat maps.
+
+
+def test_figures_with_settings_are_known_by_their_beginning(cut_by_ratio: Results) -> None:
+    for kind in ("ratio", "setting:cut", "ridge", "ridge:x=ratio,y=cut"):
+        check_name(kind)
+        assert wanted(replace(cut_by_ratio, draw=(kind,))) == (kind,)
+        assert is_still(kind)
+    assert not is_still("heatmap:x=ratio,y=cut")
+    with pytest.raises(ConfigError, match="unknown figure 'settings:cut'"):
+        check_name("settings:cut")
+    with pytest.warns(Notice, match="the figure setting:lr is left out: unknown setting"):
+        assert drawable(replace(cut_by_ratio, draw=("ratio", "setting:lr"))).draw == ("ratio",)

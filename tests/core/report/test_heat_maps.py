@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from splitlab.core.report.heat_maps import maps
+import pytest
+
+from splitlab.core import ConfigError
+from splitlab.core.report.heat_maps import contours, maps
 from splitlab.core.report.results import Results
 
 
@@ -62,3 +65,27 @@ def test_numbers_go_up_and_texts_stay_in_order(make: Any) -> None:
     axes = [make.axis("cut", (3, 1)), make.axis("sort", ("b", "a"))]
     found = maps(make.results(rows, axes, draw=("heatmap",)))
     assert (found.x.values, found.y.values) == ((1, 3), ("b", "a"))
+
+
+def test_equal_products_are_a_line_and_its_best_is_known(make: Any) -> None:
+    accuracies = {(0.1, 0.4): 0.6, (0.2, 0.2): 0.7, (0.4, 0.1): 0.65, (0.2, 0.4): 0.8}
+    rows = [
+        make.row(f"{tau} {kappa}", [accuracy], settings={"tau": tau, "kappa": kappa})
+        for (tau, kappa), accuracy in accuracies.items()
+    ]
+    lost = make.row("lost", [], runs=(make.lost(0, "failed"),))
+    rows.append(make.row("c", [], runs=lost.runs, settings={"tau": 0.4, "kappa": 0.2}))
+    axes = [make.axis(name, (0.1, 0.2, 0.4)) for name in ("tau", "kappa")]
+    found = maps(make.results(rows, axes), "ridge:x=tau,y=kappa")
+    one, two = contours(found, found.maps[0])
+    assert one.product == pytest.approx(0.04)
+    assert (one.places, one.best) == (((0, 2), (1, 1), (2, 0)), (1, 1))
+    assert (two.places, two.best) == (((1, 2), (2, 1)), (1, 2))
+
+
+def test_texts_have_no_products(make: Any) -> None:
+    results = make.grid(cuts=(1, 2), stacks=("adc", "topk"))
+    with pytest.raises(ConfigError, match="ratio and stack are not both numbers"):
+        maps(results, "ridge:x=ratio,y=stack")
+    with pytest.raises(ConfigError, match="write ridge:x=X,y=Y, with two of"):
+        maps(results, "ridge:x=ratio")

@@ -33,6 +33,13 @@ def small(make: Any) -> Results:
     return found
 
 
+def test_figures_without_a_script_are_pictures(cut_by_ratio: Results) -> None:
+    text = page(replace(cut_by_ratio, draw=("ratio", "setting:cut", "ridge")))
+    assert text.count('src="data:image/svg+xml;base64,') == 3
+    assert "<figcaption>setting:cut</figcaption>" in text
+    assert "data:image/svg" not in page(replace(cut_by_ratio, draw=("heatmap", "bytes")))
+
+
 @pytest.fixture(scope="module")
 def odd(make: Any) -> Results:
     """Return rows of all that is unusual."""

@@ -28,6 +28,12 @@ def test_plugins_lie_beside_the_file(tmp_path: Path) -> None:
     assert found.stacks == ("none", f"{tmp_path / 'method.py'}:Mine")
 
 
+def test_published_curves_lie_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('stacks = ["none"]\npublished = "theirs.csv"')
+    assert definition_of(tmp_path / "mine.toml").published == str(tmp_path / "theirs.csv")
+    assert definition_of("adc/ratios").published == "core/assets/adc_published.csv"
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

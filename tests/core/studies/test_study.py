@@ -381,3 +381,18 @@ class TestFolders:
         job.folder.with_name("seed-0.failed.json").write_text("{")
         assert study.results().rows[0].runs[0].state == "failed"
         assert json.loads((study.folder / RECORD).read_text())["splitlab_study"] == 1
+
+
+def test_published_curves_that_cannot_be_read_are_told(runs: Any, tmp_path: Path) -> None:
+    found = planned(tmp_path / "s")
+    found = replace(found, definition=replace(found.definition, published="/nowhere/x.csv"))
+    with pytest.warns(Notice, match="no published curve is drawn: cannot read .*nowhere/x.csv"):
+        assert not found.results().published.curves
+
+
+def test_a_record_of_before_there_were_published_curves(study: Study) -> None:
+    path = study.folder / RECORD
+    record = json.loads(path.read_text())
+    del record["definition"]["published"]
+    path.write_text(json.dumps(record))
+    assert Study.read(study.folder) == study

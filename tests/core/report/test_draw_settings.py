@@ -1,0 +1,44 @@
+"""Accuracy against settings as a picture: lines, what is published dashed, what is told below."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from splitlab.core.report.by_setting import series
+from splitlab.core.report.draw_settings import draw_settings
+from splitlab.core.report.published import Curve, Published
+from splitlab.core.report.results import Results
+
+BESIDE = Published(
+    (Curve("who", "adc", {}, ((0.05, 0.6), (0.1, 0.7))), Curve("who", "other", {}, ((0.2, 0.5),))),
+    "dashed: who",
+)
+
+
+def test_what_is_published_is_dashed_in_the_colour_of_its_method(methods: Results) -> None:
+    figure = draw_settings(series(methods, "ratio"), "ratio", BESIDE)
+    [axes] = figure.axes
+    dashed = {str(line.get_label()): line for line in axes.get_lines() if line.get_ls() == "--"}
+    assert [*dashed] == ["adc, published", "other, published"]
+    own = {str(each.get_label()): each for each in axes.containers}
+    assert dashed["adc, published"].get_color() == own["adc"].lines[0].get_color()  # type: ignore[attr-defined]
+    assert "dashed: who" in figure.get_supxlabel()
+    assert "1 row without a finished run" in figure.get_supxlabel()
+    assert axes.get_xscale() == "log"
+
+
+def test_a_setting_has_the_values_that_were_run_and_nothing_published(
+    cut_by_ratio: Results,
+) -> None:
+    figure = draw_settings(series(cut_by_ratio, "setting:cut"), "setting:cut", BESIDE)
+    [axes] = figure.axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "2", "3"]
+    assert axes.get_xlabel() == "cut"
+    assert not [line for line in axes.get_lines() if line.get_ls() == "--"]
+    assert "who" not in figure.get_supxlabel()
+
+
+def test_nothing_is_drawn_where_no_run_is_finished(make: Any) -> None:
+    rows = [make.row("a", [], runs=(make.lost(0, "diverged"),))]
+    figure = draw_settings(series(make.results(rows), "ratio"), "ratio", Published())
+    assert figure.get_supxlabel() == "no run is finished"
