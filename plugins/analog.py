@@ -9,13 +9,13 @@ its chapters 3 and 8.
 Every payload tensor by itself; R rows (samples) of n numbers each, or the whole tensor:
 
 1. Power: x̂ = x / p with p = sqrt(mean x²), so that a number has mean power 1.
-2. Channel: σ² = 10^(-snr / 10) is the power of the noise in a number.
-   awgn: y = x̂ + σ n with n ~ N(0, 1).
+2. Channel: s² = 10^(-snr / 10) is the power of the noise in a number.
+   awgn: y = x̂ + s n with n ~ N(0, 1).
    rayleigh: two numbers are one complex symbol, y = h x̂ + noise, with h ~ CN(0, 1), the same for
-   a whole row (``fading=block``) or drawn for every symbol (``fading=iid``). The receiver knows h and
-   turns its phase back, which leaves circular noise as it is: r = g x̂ + σ n, g = |h|, where g² is
-   exponentially distributed with mean 1; ``snr`` is the mean over fading.
-3. Equalizer of rayleigh: ``mmse`` y = g r / (g² + σ²), or ``zf`` y = r / g, whose noise has no
+   a whole row (``fading=block``) or drawn for every symbol (``fading=iid``). The receiver knows h
+   and turns its phase back, which leaves circular noise as it is: r = g x̂ + s n, g = |h|, where g²
+   is exponentially distributed with mean 1; ``snr`` is the mean over fading.
+3. Equalizer of rayleigh: ``mmse`` y = g r / (g² + s²), or ``zf`` y = r / g, whose noise has no
    finite power over all fades.
 4. The receiver multiplies by p.
 

@@ -24,8 +24,8 @@ strong code, and arrive as they left. Whatever bits codes have after it must be 
 which only some are, or whose bytes follow from each other, are refused in front of it.
 
 Gradient: straight-through; the gradient has errors of its own on its way back. Evaluation batches
-pass the channel as well; predictions that come back do not. Channel and receiver are computed at the
-sender, who logs ``flipped_bits`` and ``zeroed_numbers`` of what it sent in a step.
+pass the channel as well; predictions that come back do not. Channel and receiver are computed at
+the sender, who logs ``flipped_bits`` and ``zeroed_numbers`` of what it sent in a step.
 """
 
 from __future__ import annotations

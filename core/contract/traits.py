@@ -229,7 +229,8 @@ def _remedy(stack: Sequence[Declared], ground: Ground) -> str:
 def _others(stack: Sequence[Declared], ground: Ground) -> Iterator[Sequence[Declared]]:
     """Yield the same plugins in other orders, then fewer of them in the order given.
 
-    Those with a channel come before those without, since a channel is asked for to be there. A long stack yields one only: every plugin that works with those in front of it.
+    Those with a channel come before those without: who asks for one wants it there. A long stack
+    yields one only: every plugin that works with those in front of it.
     """
     if len(stack) <= _MOST_TRIED:
         yield from itertools.permutations(stack)

@@ -88,7 +88,7 @@ def test_what_leaves_has_power_1_and_as_many_bytes(tiny: Any) -> None:
 
 
 def expected_mmse(noise_power: float) -> float:
-    """Return the mean of σ² / (g² + σ²) over g² ~ Exp(1), by the midpoint rule in its quantiles."""
+    """Return the mean of s² / (g² + s²) over g² ~ Exp(1), by the midpoint rule in its quantiles."""
     quantile = (torch.arange(1_000_000, dtype=torch.float64) + 0.5) / 1_000_000
     gain = -torch.log1p(-quantile)
     return float((noise_power / (gain + noise_power)).mean())
