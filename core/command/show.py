@@ -16,7 +16,8 @@ from rich.text import Text
 
 from splitlab.core.command.streams import visible
 
-__all__ = ["Cell", "human_bytes", "near", "print_facts", "print_line", "print_table", "width"]
+__all__ = ["Cell", "human_bytes", "near", "print_facts", "print_line", "print_table", "speed"]
+__all__ += ["width"]
 
 # A text, or a text and rich's name of a style.
 Cell = str | tuple[str, str]
@@ -29,6 +30,12 @@ def human_bytes(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def speed(images_per_second: float, data_share: float | None) -> str:
+    """Return how many images a second a run trained on, and how long it waited for them."""
+    waited = "" if data_share is None else f", {data_share:.1%} waiting for data"
+    return f"{images_per_second:,.0f} images/s{waited}"
 
 
 def near(path: Path) -> str:
