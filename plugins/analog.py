@@ -33,6 +33,7 @@ NaN or an infinity makes everything not finite that shares its power.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Literal, get_args
 
@@ -86,7 +87,7 @@ class _Analog(ABC):
         snr = self._snr.get(message.kind)
         if snr is None or not (message.training or self._evaluation):
             return
-        noise_power = 10 ** (-snr / 10)
+        noise_power = math.pow(10, -snr / 10)
         passed = []
         for name, values in payloads(message):
             working = values.to(working_dtype(values.dtype))
@@ -173,7 +174,7 @@ class AWGN(_Analog):
     def _through(
         self, signal_Rn: torch.Tensor, noise_power: float, draw: torch.Generator
     ) -> torch.Tensor:
-        return signal_Rn + noise_power**0.5 * _standard(signal_Rn, draw)
+        return signal_Rn + math.sqrt(noise_power) * _standard(signal_Rn, draw)
 
 
 class Rayleigh(_Analog):
@@ -213,7 +214,7 @@ class Rayleigh(_Analog):
         self, signal_Rn: torch.Tensor, noise_power: float, draw: torch.Generator
     ) -> torch.Tensor:
         gain_Rn = self._gain(signal_Rn, draw)
-        received_Rn = gain_Rn * signal_Rn + noise_power**0.5 * _standard(signal_Rn, draw)
+        received_Rn = gain_Rn * signal_Rn + math.sqrt(noise_power) * _standard(signal_Rn, draw)
         if self._equalizer == "zf":
             return received_Rn / gain_Rn
         return received_Rn * gain_Rn / (gain_Rn.square() + noise_power)

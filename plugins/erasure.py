@@ -170,7 +170,7 @@ class Erasure:
 
     def _again(self, octets: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """Return the bytes of all packets that are sent again, (m,) uint8."""
-        places = torch.arange(len(octets)).split(self._packet)
+        places = torch.split(torch.arange(len(octets)), self._packet)
         again = [place for place, n in zip(places, times.tolist(), strict=True) for _ in range(n)]
         where = torch.cat([torch.empty(0, dtype=torch.int64), *again])
         return octets.index_select(0, upload(where, octets.device))
