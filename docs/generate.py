@@ -114,6 +114,7 @@ def _plugin(facts: dict[str, Any]) -> str:
         ("gradient", traits.get("gradient", "")),
         ("evaluation", "compressed, too" if traits.get("evaluation") else "not compressed"),
         ("state", "kept over steps" if traits.get("stateful") else "none"),
+        ("place", "last in a stack" if traits.get("last") else ""),
         ("waits in a step", traits.get("waits", "")),
         ("hooks", ", ".join(f"`{hook}`" for hook in facts["hooks"] if hook in hooks.DATA_HOOKS)),
     ]

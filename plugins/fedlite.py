@@ -228,7 +228,8 @@ class FedLite:
         """Needs one tensor of tokens; leaves codes and codebooks."""
         return Traits(
             needs={"layout", "features"},
-            changes={"layout"},
+            # A codebook whose size is no power of two leaves bits that are no code.
+            changes={"layout", "analog", "any bits"},
             gradient="corrected" if self._correction > 0 else "straight-through",
             waits="points are looked for only where a centroid has none",
         )

@@ -258,6 +258,7 @@ def _traits(name: str, factory: Any) -> Row | None:
         "gradient": declared.gradient,
         "evaluation": declared.evaluation,
         "stateful": declared.stateful,
+        "last": declared.last,
         "waits": declared.waits,
     }
 

@@ -128,6 +128,7 @@ def _lines(facts: Facts) -> list[tuple[str, str]]:
             ("gradient", traits["gradient"]),
             ("evaluation", "acts on it, too" if traits["evaluation"] else "leaves it alone"),
             ("state", "kept over steps" if traits["stateful"] else ""),
+            ("place", "last in a stack" if traits["last"] else ""),
             ("on a GPU", f"waits in a step: {traits['waits']}" if traits["waits"] else ""),
         ]
     return [(name, text) for name, text in lines if text]

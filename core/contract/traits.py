@@ -33,6 +33,8 @@ ASPECTS = {
     "features": "a token has the model's width",
     "layout": "the payload is one tensor (rows, tokens, features)",
     "numbers": "the payload is floating point",
+    "analog": "all of the payload is floating point, without codes",
+    "any bits": "the payload can be decoded whatever bits it has",
     "plain": "the payload is tensors, not a compressed string of bytes",
 }
 """What is true of a cut until a plugin changes it, in words for an error message."""
@@ -48,7 +50,7 @@ _GOES_WITH = {
     "tokens": ("grid", *_measured("tokens")),
     "places": ("grid", *_measured("places")),
     "layout": ("grid", "places", "features", *_measured("layout")),
-    "numbers": ("grid", "places", "features", "layout", *_measured("numbers")),
+    "numbers": ("grid", "places", "features", "layout", "analog", *_measured("numbers")),
     "plain": tuple(name for name in ASPECTS if name != "plain"),
 }
 """What is lost together with an aspect that is changed."""
@@ -71,6 +73,8 @@ class Traits:
             learned modules). It then implements ``state_dict`` and ``load_state_dict``, unless all
             its state is in modules that it registered.
         once: whether a stack may hold it only once.
+        last: whether nothing may stand behind it: it is a channel, and does to a message what
+            happens on its way.
         gradient: ``"natural"``: the client gets the exact gradient of the composed map, and of
             losses that are added with `Cut.add_loss`; ``"straight-through"``: the error of the
             decoder is ignored; ``"corrected"``: the plugin adds a term of its own in
@@ -84,6 +88,7 @@ class Traits:
     evaluation: bool = False
     stateful: bool = False
     once: bool = False
+    last: bool = False
     gradient: Gradient = "natural"
     waits: str = ""
 
@@ -176,7 +181,10 @@ def _problem(stack: Iterable[Declared], ground: Ground) -> str | None:
     gone: dict[str, str] = {}
     off_graph = ""
     seen: set[str] = set()
+    end = ""
     for plugin in stack:
+        if end:
+            return f"{end!r} is a channel, which stands last, and {plugin.label!r} is behind it"
         name = plugin.label.partition("#")[0]
         if plugin.traits.once and name in seen:
             return f"{name!r} may stand in a stack only once"
@@ -200,6 +208,8 @@ def _problem(stack: Iterable[Declared], ground: Ground) -> str | None:
                 f"of this model takes {ground.fixed_tokens}; choose a model whose server part "
                 "takes any number of tokens, as a transformer does, or another method"
             )
+        if plugin.traits.last:
+            end = plugin.label
         if plugin.on_message and plugin.acts:
             off_graph = plugin.label
         for aspect in plugin.traits.takes_away:
@@ -219,18 +229,24 @@ def _remedy(stack: Sequence[Declared], ground: Ground) -> str:
 def _others(stack: Sequence[Declared], ground: Ground) -> Iterator[Sequence[Declared]]:
     """Yield the same plugins in other orders, then fewer of them in the order given.
 
-    A long stack yields one only: every plugin that works with those in front of it.
+    Those with a channel come before those without: who asks for one wants it there. A long stack
+    yields one only: every plugin that works with those in front of it.
     """
     if len(stack) <= _MOST_TRIED:
         yield from itertools.permutations(stack)
         for count in range(len(stack) - 1, 0, -1):
-            yield from itertools.combinations(stack, count)
+            fewer = itertools.combinations(sorted(stack, key=_stands_last), count)
+            yield from sorted(fewer, key=lambda chosen: not any(map(_stands_last, chosen)))
         return
     kept: list[Declared] = []
-    for plugin in stack:  # too many to try them all
+    for plugin in sorted(stack, key=_stands_last):  # too many to try them all
         if _problem([*kept, plugin], ground) is None:
             kept.append(plugin)
     yield kept
+
+
+def _stands_last(plugin: Declared) -> bool:
+    return plugin.traits.last
 
 
 def _written(stack: Iterable[Declared]) -> str:

@@ -131,6 +131,7 @@ def test_traits_are_those_that_the_plugin_declares(tmp_path: Path) -> None:
         "gradient": "natural",
         "evaluation": False,
         "stateful": True,
+        "last": False,
         "waits": "",
     }
     assert plugin_facts(f"{file}:Silent")["traits"]["needs"] == []

@@ -85,6 +85,38 @@ def test_a_long_stack_is_refused_at_once() -> None:
         check_order([MERGE, *many])
 
 
+def channel(label: str, needs: str) -> Declared:
+    return Declared(label, Traits(needs={needs}, last=True), on_graph=False, on_message=True)
+
+
+NOISE = channel("noise", "analog")
+FLIPS = channel("flips", "any bits")
+
+
+@pytest.mark.parametrize("stack", [[NOISE], [MERGE, HALF, NOISE], [SELECT, CODES, FLIPS]])
+def test_channels_that_stand_last(stack: list[Declared]) -> None:
+    check_order(stack)
+
+
+@pytest.mark.parametrize(
+    ("stack", "reason", "remedy"),
+    [
+        ([CODES, NOISE], "'noise' needs analog .* 'codes'", r"works: noise \(without codes\)"),
+        ([SELECT, CODES, NOISE], "'noise' needs", r"works: select . noise \(without codes\)"),
+        ([ZIP, FLIPS], "'flips' needs any bits .* 'zip'", r"works: flips \(without zip\)"),
+        ([NOISE, HALF], "'noise' is a channel, which stands last, and 'half'", "half . noise$"),
+        ([NOISE, WATCH], "'noise' is a channel", "works: watch . noise$"),
+        ([NOISE, NOISE], "'noise' is a channel", "works: noise"),
+        ([NOISE, *[HALF] * 7], "'noise' is a channel", "works: half .* noise$"),
+    ],
+)
+def test_a_channel_elsewhere_is_refused_and_kept_in_what_works(
+    stack: list[Declared], reason: str, remedy: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"cannot work: {reason}.*{remedy}"):
+        check_order(stack)
+
+
 def test_what_goes_with_a_change_is_implied() -> None:
     assert Traits(changes={"batch"}).takes_away == {"batch", "targets", "sample ids", "keys"}
     assert Traits().takes_away == set()
