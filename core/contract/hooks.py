@@ -179,11 +179,14 @@ class HookSpecs:
         """Probes only: a plugin's data hook has just run, on this cut or message."""
 
     @hookspec
-    def report(self, folder: Path) -> None:
+    def report(self, folder: Path) -> str | None:
         """Probes only, when a run has come to its end: write files into this folder of its own.
 
         It is ``RUN/probes/NAME`` at the client and ``RUN/probes/NAME-server`` at the server; it
-        exists already.
+        exists already. `splitlab.core.picture` draws into it, in the style of reports.
+
+        May return a line for the user, such as why there was nothing to see. It is shown when the
+        run has ended, and kept in ``said.txt`` there.
         """
 
 
