@@ -74,7 +74,10 @@ class HeadAttention(Measurement):
     every few steps costs nothing in between: read it before the first plugin has its turn.
     """
 
-    words: ClassVar[str] = "the attention of a class token"
+    words: ClassVar[str] = "the attention of a class token by head"
+    aspect: ClassVar[str] = "heads"
+    known: ClassVar[str] = "the class token's attention is known by layer and head"
+    gone_with: ClassVar[tuple[str, ...]] = ("batch", "tokens", "layout", "numbers")
 
 
 MEASUREMENTS: tuple[type[Measurement], ...] = (Keys, Attention, HeadAttention)
@@ -95,7 +98,10 @@ class Measured(dict[Measurement, Any]):
         later: Mapping[Measurement, Callable[[], Any]] = MappingProxyType({}),
     ) -> None:
         super().__init__(found)
-        self._later = {**(found._later if isinstance(found, Measured) else {}), **later}
+        self._later: dict[Measurement, Callable[[], Any]] = {}
+        if isinstance(found, Measured):
+            self._later |= found._later
+        self._later |= later
 
     def __missing__(self, request: Any) -> Any:
         if request in self._later:

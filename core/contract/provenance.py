@@ -66,7 +66,7 @@ class Provenance:
     def slots(self, B: int, N: int) -> torch.Tensor:
         """Return which token of its row every token of a sample went into, (B, N) int64.
 
-        That is −1 for a token that was left out. A token that was kept is alone in its slot.
+        That is -1 for a token that was left out. A token that was kept is alone in its slot.
         """
         device = self._moves[0][1].device if self._moves else torch.device("cpu")
         slots_BN = torch.arange(N, device=device).expand(B, N)

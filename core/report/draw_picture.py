@@ -69,7 +69,12 @@ def picture(path: Path, width: float = 6.5, height: float = 2.4) -> Iterator[Any
     from cycler import cycler
     from matplotlib.figure import Figure
 
-    with style({"axes.prop_cycle": cycler(color=COLOURS), "lines.linewidth": 1.0}):
+    more = {
+        "axes.prop_cycle": cycler(color=COLOURS),
+        "lines.linewidth": 1.0,
+        "text.parse_math": True,  # the powers of ten at an axis are mathematics
+    }
+    with style(more):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         made = io.BytesIO()

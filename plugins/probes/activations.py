@@ -94,7 +94,8 @@ class Activations(Sampled):
             finite = self._values[self._values.isfinite()]
             values.hist(finite.numpy(), bins=_BINS, log=True)
             values.set(xlabel=f"activation, step {step}", ylabel="count")
-            spectrum.semilogy(range(1, len(self._spectrum) + 1), self._spectrum.clamp(min=1e-12))
+            sizes = self._spectrum.clamp(min=1e-12).numpy()
+            spectrum.semilogy(range(1, len(sizes) + 1), sizes)
             spectrum.set(xlabel=f"number, step {step}", ylabel="singular value")
             curves(rank, self.history, {"effective rank": ""}, "effective rank")
             lost = {f"lost at {bits} bits": f"{bits} bits" for bits in _BITS}

@@ -100,7 +100,7 @@ class Attention(Sampled):
         L, H = self._entropies.shape
         with picture(path) as figure:
             by_head, over_steps = figure.subplots(1, 2)
-            shown = by_head.imshow(self._entropies, aspect="auto")
+            shown = by_head.imshow(self._entropies.numpy(), aspect="auto")
             by_head.set_xticks(range(H), map(str, range(1, H + 1)))
             by_head.set_yticks(range(L), map(str, range(1, L + 1)))
             by_head.set(xlabel="head", ylabel="layer")
@@ -124,10 +124,10 @@ class Attention(Sampled):
         with picture(path, 0.2 + 0.8 * (H + 1), 0.2 + 0.8 * L) as figure:
             panels = figure.subplots(L, H + 1, squeeze=False)
             for layer, (image, *heads) in enumerate(panels):
-                image.imshow(self._image, cmap="gray")
+                image.imshow(self._image.numpy(), cmap="gray")
                 image.set_ylabel(f"layer {layer + 1}")
                 for head, axes in enumerate(heads):
-                    axes.imshow(self._map[layer, head, self._prefix :].view(grid))
+                    axes.imshow(self._map[layer, head, self._prefix :].view(grid).numpy())
                     if layer == 0:
                         axes.set_title(f"head {head + 1}")
             for axes in panels.flat:

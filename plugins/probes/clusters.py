@@ -139,7 +139,7 @@ class Clusters(Sampled):
         )
 
     def _draw_sheet(self, path: Path) -> None:
-        images, counts = self._sheet["images"], self._sheet["counts"].tolist()
+        images, counts = self._sheet["images"].numpy(), self._sheet["counts"].tolist()
         T, first = len(counts), len(counts)
         classes = self._sheet["classes"].tolist()
         with picture(path, 0.3 + 0.72 * (_IMAGES + 1), 0.3 + 0.8 * T) as figure:

@@ -12,12 +12,11 @@ of dropout, no optimizer step. ``metrics.jsonl`` then holds, under ``gradient-fl
   made, with and without the stack, and the cosine between them.
 - ``LAYER``, ``LAYER uncompressed``, ``LAYER cosine``: the same of the parameters of every layer,
   which is called by the beginning of their names; and of ``all`` layers.
-- ``loss`` and ``loss uncompressed`` are not comparable where a stack merges samples, and are not
-  logged; the gradients are what the optimizer would be given.
 
-``gradient-flow.png`` has norms and cosines by layer at the last look, and over steps. It sits at
-the client, and takes any stack; where the client trains nothing it says so. A look takes the time
-of an uncompressed step, and sends one: the ledger counts its bytes as evaluation, no budget does.
+The gradients are what the optimizer is given, before clipping. ``gradient-flow.png`` has norms and
+cosines by layer at the last look, and over steps. It sits at the client, and takes any stack; where
+the client trains nothing it says so. A look takes the time of an uncompressed step, and sends one:
+the ledger counts its bytes as evaluation, no budget does.
 """
 
 from __future__ import annotations
@@ -52,12 +51,12 @@ class GradientFlow(Sampled):
         self._reference: Mapping[str, torch.Tensor] = {}
         self._products: dict[str, torch.Tensor] = {}
         self._returned: torch.Tensor | None = None
-        self._role = "server"
+        self._names: list[str] = []
 
     @hookimpl
     def setup(self, peer: Peer) -> None:
         """Ask for the gradient without the stack, and listen to those of the parameters."""
-        self._role = peer.role
+        self._names = [*peer.parameters, ""]
         if peer.role == "client":
             peer.compare(self._every)
             for name, parameter in peer.parameters.items():
@@ -101,10 +100,11 @@ class GradientFlow(Sampled):
         told = Fetch(torch.cat([self._returned[None], *own])).tensor().double()
         self._returned = None
         found = {"returned": float(told[0])}
+        three = dict(zip(products, told[1:].view(-1, 3), strict=True))
         layers: dict[str, torch.Tensor] = {}
-        for name, three in zip(products, told[1:].view(-1, 3), strict=True):
+        for name in filter(three.__contains__, self._names):
             for layer in (layer_of(name), _ALL) if name else (_CUT,):
-                layers[layer] = layers.get(layer, torch.zeros(3, dtype=torch.float64)) + three
+                layers[layer] = layers.get(layer, 0) + three[name]
         for layer, (ours, theirs, both) in ((name, sums.tolist()) for name, sums in layers.items()):
             found[layer] = math.sqrt(ours)
             found[f"{layer} uncompressed"] = math.sqrt(theirs)
@@ -118,18 +118,20 @@ class GradientFlow(Sampled):
             return None
         last = self.history[-1]
         layers = [n.removesuffix(" cosine") for n in last if n.endswith(" cosine")]
+        layers.sort(key=(_CUT, _ALL).count)  # these behind the layers, which have their order
         if not layers:
             return "the client trains nothing, so there is no gradient behind the cut"
         with picture(folder / "gradient-flow.png", 6.9, 4.6) as figure:
             ((norms, cosines), (norm, cosine)) = figure.subplots(2, 2)
             places = range(len(layers))
-            norms.plot(places, [last[name] for name in layers], ".-", label="with the stack")
+            norms.plot(places, [last[name] for name in layers], "o", label="with the stack")
             without = [last[f"{name} uncompressed"] for name in layers]
-            norms.plot(places, without, ".-", label="without")
+            norms.plot(places, without, "o", fillstyle="none", label="without")
             norms.legend(frameon=False)
             norms.set(ylabel=f"norm, step {int(last['step'])}", yscale="log")
             cosines.bar(places, [last[f"{name} cosine"] for name in layers])
-            cosines.set(ylabel=f"cosine, step {int(last['step'])}", ylim=(-1, 1))
+            least = -1 if any(last[f"{name} cosine"] < 0 for name in layers) else 0
+            cosines.set(ylabel=f"cosine, step {int(last['step'])}", ylim=(least, 1))
             for axes in (norms, cosines):
                 axes.set_xticks(places, layers, rotation=90)
             names = {"returned": "returned", _CUT: "cut", f"{_CUT} uncompressed": "cut, without"}

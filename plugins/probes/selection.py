@@ -14,7 +14,8 @@ it. ``metrics.jsonl`` then holds, under ``selection``:
   whatever the images: the cosine of the frequencies at which every place was. 1 if it is always the
   same places.
 
-``selection.png`` has images of the last look with what was not kept in the dark, and ``places.png``
+``selection.png`` has images of the last look with a veil over what was not kept, a thin one over
+what was fused, and ``places.png``
 how often every place was kept, and numbers over steps. It sits at the client, and takes any stack;
 where no plugin says that it chooses or merges tokens (`Cut.provenance`; ``adc``,
 ``adc-token-select``, ``evit``, ``tome``, ``random-tokens`` and ``grid-pool`` do), it says that
@@ -38,9 +39,9 @@ __all__ = ["Selection", "agreement", "fates"]
 
 _IMAGES = 8
 _REMEMBERED = 4096
-_DARK = 0.25
-"""What is left of the light of a patch that is not kept; of a fused one more."""
-_DIM = 0.6
+_LEFT_OUT, _FUSED = 0.25, 0.6
+"""What is still seen of a patch that is not kept."""
+_VEIL = (0.0, 0.45, 0.7)
 
 
 class Selection(Sampled):
@@ -88,27 +89,26 @@ class Selection(Sampled):
             "fused": float(fused_BP.double().mean()),
             "left out": float((~kept_BP & ~fused_BP).double().mean()),
         }
-        there_BP = kept_BP | fused_BP if not kept_BP.any() else kept_BP
         known = [i for i, name in enumerate(ids.tolist()) if name in self._seen]
         if known:
             rows = [self._seen[int(ids[i])] for i in known]
-            found["agreement"] = agreement(self._masks[rows], there_BP[known])
-        places_P = there_BP.double().mean(dim=0)
+            found["agreement"] = agreement(self._masks[rows], kept_BP[known])
+        places_P = kept_BP.double().mean(dim=0)
         if len(self._places):
             cosine = F.cosine_similarity(self._places, places_P, dim=0)
             found["agreement of places"] = float(cosine)
         self._places = places_P
-        self._remember(ids, there_BP)
-        shades = torch.where(kept_BP, 1.0, torch.where(fused_BP, _DIM, _DARK))
-        self._drawn = {"images": drawable(images), "shades": shades[:_IMAGES]}
+        self._remember(ids, kept_BP)
+        clear_BP = torch.where(kept_BP, 1.0, torch.where(fused_BP, _FUSED, _LEFT_OUT))
+        self._drawn = {"images": drawable(images), "clear": clear_BP[:_IMAGES]}
         return found
 
     def _remember(self, ids: torch.Tensor, kept_BP: torch.Tensor) -> None:
         fresh: list[torch.Tensor] = []
         for name, mask in zip(ids.tolist(), kept_BP, strict=True):
-            if name in self._seen and self._seen[name] < len(self._masks):
+            if name in self._seen:
                 self._masks[self._seen[name]] = mask
-            elif name not in self._seen and len(self._seen) < _REMEMBERED:
+            elif len(self._seen) < _REMEMBERED:
                 self._seen[name] = len(self._seen)
                 fresh.append(mask)
         if fresh:
@@ -150,10 +150,11 @@ class Selection(Sampled):
             where, over_steps = figure.subplots(1, 2)
             step = int(self.history[-1]["step"])
             if self._peer.grid is None:
-                where.bar(range(len(self._places)), self._places)
+                where.bar(range(len(self._places)), self._places.numpy())
                 where.set(xlabel=f"token, step {step}", ylabel="kept, share of samples")
             else:
-                shown = where.imshow(self._places.view(self._peer.grid), vmin=0, vmax=1)
+                places = self._places.view(self._peer.grid).numpy()
+                shown = where.imshow(places, vmin=0, vmax=1)
                 where.set(xticks=[], yticks=[])
                 where.grid(False)
                 figure.colorbar(shown, ax=where, label=f"kept, share of samples, step {step}")
@@ -162,14 +163,14 @@ class Selection(Sampled):
             curves(over_steps, self.history, used, "share")
 
     def _draw_images(self, path: Path, grid: tuple[int, int]) -> None:
-        images, shades = self._drawn["images"], self._drawn["shades"]
-        size = images.shape[1:3]
-        light = F.interpolate(shades.float().view(-1, 1, *grid), size=size)[:, 0, :, :, None]
+        images, size = self._drawn["images"], self._drawn["images"].shape[1:3]
+        clear = F.interpolate(self._drawn["clear"].view(-1, 1, *grid), size=size)[:, 0, ..., None]
+        veiled = (images * clear + torch.tensor(_VEIL) * (1 - clear)).clamp(0, 1).numpy()
         with picture(path, 0.9 * len(images), 1.8) as figure:
             panels = figure.subplots(2, len(images), squeeze=False)
-            for column, (image, lit) in enumerate(zip(images, images * light, strict=True)):
+            for column, (image, behind) in enumerate(zip(images.numpy(), veiled, strict=True)):
                 panels[0][column].imshow(image, cmap="gray", vmin=0, vmax=1)
-                panels[1][column].imshow(lit, cmap="gray", vmin=0, vmax=1)
+                panels[1][column].imshow(behind)
             for axes in panels.flat:
                 axes.set(xticks=[], yticks=[])
                 axes.grid(False)
@@ -179,7 +180,7 @@ def fates(slots_BP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return which tokens are alone in their slot, and which share one, (B, P) bool each.
 
     Args:
-        slots_BP: (B, P) int64 as of `Provenance.slots`, −1 for what was left out.
+        slots_BP: (B, P) int64 as of `Provenance.slots`, -1 for what was left out.
     """
     there_BP = slots_BP >= 0
     slots_BP = slots_BP.clamp(min=0)

@@ -86,7 +86,8 @@ def test_a_long_stack_is_refused_at_once() -> None:
 
 
 def test_what_goes_with_a_change_is_implied() -> None:
-    assert Traits(changes={"batch"}).takes_away == {"batch", "targets", "sample ids", "keys"}
+    gone = {"batch", "targets", "sample ids", "keys", "heads"}
+    assert Traits(changes={"batch"}).takes_away == gone
     assert Traits().takes_away == set()
     assert Traits(changes={"plain"}).takes_away == set(ASPECTS)
 
