@@ -10,11 +10,12 @@ is imported where it is used: not every test needs it.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from tqdm import tqdm
 _THREADS = int(os.environ.get("SPLITLAB_TEST_THREADS", "1"))
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # of the processes that tests start, too
     os.environ[_variable] = str(_THREADS)
+# A hundred processes start: what one of them has compiled, the others read.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Set by pytest, by torch when timm is imported or a GPU is first used, by the command line, by the
 # first link over NCCL, and by scikit-learn, which others import where it is.
@@ -53,6 +56,17 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what repeats itself needs it
     else:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    # Thousands of tests and all that they import stay: nobody need look for garbage among them.
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -113,9 +127,9 @@ def leaves_nothing_behind() -> Iterator[None]:
 
 def _possessions() -> set[object]:
     sockets = set()
-    for entry in Path("/proc/self/fd").glob("*"):
+    for entry in os.listdir("/proc/self/fd"):
         try:
-            target = os.readlink(entry)
+            target = os.readlink(f"/proc/self/fd/{entry}")
         except OSError:
             continue  # the directory's own descriptor
         if target.startswith("socket:"):
@@ -168,3 +182,25 @@ def fresh() -> Iterator[Any]:
 
     with FreshPeers() as peers:
         yield peers
+
+
+@pytest.fixture(scope="session")
+def forks(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    """Return a program that starts `splitlab` in milliseconds, or Python itself where none can."""
+    from forking import Forks
+
+    if sys.platform != "linux" or request.config.getoption("--gpu"):
+        yield sys.executable
+        return
+    with Forks(str(tmp_path_factory.mktemp("forks"))) as forks:
+        yield forks.python
+
+
+@pytest.fixture(scope="module")
+def starts_fast(forks: str) -> Iterator[None]:
+    """Let every ``python -m splitlab`` of a module's tests be forked; see `forking`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", forks)
+        yield

@@ -38,9 +38,19 @@ def tree(name: str) -> ast.Module:
     return ast.parse(MODULES[name].read_text(encoding="utf-8"))
 
 
-def imports(name: str) -> Iterator[str]:
-    """Yield what the module imports, dotted, with the names that it takes from there."""
-    for node in ast.walk(tree(name)):
+@cache
+def nodes(name: str) -> list[ast.AST]:
+    return [*ast.walk(tree(name))]
+
+
+@cache
+def imports(name: str) -> list[str]:
+    """Return what the module imports, dotted, with the names that it takes from there."""
+    return [*_imports(name)]
+
+
+def _imports(name: str) -> Iterator[str]:
+    for node in nodes(name):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -83,7 +93,7 @@ def test_core_sees_neither_plugins_nor_transports(name: str) -> None:
     found = list(imports(name))
     assert [d for d in found if within(d, "splitlab.plugins")] == []
     assert [d for d in found if within(d, "splitlab.transports")] == []
-    texts = [n.value for n in ast.walk(tree(name)) if isinstance(n, ast.Constant)]
+    texts = [n.value for n in nodes(name) if isinstance(n, ast.Constant)]
     assert [t for t in texts if isinstance(t, str) and "splitlab.plugins." in t] == []
     assert [t for t in texts if isinstance(t, str) and "splitlab.transports." in t] == []
 
@@ -92,7 +102,7 @@ def test_core_sees_neither_plugins_nor_transports(name: str) -> None:
 def test_nobody_imports_the_bare_folders(name: str) -> None:
     found = [
         node.module if isinstance(node, ast.ImportFrom) else alias.name
-        for node in ast.walk(tree(name))
+        for node in nodes(name)
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for alias in node.names
     ]
@@ -138,7 +148,7 @@ def test_every_file_of_core_stands_in_a_room_whose_imports_are_ruled() -> None:
 
 @pytest.mark.parametrize("name", CORE)
 def test_only_the_command_room_prints(name: str) -> None:
-    calls = [n.func for n in ast.walk(tree(name)) if isinstance(n, ast.Call)]
+    calls = [n.func for n in nodes(name) if isinstance(n, ast.Call)]
     prints = [f for f in calls if isinstance(f, ast.Name) and f.id == "print"]
     assert room(name) == "command" or not prints
 
@@ -178,7 +188,7 @@ def test_nothing_unpickles(name: str) -> None:
     assert [d for d in found if d in calls] == reads
     if reads:  # tensors alone, and nothing is run
         assert ast.unparse(tree(name)).count("weights_only=True") == len(reads)
-    keywords = [n.arg for n in ast.walk(tree(name)) if isinstance(n, ast.keyword)]
+    keywords = [n.arg for n in nodes(name) if isinstance(n, ast.keyword)]
     assert "allow_pickle" not in keywords
     # torch.distributed's object collectives pickle too.
     assert [d for d in found if d.endswith(("_object", "_object_list"))] == []
@@ -237,6 +247,8 @@ def names_that_ship() -> list[str]:
 
 def mentions(text: str, name: str) -> bool:
     """Whether the name is a word of the text; `adc` is none of `adc-batch-merge`."""
+    if name.lower() not in text.lower():  # nearly always, and found out fast
+        return False
     return bool(re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text, re.IGNORECASE))
 
 
@@ -244,10 +256,10 @@ def words(name: str) -> Iterator[tuple[ast.AST, str]]:
     """Yield every string, and every identifier as its words, outside of docstrings."""
     documentation = {
         id(node.value)
-        for node in ast.walk(tree(name))
+        for node in nodes(name)
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     }
-    for node in ast.walk(tree(name)):
+    for node in nodes(name):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             if id(node) not in documentation:
                 yield node, node.value
@@ -279,7 +291,7 @@ def test_no_name_of_a_plugin_or_transport_stands_in_core() -> None:
 @pytest.mark.parametrize("module", CORE)
 def test_core_decides_nothing_by_such_a_name(module: str) -> None:
     deciding: list[ast.AST] = []
-    for node in ast.walk(tree(module)):
+    for node in nodes(module):
         if isinstance(node, ast.Compare):
             deciding += [node.left, *node.comparators]
         elif isinstance(node, ast.MatchValue):

@@ -6,9 +6,13 @@ import ast
 import math
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+import sysconfig
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,8 @@ from splitlab.core.runs.config import Config
 from splitlab.core.runs.plan import Decided
 from splitlab.core.runs.records import StepRecord, read_records
 from splitlab.core.testing import check_link
+
+pytestmark = pytest.mark.usefixtures("starts_fast")
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -45,7 +51,7 @@ SPREAD = "examples/attention_spread.py:AttentionSpread"
 
 def environment() -> dict[str, str]:
     """Return an environment in which `splitlab` is the one under test, and no GPU is seen."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -56,17 +62,17 @@ def test_an_example_needs_public_names_only(file: str) -> None:
     assert {module for module in asked if str(module).startswith("splitlab")} == {"splitlab.core"}
 
 
+def printed(script: str, *arguments: str) -> list[str]:
+    """Return the lines that an example prints, run as a program, but in this process."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out:
+        patch.setattr(sys, "argv", [script, *arguments])
+        runpy.run_path(str(ROOT / "examples" / script), run_name="__main__")
+    return out.getvalue().strip().splitlines()
+
+
 @pytest.mark.slow
 def test_quickstart() -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples/quickstart.py"), "steps=2"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-        env=environment(),
-    )
-    lines = done.stdout.strip().splitlines()
+    lines = printed("quickstart.py", "steps=2")
     assert re.fullmatch(
         r"none  accuracy 0\.\d+ after 2 steps, 6\.6 MB, measured ratio 1\.0\d+", lines[0]
     )
@@ -77,15 +83,7 @@ def test_quickstart() -> None:
 
 @pytest.mark.slow
 def test_what_arrives() -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples/what_arrives.py"), "cast", "evit"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-        env=environment(),
-    )
-    cast, evit = done.stdout.strip().splitlines()[2:]
+    cast, evit = printed("what_arrives.py", "cast", "evit")[2:]
     assert re.fullmatch(r"\| `cast` \| 0\.500\d \| 0\.0000 \|", cast)
     assert re.fullmatch(r"\| `evit` \| 0\.\d+ \| nan \|", evit), "fewer tokens"
 

@@ -10,6 +10,7 @@ immediate, and an error is raised on the spot.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -100,8 +101,9 @@ class Pending:
         # Few kernels, since each takes longer to start than to run.
         parts = [number.detach().reshape(1) for number in numbers]
         flags = [flags.reshape(-1) for flags, _ in asked]
-        if numbers and asked:
-            parts, flags = [each.double() for each in parts], [_one(flags).double()]
+        if numbers and asked:  # in the numbers' dtype: not every device has one with 64 bits
+            widest = functools.reduce(torch.promote_types, (each.dtype for each in parts))
+            parts, flags = [each.to(widest) for each in parts], [_one(flags).to(widest)]
         self._fetch = Fetch(_one(parts + flags)) if parts or flags else None
 
     def settle(self) -> list[float]:

@@ -199,7 +199,7 @@ def perform(job: Job) -> tuple[Answer, npt.NDArray[np.uint8]]:
             return Answer(bad=(at, brief(error))), pixels
         if job.keep and not isinstance(encoded, np.ndarray):  # else it is kept already
             opened.append((at, np.asarray(image)))
-        pixels[at] = _to_square(image, job.size, augment, job.seed, job.epoch, row)
+        pixels[at] = _to_square(image, job.size, augment, job.seed, job.epoch, row).numpy()
     return Answer(opened=opened), pixels
 
 

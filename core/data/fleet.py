@@ -10,8 +10,6 @@ from __future__ import annotations
 import os
 import queue
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -36,6 +34,7 @@ KINDS = ("threads", "processes")
 
 _MAIN = "splitlab.core.data.worker"
 _PARTING_SECONDS = 5.0
+_ENDING_SECONDS = 30.0  # of one that has closed its end already, on a busy machine
 _PATIENCE_SECONDS = 300.0  # of which a process that starts on a busy machine takes some
 
 Warned = tuple[str, type[Warning], str, int]
@@ -115,7 +114,6 @@ class _Worker:
                 self._pipe, theirs = Pipe()
                 undo.enter_context(self._pipe)
                 with theirs:
-                    _limit(self._pipe, _PATIENCE_SECONDS)
                     self._said = undo.enter_context(tempfile.TemporaryFile())
                     # A session of its own: Ctrl-C reaches this process only, which ends both in
                     # good order.
@@ -136,26 +134,33 @@ class _Worker:
             undo.pop_all()
 
     def ask(self, job: object, out: npt.NDArray[np.uint8]) -> Answer:
+        # Not a wait with an end: it may stop amid an answer, too.
+        watch = threading.Timer(_PATIENCE_SECONDS, self._give_up)
+        watch.start()
         try:
             self._pipe.send(job)
             answer: Answer = self._pipe.recv()
             if answer.bad is None:
                 self._pipe.recv_bytes_into(out.reshape(-1))
             return answer
-        except (EOFError, OSError) as error:
-            if isinstance(error, BlockingIOError):
-                self._late = True
-                self._process.kill()  # or the next job would get its late answer
+        except (EOFError, OSError):
             raise WorkerError(
                 f"a process that decodes images {self._last_words()}; take fewer --workers, or "
                 "--worker-kind threads"
             ) from None
+        finally:
+            watch.cancel()
+            watch.join()
+
+    def _give_up(self) -> None:
+        self._late = True
+        self._process.kill()
 
     def _last_words(self) -> str:
         if self._late:
             return f"has not answered for {_PATIENCE_SECONDS:g} s and was killed"
         try:
-            status = self._process.wait(_PARTING_SECONDS)
+            status = self._process.wait(_ENDING_SECONDS)
         except subprocess.TimeoutExpired:
             return "does not answer"
         if status < 0:
@@ -178,14 +183,6 @@ class _Worker:
             self._process.kill()
             self._process.wait()
         self._said.close()
-
-
-def _limit(pipe: Connection, seconds: float) -> None:
-    """Let whoever waits at this end for so long get a `BlockingIOError`."""
-    value = struct.pack("@ll", *divmod(round(seconds * 1e6), 1_000_000))
-    with socket.socket(fileno=os.dup(pipe.fileno())) as end:  # options are the connection's
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
 
 
 def _end(workers: Sequence[_Worker]) -> None:

@@ -34,13 +34,17 @@ __all__ = ["Asked", "Manager", "Member", "register"]
 
 _WATCHED_CALLS = 2
 """So many calls of every data hook are watched for draws from global random state."""
+_EVERYBODYS = frozenset(dir(object))
+"""Names that stand in every object, and mean no hook in any."""
 
 
 class Manager(pluggy.PluginManager):
     """pluggy's, of which older ones read the properties of a plugin that is not set up yet."""
 
     def parse_hookimpl_opts(self, plugin: object, name: str) -> Any:
-        """Look for a hook's mark; a property bears none."""
+        """Look for a hook's mark; a property bears none, nor what every object has."""
+        if name in _EVERYBODYS:  # most names, and pluggy looks long
+            return None
         if isinstance(inspect.getattr_static(plugin, name, None), (property, cached_property)):
             return None
         return super().parse_hookimpl_opts(plugin, name)

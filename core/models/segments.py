@@ -19,6 +19,7 @@ import copy
 import functools
 import itertools
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -416,4 +417,8 @@ def _copied(model: Segmented, first: int, end: int | None, device: torch.device)
         if isinstance(tensor, nn.Parameter):
             moved = nn.Parameter(moved, requires_grad=tensor.requires_grad)
         new[id(tensor)] = moved
+    for part in module.modules():  # most of a module are registries of hooks that it has not
+        for value in vars(part).values():
+            if type(value) in (dict, set, OrderedDict) and not value:
+                new[id(value)] = type(value)()
     return copy.deepcopy(module, new)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -173,11 +173,7 @@ class Tiny:
         classes = classes or self.classes
         cut = self._cut if cut is None else cut
         how = {name: arguments.pop(name) for name in _HOW if name in arguments}
-        if self.model and not model:
-            uncut = self._whole(classes, seed, dtype, **arguments)
-        else:
-            module = model() if model else self.vit(seed, num_classes=classes, **arguments)
-            uncut = whole(module.to(dtype))
+        uncut = whole(model().to(dtype)) if model else self._whole(classes, seed, dtype, arguments)
         device = device or torch.device(self.device)
         part = uncut.part(int(role == "server"), (cut,), device)
         layout = uncut.layout(cut)
@@ -221,22 +217,28 @@ class Tiny:
         return self._known.cut if self.model else 1
 
     @cached_property
-    def _wholes(self) -> dict[tuple[int, int, torch.dtype], Segmented]:
+    def _wholes(self) -> dict[Any, Segmented]:
         return {}
 
-    def _whole(self, classes: int, seed: int, dtype: torch.dtype) -> Segmented:
-        """Return the other model; parts of it have memory of their own, so it is built once."""
-        key = classes, seed, dtype
+    def _whole(
+        self, classes: int, seed: int, dtype: torch.dtype, arguments: Mapping[str, Any]
+    ) -> Segmented:
+        """Return the model; parts of it have memory of their own, so it is built once."""
+        key = classes, seed, dtype, frozenset(arguments.items())
         if key not in self._wholes:
-            assert self.model
-            size = self._pixels
-            uncut = build_model(
-                self.model, classes=classes, seed=seed, image_size=size, weights="none"
-            )
-            uncut.layout(self._cut)  # it may try an image, of float32
-            uncut.module.to(dtype)
-            self._wholes[key] = uncut
+            self._wholes[key] = self._built(classes, seed, dtype, **arguments)
         return self._wholes[key]
+
+    def _built(self, classes: int, seed: int, dtype: torch.dtype, **arguments: Any) -> Segmented:
+        if not self.model:
+            return whole(self.vit(seed, num_classes=classes, **arguments).to(dtype))
+        size = self._pixels
+        uncut = build_model(
+            self.model, classes=classes, seed=seed, image_size=size, weights="none", **arguments
+        )
+        uncut.layout(self._cut)  # it may try an image, of float32
+        uncut.module.to(dtype)
+        return uncut
 
     def travel(self, message: Message) -> Message:
         """Encode a message, and decode it from the bytes alone."""

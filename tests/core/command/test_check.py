@@ -12,6 +12,8 @@ import pytest
 from splitlab.core import hookimpl, testing
 from splitlab.core.command.main import main
 
+pytestmark = pytest.mark.usefixtures("starts_fast")
+
 
 class Boasts:
     """Compresses nothing, and says that it does. A fresh peer finds it in this file, too."""

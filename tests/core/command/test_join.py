@@ -14,6 +14,8 @@ from splitlab.core.command.main import main
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.runs.folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("starts_fast")
+
 HERE = ["--weights", "none", "--threads", "1", "--device", "cpu"]
 FAST = [*HERE, "--budget", "steps=1"]
 

@@ -26,6 +26,8 @@ from splitlab.core.runs.records import EvaluationRecord, Summary
 from splitlab.core.runs.reporter import Result
 from splitlab.core.wire.ledger import Ledger
 
+pytestmark = pytest.mark.usefixtures("starts_fast")
+
 HERE = ["--weights", "none", "--threads", "1", "--device", "cpu"]
 EXAMPLES = Path(__file__).parents[3] / "examples"
 HALF = f"{EXAMPLES}/half_precision.py:HalfPrecision"

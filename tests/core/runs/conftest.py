@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from forking import behind
 
 from splitlab.core.runs.reading import VERSION
 
@@ -83,7 +84,7 @@ def wait_for_steps(folder: Path, steps: int, process: subprocess.Popen[Any]) -> 
 
 
 def children(pid: int) -> list[int]:
-    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    threads = Path(f"/proc/{behind(pid)}/task").glob("*/children")
     return [int(text) for file in threads for text in file.read_text().split()]
 
 

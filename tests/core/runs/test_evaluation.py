@@ -32,6 +32,8 @@ from splitlab.core.runs.records import (
 )
 from splitlab.core.runs.reporter import Reporter
 
+pytestmark = pytest.mark.usefixtures("starts_fast")
+
 TINY = {
     "model": "vit:image_size=28,patch=7,channels=1,width=32,depth=3,heads=2",
     "weights": "none",

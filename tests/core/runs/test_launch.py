@@ -18,6 +18,8 @@ import pytest
 from splitlab.core import run
 from splitlab.core.catalogue.links import working_transports
 
+pytestmark = pytest.mark.usefixtures("starts_fast")
+
 TWO_PROCESS = [name for name in working_transports() if name != "inprocess"]
 
 

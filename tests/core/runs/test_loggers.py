@@ -22,6 +22,8 @@ from splitlab.core.runs.records import (
     read_summary,
 )
 
+pytestmark = pytest.mark.usefixtures("starts_fast")
+
 MINE = """
 import json
 from pathlib import Path

@@ -21,6 +21,8 @@ from splitlab.core.runs.records import read_records, read_state
 from splitlab.core.runs.reporter import Progress, Reporter
 from splitlab.core.wire.ledger import Ledger
 
+pytestmark = pytest.mark.usefixtures("starts_fast")
+
 
 @pytest.mark.parametrize(
     ("budget", "steps"),
@@ -198,9 +200,11 @@ def test_neither_caches_nor_workers_decide_a_number(
 def test_a_process_that_decodes_and_is_killed_ends_the_run_in_one_line(
     real: Any, easy_data: str, tmp_path: Path
 ) -> None:
+    others = {*real.children(os.getpid())}
+
     class Kills(Reporter):
         def step(self, progress: Progress, ledger: Ledger, loss: float) -> None:
-            for child in real.children(os.getpid()):
+            for child in {*real.children(os.getpid())} - others:
                 os.kill(child, signal.SIGKILL)
 
     how = {"cache": "none", "augment": "paper", "workers": 1, "worker_kind": "processes"}

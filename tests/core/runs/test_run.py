@@ -19,6 +19,8 @@ from splitlab.core.runs.disk import hold
 from splitlab.core.runs.records import read_ledger, read_summary
 from splitlab.core.runs.reporter import Reporter
 
+pytestmark = pytest.mark.usefixtures("starts_fast")
+
 
 def test_run_folder_holds_what_the_documentation_says(
     real: Any, easy_data: str, tmp_path: Path

@@ -48,6 +48,8 @@ from splitlab.core.wire.ledger import Ledger
 from splitlab.transports.inprocess import InProcess
 from splitlab.transports.tcp import Tcp
 
+pytestmark = pytest.mark.usefixtures("starts_fast")
+
 AGREEMENT = {"stack": "none", "cut": "3"}
 MARKS = {"run": "0123456789abcdef", "seed": "0", "plan": plan_mark(AGREEMENT)}
 HELLO: dict[str, Any] = {

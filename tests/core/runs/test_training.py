@@ -23,6 +23,8 @@ from splitlab.core.runs.serve import serve
 from splitlab.core.runs.workers import build_client, build_server
 from splitlab.core.session.protocol import compare
 
+pytestmark = pytest.mark.usefixtures("starts_fast")
+
 SMALL = Config(image_size=8, batch_size=6, cut=1, threads=1, seed=3, weights="none", device="cpu")
 
 # All at once; 7 steps end in the middle of an accumulation.

@@ -397,8 +397,8 @@ HOSTILE = {
         frame({f"side/{i}": entry(shape=[0], offsets=[0, 0]) for i in range(1025)}),
         r"1025 tensors; allowed: 1024",
     ),
-    "a million tensors": (
-        frame({f"side/{i}": 0 for i in range(1_000_000)}),
+    "far too many tensors": (
+        frame({f"side/{i}": 0 for i in range(100_000)}),
         r"header of \d+ bytes; allowed: 1048576",
     ),
 }
