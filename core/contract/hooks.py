@@ -45,7 +45,8 @@ peers must share, take ``peer.generator``.
 A probe is such a class, too, but it watches and changes nothing. A data hook of a probe with
 ``@hookimpl(wrapper=True)`` and one ``yield`` stands around the whole stack; ``plugin_ran`` hears of
 every single call; ``metrics`` returns numbers for the log, ``report`` may draw into the run folder.
-``cut.images``, ``cut.provenance`` and `Peer.compare` are there for it. Users name it with ``--probe``.
+``cut.images``, ``cut.provenance`` and `Peer.compare` are there for it. Users name it with
+``--probe``.
 """
 
 from __future__ import annotations

@@ -116,7 +116,8 @@ def singular_values(rows_RD: torch.Tensor) -> torch.Tensor:
     rows_RD = rows_RD - rows_RD.mean(dim=0)
     R, D = rows_RD.shape
     gram = rows_RD.T @ rows_RD if D <= R else rows_RD @ rows_RD.T
-    return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().flip(0).float()
+    squares: torch.Tensor = torch.linalg.eigvalsh(gram)
+    return squares.clamp(min=0).sqrt().flip(0).float()
 
 
 def effective_rank(spectrum: torch.Tensor) -> float:
