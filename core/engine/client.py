@@ -156,7 +156,9 @@ class Client(Worker):
                     cut.activations, [*trained.values()], gradient, allow_unused=True
                 )
         pairs = zip(trained, found, strict=True)
-        return Reference(loss, gradient, {name: g for name, g in pairs if g is not None})
+        # Copies: what a graph of a compiled part made is overwritten when it runs again.
+        own = {name: g.clone() for name, g in pairs if g is not None}
+        return Reference(loss, gradient, own)
 
     def _loss(self, message: Message, kind: Kind, asked: Message) -> float:
         """Return the loss that an answer holds, once the answer is one."""
