@@ -75,7 +75,7 @@ def test_a_resumed_run_draws_what_was_seen_before(probed: Any) -> None:
     assert drawn(folder) == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_they_sit_at_the_client_and_the_training_stays_as_it_is(
     probed: Any, tmp_path: Path
 ) -> None:
