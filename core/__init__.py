@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from splitlab.core.contract.hooks import hookimpl
     from splitlab.core.contract.link import Link, PeerRole, WrappedLink
     from splitlab.core.contract.logger import LoggedRun, Logger
-    from splitlab.core.contract.measure import Attention, Keys, Measurement
+    from splitlab.core.contract.measure import Attention, HeadAttention, Keys, Measurement
     from splitlab.core.contract.message import Kind, Message, Role
     from splitlab.core.contract.part import Layout
     from splitlab.core.contract.peer import Peer
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from splitlab.core.data.load import load_data
     from splitlab.core.models.build import build_model
     from splitlab.core.models.segments import Segmented, Segments
+    from splitlab.core.report.draw_picture import picture
     from splitlab.core.runs.config import Config
     from splitlab.core.runs.listing import Runs, load_runs
     from splitlab.core.runs.plan import Plan
@@ -50,6 +51,7 @@ __all__ = [
     "Cut",
     "Diverged",
     "Fetch",
+    "HeadAttention",
     "Interrupted",
     "Keys",
     "Kind",
@@ -80,6 +82,7 @@ __all__ = [
     "hookimpl",
     "load_data",
     "load_runs",
+    "picture",
     "run",
     "study",
     "upload",
@@ -90,6 +93,7 @@ _HOMES = {
     "Attention": "contract.measure",
     "Batch": "contract.batch",
     "Cut": "contract.cut",
+    "HeadAttention": "contract.measure",
     "Keys": "contract.measure",
     "Layout": "contract.part",
     "Link": "contract.link",
@@ -108,6 +112,7 @@ _HOMES = {
     "Role": "contract.message",
     "Peer": "contract.peer",
     "Result": "runs.reporter",
+    "picture": "report.draw_picture",
     "run": "runs.run",
     "Study": "studies.study",
     "study": "studies.conduct",

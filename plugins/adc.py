@@ -582,6 +582,7 @@ def _replace(
     if tokens_TK is None:
         cut.activations = _merged(cut.activations, assignment_B, T)
         return
+    cut.provenance.select(tokens_TK)
     bring_attention(cut, lambda attention_TN: attention_TN.gather(1, tokens_TK))
     fault_B = faults(cut.activations)
     fault_T = fault_B.new_zeros(len(tokens_TK)).index_add(0, assignment_B, fault_B)
@@ -606,6 +607,7 @@ def _announce(cut: Cut, assignment_B: torch.Tensor | None, T: int) -> None:
         return
     cut.side[CLUSTERS] = assignment_B.to(torch.uint8 if T <= 2**8 else torch.uint16)
     cut.sample_ids = None  # a merged row is no sample
+    cut.provenance.merge(assignment_B)
     bring_attention(cut, lambda attention_BN: cluster_means(attention_BN, assignment_B, T))
 
 

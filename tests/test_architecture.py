@@ -234,8 +234,9 @@ WORDS_FOR_USERS = {
 
 
 # Words that are in every Python program besides: the constant, the verb of `typing`, the module
-# `time`, and the package `timm`, from which models come.
-EVERYDAY = {"none", "cast", "time", "timm"}
+# `time`, and the package `timm`, from which models come; and words of the field, which the contract
+# itself is written in.
+EVERYDAY = {"none", "cast", "time", "timm", "activations", "attention", "clusters", "selection"}
 
 
 def names_that_ship() -> list[str]:

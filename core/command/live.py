@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,6 +120,11 @@ class LiveReporter(RunState):
                 highlight=False,
             )
         self._draw()
+
+    def probed(self, said: Mapping[str, str]) -> None:
+        """Leave what probes say in the end above the display."""
+        for label, line in said.items():
+            self._live.console.print(_plain(f"probe {label}: {line}"))
 
     def end(self, result: Result | None) -> None:
         """Take the display away, if it is this run's alone."""

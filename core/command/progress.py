@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +187,11 @@ class PlainReporter(RunState):
             f"loss {record.loss:.4f}, "
             f"{human_bytes(record.training_bytes)} of training traffic",
         )
+
+    def probed(self, said: Mapping[str, str]) -> None:
+        """Print what probes say in the end."""
+        for label, line in said.items():
+            say(f"probe  {label}: {line}")
 
     def end(self, result: Result | None) -> None:
         """Do nothing: every line is printed."""

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 
 from splitlab.core.contract.errors import PluginError, when
 from splitlab.core.contract.measure import Measured, Measurement
+from splitlab.core.contract.provenance import Provenance
 from splitlab.core.contract.transfer import Verdicts
 
-__all__ = ["Cut"]
+__all__ = ["Cut", "Reference"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reference:
+    """The gradient that a batch would have had without the stack, see `Peer.compare`.
+
+    Attributes:
+        loss: of the batch.
+        gradient: (B, N, D), of what the client's part made.
+        parameters: of the client's parameters, by name; those that are trained and take part.
+    """
+
+    loss: float
+    gradient: torch.Tensor
+    parameters: Mapping[str, torch.Tensor]
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -33,6 +49,12 @@ class Cut:
         measured: what plugins asked for with `Peer.request`, by request, detached. Client only. A
             plugin that changes tokens or samples brings what follows along, and drops the rest.
         sample_ids: (B,) int64, stable over epochs. Client only.
+        images: (B, channels, height, width), normalised: what the client's part was given. Client
+            only, for probes: no plugin changes it, and none of it is sent.
+        provenance: where samples and tokens went. Client only; a plugin that merges samples, or
+            chooses or merges tokens, tells it in ``after_client_forward``.
+        reference: the gradient without the stack, in the steps that a probe asked for with
+            `Peer.compare`, otherwise None. Client only.
         side: extra tensors for the server: sent, counted, never differentiated. The server finds
             the same names here. Prefix a name with the plugin's own: ``"adc.clusters"``.
         weights: (T,) float32 weight of every row in the loss, or None for the plain mean. Server
@@ -52,6 +74,9 @@ class Cut:
     training: bool
     measured: dict[Measurement, torch.Tensor] = field(default_factory=Measured)
     sample_ids: torch.Tensor | None = None
+    images: torch.Tensor | None = None
+    provenance: Provenance = field(default_factory=Provenance)
+    reference: Reference | None = None
     side: dict[str, torch.Tensor] = field(default_factory=dict)
     weights: torch.Tensor | None = None
     token_sizes: torch.Tensor | None = None

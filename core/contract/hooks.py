@@ -45,7 +45,8 @@ peers must share, take ``peer.generator``.
 A probe is such a class, too, but it watches and changes nothing. A data hook of a probe with
 ``@hookimpl(wrapper=True)`` and one ``yield`` stands around the whole stack; ``plugin_ran`` hears of
 every single call; ``metrics`` returns numbers for the log, ``report`` may draw into the run folder.
-Users name it with ``--probe``.
+``cut.images``, ``cut.provenance`` and `Peer.compare` are there for it. Users name it with
+``--probe``.
 """
 
 from __future__ import annotations
@@ -179,11 +180,14 @@ class HookSpecs:
         """Probes only: a plugin's data hook has just run, on this cut or message."""
 
     @hookspec
-    def report(self, folder: Path) -> None:
+    def report(self, folder: Path) -> str | None:
         """Probes only, when a run has come to its end: write files into this folder of its own.
 
         It is ``RUN/probes/NAME`` at the client and ``RUN/probes/NAME-server`` at the server; it
-        exists already.
+        exists already. `splitlab.core.picture` draws into it, in the style of reports.
+
+        May return a line for the user, such as why there was nothing to see. It is shown when the
+        run has ended, and kept in ``said.txt`` there.
         """
 
 

@@ -7,15 +7,17 @@ A new kind of measurement is a class here, with its words and the aspect of the 
 true, and one line of `MEASUREMENTS`; a row in the table of the model family that can take it; and
 its name among those that `splitlab.core` exports. Nobody else knows of one kind or another.
 
-Shapes: B samples, N tokens.
+Shapes: B samples, L layers with attention, H heads, N tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
-__all__ = ["MEASUREMENTS", "Attention", "Keys", "Measured", "Measurement"]
+__all__ = ["MEASUREMENTS", "Attention", "HeadAttention", "Keys", "Measured", "Measurement"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +66,47 @@ class Keys(Measurement):
     gone_with: ClassVar[tuple[str, ...]] = ("batch", "tokens", "layout", "numbers")
 
 
-MEASUREMENTS: tuple[type[Measurement], ...] = (Keys, Attention)
+@dataclass(frozen=True, slots=True)
+class HeadAttention(Measurement):
+    """The class token's attention in every layer that the client computes, by head.
+
+    (B, L, H, N) float32, detached. It is computed when it is read, so that a probe which reads it
+    every few steps costs nothing in between: read it before the first plugin has its turn.
+    """
+
+    words: ClassVar[str] = "the attention of a class token by head"
+    aspect: ClassVar[str] = "heads"
+    known: ClassVar[str] = "the class token's attention is known by layer and head"
+    gone_with: ClassVar[tuple[str, ...]] = ("batch", "tokens", "layout", "numbers")
+
+
+MEASUREMENTS: tuple[type[Measurement], ...] = (Keys, Attention, HeadAttention)
 """All kinds that there are."""
 
 
 class Measured(dict[Measurement, Any]):
-    """What was measured, tensors by request."""
+    """What was measured, tensors by request.
 
-    def __missing__(self, request: object) -> Any:
+    Args:
+        found: what is there already.
+        later: what is computed when it is read for the first time.
+    """
+
+    def __init__(
+        self,
+        found: Mapping[Measurement, Any] = MappingProxyType({}),
+        later: Mapping[Measurement, Callable[[], Any]] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(found)
+        self._later: dict[Measurement, Callable[[], Any]] = {}
+        if isinstance(found, Measured):
+            self._later |= found._later
+        self._later |= later
+
+    def __missing__(self, request: Any) -> Any:
+        if request in self._later:
+            self[request] = self._later.pop(request)()
+            return self[request]
         raise LookupError(
             f"{request} is not measured here; ask for it in setup, with "
             f"peer.request(NAME, {request}), and read it at the client"

@@ -18,7 +18,7 @@ from splitlab.core.contract.transfer import Verdicts, upload
 
 __all__ = ["WORDS", "Kind", "Message", "Role"]
 
-_ENGINE = ("loss", "loss_sum", "step")
+_ENGINE = ("gradient", "loss", "loss_sum", "step")
 _HANDSHAKE = ("agreement", "marks", "protocol", "run", "schedule")
 _CONTROL = ("did", "diverged", "do", "error", "keep")
 WORDS = tuple(sorted((*_ENGINE, *_HANDSHAKE, *_CONTROL)))
@@ -65,7 +65,8 @@ class Message:
         stacked: whether the stack of plugins acts on it; an uncompressed evaluation says ``False``.
         meta: what the engine and the session say besides tensors: JSON values under names of
             `WORDS`, of a GRADIENT ``"loss"``, the mean over the batch, of a PREDICTION
-            ``"loss_sum"``. Plugins read it, and leave notes with `push`.
+            ``"loss_sum"``; an ACTIVATION past the stack says ``"gradient"`` if that is wanted, of
+            the training loss. Plugins read it, and leave notes with `push`.
 
     Attributes:
         elapsed_ns: nanoseconds that the sender computed to produce this message; a fixed-width

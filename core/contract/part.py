@@ -95,7 +95,7 @@ class Part(Protocol):
         ...
 
     def measured(self) -> dict[Measurement, torch.Tensor]:
-        """Return what was measured in the `forward` that just ran."""
+        """Return what was measured in the `forward` that just ran; it may be `Measured`."""
         ...
 
     def train(self, mode: bool) -> None:

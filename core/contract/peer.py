@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
@@ -62,6 +62,9 @@ class Peer:
         unable: why the client's part cannot measure something, or None; asked by `request`.
         requests: what was asked for with `request`.
         modules: what the plugins registered with `add_module`.
+        parameters: of this peer's part of the model, by the whole model's names, for those who
+            watch; empty while a run is planned.
+        compared: every how many steps somebody asked for a reference, see `compare`.
     """
 
     role: Literal["client", "server"]
@@ -77,6 +80,8 @@ class Peer:
     unable: Callable[[Measurement], str | None] = _anything
     requests: list[Measurement] = field(default_factory=list)
     modules: list[nn.Module] = field(default_factory=list)
+    parameters: Mapping[str, nn.Parameter] = field(default_factory=dict)
+    compared: list[int] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -159,6 +164,16 @@ class Peer:
         if what not in self.requests:
             self.requests.append(what)
         return what
+
+    def compare(self, every: int) -> None:
+        """Ask for the gradient without the stack, in step 0 and every so many behind it.
+
+        Client only, in ``setup``; for probes. It lies in ``cut.reference`` and changes nothing of
+        the step, but costs the time of one: before it, the batch crosses the link uncompressed and
+        its gradient comes back, with the same draws of dropout and no optimizer step. The ledger
+        counts these bytes as evaluation, and no budget does.
+        """
+        self.compared.append(every)
 
     def add_module(self, module: nn.Module) -> None:
         """Register a module: moved to the device, trained by the peer's optimizer, checkpointed.

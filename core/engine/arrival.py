@@ -65,6 +65,9 @@ def check_request(message: Message, peer: Peer, dtype: torch.dtype, *, plugins: 
         )
     if message.training and not message.stacked:
         raise ProtocolError(f"{message.when}: a training step came past the plugins")
+    wanted = "gradient" in message.meta
+    if wanted and (message.training or message.stacked):
+        raise ProtocolError(f"{message.when}: a gradient is asked for in what came to the plugins")
     if plugins and message.stacked:
         _check_payload(message)
         return
@@ -79,7 +82,7 @@ def check_request(message: Message, peer: Peer, dtype: torch.dtype, *, plugins: 
         )
     mixed = targets.dtype is torch.float32 and targets.shape == (rows, peer.classes)
     ids = not targets.is_floating_point() and targets.shape == (rows,)
-    if not ids and not (mixed and message.training):
+    if not ids and not (mixed and (message.training or wanted)):
         raise ProtocolError(
             f"{message.when}: targets arrived as {targets.dtype} {[*targets.shape]}; allowed: "
             f"class ids, an integer type [{rows}], and in training class probabilities, "
@@ -219,7 +222,8 @@ def loss_of(message: Message) -> float:
     Raises:
         ProtocolError: it holds none, or one that no training has.
     """
-    word, what = ("loss", "loss") if message.training else ("loss_sum", "summed loss")
+    mean = message.kind is Kind.GRADIENT
+    word, what = ("loss", "loss") if mean else ("loss_sum", "summed loss")
     loss = message.meta.get(word)
     if not isinstance(loss, float):
         raise ProtocolError(f"{message.when}: the server's answer holds no {what}")

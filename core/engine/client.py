@@ -6,13 +6,13 @@ It imports no link: `train` and `query` are conversations (`splitlab.core.engine
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from splitlab.core.contract.batch import Batch
-from splitlab.core.contract.cut import Cut
+from splitlab.core.contract.cut import Cut, Reference
 from splitlab.core.contract.errors import PluginError
 from splitlab.core.contract.measure import Measured
 from splitlab.core.contract.message import Kind, Message, Role
@@ -83,8 +83,11 @@ class Client(Worker):
         pass of this one is in the queue, and before anything is sent.
         """
         self._trainer.weigh(averaged=False)
+        compared = any(step % every == 0 for every in self.peer.compared)
+        reference = (yield from self._without_stack(batch, step)) if compared else None
         with isolated_rng(self.peer.seed, "client", step, device=self.peer.device):
             cut = self._cut(batch, step, training=True)
+            cut.reference = reference
             made = cut.activations
             self.stack.after_client_forward(cut)
         asked = self._message(cut, stacked=True)
@@ -137,6 +140,26 @@ class Client(Worker):
         check_predictions(ids, batch.targets, message.when, self.peer.classes)
         return Answer(ids.long(), loss)
 
+    def _without_stack(self, batch: Batch, step: int) -> Conversation[Reference]:
+        """Ask what the gradient of a batch is without the stack, and leave all as it is."""
+        trained = {n: p for n, p in self._part.named_parameters() if p.requires_grad}
+        with self._buffers_kept():
+            with isolated_rng(self.peer.seed, "client", step, device=self.peer.device):
+                cut = self._cut(batch, step, training=True)
+            asked = self._message(cut, stacked=False)
+            answer = yield asked
+            loss = self._loss(answer, Kind.GRADIENT, asked)
+            gradient = answer.to(self.peer.device)[GRADIENT]
+            found: Sequence[torch.Tensor | None] = [None] * len(trained)
+            if cut.activations.requires_grad:
+                found = torch.autograd.grad(
+                    cut.activations, [*trained.values()], gradient, allow_unused=True
+                )
+        pairs = zip(trained, found, strict=True)
+        # Copies: what a graph of a compiled part made is overwritten when it runs again.
+        own = {name: g.clone() for name, g in pairs if g is not None}
+        return Reference(loss, gradient, own)
+
     def _loss(self, message: Message, kind: Kind, asked: Message) -> float:
         """Return the loss that an answer holds, once the answer is one."""
         check_answer(message, kind, asked, plugins=bool(self._plugins))
@@ -147,19 +170,23 @@ class Client(Worker):
         return loss
 
     def _cut(self, batch: Batch, step: int, *, training: bool) -> Cut:
+        images = upload(batch.images, self.peer.device)
         return Cut(
-            activations=self._forward(
-                upload(batch.images, self.peer.device), step, training=training
-            ),
+            activations=self._forward(images, step, training=training),
             targets=upload(batch.targets, self.peer.device),
             step=step,
             training=training,
             measured=Measured(self._part.measured()),
             sample_ids=batch.sample_ids,
+            images=images,
         )
 
     def _message(self, cut: Cut, *, stacked: bool) -> Message:
-        message = Message(Kind.ACTIVATION, cut.step, training=cut.training, stacked=stacked)
+        # What is asked besides the training step is none of its bytes.
+        training = cut.training and stacked
+        message = Message(Kind.ACTIVATION, cut.step, training=training, stacked=stacked)
+        if cut.training and not stacked:
+            message.meta["gradient"] = True
         message.verdicts = cut.verdicts
         for name in (ACTIVATIONS, TARGETS):
             check_tensor(cut, f"cut.{name}", getattr(cut, name), "after_client_forward")

@@ -92,9 +92,13 @@ class Server(Worker):
 
         A step whose labels come with its activations has one of each.
         """
-        self._trainer.weigh(averaged=not message.training)
+        wanted = "gradient" in message.meta
+        self._trainer.weigh(averaged=not (message.training or wanted))
         cut = self._arrived(message)
-        yield self._train(cut) if message.training else self._evaluate(cut, message.stacked)
+        if wanted:
+            yield self._gradient(cut)
+        else:
+            yield self._train(cut) if message.training else self._evaluate(cut, message.stacked)
 
     def _arrived(self, message: Message) -> Cut:
         check_request(message, self.peer, self._crossing, plugins=bool(self._plugins))
@@ -154,6 +158,20 @@ class Server(Worker):
         self.stack.before_send(answer)
         self._owed.append(cut.verdicts.fetch())
         self.metrics = self.stack.metrics(cut.step, by_label(cut, own))
+        return answer
+
+    def _gradient(self, cut: Cut) -> Message:
+        """Return the gradient of the training loss at the cut, and leave all as it is."""
+        leaf = cut.activations.requires_grad_()
+        cut.training = True
+        with self._buffers_kept():
+            with isolated_rng(self.peer.seed, "server", cut.step, device=self.peer.device):
+                loss = self._loss(self._logits(cut), cut.targets)
+            (gradient,) = torch.autograd.grad(loss, [leaf])
+        answer = Message(Kind.GRADIENT, cut.step, training=False, stacked=False)
+        answer.verdicts = cut.verdicts
+        answer.put(GRADIENT, gradient, Role.PAYLOAD)
+        (answer.meta["loss"],) = cut.verdicts.fetch(loss).settle()
         return answer
 
     @torch.no_grad()

@@ -154,24 +154,34 @@ class Stack:
                 own[name] = value
         return {label: numbers for label, numbers in found.items() if numbers}
 
-    def report(self, folder: Path) -> None:
+    def report(self, folder: Path) -> dict[str, str]:
         """Let every probe that reports write into a folder of its own.
 
         Args:
             folder: such as ``RUN/probes``; the server's probes have ``NAME-server`` there.
+
+        Returns:
+            What they say to the user, a line each, by label.
         """
+        said: dict[str, str] = {}
         role = "" if self._role == "client" else f"-{self._role}"
         for probe in self._probes:
             if probe.has("report"):
                 own = folder / f"{probe.label}{role}"
                 own.mkdir(parents=True, exist_ok=True)
                 try:
-                    probe.ask("report", folder=own)
+                    line = probe.ask("report", folder=own)
                 except SplitlabError as error:
                     summary = f"in {folder.parent}" if self._role == "client" else "at the client"
                     raise type(error)(
                         f"{error}; the run is complete, its summary is {summary}"
                     ) from error
+                if line:
+                    said[probe.label] = str(line)
+                    (own / "said.txt").write_text(f"{line}\n", encoding="utf-8")
+                if not any(own.iterdir()):
+                    own.rmdir()
+        return said
 
     # What the stack says of itself.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ class Worker:
         self.peer = peer
         self._part = part
         peer.unable = part.unable
+        peer.parameters = dict(part.named_parameters())
         stack.setup(peer)
         own = [(name, p) for name, p in part.named_parameters() if p.requires_grad]
         added = [
@@ -174,6 +176,18 @@ class Worker:
                 f"{reason(error)}; look at autograd functions of the plugins' own, and at changes "
                 "of cut.activations in place; or at those of the model"
             ) from error
+
+    @contextmanager
+    def _buffers_kept(self) -> Iterator[None]:
+        """Let the part run in between, and put the statistics of its norms back."""
+        own = dict(self._part.named_parameters())
+        kept = {n: t.clone() for n, t in self._part.state_dict().items() if n not in own}
+        try:
+            yield
+        finally:
+            now = self._part.state_dict()
+            for name, before in kept.items():
+                now[name].copy_(before)
 
     def _suspects(self) -> str:
         one_sided = self.stack.one_sided()

@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import nn
 
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.contract.measure import Attention, Keys, Measurement
+from splitlab.core.contract.measure import Attention, HeadAttention, Keys, Measured, Measurement
 from splitlab.core.contract.part import Layout
 from splitlab.core.models.segments import Segment, Segmented, SegmentedPart, ran
 
@@ -269,7 +269,9 @@ class ViTPart(SegmentedPart):
 
     def measured(self) -> dict[Measurement, torch.Tensor]:
         """Return what was measured in the `forward` that just ran."""
-        return {request: reader.read() for request, reader in self._readers.items()}
+        taken = {request: reader.take() for request, reader in self._readers.items()}
+        later = {r: take for r, take in taken.items() if _HOW[type(r)].when_read}
+        return Measured({r: take() for r, take in taken.items() if r not in later}, later)
 
     def _watched(self, request: Measurement, how: _How) -> Sequence[nn.Module]:
         mine = list(self._blocks[: self._client_blocks])
@@ -321,11 +323,10 @@ class _Reader:
 
         return hook
 
-    @torch.no_grad()
-    def read(self) -> torch.Tensor:
-        """Return the measurement of the forward pass that just ran."""
+    def take(self) -> Callable[[], torch.Tensor]:
+        """Return what computes the measurement of the forward pass that just ran."""
         seen, self._seen = self._seen, []
-        return self._measure(self._request, seen)
+        return functools.partial(torch.no_grad()(self._measure), self._request, seen)
 
 
 _Seen = list[tuple[Any, torch.Tensor]]
@@ -345,6 +346,12 @@ def _read_attention(request: Attention, seen: _Seen) -> torch.Tensor:
         whole_BNN = whole.mean(1) if request.heads == "mean" else whole.amax(1)
         row = 0.5 * row + 0.5 * row @ (whole_BNN / whole_BNN.sum(-1, keepdim=True))
     return row[:, 0]
+
+
+def _read_heads(request: HeadAttention, seen: _Seen) -> torch.Tensor:
+    """Return (B, L, H, N) float32."""
+    rows = [_attention_rows(attention, qkv, slice(0, 1))[:, :, 0] for attention, qkv in seen]
+    return torch.stack(rows, dim=1)
 
 
 def _read_keys(request: Keys, seen: _Seen) -> torch.Tensor:
@@ -367,15 +374,18 @@ class _How(NamedTuple):
         read: makes the answer from the request and what was seen.
         class_token: whether it is of a class token.
         every_block: whether this request looks at all client blocks, not only at the last.
+        when_read: whether it is computed only when somebody reads it.
     """
 
     read: Callable[[Any, _Seen], torch.Tensor]
     class_token: bool = False
     every_block: Callable[[Any], bool] = _never
+    when_read: bool = False
 
 
 _HOW: Mapping[type[Measurement], _How] = {
     Attention: _How(_read_attention, True, lambda request: request.layer == "rollout"),
+    HeadAttention: _How(_read_heads, True, lambda request: True, when_read=True),
     Keys: _How(_read_keys),
 }
 

@@ -8,12 +8,12 @@ in a PDF are TrueType, as conferences ask.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from splitlab.core.report.by_setting import RATIO, SETTING, series
+from splitlab.core.report.draw_picture import DATED, style
 from splitlab.core.report.figures import frontier, panels, spent, wanted
 from splitlab.core.report.heat_maps import HEATMAP, RIDGE, maps
 from splitlab.core.report.results import Results
@@ -25,33 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "draw", "draw_svg", "file_name"]
 
 FORMATS = ("pdf", "svg", "png")
-
-_STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "splitlab",  # or every file would have identifiers of its own
-    "pdf.fonttype": 42,
-    "font.size": 7.5,
-    "axes.titlesize": 7.5,
-    "axes.labelsize": 7.5,
-    "xtick.labelsize": 6.5,
-    "ytick.labelsize": 6.5,
-    "legend.fontsize": 7,
-    "figure.labelsize": 7.5,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "xtick.minor.size": 1.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.5,
-    "hatch.linewidth": 0.5,
-    "text.parse_math": False,  # a name may have a $ in it
-}
-_DATED = {"png": "Software", "pdf": "CreationDate", "svg": "Date"}
 
 
 def draw(
@@ -77,11 +50,11 @@ def draw(
         folder.mkdir(parents=True, exist_ok=True)
     written = []
     for kind in kinds:
-        with _ours():
+        with style():
             figure = _figure(results, kind)
             for suffix in formats:
                 picture = io.BytesIO()
-                figure.savefig(picture, format=suffix, dpi=300, metadata={_DATED[suffix]: None})
+                figure.savefig(picture, format=suffix, dpi=300, metadata={DATED[suffix]: None})
                 written.append(folder / f"{file_name(kind)}.{suffix}")
                 write_whole(written[-1], picture.getvalue())
     return written
@@ -94,7 +67,7 @@ def draw_svg(results: Results, kind: str) -> str:
         ConfigError: as `draw`.
     """
     text = io.StringIO()
-    with _ours({"svg.fonttype": "none", "svg.hashsalt": f"splitlab {kind}"}):
+    with style({"svg.fonttype": "none", "svg.hashsalt": f"splitlab {kind}"}):
         _figure(results, kind).savefig(text, format="svg", metadata={"Date": None})
     whole = text.getvalue()
     return whole[whole.index("<svg") :]
@@ -103,16 +76,6 @@ def draw_svg(results: Results, kind: str) -> str:
 def file_name(kind: str) -> str:
     """Return what the files of a figure are called, without their suffix."""
     return "".join(c if c.isalnum() or c in "._" else "-" for c in kind.replace("×", "-by-"))
-
-
-@contextmanager
-def _ours(more: dict[Any, Any] | None = None) -> Iterator[None]:
-    import matplotlib as mpl
-
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update({**_STYLE, **(more or {})})
-        yield
 
 
 def _figure(results: Results, kind: str) -> Figure:

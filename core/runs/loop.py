@@ -97,7 +97,8 @@ class Loop:
             # no summary.
             self._loggers.end("finished", result.summary)
             with writing(self.folder.probes()):
-                self.client.stack.report(self.folder.probes())
+                said = self.client.stack.report(self.folder.probes())
+            self._reporter.probed(said)
             return result
         except DiskError as error:
             raise DiskError(f"{error}{self._way_back()}") from error

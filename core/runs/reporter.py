@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,6 +104,9 @@ class Reporter:
 
     def evaluated(self, record: EvaluationRecord) -> None:
         """An evaluation is done."""
+
+    def probed(self, said: Mapping[str, str]) -> None:
+        """Probes say this of a run that is complete, a line each, by label."""
 
     def end(self, result: Result | None) -> None:
         """The run is over; None if it failed."""

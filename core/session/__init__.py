@@ -11,6 +11,7 @@
     CONTROL finish                        ─►
                                           ◄─  CONTROL finished; both close
 
+An ACTIVATION past the stack may ask for a gradient instead of a prediction; that is no step.
 Training steps follow each other, from the one that the HELLO goes on from; a request for a
 checkpoint and the goodbye name how many are done, and the former may name older ones to keep.
 Everything else is a `ProtocolError`, which the other end is told.

@@ -109,7 +109,7 @@ class ServerSession:
                     f"and {when(self._trained)} is due"
                 )
             answer = self._server.handle(message)
-            if answer.kind is Kind.GRADIENT:  # the last word of a training step
+            if answer.kind is Kind.GRADIENT and answer.training:  # the last word of a step
                 self.steps += 1
                 self._trained += 1
                 if self._server.metrics:

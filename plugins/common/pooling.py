@@ -134,6 +134,7 @@ def select_in_cut(cut: Cut, tokens_BK: torch.Tensor) -> None:
 
     A row is sent as NaN if any of its tokens, of those left out too, is not finite.
     """
+    cut.provenance.select(tokens_BK)
     fault_B = faults(cut.activations)
     cut.activations = marked(select_tokens(cut.activations, tokens_BK), fault_B)
     bring_attention(cut, lambda attention_BN: attention_BN.gather(1, tokens_BK))
@@ -144,6 +145,7 @@ def select_in_cut(cut: Cut, tokens_BK: torch.Tensor) -> None:
 
 def merge_in_cut(cut: Cut, slots_BN: torch.Tensor, weights_BN: torch.Tensor, K: int) -> None:
     """Client: merge activations by `merge_tokens`; attention and token sizes are summed."""
+    cut.provenance.fuse(slots_BN, K)
     cut.activations = merge_tokens(cut.activations, slots_BN, weights_BN, K)
     bring_attention(cut, lambda attention_BN: _sums(attention_BN, slots_BN, K))
     if SIZES in cut.side:

@@ -602,6 +602,22 @@ def test_size_weights_average_over_samples() -> None:
     )
 
 
+def test_where_samples_and_tokens_went_is_told() -> None:
+    one, two = make_cut(B=9, N=8), make_cut(B=9, N=8)
+    out = run_step([ADC(alloc="explicit", tau=0.5, kappa=0.5)], one)
+    run_step([ADCBatchMerge(ratio=0.5), ADCTokenSelect(ratio=0.5)], two)
+    rows_B, slots_BN = one.provenance.rows(9), one.provenance.slots(9, 8)
+    assert torch.equal(rows_B, out.clusters)
+    for b in range(9):
+        kept = (slots_BN[b] >= 0).nonzero().flatten()
+        members = out.leaf.detach()[rows_B == rows_B[b]]
+        torch.testing.assert_close(
+            members.mean(dim=0)[kept], one.activations.detach()[rows_B[b]][slots_BN[b][kept]]
+        )
+    assert torch.equal(two.provenance.rows(9), rows_B)
+    assert torch.equal(two.provenance.slots(9, 8), slots_BN)
+
+
 def test_evaluation_is_not_compressed() -> None:
     for plugin in (ADC(), ADCBatchMerge(), ADCTokenSelect()):
         cut = make_cut(training=False)

@@ -40,6 +40,8 @@ def test_a_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
     assert "a [b] + c  data · vit-mini · cut 3 · link + slow · runs/x" in text
     assert "budget steps=9" in text
     assert "note: pets: left out [x]\\x1b[31m" in text
+    display.probed({"mine": "nothing [b]to see"})
+    assert "probe mine: nothing [b]to see" in shown(capsys)
     facts = {"accuracy": 0.5, "loss": 1.25, "training_bytes": 2000}
     first: Any = SimpleNamespace(step=0, samples=40, **facts)
     record: Any = SimpleNamespace(step=1, samples=1000, **facts)

@@ -120,12 +120,14 @@ def test_a_run_in_lines(clock: Clock, capsys: pytest.CaptureFixture[str]) -> Non
     lines.evaluated(record)
     lines.evaluated(replace(record, accuracy_uncompressed=0.75, samples=1000))
     lines.evaluated(replace(record, samples=40))
+    lines.probed({"mine": "nothing to see"})
     assert capsys.readouterr().out.splitlines() == [
         "eval   step 2: accuracy 0.5000, loss 1.0000, 999 B of training traffic",
         "eval   step 2: accuracy 0.5000, uncompressed 0.7500, loss 1.0000, "
         "999 B of training traffic",
         "eval   step 2: accuracy 0.5000 on 40 of 1,000 images, loss 1.0000, "
         "999 B of training traffic",
+        "probe  mine: nothing to see",
     ]
     lines.end(None)
     assert capsys.readouterr().out == ""

@@ -6,7 +6,14 @@ import dataclasses
 
 import pytest
 
-from splitlab.core.contract.measure import MEASUREMENTS, Attention, Keys, Measured, Measurement
+from splitlab.core.contract.measure import (
+    MEASUREMENTS,
+    Attention,
+    HeadAttention,
+    Keys,
+    Measured,
+    Measurement,
+)
 from splitlab.core.contract.part import Layout
 from splitlab.core.contract.traits import ASPECTS, Ground, Traits
 
@@ -24,6 +31,20 @@ def test_what_was_not_asked_for_says_how_to_ask() -> None:
     assert found.get(Attention()) is None
     with pytest.raises(LookupError, match=r"ask for it in setup, with peer\.request\(NAME, Atten"):
         found[Attention()]
+
+
+def test_what_comes_later_is_computed_once_and_only_when_it_is_read() -> None:
+    taken: list[str] = []
+
+    def take() -> int:
+        taken.append("heads")
+        return 7
+
+    found = Measured(Measured({Keys(): 1}, {HeadAttention(): take}))
+    assert found[Keys()] == 1
+    assert taken == []
+    assert (found[HeadAttention()], found[HeadAttention()]) == (7, 7)
+    assert taken == ["heads"]
 
 
 @pytest.mark.parametrize("kind", MEASUREMENTS)

@@ -118,7 +118,8 @@ def test_a_channel_elsewhere_is_refused_and_kept_in_what_works(
 
 
 def test_what_goes_with_a_change_is_implied() -> None:
-    assert Traits(changes={"batch"}).takes_away == {"batch", "targets", "sample ids", "keys"}
+    gone = {"batch", "targets", "sample ids", "keys", "heads"}
+    assert Traits(changes={"batch"}).takes_away == gone
     assert Traits().takes_away == set()
     assert Traits(changes={"plain"}).takes_away == set(ASPECTS)
 

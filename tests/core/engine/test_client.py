@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -208,3 +209,119 @@ def test_an_answer_without_a_loss_is_the_peers_error(tiny: Any, loss: Any) -> No
         down.meta[word] = loss
         with pytest.raises(ProtocolError, match=words):
             conversation.send(tiny.travel(down))
+
+
+# The gradient without the stack.
+
+
+class Halves:
+    """Sends every second sample alone, so that the gradient is another."""
+
+    @hookimpl
+    def after_client_forward(self, cut: Any) -> None:
+        cut.activations = cut.activations * torch.tensor([1.0, 0.0] * 3)[:, None, None]
+
+    @hookimpl
+    def setup(self, peer: Any) -> None:
+        if peer.role == "client":
+            peer.compare(2)
+
+
+class Keeps:
+    """Notes the reference of every step."""
+
+    def __init__(self) -> None:
+        self.found: list[Any] = []
+
+    @hookimpl(wrapper=True)
+    def after_client_forward(self, cut: Any) -> Any:
+        self.found.append(cut.reference)
+        return (yield)
+
+
+def test_the_reference_is_the_gradient_that_an_empty_stack_has(tiny: Any) -> None:
+    keeps = Keeps()
+    client, server = tiny.pair([tiny.bound(Halves)], observers=[keeps], proj_drop_rate=0.2)
+    tiny.train(client, server, range(3))
+    first, second, third = keeps.found
+    assert second is None
+    assert third is not None
+
+    plain, other = tiny.pair(proj_drop_rate=0.2)
+    caught: dict[str, torch.Tensor] = {}
+    for name, parameter in plain.peer.parameters.items():
+        parameter.register_hook(lambda g, name=name: caught.update({name: g.clone()}))
+    conversation = plain.train(tiny.batch(0), 0)
+    answer = tiny.travel(other.handle(tiny.travel(next(conversation))))
+    with pytest.raises(StopIteration):
+        conversation.send(answer)
+    assert torch.equal(first.gradient, answer["gradient"])
+    assert first.loss == answer.meta["loss"]
+    assert first.parameters.keys() == caught.keys()
+    for name, gradient in caught.items():
+        torch.testing.assert_close(first.parameters[name], gradient)
+
+
+class Asks:
+    @hookimpl
+    def setup(self, peer: Any) -> None:
+        if peer.role == "client":
+            peer.compare(1)
+
+
+@pytest.mark.parametrize("model", [None, "resnet18"])
+def test_a_reference_changes_nothing_of_the_training(tiny: Any, model: str | None) -> None:
+    """Batch norm keeps statistics of what passes by; dropout draws."""
+    own = dataclasses.replace(tiny, model=model)
+    found = []
+    for observers in ([], [Asks()]):
+        client, server = own.pair(observers=observers)
+        losses = own.train(client, server, range(2))
+        found.append((losses, client.numbers(), server.numbers()))
+    (losses, *ours), (others, *theirs) = found
+    assert losses == others
+    for a, b in zip(ours, theirs, strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_reference_is_counted_as_evaluation_and_comes_past_the_stack(
+    tiny: Any, peers: Any
+) -> None:
+    log: list[str] = []
+    client, server = tiny.pair(peers.recorders(log), observers=[Asks()])
+    log.clear()
+    conversation = client.train(tiny.batch(), 3)
+    asked = tiny.travel(next(conversation))
+    assert (asked.training, asked.stacked, asked.step) == (False, False, 3)
+    answer = tiny.travel(server.handle(asked))
+    assert (answer.kind, answer.training, answer.stacked) == (Kind.GRADIENT, False, False)
+    assert log == []
+    step = conversation.send(answer)
+    assert (step.training, step.stacked) == (True, True)
+    assert "gradient" not in step.meta
+
+
+def test_mixed_targets_may_be_compared_too(tiny: Any) -> None:
+    client, server = tiny.pair(observers=[Asks()])
+    batch = tiny.batch()
+    mixed = dataclasses.replace(batch, targets=torch.full((6, 4), 0.25))
+    conversation = client.train(mixed, 0)
+    step = conversation.send(tiny.travel(server.handle(tiny.travel(next(conversation)))))
+    assert step.training
+
+
+def test_a_client_that_trains_nothing_has_a_reference_without_parameters(tiny: Any) -> None:
+    keeps = Keeps()
+    client, server = tiny.pair(observers=[Asks(), keeps])
+    for parameter in client.peer.parameters.values():
+        parameter.requires_grad_(False)
+    tiny.train(client, server, [0])
+    assert keeps.found[0].parameters == {}
+
+
+def test_a_gradient_that_is_asked_for_in_a_step_of_the_stack_is_refused(tiny: Any) -> None:
+    client, server = tiny.pair()
+    asked = next(client.train(tiny.batch(), 0))
+    asked.meta["gradient"] = True
+    with pytest.raises(ProtocolError, match="step 1: a gradient is asked for"):
+        server.handle(tiny.travel(asked))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -561,3 +562,30 @@ def test_observers_are_outermost(tiny: Any, peers: Any, plugin: str) -> None:
     client.stack.after_receive(answer)
     assert (log[0], log[-1]) == ("[", "]")
     assert len(log) > 2
+
+
+# What probes say in the end.
+
+
+class Says:
+    def __init__(self, *, line: str | None = None, writes: bool = False) -> None:
+        self._line, self._writes = line, writes
+
+    @hookimpl
+    def report(self, folder: Path) -> str | None:
+        if self._writes:
+            (folder / "numbers.csv").write_text("1\n")
+        return self._line
+
+
+def test_what_a_probe_says_is_returned_and_kept_and_no_empty_folder_is_left(
+    tiny: Any, tmp_path: Path
+) -> None:
+    probes = [
+        tiny.bound(Says, "told", line="nothing to see"),
+        tiny.bound(Says, "mute"),
+        tiny.bound(Says, "wrote", writes=True),
+    ]
+    assert Stack([], probes).report(tmp_path) == {"told": "nothing to see"}
+    assert (tmp_path / "told" / "said.txt").read_text() == "nothing to see\n"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["told", "wrote"]

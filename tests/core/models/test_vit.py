@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from splitlab.core.contract.errors import ConfigError
-from splitlab.core.contract.measure import Attention, Keys, Measurement
+from splitlab.core.contract.measure import Attention, HeadAttention, Keys, Measurement
 from splitlab.core.contract.seeding import isolated_rng
 from splitlab.core.models.build import build_model, fingerprint
 from splitlab.core.models.vit import ViT, class_attention, vit
@@ -289,6 +289,26 @@ def test_different_measurements_are_taken_in_one_pass() -> None:
         assert torch.equal(measured(alone, images, request), found[request])
 
 
+def test_attention_by_head_is_that_of_every_client_block_and_waits_for_a_reader() -> None:
+    client = client_of(narrow("qk-norm"), 2)
+    for request in (HeadAttention(), Attention("mean"), Attention("max")):
+        client.watch(request)
+    images = batch(client)
+    client.forward(images)
+    found = client.measured()
+    assert HeadAttention() not in found
+    heads_BLHN = found[HeadAttention()]
+    assert heads_BLHN.shape[:3] == (len(images), 2, 2)
+    assert not heads_BLHN.requires_grad
+    torch.testing.assert_close(heads_BLHN.sum(-1), torch.ones_like(heads_BLHN[..., 0]))
+    torch.testing.assert_close(heads_BLHN[:, -1].mean(1), found[Attention("mean")])
+    torch.testing.assert_close(heads_BLHN[:, -1].amax(1), found[Attention("max")])
+    first = client_of(narrow("qk-norm"), 1)
+    first.watch(Attention())
+    own = measured(first, images, Attention())
+    torch.testing.assert_close(heads_BLHN[:, 0].mean(1), own)
+
+
 @pytest.mark.parametrize("kind", ["vit", "qk-norm", "registers"])
 def test_keys_are_those_that_the_last_client_block_attends_with(kind: str) -> None:
     seen: list[torch.Tensor] = []
@@ -405,6 +425,8 @@ def test_the_grid_and_the_special_tokens_are_all_tokens(kind: str) -> None:
             r"the attention keys .*, but a ParallelScalingBlock has no attn\.qkv",
         ),
         ("no-class-token", 1, Attention(), "of a class token, which this model does not have"),
+        ("no-class-token", 1, HeadAttention(), "by head, which this model does not have"),
+        ("vit", 0, HeadAttention(), "by head, but --cut 0 leaves .* none; .*--cut 1 to 3"),
         (
             "vit",
             0,

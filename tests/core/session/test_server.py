@@ -203,6 +203,16 @@ def test_batches_of_an_evaluation_have_numbers_of_their_own(talk: Any) -> None:
     assert table.client.exchange(talk.activation(0)).kind is Kind.GRADIENT
 
 
+def test_a_gradient_that_is_asked_for_besides_is_no_step(talk: Any, tiny: Any) -> None:
+    table = talk.Table(server=tiny.server()).open()
+    client = tiny.client()
+    client.peer.compare(1)
+    for step in range(2):
+        table.client.hold(client.train(tiny.batch(step), step))
+        assert (table.server.steps, table.server._trained) == (step + 1, step + 1)
+    assert table.told == []
+
+
 @pytest.mark.parametrize("what", ["finish", "save", "activation"])
 def test_nothing_comes_after_the_goodbye(talk: Any, what: str) -> None:
     table = talk.Table().open()

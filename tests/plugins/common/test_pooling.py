@@ -198,3 +198,12 @@ def test_a_row_says_that_a_token_left_out_is_not_finite(bad: float) -> None:
     select_in_cut(cut, kept)
     assert cut.activations[1].isnan().all()
     assert torch.equal(cut.activations[[0, 2]], x[[0, 2]][:, [0, 2]])
+
+
+def test_where_tokens_went_is_told() -> None:
+    cut = Cut(activations=noise(2, 4, 3), targets=torch.zeros(2), step=0, training=True)
+    merge_in_cut(cut, torch.tensor([[0, 1, 1, 2], [0, 1, 2, 2]]), torch.ones(2, 4), 3)
+    select_in_cut(cut, torch.tensor([[0, 1], [0, 2]]))
+    assert cut.activations.shape == (2, 2, 3)
+    assert not cut.provenance.merged
+    assert cut.provenance.slots(2, 4).tolist() == [[0, 1, 1, -1], [0, -1, 1, 1]]

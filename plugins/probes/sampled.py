@@ -1,0 +1,104 @@
+"""What the probes share that look every few steps: when, what they keep, and how they draw it.
+
+Shapes: B samples, S height and width of an image in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from splitlab.core import ConfigError, Cut, hookimpl
+
+__all__ = ["Sampled", "curves", "drawable"]
+
+_PIXELS = 96
+"""Height and width of an image in a picture, at most."""
+
+
+class Sampled:
+    """A probe that looks at the first training step, and at every n-th behind it.
+
+    Args:
+        every: n.
+
+    Attributes:
+        history: the numbers of every step that it looked at, with ``"step"`` as logs count it.
+    """
+
+    def __init__(self, every: int) -> None:
+        if every < 1:
+            raise ConfigError(f"every={every} is not allowed; 1 or more")
+        self._every = every
+        self.history: list[dict[str, float]] = []
+
+    def due(self, cut: Cut) -> bool:
+        """Return whether this is a step to look at."""
+        return cut.training and cut.step % self._every == 0
+
+    def numbers(self) -> Mapping[str, float]:
+        """Return what was seen in the step that is over; none at all where nothing was."""
+        raise NotImplementedError
+
+    @hookimpl
+    def metrics(self, step: int) -> Mapping[str, float]:
+        """Return the numbers of a step that was looked at; none at all in between."""
+        found = self.numbers() if step % self._every == 0 else {}
+        if found:
+            self.history.append({"step": step + 1, **found})
+        return found
+
+    @hookimpl
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return what a resumed run needs for its picture."""
+        return {"history": self.history, **self.kept()}
+
+    @hookimpl
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the picture."""
+        self.history = [dict(each) for each in state["history"]]
+        self.keep({name: value for name, value in state.items() if name != "history"})
+
+    def kept(self) -> Mapping[str, torch.Tensor]:
+        """Return what else the picture is made of, on the CPU."""
+        return {}
+
+    def keep(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `kept` returned."""
+
+
+def curves(
+    axes: Any, history: Sequence[Mapping[str, float]], names: Mapping[str, str], label: str
+) -> None:
+    """Draw numbers over steps.
+
+    Args:
+        axes: of matplotlib.
+        history: as of `Sampled`.
+        names: what the legend calls each number; empty for no word.
+        label: of the vertical axis.
+    """
+    for name, word in names.items():
+        seen = [(each["step"], each[name]) for each in history if name in each]
+        axes.plot(*zip(*seen, strict=True), marker=".", markersize=3, label=word or None)
+    if any(names.values()):
+        axes.legend(frameon=False)
+    axes.set_xlabel("step")
+    axes.set_ylabel(label)
+
+
+def drawable(images: torch.Tensor) -> torch.Tensor:
+    """Return normalised images (B, channels, S, S) as (B, S', S', channels) in 0 to 1, on the CPU.
+
+    They are made smaller where they are large. Every channel is stretched to its whole range over
+    all of them, since what they were normalised by is not known here.
+    """
+    images = images.detach().float()
+    if images.shape[-1] > _PIXELS:
+        images = F.interpolate(images, size=(_PIXELS, _PIXELS), mode="area")
+    low, high = images.amin(dim=(0, 2, 3)), images.amax(dim=(0, 2, 3))
+    span = (high - low).clamp(min=1e-12)
+    return ((images - low[:, None, None]) / span[:, None, None]).permute(0, 2, 3, 1).cpu()
