@@ -213,6 +213,7 @@ WORDS_FOR_USERS = {
     ("core/command/join.py", "tcp"): "the examples in --help",
     ("core/command/main.py", "adc"): "the examples in --help",
     ("core/command/main.py", "tcp"): "the examples in --help",
+    ("core/command/links.py", "lte"): "the examples in --help",
     ("core/command/loggers.py", "tensorboard"): "the examples in --help",
     ("core/command/loggers.py", "wandb"): "the examples in --help",
     ("core/command/transports.py", "tcp"): "the examples in --help",
@@ -220,6 +221,7 @@ WORDS_FOR_USERS = {
     ("core/command/run.py", "adc"): "the examples in --help",
     ("core/command/run.py", "adc-batch-merge"): "the examples in --help",
     ("core/command/run.py", "adc-token-select"): "the examples in --help",
+    ("core/command/run.py", "lte"): "an example in --help",
     ("core/command/run.py", "tcp"): "the examples in --help",
     ("core/command/runs.py", "adc"): "the examples in --help",
     ("core/command/serve.py", "adc"): "the examples in --help",
@@ -234,8 +236,8 @@ WORDS_FOR_USERS = {
 
 
 # Words that are in every Python program besides: the constant, the verb of `typing`, the module
-# `time`, and the package `timm`, from which models come.
-EVERYDAY = {"none", "cast", "time", "timm"}
+# `time`, the package `timm`, from which models come, and three digits of a number.
+EVERYDAY = {"none", "cast", "time", "timm", "3g"}
 
 
 def names_that_ship() -> list[str]:
