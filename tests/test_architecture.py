@@ -209,6 +209,7 @@ WORDS_FOR_USERS = {
     ("core/command/check.py", "tcp"): "the examples in --help",
     ("core/command/compare.py", "adc"): "the examples in --help",
     ("core/command/compare.py", "quantize"): "the examples in --help",
+    ("core/command/estimate.py", "lte"): "the examples in --help",
     ("core/command/join.py", "adc"): "the examples in --help",
     ("core/command/join.py", "tcp"): "the examples in --help",
     ("core/command/main.py", "adc"): "the examples in --help",
@@ -336,6 +337,7 @@ def test_core_decides_nothing_by_such_a_name(module: str) -> None:
         "from splitlab.core.command.main import main; main(['compare', '--help'])",
         "from splitlab.core.command.main import main; main(['trace', '--help'])",
         "from splitlab.core.command.main import main; main(['report', '--help'])",
+        "from splitlab.core.command.main import main; main(['estimate', '--help'])",
     ],
 )
 def test_help_and_listings_do_not_wait_for_torch(code: str, tmp_path: Path) -> None:

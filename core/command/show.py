@@ -16,7 +16,16 @@ from rich.text import Text
 
 from splitlab.core.command.streams import visible
 
-__all__ = ["Cell", "human_bytes", "near", "print_facts", "print_line", "print_table", "width"]
+__all__ = [
+    "Cell",
+    "human_bytes",
+    "human_seconds",
+    "near",
+    "print_facts",
+    "print_line",
+    "print_table",
+    "width",
+]
 
 # A text, or a text and rich's name of a style.
 Cell = str | tuple[str, str]
@@ -29,6 +38,14 @@ def human_bytes(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """Return a time in the unit that suits it: ``0.0123`` → ``"12.3 ms"``."""
+    for unit, size, most in (("ms", 1e-3, 1), ("s", 1, 120), ("min", 60, 7200), ("h", 3600, 2e5)):
+        if seconds < most:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 86400:.3g} days"
 
 
 def near(path: Path) -> str:
