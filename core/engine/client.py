@@ -83,6 +83,7 @@ class Client(Worker):
         pass of this one is in the queue, and before anything is sent.
         """
         self._trainer.weigh(averaged=False)
+        self.stack.step_begin(step)
         with isolated_rng(self.peer.seed, "client", step, device=self.peer.device):
             cut = self._cut(batch, step, training=True)
             made = cut.activations

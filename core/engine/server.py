@@ -93,6 +93,8 @@ class Server(Worker):
         A step whose labels come with its activations has one of each.
         """
         self._trainer.weigh(averaged=not message.training)
+        if message.training:
+            self.stack.step_begin(message.step)
         cut = self._arrived(message)
         yield self._train(cut) if message.training else self._evaluate(cut, message.stacked)
 
