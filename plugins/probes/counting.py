@@ -68,6 +68,14 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.flops = 0
         self._counting = 0
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Let compiled parts run as they are: torch would run them uncompiled, and round otherwise.
+
+        Of these it sees the products, which are all that has a formula.
+        """
+        return True
+
     def begin(self) -> None:
         """Count for one more."""
         if not self._counting:

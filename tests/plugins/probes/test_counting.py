@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from splitlab.core import ConfigError, Cut, Kind, Message, hookimpl
 from splitlab.core.catalogue.binding import bind
@@ -144,6 +145,30 @@ def test_a_step_that_fails_leaves_torch_as_it_was(tiny: Any) -> None:
         hook.throw(ValueError("a plugin fails"))
     product(8)
     assert probe.flops == {MODEL: 0}
+
+
+@pytest.mark.skipif(
+    not hasattr(TorchDispatchMode, "ignore_compile_internals"),
+    reason="this torch runs no compiled part while it is counted",
+)
+def test_a_compiled_part_runs_as_it_is_and_is_counted(tiny: Any) -> None:
+    ran: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            ran.append(1)
+            return graph(*arguments)
+
+        return call
+
+    probe = driven(tiny)
+    compiled = torch.compile(lambda x: x @ x, backend=backend)
+    compiled(torch.ones(3, 3))
+    probe.step_begin(0)
+    compiled(torch.ones(3, 3))
+    around(probe.after_client_forward, cut(), lambda: None)
+    assert len(ran) == 2
+    assert probe.flops == {MODEL: 2 * 3 * 3 * 3}
 
 
 class Multiplies:
