@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from splitlab.core.command.options import Parser, add_json, completes, declare, print_json
-from splitlab.core.contract.errors import ConfigError
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
-    from splitlab.core.report.estimate import Estimate
+    from splitlab.core.report.estimate import Means
 
-__all__ = ["add", "show_estimates"]
+__all__ = ["add", "show_means"]
 
 _MORE = """\
 Reads the bytes of every step and the seconds of client and server from the
 logs of finished runs, and trains nothing. A --link takes the place of the one
 that the run had, and is a line of the table; without it, every profile of
-`splitlab links` is. Evaluations are left out: they are the laboratory's.
+`splitlab links` is. Runs that differ in their seed alone are one line, with
+their means. Evaluations are left out: they are the laboratory's.
 --client-speed is an assumption about a device, not a measurement of one.
 docs/links.md explains what is estimated, and how near it comes.
 """
@@ -83,48 +83,54 @@ def _estimate(arguments: argparse.Namespace) -> int:
     from splitlab.core.command.imports import heavy_imports
 
     with heavy_imports():
-        from splitlab.core.report.estimate import estimate, profiles
+        from splitlab.core.report.estimate import estimate, means, profiles
+    from splitlab.core.report.collect import results_of
     from splitlab.core.runs.listing import find_runs
 
-    runs = find_runs(*(Path(place) for place in arguments.places))
-    if not runs:
-        raise ConfigError(
-            f"no run is in {' '.join(arguments.places)}; name run folders, or a folder of them"
-        )
-    if len(runs) > 1:  # of a study, what has not come to its end is left out
-        left = [run for run in runs if run.summary is not None]
-        runs = left or runs[:1]
+    places = [Path(place) for place in arguments.places]
+    results = results_of(places)
+    counted = {run.folder for row in results.rows for run in row.runs}
+    runs = [run for run in find_runs(*places) if run.folder in counted]
+    # Of several, what has not come to its end is left out; of one alone it is told.
+    runs = [run for run in runs if run.summary is not None] or runs[:1]
     options = {"accuracy": arguments.accuracy, "client_speed": arguments.client_speed}
     found = [e for run in runs for e in estimate(run, arguments.links or profiles(), **options)]
     if arguments.json:
         return print_json([dataclasses.asdict(each) for each in found])
-    show_estimates(found)
+    rows = {row.title: [run.folder for run in row.runs] for row in results.rows}
+    show_means(means(rows, found), arguments.client_speed)
     return 0
 
 
-def show_estimates(found: Sequence[Estimate]) -> None:
-    """Print a line for every run and link."""
-    from splitlab.core.command.show import human_seconds, near, print_line, print_table
+def show_means(found: Sequence[Means], client_speed: float) -> None:
+    """Print a line for every row and link."""
+    from splitlab.core.command.show import human_seconds, print_line, print_table
 
-    rows = []
+    lines = []
     for each in found:
         reached = "never reached"
         if each.reached_seconds is not None:
-            reached = f"{human_seconds(each.reached_seconds)} (step {each.reached_step:,})"
-        rows.append(
+            reached = human_seconds(each.reached_seconds)
+            if each.reached < each.runs:
+                reached += f" ({each.reached} of {each.runs})"
+        lines.append(
             (
-                near(each.run),
+                each.title,
                 each.link,
-                human_seconds(each.seconds / each.steps),
+                str(each.runs),
+                human_seconds(each.step_seconds),
                 human_seconds(each.seconds),
-                f"{each.link_seconds / each.seconds:.0%}",
+                f"{each.link_share:.0%}",
                 f"{each.accuracy:.4f}",
                 reached,
             )
         )
-    header = ("run", "link", "a step", "training", "on the link", "accuracy", "reached after")
-    print_table(header, rows, numbers=(2, 3, 4, 5, 6), whole=(1,))
+    header = ("row", "link", "n", "a step", "training", "on the link", "accuracy", "reached after")
+    print_table(header, lines, numbers=range(2, len(header)), whole=(1,))
     print()
-    print_line("estimated from the logs: mean compute of a step, its own bytes; no evaluations")
-    if found[0].client_speed != 1:
-        print_line(f"the client is assumed to compute {found[0].client_speed:g} times as fast")
+    print_line(
+        "estimated from the logs: mean compute of a step, its own bytes, no evaluations; means "
+        "over n runs"
+    )
+    if client_speed != 1:
+        print_line(f"the client is assumed to compute {client_speed:g} times as fast")

@@ -7,9 +7,10 @@ real network if there was one. Evaluations are no part of it: they are the labor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from splitlab.core.catalogue.binding import bind
 from splitlab.core.catalogue.tables import entries
@@ -19,7 +20,7 @@ from splitlab.core.contract.message import Kind
 from splitlab.core.runs.listing import Run
 from splitlab.core.runs.records import EvaluationRecord, StepRecord, read_records
 
-__all__ = ["Estimate", "estimate", "profiles"]
+__all__ = ["Estimate", "Means", "estimate", "means", "profiles"]
 
 _SLOWEST, _FASTEST = 1e-6, 1e6
 
@@ -49,6 +50,63 @@ class Estimate:
     accuracy: float
     reached_step: int | None
     reached_seconds: float | None
+
+
+@dataclass(frozen=True)
+class Means:
+    """What the runs of a row, which differ by their seed, would take over one link: means of them.
+
+    Attributes:
+        title: of the row.
+        link: as the user named it.
+        runs: how many there are.
+        step_seconds: of a step.
+        seconds: of all steps.
+        link_share: of these, frames on their way: 0 to 1.
+        accuracy: which is looked for.
+        reached: how many runs have it.
+        reached_seconds: until then, of those; None if there are none.
+    """
+
+    title: str
+    link: str
+    runs: int
+    step_seconds: float
+    seconds: float
+    link_share: float
+    accuracy: float
+    reached: int
+    reached_seconds: float | None
+
+
+def means(rows: Mapping[str, Sequence[Path]], found: Sequence[Estimate]) -> list[Means]:
+    """Return the means of every row over every link.
+
+    Args:
+        rows: the folders of each row's runs, by its title.
+        found: of these runs; a row without any is left out.
+    """
+    made = []
+    for title, folders in rows.items():
+        for link in dict.fromkeys(each.link for each in found):
+            own = [e for e in found if e.link == link and e.run in folders]
+            if not own:
+                continue
+            until = [e.reached_seconds for e in own if e.reached_seconds is not None]
+            made.append(
+                Means(
+                    title=title,
+                    link=link,
+                    runs=len(own),
+                    step_seconds=fmean(e.seconds / e.steps for e in own),
+                    seconds=fmean(e.seconds for e in own),
+                    link_share=fmean(e.link_seconds / e.seconds for e in own),
+                    accuracy=fmean(e.accuracy for e in own),
+                    reached=len(until),
+                    reached_seconds=fmean(until) if until else None,
+                )
+            )
+    return made
 
 
 def profiles() -> list[str]:

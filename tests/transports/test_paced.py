@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import statistics
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from splitlab.core import ConfigError, run
 from splitlab.core.catalogue.binding import bind
 from splitlab.core.catalogue.links import load_transport
-from splitlab.core.catalogue.tables import catalogue
+from splitlab.core.catalogue.tables import ROOT, catalogue
 from splitlab.core.contract.errors import NetworkError
 from splitlab.core.runs.records import StepRecord, read_records
 from splitlab.core.testing import check_link
@@ -109,6 +110,17 @@ def test_profiles_can_be_made_and_changed(name: str) -> None:
     assert 0 < profile.seconds("client", 1500) < 2
     far = bind("links", f"{name}:delay=3s").build()
     assert far.seconds("server", 1500) > 3
+
+
+def test_the_page_of_links_has_their_numbers() -> None:
+    page = (ROOT / "docs" / "links.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (\S+) (\w)bit/s \| (\S+) (\w)bit/s \| (\S+) ms", page, re.M)
+    assert [row[0] for row in rows] == PRESETS
+    for name, down, unit, up, units, delay in rows:
+        params = bind("links", name).params
+        told = {"rate": f"{down}{unit}bit".lower(), "up": f"{up}{units}bit".lower()}
+        assert told == {"rate": params["rate"], "up": params["up"] or params["rate"]}, name
+        assert params["delay"] == f"{delay}ms"
 
 
 def test_a_paced_link_holds_what_every_link_holds() -> None:

@@ -367,6 +367,13 @@ def test_wrappers_of_the_catalogue_are_listed_and_checked(
     assert [row.check for row in report.rows] == [check.name for check in LINK_CHECKS]
 
 
+def test_a_link_that_is_too_slow_to_check_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"^link '3g' takes \S+ s for 33,554,432 bytes, which"):
+        check_link("3g")
+    report = check_link("3g:rate=10gbit,up=10gbit,delay=1ms", only=["names-the-other-end"])
+    report.raise_if_failed()
+
+
 def test_a_check_of_no_link_is_unknown() -> None:
     with pytest.raises(ConfigError, match="unknown check 'default-is-loopback'"):
         check_link(Passes, only=["default-is-loopback"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import typing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 
 from splitlab.core import ConfigError, Kind, Message, run
 from splitlab.core.catalogue.binding import bind
+from splitlab.core.catalogue.tables import ROOT
 from splitlab.core.runs.records import StepRecord, read_records
 from splitlab.plugins.probes import energy
 from splitlab.plugins.probes.energy import DEVICES, RADIOS, Energy
@@ -108,11 +111,21 @@ def test_bad_settings(settings: str, told: str) -> None:
 
 
 def test_the_named_devices_and_radios_are_those_that_it_takes() -> None:
-    import typing
-
     assert set(typing.get_args(energy.Device)) == DEVICES.keys()
     assert set(typing.get_args(energy.Radio)) == RADIOS.keys()
     assert all(1e-12 < joules < 1e-9 for joules in DEVICES.values())
+
+
+def test_the_page_of_costs_has_their_numbers() -> None:
+    page = (ROOT / "docs" / "costs.md").read_text()
+    number = r"\| (\d\S*) "
+    devices = re.findall(rf"^\| `([\w-]+)` {number}\| NVIDIA", page, re.M)
+    assert dict(devices) == {name: f"{joules:.1e}" for name, joules in DEVICES.items()}
+    radios = re.findall(rf"^\| `(\w+)` {number}{number}\|$", page, re.M)
+    told = {name: (float(up), float(down)) for name, up, down in radios}
+    assert told == {
+        name: (float(f"{up:.2e}"), float(f"{down:.2e}")) for name, (up, down) in RADIOS.items()
+    }
 
 
 # Meters.
