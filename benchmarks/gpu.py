@@ -39,6 +39,7 @@ import splitlab
 import splitlab.core.runs.workers
 
 _PARTING_SECONDS = 5.0
+_DRY_RUN = "without a GPU: benchmarks/gpu.sh --device cpu --output dry.md, a dry run"
 _ASKING_SECONDS = 60.0
 
 
@@ -61,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         known = ", ".join(section.name for section in SECTIONS)
         parser.error(f"unknown section {', '.join(sorted(unknown))}; known: {known}")
     sections = [section for section in SECTIONS if not only or section.name in only]
+    if given.device != "cpu" and not re.fullmatch(r"cuda(:\d+)?", given.device):
+        parser.error(f"--device {given.device} is not allowed; cuda, cuda:N or cpu, a dry run")
     device, output = torch.device(given.device), Path(given.output)
     if device.type == "cpu" and output.resolve() == ROOT / "docs/gpu.md":
         parser.error("--device cpu sees no figure; give --output another file than docs/gpu.md")
@@ -74,7 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         notes: list[str] = []
         facts = _asked(_facts, device, Path(folder) / "facts.json")
         if "error" in facts:
-            print(f"gpu: {facts['error']}", file=sys.stderr)
+            way = "" if device.type == "cpu" else f"; {_DRY_RUN}"
+            print(f"gpu: {facts['error']}{way}", file=sys.stderr)
             return 1
         output.parent.mkdir(parents=True, exist_ok=True)
         # Before the first section, which takes minutes: nobody waits for what cannot be written.

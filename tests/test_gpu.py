@@ -115,6 +115,7 @@ def test_make_gpu_can_be_tried_on_a_cpu(tmp_path: Path) -> None:
     ("arguments", "told"),
     [
         (["--device", "cpu", "--output", f"{ROOT}/docs/gpu.md"], "another file than docs/gpu.md"),
+        (["--device", "mps"], "--device mps is not allowed; cuda, cuda:N or cpu, a dry run"),
         (["--only", "step,stpe"], "unknown section stpe; known: step, links, adc"),
     ],
 )
@@ -124,6 +125,30 @@ def test_what_cannot_be_looked_at_is_refused(
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert told in capsys.readouterr().err
+
+
+def test_where_there_is_no_gpu_the_dry_run_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpu._asked", lambda *_: {"error": "no driver"})
+    assert main(["--output", str(tmp_path / "x.md"), "--logs", str(tmp_path / "logs")]) == 1
+    assert capsys.readouterr().err.startswith("gpu: no driver; without a GPU: benchmarks/gpu.sh ")
+
+
+def test_an_interpreter_that_lacks_what_is_needed_is_refused_in_one_line(tmp_path: Path) -> None:
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    bare.chmod(0o755)
+    refused = subprocess.run(
+        [ROOT / "benchmarks/gpu.sh", "--help"],
+        env={**os.environ, "PYTHON": str(bare)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert refused.returncode == 2
+    assert "lacks: torch timm pytest; name one that has them" in refused.stderr
+    assert refused.stderr.count("\n") == 1
 
 
 def test_every_kind_of_test_belongs_to_a_goal() -> None:

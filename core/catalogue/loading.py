@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from splitlab.core.catalogue.tables import OPTION, SINGULAR, Entry, Kind, Loadable, entries
@@ -40,6 +41,16 @@ _EXAMPLES: Mapping[Loadable, str] = {
     "loggers": "MyLogger",
     "models": "my_model",
 }
+
+
+class _Uncached(SourceFileLoader):
+    """Runs a file as it is: what Python keeps compiled may be of one that was edited since.
+
+    It tells them apart by size and second.
+    """
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 @dataclass(frozen=True)
@@ -225,7 +236,7 @@ def _load_file(kind: Loadable, target: str) -> tuple[Any, str]:
     module_name = f"splitlab_file_{digest}"
     module = sys.modules.get(module_name)
     if module is None:
-        loader = SourceFileLoader(module_name, str(path))
+        loader = _Uncached(module_name, str(path))
         spec = ModuleSpec(module_name, loader, origin=str(path))
         spec.has_location = True  # so that it has a __file__, by which its source is found
         module = importlib.util.module_from_spec(spec)

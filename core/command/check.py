@@ -7,6 +7,7 @@ import inspect
 import re
 from typing import TYPE_CHECKING
 
+from splitlab.core.catalogue.imports import heavy_imports
 from splitlab.core.catalogue.tables import SINGULAR
 from splitlab.core.command.options import Parser, add_json, completes, declare, print_json
 from splitlab.core.command.streams import say
@@ -75,7 +76,8 @@ def add(commands: Commands) -> Parser:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from splitlab.core.testing import check_listed, listed
+    with heavy_imports():
+        from splitlab.core.testing import check_listed, listed
 
     if report := _one(arguments):
         if arguments.json:

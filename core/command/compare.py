@@ -9,7 +9,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from splitlab.core.command.imports import heavy_imports
+from splitlab.core.catalogue.imports import heavy_imports
 from splitlab.core.command.options import (
     Parser,
     add_config,

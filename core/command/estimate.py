@@ -9,6 +9,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from splitlab.core.catalogue.imports import heavy_imports
 from splitlab.core.command.options import Parser, add_json, completes, declare, print_json
 
 if TYPE_CHECKING:
@@ -80,8 +81,6 @@ def add(commands: Commands) -> Parser:
 
 
 def _estimate(arguments: argparse.Namespace) -> int:
-    from splitlab.core.command.imports import heavy_imports
-
     with heavy_imports():
         from splitlab.core.report.estimate import estimate, means, profiles
     from splitlab.core.report.collect import results_of

@@ -11,8 +11,8 @@ from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from splitlab.core.catalogue.imports import heavy_imports
 from splitlab.core.catalogue.loading import split
-from splitlab.core.command.imports import heavy_imports
 from splitlab.core.command.options import (
     Parser,
     add_config,
@@ -340,18 +340,12 @@ def _used(summary: Summary) -> str:
     return f"{text}: a step is not divided" if over else text
 
 
-def _speed(summary: Summary) -> str:
-    """Return how many images a second a run trained on, and how long it waited for them."""
-    waited = "" if summary.data_share is None else f", {summary.data_share:.1%} waiting for data"
-    return f"{summary.images_per_second:,.0f} images/s{waited}"
-
-
 _KINDS = ("activation", "gradient", "targets", "side", "prediction", "header")
 
 
 def show_result(result: Result) -> None:
     """Print what came of a run: its summary, and its bytes by phase, direction and kind."""
-    from splitlab.core.command.show import human_bytes, near, print_facts, print_table, width
+    from splitlab.core.command.show import human_bytes, near, print_facts, print_table, speed, width
     from splitlab.core.report.collect import result_of
     from splitlab.core.runs.listing import read_run
 
@@ -371,12 +365,13 @@ def show_result(result: Result) -> None:
         f"client {summary.client_seconds:.1f} s, server {summary.server_seconds:.1f} s, "
         f"link {summary.link_seconds:.1f} s"
     )
+    images = summary.images_per_second
     facts += [
         ("steps", f"{summary.steps:,} ({summary.epochs:.2f} epochs)"),
         *([("budget", _used(summary))] if summary.budget else []),
         ("ratio", ratio),
         ("time", f"{summary.seconds:.1f} s (training: {parts})"),
-        *([("speed", _speed(summary))] if summary.images_per_second is not None else []),
+        *([("speed", speed(images, summary.data_share))] if images is not None else []),
         ("run folder", near(result.folder)),
     ]
     print()

@@ -116,7 +116,7 @@ def json_of(run: Run) -> dict[str, Any]:
 
 def show_one(run: Run) -> None:
     """Print what a run is, what came of it, and how it goes on."""
-    from splitlab.core.command.show import human_bytes, near, print_facts, print_line
+    from splitlab.core.command.show import human_bytes, near, print_facts, print_line, speed
 
     print_line((run.name, "bold"), ": ", (run.state, _STYLES[run.state]))
     begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.begun)) if run.begun else "unknown"
@@ -132,13 +132,14 @@ def show_one(run: Run) -> None:
         ways = f"{human_bytes(run.bytes_up)} up, {human_bytes(run.bytes_down)} down"
         facts.append(("training bytes", f"{human_bytes(run.bytes)} ({ways})"))
     if run.summary is not None:
-        summary = run.summary
+        summary, images = run.summary, run.summary.images_per_second
         facts += [
             (
                 "ratio",
                 f"measured {summary.ratio_measured:.4f} of fp32, ξ {summary.ratio_nominal:.4f}",
             ),
             ("time", f"{summary.seconds:.1f} s, {summary.epochs:.2f} epochs"),
+            *([("speed", speed(images, summary.data_share))] if images is not None else []),
         ]
     print_facts(facts)
     if run.config is not None:

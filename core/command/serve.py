@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-from splitlab.core.command.imports import heavy_imports
+from splitlab.core.catalogue.imports import heavy_imports
 from splitlab.core.command.options import Parser, add_config, declare, given
 from splitlab.core.command.streams import say
 from splitlab.core.contract.errors import ConfigError

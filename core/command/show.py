@@ -24,6 +24,7 @@ __all__ = [
     "print_facts",
     "print_line",
     "print_table",
+    "speed",
     "width",
 ]
 
@@ -46,6 +47,12 @@ def human_seconds(seconds: float) -> str:
         if seconds < most:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds / 86400:.3g} days"
+
+
+def speed(images_per_second: float, data_share: float | None) -> str:
+    """Return how many images a second a run trained on, and how long it waited for them."""
+    waited = "" if data_share is None else f", {data_share:.1%} waiting for data"
+    return f"{images_per_second:,.0f} images/s{waited}"
 
 
 def near(path: Path) -> str:

@@ -7,7 +7,7 @@ import shlex
 from os.path import expanduser
 from typing import TYPE_CHECKING, Any
 
-from splitlab.core.command.imports import heavy_imports
+from splitlab.core.catalogue.imports import heavy_imports
 from splitlab.core.command.options import (
     Parser,
     add_config,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from splitlab.core.command.imports import heavy_imports
+from splitlab.core.catalogue.imports import heavy_imports
 from splitlab.core.command.options import Parser, add_config, add_json, declare, given, print_json
 
 if TYPE_CHECKING:

@@ -65,7 +65,7 @@ class Parameter:
             default = "" if self.required else f" (default {self.default_text})"
             raise ConfigError(
                 f"{owner}: {self.name}={text} is not allowed; "
-                f"{self.name} takes {self.kind}{default}"
+                f"{self.name} takes {self.kind.replace('bool', 'true | false')}{default}"
             ) from None
 
 

@@ -77,6 +77,8 @@ class BatchAugmentation:
             ConfigError: an unknown key, a value outside of its range, or settings that exclude each
                 other.
         """
+        if not text:
+            raise ConfigError(f"--augment device: has no setting behind it; write {_FORM}")
         found: dict[str, float] = {}
         for pair in text.split(","):
             key, _, value = pair.partition("=")

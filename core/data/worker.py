@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
+from splitlab.core.catalogue.imports import heavy_imports
+
 __all__ = ["main"]
 
 
@@ -22,10 +24,11 @@ def main(arguments: Sequence[str]) -> None:
     # A scheduler sends it to all processes of a job; who asks decides when this one is to end.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
-    import torch
+    with heavy_imports():
+        import torch
 
-    from splitlab.core.data.decode import perform
-    from splitlab.core.data.fleet import serve
+        from splitlab.core.data.decode import perform
+        from splitlab.core.data.fleet import serve
 
     torch.set_num_threads(1)
     with Connection(descriptor) as pipe:

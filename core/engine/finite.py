@@ -10,6 +10,8 @@ import torch
 
 __all__ = ["all_finite", "each_finite"]
 
+_PLAIN = {torch.float32, torch.float64, torch.float16, torch.bfloat16}
+
 
 def all_finite(tensor: torch.Tensor) -> torch.Tensor:
     """Return whether all numbers of a tensor are finite, as a boolean tensor without dimensions."""
@@ -20,7 +22,7 @@ def all_finite(tensor: torch.Tensor) -> torch.Tensor:
 def each_finite(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return the same of each of many tensors of one device, one or more, at once."""
     numbers = [
-        each if each.numel() and each.dtype.itemsize > 1 else _with_arithmetic(each)
+        each if each.numel() and each.dtype in _PLAIN else _with_arithmetic(each)
         for each in tensors
     ]
     if numbers[0].device.type == "cpu":
@@ -48,7 +50,9 @@ def _largest(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _with_arithmetic(values: torch.Tensor) -> torch.Tensor:
-    """Return numbers that torch can compare: it has hardly any arithmetic for 8 bits."""
+    """Return numbers that torch can compare; it has hardly any arithmetic for 8 bits."""
     if not values.numel():
         return values.new_zeros((), dtype=torch.float32)
+    if values.is_complex():
+        return torch.view_as_real(values.resolve_conj())
     return values.float() if values.dtype.itemsize == 1 else values

@@ -416,5 +416,6 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not wanted:
-        raise ConfigError(f"{where} = {value!r} is not allowed; it takes {wanted.__name__}")
+        takes = "true | false" if wanted is bool else wanted.__name__
+        raise ConfigError(f"{where} = {value!r} is not allowed; it takes {takes}")
     return value

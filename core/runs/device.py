@@ -30,8 +30,11 @@ def choose_device(name: str, role: Literal["client", "server"], *, peers_here: i
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # also refuses meta, which computes nothing
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ConfigError(f"--device {name} cannot be used here: {reason}") from error
+        reason = str(error).strip().split("\n")[0].split(". ")[0]  # torch lists its backends behind
+        here = ", ".join(["auto", "cpu", *(f"cuda:{number}" for number in range(gpus))])
+        raise ConfigError(
+            f"--device {name} cannot be used here: {reason}; these can: {here}"
+        ) from error
     return device
 
 

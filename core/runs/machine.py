@@ -53,7 +53,8 @@ class Machine:
     cache: str = option(
         "auto",
         "where decoded images are kept: nowhere (none), in memory, or on the client's GPU; auto "
-        "takes memory, if they need at most a tenth of what is free; no number depends on it",
+        "takes memory, if a part needs at most 512 MiB, or all a tenth of what is free; no number "
+        "depends on it",
         choices=("auto", "none", "memory", "gpu"),
         group=_MACHINE,
     )

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from splitlab.core.catalogue.imports import heavy_imports
 from splitlab.core.studies.printed import keep_log, log_file, printing_into
 
 __all__ = ["main"]
@@ -35,10 +36,11 @@ def main(arguments: Sequence[str]) -> None:
     # Cleaning up, so that the server of a run ends too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
-    from splitlab.core.contract.errors import Interrupted
-    from splitlab.core.studies.job import Outcome, told
-    from splitlab.core.studies.perform import perform, release
-    from splitlab.core.studies.remote import Telling, job_from
+    with heavy_imports():
+        from splitlab.core.contract.errors import Interrupted
+        from splitlab.core.studies.job import Outcome, told
+        from splitlab.core.studies.perform import perform, release
+        from splitlab.core.studies.remote import Telling, job_from
 
     def tell(**values: Any) -> None:
         with suppress(BrokenPipeError):  # nobody listens any more: the next step is the last

@@ -29,7 +29,7 @@ _READS = {
     "_linalg_check_errors": "it looks whether the decomposition succeeded",
     "_linalg_eigh": "it looks whether the decomposition succeeded",
     "_linalg_svd": "it looks whether the decomposition succeeded",
-    "_local_scalar_dense": "it reads a number",
+    "_local_scalar_dense": "it reads a number, as .item(), float() and if do",
     "_unique": "its shape depends on data",
     "_unique2": "its shape depends on data",
     "allclose": "it reads a number",

@@ -36,7 +36,8 @@ def steps_do_not_wait(s: Subject) -> str | None:
         except (SplitlabError, RuntimeError) as error:
             raise s.failed(f"on a GPU, {' '.join(str(error).split())}") from error
     if found and not declared:
-        more = f", and {len(found) - 1} more" if found[1:] else ""
+        others = [f"{Path(wait.file).name}:{wait.line} ({wait.call})" for wait in found[1:]]
+        more = f"; so do {', '.join(others)}" if others else ""
         raise s.failed(
             f"{found[0]}{more}; give the result a shape that does not depend on data and tell what "
             "must hold with cut.expect or message.expect, or say in traits why it has to: "

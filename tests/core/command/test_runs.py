@@ -35,6 +35,8 @@ SUMMARY = Summary(
     model="vit-mini",
     cut=3,
     seed=0,
+    images_per_second=1234.5,
+    data_share=0.021,
 )
 
 
@@ -243,6 +245,7 @@ def test_one_run(prints: Callable[..., str]) -> None:
     for default in ("--optimizer", "--batch-size", "--tag"):
         assert default not in text
     assert "2 kB (1.5 kB up, 500 B down)" in text
+    assert "1,234 images/s, 2.1% waiting for data" in text
     assert "12 of 40 evaluations; --json has them all" in text
     assert re.search(r"accuracy ▁+▂.*▇█+ between 0.0250 and 1.0000", text)
     assert "go on: splitlab run --resume 'runs/a b' --budget steps=MORE\n" in text

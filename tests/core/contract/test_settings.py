@@ -98,7 +98,7 @@ def test_texts_take_the_type_of_the_annotation(key: str, text: str, value: Any) 
         ("ratio", "half", "ratio=half is not allowed; ratio takes float (default 0.1)"),
         ("ratio", "", "ratio= is not allowed; ratio takes float"),
         ("count", "1.5", "count takes int (default 3)"),
-        ("on", "maybe", "on takes bool (default false)"),
+        ("on", "maybe", "on takes true | false (default false)"),
         ("alloc", "cube", "alloc takes sqrt | fifth (default sqrt)"),
         ("bits", "3", "bits takes 2 | 4 | 8 (default 8)"),
         ("tau", "x", "tau takes float | none (default none)"),

@@ -158,7 +158,7 @@ def test_settings_are_read() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("", "unknown setting ''; allowed: pad, scale"),
+        ("", "--augment device: has no setting behind it; write device:key=value"),
         ("zoom=2", "unknown setting 'zoom'"),
         ("pad=1.5", r"pad=1\.5 is not allowed; whole numbers from 0 to 256"),
         ("hflip=2", "hflip=2 is not allowed; from 0 to 1"),
@@ -173,4 +173,4 @@ def test_settings_are_read() -> None:
 def test_bad_settings_are_refused(text: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why) as caught:
         parse(text)
-    assert str(caught.value).startswith(f"--augment device:{text}: ")
+    assert str(caught.value).startswith(f"--augment device:{text}")

@@ -24,6 +24,13 @@ def test_one_number_is_enough(bad: float, dtype: torch.dtype) -> None:
         assert each_finite([torch.ones(3, dtype=dtype), fine]).tolist() == [True, False]
 
 
+def test_either_part_of_a_complex_number_counts() -> None:
+    fine = torch.tensor([1 - 2j, 3 + 4j])
+    assert each_finite([fine, fine.conj(), fine * complex(0, math.inf)]).tolist() == [
+        *(True, True, False),
+    ]
+
+
 def test_nothing_is_finite() -> None:
     assert all_finite(torch.empty(0))
     assert not all_finite(torch.tensor([math.nan]).to(torch.float8_e5m2))

@@ -110,7 +110,7 @@ def test_a_configuration_cannot_be_changed() -> None:
         ({"lr": "0.1"}, "lr = '0.1' is not allowed; it takes float"),
         ({"lr": True}, "lr = True is not allowed; it takes float"),
         ({"cut": "3"}, "cut = '3' is not allowed; it takes int"),
-        ({"pretrained": 1}, "pretrained = 1 is not allowed; it takes bool"),
+        ({"pretrained": 1}, "pretrained = 1 is not allowed; it takes true | false"),
         ({"plugins": "adc"}, "plugins = 'adc' is not allowed; it takes a list of strings"),
         ({"plugins": [1]}, "plugins = [1] is not allowed; it takes a list of strings"),
         ({"model": ["x"]}, "model = ['x'] is not allowed; it takes str"),

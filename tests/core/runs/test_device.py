@@ -14,8 +14,22 @@ CPU = torch.device("cpu")
 def test_devices_that_cannot_compute_are_refused() -> None:
     assert choose_device("cpu", "client", peers_here=1) == CPU
     for name in ("gpu", "cuda:99", "meta", ""):
-        with pytest.raises(ConfigError, match=f"--device {name} cannot be used here: "):
+        with pytest.raises(ConfigError, match=f"--device {name} cannot be used here: ") as refusal:
             choose_device(name, "client", peers_here=1)
+        assert "; these can: auto, cpu" in str(refusal.value)
+
+
+def test_a_refused_device_is_told_without_a_list_of_backends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def zeros(*sizes: int, **options: object) -> torch.Tensor:
+        raise RuntimeError("Could not run 'x' with arguments from the 'MPS' backend. This could …")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "zeros", zeros)
+    with pytest.raises(ConfigError, match=r"'MPS' backend; these can: auto, cpu, cuda:0, cuda:1$"):
+        choose_device("mps", "client", peers_here=1)
 
 
 @pytest.mark.parametrize(

@@ -137,5 +137,6 @@ def test_a_place_is_noted_once_and_says_why() -> None:
         x.tolist()
     [wait] = lookout.waits
     assert str(wait) == (
-        f"test_waiting.py:{wait.line} calls local_scalar_dense, which waits: it reads a number"
+        f"test_waiting.py:{wait.line} calls local_scalar_dense, which waits: it reads a number, "
+        "as .item(), float() and if do"
     )

@@ -71,6 +71,22 @@ def test_a_plugin_that_waits_is_told_where_and_what_to_do() -> None:
     assert "waits='…'" in row.reason
 
 
+def test_every_place_that_waits_is_told_at_once() -> None:
+    class Twice(Scales):
+        @hookimpl
+        def after_client_forward(self, cut: Any) -> None:
+            peak = cut.activations.detach().abs().max()
+            if peak > 0:
+                peak.item()
+            cut.activations = cut.activations / peak
+            cut.side["peak"] = peak.view(1)
+
+    line = Twice.after_client_forward.__code__.co_firstlineno + 3
+    [row] = check_plugin(Twice, only=ONLY).rows
+    assert f"test_waiting_checks.py:{line} calls local_scalar_dense, which waits" in row.reason
+    assert f"; so do test_waiting_checks.py:{line + 1} (local_scalar_dense)" in row.reason
+
+
 def test_one_that_says_why_passes_and_is_quoted() -> None:
     [row] = check_plugin(Says, only=ONLY).rows
     assert (row.outcome, row.reason) == (

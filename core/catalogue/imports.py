@@ -1,4 +1,4 @@
-"""How a command imports what takes long."""
+"""How a process imports what takes long."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command imports, and that what it imports is not looked through for garbage."""
+"""What a run imports, and that what is imported is not looked through for garbage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from splitlab.core.command.imports import heavy_imports
+from splitlab.core.catalogue.imports import heavy_imports
 
 UNUSED = ["datasets", "matplotlib", "pandas", "pyarrow.dataset", "scipy", "sklearn", "zstandard"]
 
