@@ -209,10 +209,12 @@ WORDS_FOR_USERS = {
     ("core/command/check.py", "tcp"): "the examples in --help",
     ("core/command/compare.py", "adc"): "the examples in --help",
     ("core/command/compare.py", "quantize"): "the examples in --help",
+    ("core/command/estimate.py", "lte"): "the examples in --help",
     ("core/command/join.py", "adc"): "the examples in --help",
     ("core/command/join.py", "tcp"): "the examples in --help",
     ("core/command/main.py", "adc"): "the examples in --help",
     ("core/command/main.py", "tcp"): "the examples in --help",
+    ("core/command/links.py", "lte"): "the examples in --help",
     ("core/command/loggers.py", "tensorboard"): "the examples in --help",
     ("core/command/loggers.py", "wandb"): "the examples in --help",
     ("core/command/transports.py", "tcp"): "the examples in --help",
@@ -220,6 +222,7 @@ WORDS_FOR_USERS = {
     ("core/command/run.py", "adc"): "the examples in --help",
     ("core/command/run.py", "adc-batch-merge"): "the examples in --help",
     ("core/command/run.py", "adc-token-select"): "the examples in --help",
+    ("core/command/run.py", "lte"): "an example in --help",
     ("core/command/run.py", "tcp"): "the examples in --help",
     ("core/command/runs.py", "adc"): "the examples in --help",
     ("core/command/serve.py", "adc"): "the examples in --help",
@@ -234,9 +237,12 @@ WORDS_FOR_USERS = {
 
 
 # Words that are in every Python program besides: the constant, the verb of `typing`, the module
-# `time`, and the package `timm`, from which models come; and words of the field, which the contract
-# itself is written in.
-EVERYDAY = {"none", "cast", "time", "timm", "activations", "attention", "clusters", "selection"}
+# `time`, the package `timm`, from which models come, and three digits of a number; and words of the
+# field, which the contract itself is written in.
+EVERYDAY = {
+    *("none", "cast", "time", "timm", "3g"),
+    *("activations", "attention", "clusters", "selection"),
+}
 
 
 def names_that_ship() -> list[str]:
@@ -335,6 +341,7 @@ def test_core_decides_nothing_by_such_a_name(module: str) -> None:
         "from splitlab.core.command.main import main; main(['compare', '--help'])",
         "from splitlab.core.command.main import main; main(['trace', '--help'])",
         "from splitlab.core.command.main import main; main(['report', '--help'])",
+        "from splitlab.core.command.main import main; main(['estimate', '--help'])",
     ],
 )
 def test_help_and_listings_do_not_wait_for_torch(code: str, tmp_path: Path) -> None:

@@ -184,9 +184,13 @@ def _facts(kind: Loadable, name: str) -> Row:
     head, given = split(kind, name)
     if given:
         raise ConfigError(f"{name} has settings; explain the {SINGULAR[kind]} without them")
-    factory = load(kind, head)
+    loaded = find(kind, head)
+    factory = loaded.factory
     entry = entries(kind).get(head)
     told = described(factory)
+    for row in told["parameters"]:  # a preset's are its defaults
+        if row["name"] in loaded.settings:
+            row["default"] = row["default_text"] = loaded.settings[row["name"]]
     first = told["description"].partition("\n")[0]
     example = f"splitlab run {OPTION[kind]} {name}{_setting(kind, name, parameters(factory))}"
     summary = entry.summary if entry and entry.summary else first

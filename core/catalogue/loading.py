@@ -74,7 +74,8 @@ def split(kind: Loadable, text: str) -> tuple[str, dict[str, str]]:
 
     Args:
         kind: what the text names.
-        text: ``NAME[:key=value,…]`` or ``FILE.py:Name[:key=value,…]``.
+        text: ``NAME[:key=value,…]`` or ``FILE.py:Name[:key=value,…]``; ``key=value,…`` alone where
+            the catalogue has one of the kind that such settings mean.
 
     Raises:
         ConfigError: a file without the name in it, or settings that are not of that form.
@@ -86,6 +87,8 @@ def split(kind: Loadable, text: str) -> tuple[str, dict[str, str]]:
         head = f"{head}.py:{name}"
     else:
         head, _, settings = text.partition(":")
+        if "=" in head and (owner := _unnamed(kind)):  # no name holds such a sign
+            head, settings = owner, text
         if head.endswith(".py"):
             raise ConfigError(
                 f"{what} file {head!r}: name the {_noun(kind)} too, as in {head}:{_EXAMPLES[kind]}"
@@ -108,6 +111,11 @@ def split(kind: Loadable, text: str) -> tuple[str, dict[str, str]]:
             raise ConfigError(f"{what} {head!r}: {key} is given twice; give it once")
         given[key] = value.strip()
     return head, given
+
+
+def _unnamed(kind: Loadable) -> str | None:
+    """Return the name that settings without one mean, if there is one of this kind."""
+    return next((e.name for e in entries(kind).values() if e.facts.get("unnamed")), None)
 
 
 def load(kind: Loadable, name: str) -> Any:
@@ -161,7 +169,7 @@ def find(
         return Loaded(*_load_file(kind, head), {})
     entry = entry or known(kind, head)
     what = f"{SINGULAR[kind]} {head!r}"
-    if kind == "models" and "preset" in entry.facts:
+    if kind in ("models", "links") and "preset" in entry.facts:
         if head in through:
             raise ConfigError(f"{what} is a preset of itself: {' -> '.join((*through, head))}")
         base, settings = split(kind, entry.target)

@@ -77,7 +77,7 @@ _NEEDED: Final[Mapping[Kind, tuple[str, ...]]] = {
     "plugins": ("target",),
     "stacks": ("plugins",),
     "transports": ("target",),
-    "links": ("target",),
+    "links": ("target", "preset"),
     "probes": ("target",),
     "loggers": ("target",),
     "models": ("target", "preset"),
@@ -96,6 +96,7 @@ _TYPES: Final = {
     "weights": (str, "a text"),
     "cut": (int, "a whole number"),
     "reconstruction": (bool, "true or false"),
+    "unnamed": (bool, "true or false"),
 }
 
 
@@ -113,8 +114,8 @@ class Entry:
     Attributes:
         name: as users type it.
         target: ``module:Class`` or ``FILE.py:Class``; of a stack, its plugins joined by ``" + "``;
-            of a preset, the model with its settings; of a data set, where its images are; of a
-            study, its stacks.
+            of a preset, the model or link with its settings; of a data set, where its images are;
+            of a study, its stacks.
         summary: one sentence; empty for entry points, which are not imported to be listed.
         source: ``"splitlab"``, the package that brings it, or the user's registry file.
         facts: the other keys of its table.

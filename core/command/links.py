@@ -13,11 +13,16 @@ if TYPE_CHECKING:
 __all__ = ["add"]
 
 _EXAMPLES = """\
-  splitlab links my_link.py:Delayed               one explained
+  splitlab links lte                              one explained
+  splitlab run --link lte                         as slow as LTE, both ways
+  splitlab run --link rate=20mbit,delay=40ms,jitter=5ms,loss=0.01
   splitlab run --link my_link.py:Delayed:ms=20    around both ends of the link
 """
 
-_END = "--link NAME or --link FILE.py:Class puts one into a run; repeat it for several."
+_END = (
+    "--link NAME or --link FILE.py:Class puts one into a run, --link key=value,… one of your own "
+    "numbers; repeat it for several."
+)
 
 
 def add(commands: Commands) -> Parser:

@@ -21,6 +21,7 @@ from splitlab.core.command import (
     compare,
     completion,
     datasets,
+    estimate,
     join,
     links,
     loggers,
@@ -55,7 +56,7 @@ _TRACEBACK = "SPLITLAB_TRACEBACK"
 _COMMANDS = {
     "train": (run, study, compare, serve, join),
     "look": (
-        *(report, runs, trace, studies),
+        *(report, estimate, runs, trace, studies),
         *(plugins, models, datasets, transports, links, probes, loggers),
     ),
     "write a method": (new_plugin, check),

@@ -51,6 +51,7 @@ torchrun, rank 0 is the client and rank 1 the server.
 _EXAMPLES = """\
   splitlab run --plugin adc                       ADC on the data and model that ship
   splitlab run --plugin adc:ratio=0.05 --transport tcp
+  splitlab run --plugin adc --link lte            over a link as slow as LTE
   splitlab run --plugin adc-batch-merge:ratio=0.3 \\
                --plugin adc-token-select:ratio=0.3
   splitlab run --plugin my_method.py:MyMethod --budget bytes=50MB

@@ -8,10 +8,12 @@ name: take those you need, in any order, without defaults.
 The path of one training step::
 
     CLIENT                                              SERVER
+    step_begin(step)
     client part
     after_client_forward(cut)    stack order
     before_send(message)         stack order
-        ─────────── ACTIVATION ───────────►  after_receive(message)        reverse order
+        ─────────── ACTIVATION ───────────►  step_begin(step)
+                                             after_receive(message)        reverse order
                                              before_server_forward(cut)    reverse order
                                              server part, loss, backward, optimizer step
                                              before_send(message)          stack order
@@ -126,6 +128,13 @@ class HookSpecs:
         The place to check the parameters against model and batch size (raise ``ConfigError``), to
         ask for measurements (`Peer.request`), to register modules whose parameters are trained,
         and to keep ``peer``, which gives random generators from the agreed seed.
+        """
+
+    @hookspec
+    def step_begin(self, step: int) -> None:
+        """Both peers, at the beginning of every training step; the first one is 0.
+
+        At the client before its part runs, at the server when the step's message has arrived.
         """
 
     @hookspec

@@ -30,6 +30,7 @@ __all__ = [
     "Listener",
     "NetworkTransport",
     "PeerRole",
+    "TimedWrapper",
     "Transport",
     "WrappedLink",
 ]
@@ -189,6 +190,21 @@ class LinkWrapper(Protocol):
                 `WrappedLink` made of it.
             role: of the peer at this end. Both ends are wrapped: what an end sends is its own to
                 delay or lose.
+        """
+        ...
+
+
+class TimedWrapper(LinkWrapper, Protocol):
+    """A wrapper that can tell how long it takes, which ``splitlab estimate`` asks."""
+
+    def seconds(self, role: PeerRole, frame_bytes: int, *purpose: str | int) -> float:
+        """Return how long a frame is on its way, from the sender's first byte on.
+
+        Args:
+            role: of the peer that sends it.
+            frame_bytes: its length.
+            purpose: what random delays follow: the kind of its message, whether that is of a
+                training step, and the step. The same purpose takes as long at every time.
         """
         ...
 

@@ -85,6 +85,7 @@ class Client(Worker):
         self._trainer.weigh(averaged=False)
         compared = any(step % every == 0 for every in self.peer.compared)
         reference = (yield from self._without_stack(batch, step)) if compared else None
+        self.stack.step_begin(step)
         with isolated_rng(self.peer.seed, "client", step, device=self.peer.device):
             cut = self._cut(batch, step, training=True)
             cut.reference = reference

@@ -94,6 +94,8 @@ class Server(Worker):
         """
         wanted = "gradient" in message.meta
         self._trainer.weigh(averaged=not (message.training or wanted))
+        if message.training:
+            self.stack.step_begin(message.step)
         cut = self._arrived(message)
         if wanted:
             yield self._gradient(cut)

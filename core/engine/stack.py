@@ -111,6 +111,10 @@ class Stack:
         """Raise `ConfigError` if the plugins cannot work on this model, cut where it is."""
         check_order([member.declared for member in self._members], ground)
 
+    def step_begin(self, step: int) -> None:
+        """Tell every plugin that a training step begins."""
+        self._call("step_begin", step=step)
+
     def step_end(self, step: int) -> None:
         """Tell every plugin that a training step is over."""
         self._call("step_end", step=step)
@@ -292,6 +296,11 @@ class _Chain:
     def setup(self, peer: Peer) -> None:
         for member in self._members:
             member.setup(peer)
+
+    @hookimpl
+    def step_begin(self, step: int) -> None:
+        for member in self._members:
+            member.ask("step_begin", step=step)
 
     @hookimpl
     def step_end(self, step: int) -> None:

@@ -81,9 +81,10 @@ class Config(Training, Machine):
     )
     links: tuple[str, ...] = option(
         (),
-        "a wrapper around the link and its settings; repeat it for several, innermost first",
+        "make the link as slow as one of `splitlab links`, or as rate=20mbit,delay=40ms,jitter=5ms,"
+        "loss=0.01, or put another wrapper around it; repeat it for several, innermost first",
         flag="--link",
-        metavar="NAME[:key=value,…]",
+        metavar="NAME[:key=value,…]|key=value,…",
         kinds=("links",),
         group=_LINK,
     )

@@ -78,12 +78,14 @@ class Decided:
 
         Raises:
             ConfigError: an unknown name, a wrong setting, a stack that cannot work on this model.
-            PluginError: a plugin or probe that cannot be built.
+            PluginError: a plugin, probe or link wrapper that cannot be built.
         """
         stack = tuple(bind_stack(config.plugins))
         probes = tuple(bind("probes", text) for text in config.probes)
         tried = Stack(stack, probes)
         links = tuple(bind_wrappers(config.links))
+        for link in links:
+            link.build()  # judges its settings; every end of a link has one of its own
         model = describe(
             config.model, image_size=config.image_size, cut=config.cut, weights=config.weights
         )

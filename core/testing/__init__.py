@@ -60,12 +60,13 @@ Listed = Literal["plugin", "transport", "link", "probe"]
 
 
 def listed() -> list[tuple[Listed, str]]:
-    """Return all that is listed: plugins, named stacks, transports, link wrappers and probes."""
+    """Return what is checked: plugins, named stacks, transports, link wrappers and probes."""
     found: list[tuple[Listed, str]] = []
     # A name that is both a plugin's and a stack's is refused wherever it is used: once will do.
     found += [("plugin", name) for name in {**entries("plugins"), **entries("stacks")}]
     found += [("transport", name) for name in entries("transports")]
-    found += [("link", name) for name in entries("links")]
+    # A preset is the link that it names, with settings under which much takes minutes.
+    found += [("link", name) for name, e in entries("links").items() if "preset" not in e.facts]
     found += [("probe", name) for name in entries("probes")]
     return found
 

@@ -19,7 +19,10 @@ from splitlab.core.testing.report import Check, Failed, Skipped
 from splitlab.core.testing.seen import Seen, difference
 from splitlab.core.wire.encode import Frame, encode
 
-__all__ = ["LINK_CHECKS"]
+__all__ = ["LARGEST_BYTES", "LINK_CHECKS"]
+
+LARGEST_BYTES = 2**25
+"""Length of the largest tensor that a check sends."""
 
 
 def every_kind_arrives(s: Ends) -> str | None:
@@ -65,7 +68,7 @@ def arrives_in_order(s: Ends) -> str | None:
 
 def arrives_in_own_memory(s: Ends) -> str | None:
     """A large tensor arrives whole, in memory that the sender does not reach."""
-    tensor = torch.arange(2**23, dtype=torch.int32)
+    tensor = torch.arange(LARGEST_BYTES // 4, dtype=torch.int32)
     with s.both() as (client, server, aside):
         sent = Message(Kind.ACTIVATION)
         sent.put("activations", tensor, Role.PAYLOAD)
@@ -89,7 +92,7 @@ def silence_ends_in_time(s: Ends) -> str | None:
 def unread_send_ends_in_time(s: Ends) -> str | None:
     """Sending to an end that does not read ends by the deadline."""
     large = Message(Kind.ACTIVATION)
-    large.put("activations", torch.zeros(2**25, dtype=torch.uint8), Role.PAYLOAD)
+    large.put("activations", torch.zeros(LARGEST_BYTES, dtype=torch.uint8), Role.PAYLOAD)
     with (
         s.both() as (client, _, _),
         within(s.late, "a send of 0.5 s to an end that does not read"),

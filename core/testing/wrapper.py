@@ -8,9 +8,9 @@ from functools import partial
 
 from splitlab.core.catalogue.binding import bind
 from splitlab.core.catalogue.links import load_transport
-from splitlab.core.contract.errors import FAULTS, reason
+from splitlab.core.contract.errors import FAULTS, ConfigError, reason
 from splitlab.core.contract.link import Link, LinkWrapper, PeerRole
-from splitlab.core.testing.link_checks import LINK_CHECKS
+from splitlab.core.testing.link_checks import LARGEST_BYTES, LINK_CHECKS
 from splitlab.core.testing.links import Ends, one_of_each_kind
 from splitlab.core.testing.report import Check, Failed, Report, Skipped, run_checks
 
@@ -38,12 +38,14 @@ def check_link(
         only: names of checks, of those in `LINK_CHECKS`; all by default.
 
     Raises:
-        ConfigError: an unknown name of a wrapper, setting or check.
+        ConfigError: an unknown name of a wrapper, setting or check; or it is too slow for what the
+            checks send.
         PluginError: the wrapper cannot be imported.
     """
     build: Callable[[], LinkWrapper]
     if isinstance(wrapper, str):
         name, build = wrapper, bind("links", wrapper).build
+        _refuse_slow(name, build())
     elif isinstance(wrapper, type):
         name, build = wrapper.__name__, wrapper
     else:
@@ -55,6 +57,18 @@ def check_link(
     roads = {road: Ends(partial(load_transport, road), wrap, _SLACK) for road in one_of_each_kind()}
     checks = [Check(check.name, check.title, _everywhere(check)) for check in LINK_CHECKS]
     return run_checks(name, roads, checks, only)
+
+
+def _refuse_slow(name: str, wrapper: LinkWrapper) -> None:
+    """Refuse a wrapper that takes minutes for the largest message, by its own account."""
+    if not callable(tells := getattr(wrapper, "seconds", None)):
+        return
+    seconds = tells("client", LARGEST_BYTES)
+    if seconds > _SLACK:
+        raise ConfigError(
+            f"link {name!r} takes {seconds:.3g} s for {LARGEST_BYTES:,} bytes, which the checks "
+            f"send; check it with settings under which that takes at most {_SLACK:g} s"
+        )
 
 
 def _everywhere(check: Check[Ends]) -> Callable[[_Roads], str]:

@@ -157,3 +157,46 @@ def test_wrappers_are_bound_in_order_and_not_built(own: Path, tmp_path: Path) ->
         bind_wrappers(["slow", "slo"])
     with pytest.raises(ConfigError, match="link 'slow': delay=x is not allowed; delay takes float"):
         bind_wrappers(["slow:delay=x"])
+
+
+SLOW = (
+    "class Slow:\n"
+    "    def __init__(self, *, rate: str = '1mbit', loss: float = 0.0) -> None:\n"
+    "        self.rate, self.loss = rate, loss\n"
+    "    def wrap(self, link, role):\n        return link\n"
+)
+
+
+def test_a_preset_is_a_link_with_settings_and_users_may_set_them(own: Path, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    own.write_text(
+        "[links.slow]\ntarget = 'slow.py:Slow'\n"
+        "[links.bad]\npreset = 'slow:rate=9kbit,loss=0.5'\nsummary = 'a bad one'"
+    )
+    [bad] = bind_wrappers(["bad"])
+    assert (str(bad), dict(bad.params)) == ("bad", {"rate": "9kbit", "loss": 0.5})
+    [better] = bind_wrappers(["bad:loss=0.1"])
+    assert (str(better), better.build().rate, better.build().loss) == (
+        "bad:loss=0.1",
+        "9kbit",
+        0.1,
+    )
+    own.write_text("[links.bad]\npreset = 'nobody:x=1'\ntarget = 'slow.py:Slow'")
+    with pytest.raises(ConfigError, match=r"\[links.bad\] has the keys 'target' and 'preset'"):
+        bind_wrappers(["bad"])
+    own.write_text("[links.bad]\npreset = 'bad:x=1'")
+    with pytest.raises(ConfigError, match="link 'bad' is a preset of itself"):
+        bind_wrappers(["bad"])
+
+
+def test_settings_alone_mean_the_link_that_takes_them() -> None:
+    [bound] = bind_wrappers(["rate=20mbit,delay=40ms"])
+    [named] = bind_wrappers([f"{bound.label}:rate=20mbit,delay=40ms"])
+    assert (str(bound), bound.params) == (str(named), named.params)
+    assert str(bound).endswith(":rate=20mbit,delay=40ms")
+    with pytest.raises(ConfigError, match=r"unknown parameter 'rat' .did you mean 'rate'"):
+        bind_wrappers(["rat=20mbit"])
+    with pytest.raises(ConfigError, match="rate is given twice"):
+        bind_wrappers(["rate=20mbit,rate=1mbit"])
+    with pytest.raises(ConfigError, match="unknown transport 'nodelay=true'"):
+        load_transport("nodelay=true")

@@ -42,5 +42,15 @@ def test_one_of_a_file_is_explained(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert f"splitlab run --link {tmp_path}/mine.py:Mine" in text
 
 
+def test_a_preset_is_explained_with_its_own_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["links", "lte", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    told = {p["name"]: p["default_text"] for p in facts["parameters"]}
+    preset = entries("links")["lte"].target.partition(":")[2]
+    assert dict(item.split("=") for item in preset.split(",")).items() <= told.items()
+    assert told["loss"] == "0.0"
+    assert facts["example"] == "splitlab run --link lte"
+
+
 def test_no_such_name(fails: Callable[..., str]) -> None:
     assert "unknown link 'nothing-like-it'" in fails("links", "nothing-like-it")

@@ -19,9 +19,9 @@ from splitlab.core.command.main import main, parser
 from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted, Notice, SplitlabError
 
 COMMANDS = [
-    *("check", "compare", "completion", "datasets", "join", "links", "loggers", "models"),
-    *("new-plugin", "plugins", "probes", "report", "run", "runs", "serve", "studies", "study"),
-    *("trace", "transports"),
+    *("check", "compare", "completion", "datasets", "estimate", "join", "links", "loggers"),
+    *("models", "new-plugin", "plugins", "probes", "report", "run", "runs", "serve", "studies"),
+    *("study", "trace", "transports"),
 ]
 WORDS = ("show", "diff", "label", "rm")
 

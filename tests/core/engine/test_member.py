@@ -44,6 +44,7 @@ HOOKS = {
     "after_receive": "message",
     "before_server_forward": "cut",
     "gradient_return": "cut",
+    "step_begin": "step",
     "step_end": "step",
     "run_end": None,
     "state_dict": None,

@@ -532,6 +532,45 @@ def test_encoding_hooks_run_in_stack_order_and_decoding_hooks_in_reverse(
     )
 
 
+class Begins:
+    """A plugin that notes when a step begins, and the first thing behind that."""
+
+    def __init__(self, *, log: list[str]) -> None:
+        self.log = log
+
+    @hookimpl
+    def setup(self, peer: Any) -> None:
+        self.role = peer.role
+
+    @hookimpl
+    def step_begin(self, step: int) -> None:
+        self.log.append(f"{self.role} begins {step}")
+
+    @hookimpl
+    def after_client_forward(self, cut: Any) -> None:
+        self.log.append("client part")
+
+    @hookimpl
+    def after_receive(self, message: Any) -> None:
+        self.log.append(f"{self.role} has {message.kind.name}")
+
+
+def test_a_step_begins_before_the_clients_part_and_before_the_server_decodes(
+    tiny: Any, peers: Any
+) -> None:
+    log: list[str] = []
+    client, server = tiny.pair([tiny.bound(Begins, log=log)])
+    hold(client.query(tiny.batch(), 0, stacked=True), peers.ask(server))
+    assert not [line for line in log if "begins" in line]
+    log.clear()
+    tiny.train(client, server, [0, 1])
+    step = ["client part", "server has ACTIVATION", "client has GRADIENT"]
+    assert log == [
+        *("client begins 0", step[0], "server begins 0", *step[1:]),
+        *("client begins 1", step[0], "server begins 1", *step[1:]),
+    ]
+
+
 def test_an_evaluation_passes_the_data_hooks_only(tiny: Any, peers: Any) -> None:
     log: list[str] = []
     client, server = tiny.pair(peers.recorders(log))

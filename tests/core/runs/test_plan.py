@@ -43,6 +43,8 @@ def test_deciding_meets_unknown_names_first() -> None:
         Decided.of(Config(plugins=("nope",), model="nor this"))
     with pytest.raises(ConfigError, match="unknown model 'vit-mni'"):
         Decided.of(Config(model="vit-mni"))
+    with pytest.raises(ConfigError, match=r"^link 'paced': rate=20 is not allowed"):
+        Decided.of(Config(links=("rate=20",)))
 
 
 def test_a_plan_takes_the_data_as_it_is_told(noise_data: str) -> None:

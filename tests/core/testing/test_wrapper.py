@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from splitlab.core import ConfigError, Message, NetworkError, ProtocolError
+from splitlab.core.catalogue.tables import catalogue
 from splitlab.core.contract.link import Link
 from splitlab.core.testing import LINK_CHECKS, check_link, check_listed, links, listed, wrapper
 
@@ -355,13 +356,22 @@ def test_an_unknown_name_or_setting_is_the_users_fault(named: Callable[[str, str
 def test_wrappers_of_the_catalogue_are_listed_and_checked(
     named: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    targets = [name for name, table in catalogue()["links"].items() if "target" in table]
     assert [name for kind, name in listed() if kind == "link"] == [
-        *("passes", "swallows", "shares", "staysopen")
+        *targets,
+        *("passes", "swallows", "shares", "staysopen"),
     ]
     monkeypatch.setattr("splitlab.core.testing.listed", lambda: [("link", "passes")])
     [(report, _)] = check_listed()
     report.raise_if_failed()
     assert [row.check for row in report.rows] == [check.name for check in LINK_CHECKS]
+
+
+def test_a_link_that_is_too_slow_to_check_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"^link '3g' takes \S+ s for 33,554,432 bytes, which"):
+        check_link("3g")
+    report = check_link("3g:rate=10gbit,up=10gbit,delay=1ms", only=["names-the-other-end"])
+    report.raise_if_failed()
 
 
 def test_a_check_of_no_link_is_unknown() -> None:
