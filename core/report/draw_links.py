@@ -29,16 +29,16 @@ def draw_links(found: OverLinks) -> Figure:
     figure = Figure(figsize=(6.9, height), layout="constrained")
     axes = figure.add_subplot()
     for i, title in enumerate(shown):
-        own = {m.link: m.reached_seconds for m in found.means if m.title == title}
+        own = [m for m in found.means if m.title == title]  # in the order of the links
         axes.plot(
-            [own[link] for link in found.links],
-            range(len(found.links)),
+            [m.reached_seconds or 0.0 for m in own],
+            range(len(own)),
             color=GREY if title == "none" else COLOURS[i % len(COLOURS)],
             marker=MARKERS[i % len(MARKERS)],
             markersize=5,
             markeredgecolor="white",
             markeredgewidth=0.4,
-            linewidth=0.5,
+            linestyle="",
             label=title,
         )
     axes.set_yticks(range(len(found.links)), found.links)
@@ -49,7 +49,8 @@ def draw_links(found: OverLinks) -> Figure:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: human_seconds(x)))
     axes.set_xlabel("time to accuracy")
     if shown:
-        figure.legend(loc="outside right upper", frameon=False)
+        beside = max(map(len, shown)) <= _LETTERS // 4
+        figure.legend(loc=f"outside {'right upper' if beside else 'upper left'}", frameon=False)
     told = found.told
     if late:
         told += f". Not reached by every run of {', '.join(t for t in titles if t in late)}"
