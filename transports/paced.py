@@ -19,7 +19,8 @@ at the end the round trip as well. Congestion control, which slows down after a 
 and neither are the other end's acknowledgements. The ledger counts a frame once: what is repeated
 is seconds here, not bytes.
 
-Evaluations are not paced: they are the laboratory's, and in no seconds that a run tells.
+Evaluations are not paced: they are the laboratory's, and in no seconds that a run tells. Nor is the
+word that an end cannot go on, so that Ctrl-C does not wait for it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ import torch
 
 from splitlab.core.contract.errors import ConfigError, NetworkError
 from splitlab.core.contract.link import Link, PeerRole, WrappedLink
-from splitlab.core.contract.message import Message
+from splitlab.core.contract.message import Kind, Message
 from splitlab.core.wire.encode import encode
 
 __all__ = ["Paced", "PacedLink"]
@@ -99,10 +100,12 @@ class Paced:
             frame_bytes: its length.
             purpose: what the draws of delay and loss follow.
         """
-        draws = random.Random(" ".join(map(str, (self._seed, role, *purpose))))
-        delay = self._delay + draws.uniform(-self._jitter, self._jitter)
         packets = max(1, math.ceil(frame_bytes / _PACKET_BYTES))
         sending = 8 * (frame_bytes + packets * _HEADER_BYTES) / self._rates[role]
+        if not (self._jitter or self._loss):
+            return sending + self._delay
+        draws = random.Random(" ".join(map(str, (self._seed, role, *purpose))))
+        delay = self._delay + draws.uniform(-self._jitter, self._jitter)
         if self._loss:
             sending = _repeating(packets, sending / packets, 2 * self._delay, self._loss, draws)
         return sending + delay
@@ -118,7 +121,7 @@ class PacedLink(WrappedLink):
 
     def send(self, message: Message, timeout: float) -> int:
         """Wait, then send; `NetworkError` at once if that takes longer than the deadline."""
-        if not message.training:
+        if not message.training or message.kind is Kind.ERROR:
             return super().send(message, timeout)
         frame = encode(message)
         _wait_for(frame.tensors)

@@ -50,7 +50,7 @@ def draw_links(found: OverLinks) -> Figure:
     axes.set_xlabel("time to accuracy")
     if shown:
         beside = max(map(len, shown)) <= _LETTERS // 4
-        figure.legend(loc=f"outside {'right upper' if beside else 'upper left'}", frameon=False)
+        figure.legend(loc="outside right upper" if beside else "outside upper left", frameon=False)
     told = found.told
     if late:
         told += f". Not reached by every run of {', '.join(t for t in titles if t in late)}"

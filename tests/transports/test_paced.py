@@ -18,6 +18,7 @@ from splitlab.core.catalogue.binding import bind
 from splitlab.core.catalogue.links import load_transport
 from splitlab.core.catalogue.tables import ROOT, catalogue
 from splitlab.core.contract.errors import NetworkError
+from splitlab.core.contract.message import Kind, Message
 from splitlab.core.runs.records import StepRecord, read_records
 from splitlab.core.testing import check_link
 from splitlab.core.testing.links import a_message, both_ends
@@ -171,6 +172,8 @@ def test_a_frame_that_takes_longer_than_a_peer_waits_is_refused_at_once() -> Non
             server.receive(0.05)  # nothing came
         slow.send(evaluated, 0.5)  # which nothing waits for
         assert server.receive(5.0).step == 7
+        slow.send(Message(Kind.ERROR, meta={"error": "interrupted"}), 0.5)
+        assert server.receive(5.0).kind is Kind.ERROR
 
 
 def test_a_run_takes_the_seconds_of_the_link_and_the_same_bytes(tmp_path: Path) -> None:
