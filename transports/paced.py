@@ -6,16 +6,20 @@
 Frames and their bytes stay as they are. Each end holds what it sends back for as long as the frame
 would be on its way, since peers take turns and nothing else could be sent meanwhile:
 
-    seconds = packets sent * bits of a packet / rate + delay ± jitter + rounds * 2 * delay
+    seconds = packets sent * bits of a packet / rate + waits for what was lost + delay ± jitter
 
 A frame goes in packets of 1,500 bytes as on Ethernet: 1,448 of them the frame's, and 66 bytes of
 headers around these (Ethernet 14, IPv4 20, TCP 20 and its time stamp 12). A rate is that of the
 link, headers included, as the kernel's ``tc … tbf`` counts it.
 
-Each packet is lost with the probability ``loss``, independently. What was lost is noticed one round
-trip later and sent again, until all has arrived: it costs its time on the link and the round trip.
-That is selective repeat at full rate; congestion control, which slows down after a loss, is not in
-it. The ledger counts a frame once: what is repeated is seconds here, not bytes.
+Each packet is lost with the probability ``loss``, independently. The sender learns of it one round
+trip (two delays) later, and sends it again before anything else, until all has arrived: selective
+repeat at full rate. So a packet that is lost amid a long frame costs its time on the link, and one
+at the end the round trip as well. Congestion control, which slows down after a loss, is not in it,
+and neither are the other end's acknowledgements. The ledger counts a frame once: what is repeated
+is seconds here, not bytes.
+
+Evaluations are not paced: they are the laboratory's, and in no seconds that a run tells.
 """
 
 from __future__ import annotations
@@ -24,7 +28,11 @@ import math
 import random
 import re
 import time
+from collections import deque
+from collections.abc import Sequence
 from typing import Final
+
+import torch
 
 from splitlab.core.contract.errors import ConfigError, NetworkError
 from splitlab.core.contract.link import Link, PeerRole, WrappedLink
@@ -92,14 +100,12 @@ class Paced:
             purpose: what the draws of delay and loss follow.
         """
         draws = random.Random(" ".join(map(str, (self._seed, role, *purpose))))
-        packets = max(1, math.ceil(frame_bytes / _PACKET_BYTES))
-        once = 8 * (frame_bytes + packets * _HEADER_BYTES) / self._rates[role]
         delay = self._delay + draws.uniform(-self._jitter, self._jitter)
-        again, rounds, missing = 0, 0, packets
-        while self._loss and (missing := _lost(draws, missing, self._loss)):
-            again += missing
-            rounds += 1
-        return once * (1 + again / packets) + delay + rounds * 2 * self._delay
+        packets = max(1, math.ceil(frame_bytes / _PACKET_BYTES))
+        sending = 8 * (frame_bytes + packets * _HEADER_BYTES) / self._rates[role]
+        if self._loss:
+            sending = _repeating(packets, sending / packets, 2 * self._delay, self._loss, draws)
+        return sending + delay
 
 
 class PacedLink(WrappedLink):
@@ -112,10 +118,13 @@ class PacedLink(WrappedLink):
 
     def send(self, message: Message, timeout: float) -> int:
         """Wait, then send; `NetworkError` at once if that takes longer than the deadline."""
+        if not message.training:
+            return super().send(message, timeout)
+        frame = encode(message)
+        _wait_for(frame.tensors)
         began = time.perf_counter()
-        size = encode(message).nbytes
-        purpose = (message.kind.name, int(message.training), message.step)
-        seconds = self._pace.seconds(self._role, size, *purpose)
+        size = frame.nbytes
+        seconds = self._pace.seconds(self._role, size, message.kind.name, message.step)
         if seconds > timeout:
             raise NetworkError(
                 f"{self.remote}: a frame of {size:,} bytes takes {seconds:.3g} s on this link, and "
@@ -134,9 +143,35 @@ class PacedLink(WrappedLink):
         return super().receive(2 * timeout)
 
 
-def _lost(draws: random.Random, packets: int, loss: float) -> int:
-    """Return how many of the packets are lost."""
-    return sum(draws.random() < loss for _ in range(packets))
+def _wait_for(tensors: Sequence[torch.Tensor]) -> None:
+    """Wait until a GPU has made what is sent, which cannot be on its way before."""
+    for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
+
+
+def _repeating(
+    packets: int, each: float, round_trip: float, loss: float, draws: random.Random
+) -> float:
+    """Return the seconds until the last of the packets has left that is not lost.
+
+    Args:
+        packets: of the frame.
+        each: seconds of one on the link.
+        round_trip: seconds after which the sender learns that one was lost.
+        loss: probability of that.
+        draws: gives it for each packet that is sent.
+    """
+    now, fresh = 0.0, packets
+    known: deque[float] = deque()  # when the sender learns of each that is lost
+    while fresh or known:
+        if known and (known[0] <= now or not fresh):
+            now = max(now, known.popleft())
+        else:
+            fresh -= 1
+        now += each
+        if draws.random() < loss:
+            known.append(now + round_trip)
+    return now
 
 
 def _rate(name: str, text: str | None) -> float:

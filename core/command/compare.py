@@ -18,7 +18,13 @@ from splitlab.core.command.options import (
     declare,
     given,
 )
-from splitlab.core.command.study import NOT_OF_A_STUDY, add_executor, add_stacks, conducted
+from splitlab.core.command.study import (
+    NOT_OF_A_STUDY,
+    add_client,
+    add_executor,
+    add_stacks,
+    conducted,
+)
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.runs.config import Config
 
@@ -40,6 +46,7 @@ _EXAMPLES = """\
                    --ratio 0.1 --seeds 3 --output comparisons/mine
   splitlab compare --plugin adc:ratio=0.05 --plugin adc:ratio=0.2 \\
                    --budget bytes=50MB --seeds 0,1,5
+  splitlab compare --output comparisons/mine --client-speed 0.1   time to accuracy, by link
   splitlab compare --output comparisons/mine --ratio 0.2          another ratio of the same stacks
 """
 
@@ -80,6 +87,7 @@ def add(commands: Commands) -> Parser:
         "what is missing",
     )
     add_executor(group)
+    add_client(parser)
     add_config(parser, exclude=NOT_OF_A_STUDY)
     return parser
 

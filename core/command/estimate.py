@@ -14,9 +14,10 @@ from splitlab.core.command.options import Parser, add_json, completes, declare, 
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
-    from splitlab.core.report.estimate import Means
+    from splitlab.core.report.over_links import OverLinks
+    from splitlab.core.report.results import Row
 
-__all__ = ["add", "show_means"]
+__all__ = ["add", "add_accuracy", "add_links", "over_links_asked", "show_means", "wants_accuracy"]
 
 _MORE = """\
 Reads the bytes of every step and the seconds of client and server from the
@@ -54,82 +55,97 @@ def add(commands: Commands) -> Parser:
         metavar="STUDY|RUN",
         help="run folders, or folders of them, such as a study's",
     )
+    add_links(parser, "all profiles")
+    add_accuracy(parser)
+    add_json(parser)
+    return parser
+
+
+def add_accuracy(parser: argparse._ActionsContainer) -> None:
+    """Add what is looked for, and on which client."""
+    parser.add_argument(
+        "--accuracy",
+        type=float,
+        metavar="X",
+        help="how long until this accuracy, 0 to 1 (default: the highest that every run reached)",
+    )
+    parser.add_argument(
+        "--client-speed",
+        type=float,
+        metavar="X",
+        help="the client computes this much as fast as it did, such as 0.1 (default: 1)",
+    )
+
+
+def add_links(parser: argparse._ActionsContainer, default: str) -> None:
+    """Add the links that runs are estimated over."""
     link = parser.add_argument(
         "--link",
         dest="links",
         action="append",
         default=[],
         metavar="NAME[:key=value,…]|key=value,…",
-        help="a link that paces; repeat it for several (default: all profiles)",
+        help=f"a link that paces; repeat it for several (default: {default})",
     )
     completes(link, "links")
-    parser.add_argument(
-        "--accuracy",
-        type=float,
-        metavar="X",
-        help="how long until this accuracy, 0 to 1 (default: the best of each run)",
-    )
-    parser.add_argument(
-        "--client-speed",
-        type=float,
-        default=1.0,
-        metavar="X",
-        help="the client computes this much as fast as it did, such as 0.1 (default: 1)",
-    )
-    add_json(parser)
-    return parser
+
+
+def wants_accuracy(arguments: argparse.Namespace) -> bool:
+    """Return whether one of these options was given."""
+    return (arguments.accuracy, arguments.client_speed) != (None, None)
+
+
+def over_links_asked(
+    rows: Sequence[Row], arguments: argparse.Namespace, links: Sequence[str] = ()
+) -> OverLinks:
+    """Return what the runs of these rows would take, as the options of a command say it.
+
+    Args:
+        rows: of which one run at least is finished.
+        arguments: of a parser with `add_accuracy`.
+        links: over which; all profiles by default.
+    """
+    from splitlab.core.report.over_links import over_links
+
+    speed = 1.0 if arguments.client_speed is None else arguments.client_speed
+    return over_links(rows, links, accuracy=arguments.accuracy, client_speed=speed)
 
 
 def _estimate(arguments: argparse.Namespace) -> int:
     with heavy_imports():
-        from splitlab.core.report.estimate import estimate, means, profiles
+        from splitlab.core.report.estimate import estimate
     from splitlab.core.report.collect import results_of
     from splitlab.core.runs.listing import find_runs
 
     places = [Path(place) for place in arguments.places]
-    results = results_of(places)
-    counted = {run.folder for row in results.rows for run in row.runs}
-    runs = [run for run in find_runs(*places) if run.folder in counted]
-    # Of several, what has not come to its end is left out; of one alone it is told.
-    runs = [run for run in runs if run.summary is not None] or runs[:1]
-    options = {"accuracy": arguments.accuracy, "client_speed": arguments.client_speed}
-    found = [e for run in runs for e in estimate(run, arguments.links or profiles(), **options)]
+    rows = results_of(places).rows
+    if not any(row.finished for row in rows):
+        estimate(find_runs(*places)[0], arguments.links)  # tells what is the matter
+    found = over_links_asked(rows, arguments, arguments.links)
     if arguments.json:
-        return print_json([dataclasses.asdict(each) for each in found])
-    rows = {row.title: [run.folder for run in row.runs] for row in results.rows}
-    show_means(means(rows, found), arguments.client_speed)
+        return print_json([dataclasses.asdict(each) for each in found.estimates])
+    show_means(found)
     return 0
 
 
-def show_means(found: Sequence[Means], client_speed: float) -> None:
+def show_means(found: OverLinks) -> None:
     """Print a line for every row and link."""
-    from splitlab.core.command.show import human_seconds, print_line, print_table
+    from splitlab.core.command.show import print_line, print_table
+    from splitlab.core.report.over_links import human_seconds
 
-    lines = []
-    for each in found:
-        reached = "never reached"
-        if each.reached_seconds is not None:
-            reached = human_seconds(each.reached_seconds)
-            if each.reached < each.runs:
-                reached += f" ({each.reached} of {each.runs})"
-        lines.append(
-            (
-                each.title,
-                each.link,
-                str(each.runs),
-                human_seconds(each.step_seconds),
-                human_seconds(each.seconds),
-                f"{each.link_share:.0%}",
-                f"{each.accuracy:.4f}",
-                reached,
-            )
+    lines = [
+        (
+            each.title,
+            each.link,
+            str(each.runs),
+            human_seconds(each.step_seconds),
+            human_seconds(each.seconds),
+            f"{each.link_share:.0%}",
+            each.until,
         )
-    header = ("row", "link", "n", "a step", "training", "on the link", "accuracy", "reached after")
+        for each in found.means
+    ]
+    header = ("row", "link", "n", "a step", "training", "on the link", "to accuracy")
     print_table(header, lines, numbers=range(2, len(header)), whole=(1,))
     print()
-    print_line(
-        "estimated from the logs: mean compute of a step, its own bytes, no evaluations; means "
-        "over n runs"
-    )
-    if client_speed != 1:
-        print_line(f"the client is assumed to compute {client_speed:g} times as fast")
+    print_line(f"to accuracy: {found.told}")

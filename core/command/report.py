@@ -8,12 +8,20 @@ from os.path import expanduser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from splitlab.core.command.estimate import (
+    add_accuracy,
+    add_links,
+    over_links_asked,
+    show_means,
+    wants_accuracy,
+)
 from splitlab.core.command.options import Parser, declare
 from splitlab.core.command.streams import say
 from splitlab.core.contract.errors import ConfigError
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
+    from splitlab.core.report.over_links import OverLinks
     from splitlab.core.report.results import Results
 
 __all__ = ["add", "show_results"]
@@ -24,6 +32,9 @@ runs that differ in their seed alone are a row. Without an option that names a
 file, the table is printed. Figures: bytes, steps, seconds, joules (accuracy
 against what was spent; each also as bytes:log and so on), frontier, heatmap,
 heatmap:x=NAME,y=NAME.
+With --link, --client-speed or --accuracy, table, page, --csv and --figures also
+tell the time to an accuracy over links, as `splitlab estimate` does; a client
+speed of 0.1 assumes a device ten times slower.
 docs/reports.md explains what is shown.
 """
 
@@ -33,6 +44,7 @@ _EXAMPLES = """\
   splitlab report runs/* --csv results   every run and evaluation, for pandas
   splitlab report studies/mine --figures figures --latex table.tex   for a paper
   splitlab report studies/mine --figures figures --figure bytes:log
+  splitlab report studies/mine --html mine.html --link lte --link 3g --client-speed 0.1
 """
 
 
@@ -87,6 +99,9 @@ def add(commands: Commands) -> Parser:
         help="test every row against this one, or a method's rows (default: that of the study, or "
         "none)",
     )
+    group = parser.add_argument_group("time to accuracy over links")
+    add_links(group, "all profiles")
+    add_accuracy(group)
     return parser
 
 
@@ -111,13 +126,16 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.figures or arguments.html:
         results = results if arguments.figure else drawable(results)
         wanted(results)  # what cannot be drawn is told before anything is written
-    written = _write(results, arguments)
+    links = None
+    if arguments.links or wants_accuracy(arguments):
+        links = over_links_asked(results.rows, arguments, arguments.links)
+    written = _write(results, links, arguments)
     if written:
         from splitlab.core.command.show import print_written
 
         print_written(written)
     else:
-        show_results(results)
+        show_results(results, links)
     return 0
 
 
@@ -136,16 +154,22 @@ def _results(places: list[Path]) -> Results:
     return results
 
 
-def _write(results: Results, arguments: argparse.Namespace) -> list[Path]:
+def _write(results: Results, links: OverLinks | None, arguments: argparse.Namespace) -> list[Path]:
     written: list[Path] = []
     if arguments.csv:
         from splitlab.core.report.long import write_csv
 
         written += write_csv(results, Path(arguments.csv))
+        if links:
+            from splitlab.core.report.over_links import write_links_csv
+
+            written.append(write_links_csv(links, Path(arguments.csv)))
     if arguments.figures:
-        from splitlab.core.report.draw import draw
+        from splitlab.core.report.draw import draw, draw_over_links
 
         written += draw(results, Path(arguments.figures))
+        if links:
+            written += draw_over_links(links, Path(arguments.figures))
     if arguments.latex:
         from splitlab.core.report.files import write_latex
 
@@ -154,13 +178,13 @@ def _write(results: Results, arguments: argparse.Namespace) -> list[Path]:
     if arguments.html:
         from splitlab.core.report.page import write_page
 
-        write_page(results, Path(arguments.html))
+        write_page(results, Path(arguments.html), links)
         written.append(Path(arguments.html))
     return [path.absolute() for path in written]
 
 
-def show_results(results: Results) -> None:
-    """Print the table of some results, and what its numbers are."""
+def show_results(results: Results, links: OverLinks | None = None) -> None:
+    """Print the table of some results, and what its numbers are; then what is over links."""
     from splitlab.core.command.show import Cell, print_line, print_table, width
     from splitlab.core.report.summary_table import cells, gathered, summarise
 
@@ -198,3 +222,6 @@ def show_results(results: Results) -> None:
     if table.bold:
         told += "; bold: the best, and those that cannot be told from it"
     print_line(told)
+    if links:
+        print()
+        show_means(links)

@@ -19,7 +19,6 @@ from splitlab.core.command.streams import visible
 __all__ = [
     "Cell",
     "human_bytes",
-    "human_seconds",
     "near",
     "print_facts",
     "print_line",
@@ -39,14 +38,6 @@ def human_bytes(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
-
-
-def human_seconds(seconds: float) -> str:
-    """Return a time in the unit that suits it: ``0.0123`` → ``"12.3 ms"``."""
-    for unit, size, most in (("ms", 1e-3, 1), ("s", 1, 120), ("min", 60, 7200), ("h", 3600, 2e5)):
-        if seconds < most:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 86400:.3g} days"
 
 
 def speed(images_per_second: float, data_share: float | None) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import warnings
 from os.path import expanduser
 from typing import TYPE_CHECKING, Any
 
 from splitlab.core.catalogue.imports import heavy_imports
+from splitlab.core.command.estimate import add_accuracy, over_links_asked, wants_accuracy
 from splitlab.core.command.options import (
     Parser,
     add_config,
@@ -20,14 +22,23 @@ from splitlab.core.command.options import (
 )
 from splitlab.core.command.stop import StopAsked
 from splitlab.core.command.streams import say
-from splitlab.core.contract.errors import ConfigError, Diverged, SplitlabError
+from splitlab.core.contract.errors import ConfigError, Diverged, Notice, SplitlabError
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
+    from splitlab.core.report.over_links import OverLinks
     from splitlab.core.report.results import Results
     from splitlab.core.studies.study import Study
 
-__all__ = ["NOT_OF_A_STUDY", "add", "add_executor", "add_stacks", "conducted", "ended"]
+__all__ = [
+    "NOT_OF_A_STUDY",
+    "add",
+    "add_client",
+    "add_executor",
+    "add_stacks",
+    "conducted",
+    "ended",
+]
 
 NOT_OF_A_STUDY = ("plugins", "output", "name", "tags")
 """Fields of `Config` that a study has for every run, or not at all."""
@@ -114,6 +125,7 @@ def add(commands: Commands) -> Parser:
         help="the study's folder (default: studies/NAME); one that exists goes on and grows",
     )
     add_executor(group)
+    add_client(parser)
     add_config(parser, exclude=NOT_OF_A_STUDY)
     return parser
 
@@ -129,6 +141,16 @@ def add_stacks(group: argparse._ActionsContainer) -> None:
         help="a whole stack, NAME[:key=value,…]+NAME…; repeat it for every stack",
     )
     completes(stacks, "plugins", "stacks")
+
+
+def add_client(parser: argparse.ArgumentParser) -> None:
+    """Add what the reports also tell: the time to accuracy over links."""
+    add_accuracy(
+        parser.add_argument_group(
+            "time to accuracy over links",
+            "With either, table and page also tell it, over all profiles of `splitlab links`.",
+        )
+    )
 
 
 def add_executor(group: argparse._ActionsContainer) -> None:
@@ -206,8 +228,10 @@ def conducted(
         SplitlabError, Diverged: a run failed, or diverged.
     """
     from splitlab.core.command.progress import study_reporter
+    from splitlab.core.report.estimate import check
     from splitlab.core.studies.conduct import study
 
+    check(arguments.accuracy, arguments.client_speed)
     found = study(
         what,
         executor=arguments.executor,
@@ -218,28 +242,40 @@ def conducted(
         **asked,
         **options,
     )
-    return ended(found, quiet=arguments.quiet, json=arguments.json)
+    return ended(found, arguments)
 
 
-def ended(found: Study, *, quiet: bool, json: bool) -> int:
+def ended(found: Study, arguments: argparse.Namespace) -> int:
     """Write tables, figures and page of a study, print its table, and fail if a run did."""
     from splitlab.core.command.show import print_written
     from splitlab.core.report.figures import drawable
     from splitlab.core.report.files import write_all
 
     results = drawable(found.results())
-    files = write_all(results, found.folder)
-    if json:
+    links = _over_links(results, arguments)
+    files = write_all(results, found.folder, links)
+    if arguments.json:
         from splitlab.core.report.long import run_records
 
         print_json({"folder": str(found.folder), "runs": run_records(results)})
-    elif not quiet:
+    elif not arguments.quiet:
         from splitlab.core.command.report import show_results
 
-        show_results(results)
+        show_results(results, links)
         print_written(files)
     fail(results, found)
     return 0
+
+
+def _over_links(results: Results, arguments: argparse.Namespace) -> OverLinks | None:
+    """Return what the runs would take over links, if it is asked for and can be told."""
+    if not wants_accuracy(arguments) or not any(row.finished for row in results.rows):
+        return None
+    try:
+        return over_links_asked(results.rows, arguments)
+    except ConfigError as error:  # the runs are done, and their tables are wanted in any case
+        warnings.warn(f"the time to accuracy is left out: {error}", Notice, stacklevel=2)
+        return None
 
 
 def fail(results: Results, found: Study) -> None:

@@ -203,8 +203,8 @@ class TimedWrapper(LinkWrapper, Protocol):
         Args:
             role: of the peer that sends it.
             frame_bytes: its length.
-            purpose: what random delays follow: the kind of its message, whether that is of a
-                training step, and the step. The same purpose takes as long at every time.
+            purpose: what random delays follow: the kind of its message, and the training step. The
+                same purpose takes as long at every time.
         """
         ...
 

@@ -16,13 +16,14 @@ from splitlab.core.report.by_setting import RATIO, SETTING, series
 from splitlab.core.report.draw_picture import DATED, style
 from splitlab.core.report.figures import frontier, panels, spent, wanted
 from splitlab.core.report.heat_maps import HEATMAP, RIDGE, maps
+from splitlab.core.report.over_links import OverLinks
 from splitlab.core.report.results import Results
 from splitlab.core.runs.disk import write_whole, writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FORMATS", "draw", "draw_svg", "file_name"]
+__all__ = ["FORMATS", "draw", "draw_over_links", "draw_svg", "file_name", "over_links_svg"]
 
 FORMATS = ("pdf", "svg", "png")
 
@@ -51,12 +52,31 @@ def draw(
     written = []
     for kind in kinds:
         with style():
-            figure = _figure(results, kind)
-            for suffix in formats:
-                picture = io.BytesIO()
-                figure.savefig(picture, format=suffix, dpi=300, metadata={DATED[suffix]: None})
-                written.append(folder / f"{file_name(kind)}.{suffix}")
-                write_whole(written[-1], picture.getvalue())
+            written += _save(_figure(results, kind), folder / file_name(kind), formats)
+    return written
+
+
+def draw_over_links(found: OverLinks, folder: Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Draw the time to accuracy over links as ``links.…`` into a folder; returns the paths.
+
+    Raises:
+        ConfigError: a file cannot be written.
+    """
+    from splitlab.core.report.draw_links import draw_links
+
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with style():
+        return _save(draw_links(found), folder / "links", formats)
+
+
+def _save(figure: Figure, file: Path, formats: Sequence[str]) -> list[Path]:
+    written = []
+    for suffix in formats:
+        picture = io.BytesIO()
+        figure.savefig(picture, format=suffix, dpi=300, metadata={DATED[suffix]: None})
+        written.append(file.with_name(f"{file.name}.{suffix}"))
+        write_whole(written[-1], picture.getvalue())
     return written
 
 
@@ -66,9 +86,25 @@ def draw_svg(results: Results, kind: str) -> str:
     Raises:
         ConfigError: as `draw`.
     """
+    with style(_in_a_page(kind)):
+        return _svg(_figure(results, kind))
+
+
+def over_links_svg(found: OverLinks) -> str:
+    """Return the time to accuracy over links as an ``<svg>`` element for a page."""
+    from splitlab.core.report.draw_links import draw_links
+
+    with style(_in_a_page("links")):
+        return _svg(draw_links(found))
+
+
+def _in_a_page(name: str) -> dict[str, str]:
+    return {"svg.fonttype": "none", "svg.hashsalt": f"splitlab {name}"}
+
+
+def _svg(figure: Figure) -> str:
     text = io.StringIO()
-    with style({"svg.fonttype": "none", "svg.hashsalt": f"splitlab {kind}"}):
-        _figure(results, kind).savefig(text, format="svg", metadata={"Date": None})
+    figure.savefig(text, format="svg", metadata={"Date": None})
     whole = text.getvalue()
     return whole[whole.index("<svg") :]
 

@@ -7,10 +7,9 @@ real network if there was one. Evaluations are no part of it: they are the labor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 from splitlab.core.catalogue.binding import bind
 from splitlab.core.catalogue.tables import entries
@@ -20,7 +19,7 @@ from splitlab.core.contract.message import Kind
 from splitlab.core.runs.listing import Run
 from splitlab.core.runs.records import EvaluationRecord, StepRecord, read_records
 
-__all__ = ["Estimate", "Means", "estimate", "means", "profiles"]
+__all__ = ["Estimate", "check", "estimate", "profiles"]
 
 _SLOWEST, _FASTEST = 1e-6, 1e6
 
@@ -52,66 +51,20 @@ class Estimate:
     reached_seconds: float | None
 
 
-@dataclass(frozen=True)
-class Means:
-    """What the runs of a row, which differ by their seed, would take over one link: means of them.
-
-    Attributes:
-        title: of the row.
-        link: as the user named it.
-        runs: how many there are.
-        step_seconds: of a step.
-        seconds: of all steps.
-        link_share: of these, frames on their way: 0 to 1.
-        accuracy: which is looked for.
-        reached: how many runs have it.
-        reached_seconds: until then, of those; None if there are none.
-    """
-
-    title: str
-    link: str
-    runs: int
-    step_seconds: float
-    seconds: float
-    link_share: float
-    accuracy: float
-    reached: int
-    reached_seconds: float | None
-
-
-def means(rows: Mapping[str, Sequence[Path]], found: Sequence[Estimate]) -> list[Means]:
-    """Return the means of every row over every link.
-
-    Args:
-        rows: the folders of each row's runs, by its title.
-        found: of these runs; a row without any is left out.
-    """
-    made = []
-    for title, folders in rows.items():
-        for link in dict.fromkeys(each.link for each in found):
-            own = [e for e in found if e.link == link and e.run in folders]
-            if not own:
-                continue
-            until = [e.reached_seconds for e in own if e.reached_seconds is not None]
-            made.append(
-                Means(
-                    title=title,
-                    link=link,
-                    runs=len(own),
-                    step_seconds=fmean(e.seconds / e.steps for e in own),
-                    seconds=fmean(e.seconds for e in own),
-                    link_share=fmean(e.link_seconds / e.seconds for e in own),
-                    accuracy=fmean(e.accuracy for e in own),
-                    reached=len(until),
-                    reached_seconds=fmean(until) if until else None,
-                )
-            )
-    return made
-
-
 def profiles() -> list[str]:
     """Return the links of the catalogue that stand for a network by themselves."""
     return [name for name, entry in entries("links").items() if "preset" in entry.facts]
+
+
+def check(accuracy: float | None, client_speed: float | None) -> None:
+    """Raise `ConfigError` if one of these makes no sense; None is nothing to judge."""
+    if client_speed is not None and not _SLOWEST <= client_speed <= _FASTEST:
+        raise ConfigError(
+            f"--client-speed {client_speed:g} is not allowed; a share of the recorded speed above "
+            "0, such as 0.1"
+        )
+    if accuracy is not None and not 0 <= accuracy <= 1:
+        raise ConfigError(f"--accuracy {accuracy:g} is not allowed; 0 to 1")
 
 
 def estimate(
@@ -133,13 +86,7 @@ def estimate(
         ConfigError: an unknown link, or one that cannot tell how long a frame takes; a run that is
             not finished, or was over such a link.
     """
-    if not _SLOWEST <= client_speed <= _FASTEST:
-        raise ConfigError(
-            f"--client-speed {client_speed:g} is not allowed; a share of the recorded speed above "
-            "0, such as 0.1"
-        )
-    if accuracy is not None and not 0 <= accuracy <= 1:
-        raise ConfigError(f"--accuracy {accuracy:g} is not allowed; 0 to 1")
+    check(accuracy, client_speed)
     roads = {text: _timed(text) for text in links}
     if run.summary is None or run.config is None:
         raise ConfigError(
@@ -209,5 +156,5 @@ def _frames(road: TimedWrapper, steps: Sequence[StepRecord]) -> list[float]:
 
 
 def _frame(road: TimedWrapper, role: PeerRole, size: int | None, kind: Kind, logged: int) -> float:
-    # The purpose is the one that the link itself has: training, and steps from 0.
-    return road.seconds(role, size, kind.name, 1, logged - 1) if size else 0.0
+    # The purpose is the one that the link itself has, where steps are from 0.
+    return road.seconds(role, size, kind.name, logged - 1) if size else 0.0

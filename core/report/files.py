@@ -4,6 +4,7 @@ report.html                          one page with everything, which works offli
 table.md                             the table, for people
 table.csv runs.csv evaluations.csv   the same and what it is made of, for machines
 figures/NAME.pdf figures/NAME.svg    see `splitlab.core.report.figures`
+links.csv figures/links.…            time to accuracy over links, where that was asked for
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from splitlab.core.report.draw import draw
+from splitlab.core.report.draw import draw, draw_over_links
 from splitlab.core.report.latex import latex_document, latex_table
 from splitlab.core.report.long import write_csv
+from splitlab.core.report.over_links import OverLinks, write_links_csv
 from splitlab.core.report.page import write_page
 from splitlab.core.report.results import Results
 from splitlab.core.report.summary_table import markdown
@@ -25,8 +27,13 @@ __all__ = ["write_all", "write_latex"]
 _VECTORS = ("pdf", "svg")
 
 
-def write_all(results: Results, folder: Path) -> list[Path]:
+def write_all(results: Results, folder: Path, links: OverLinks | None = None) -> list[Path]:
     """Write everything into a folder; returns the paths.
+
+    Args:
+        results: what came of the runs.
+        folder: where to.
+        links: what they would take over these; None leaves it out.
 
     Raises:
         ConfigError: a file cannot be written, or the results have not what their figures need.
@@ -34,14 +41,18 @@ def write_all(results: Results, folder: Path) -> list[Path]:
     table = folder / "table.md"
     with writing(table):
         folder.mkdir(parents=True, exist_ok=True)
-    write_page(results, folder / "report.html")
+    write_page(results, folder / "report.html", links)
     write_whole(table, markdown(results))
-    return [
+    written = [
         folder / "report.html",
         table,
         *write_csv(results, folder),
         *draw(results, folder / "figures", formats=_VECTORS),
     ]
+    if links:
+        written.append(write_links_csv(links, folder))
+        written += draw_over_links(links, folder / "figures", formats=_VECTORS)
+    return written
 
 
 def write_latex(results: Results, file: Path, figures: Sequence[Path] = ()) -> list[Path]:

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from splitlab import __version__
 from splitlab.core.contract.jsonable import json_text
-from splitlab.core.report.draw import draw_svg
+from splitlab.core.report.draw import draw_svg, over_links_svg
 from splitlab.core.report.figures import is_still, wanted
+from splitlab.core.report.over_links import OverLinks
 from splitlab.core.report.page_data import page_data
 from splitlab.core.report.results import Results
 from splitlab.core.report.summary_table import LEGEND, Cells, SummaryRow, cells, summarise
@@ -30,21 +31,26 @@ _SCRIPTS = ("page_parts.js", "page_figures.js", "page_table.js")  # each uses th
 _MARKER = re.compile(r"<!--([A-Z]+)-->")
 
 
-def write_page(results: Results, path: Path) -> None:
+def write_page(results: Results, path: Path, links: OverLinks | None = None) -> None:
     """Write the page of these results, and make the folder that it is to be in.
+
+    Args:
+        results: what it is of.
+        path: of the file.
+        links: what the same runs would take over these; None leaves it out.
 
     Raises:
         DiskError: it cannot be written.
         ConfigError: the reference, or what a figure needs, is not in the results.
     """
-    text = page(results)
+    text = page(results, links)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, text)
 
 
-def page(results: Results) -> str:
-    """Return the page of these results.
+def page(results: Results, links: OverLinks | None = None) -> str:
+    """Return the page of these results, and of what their runs would take over links.
 
     Raises:
         ConfigError: the reference, or what a figure needs, is not in the results.
@@ -60,6 +66,7 @@ def page(results: Results) -> str:
         "FACTS": _facts(results),
         "COMMAND": _command(results.command),
         "STILL": _still(results),
+        "LINKS": _over_links(links) if links else "",
         "TABLE": _table(cells(rows), rows),
         "LEGEND": _legend(),
         "VERSION": html.escape(__version__),
@@ -109,18 +116,48 @@ def _command(command: str) -> str:
 
 def _still(results: Results) -> str:
     """Return the figures that no script draws, as pictures: nothing of the page reaches them."""
-    found = []
-    for kind in filter(is_still, wanted(results)):
-        picture = base64.b64encode(draw_svg(results, kind).encode()).decode()
-        name = html.escape(kind)
-        found.append(
-            f"<figure><figcaption>{name}</figcaption>"
-            f'<img alt="{name}" src="data:image/svg+xml;base64,{picture}"></figure>'
-        )
+    found = [
+        f"<figure><figcaption>{html.escape(kind)}</figcaption>"
+        f"{_picture(draw_svg(results, kind), kind)}</figure>"
+        for kind in filter(is_still, wanted(results))
+    ]
     if not found:
         return ""
     head = '<h2 id="pictures-title">Final accuracy against settings</h2>'
     return f'<section aria-labelledby="pictures-title">{head}{"".join(found)}</section>'
+
+
+def _picture(svg: str, name: str) -> str:
+    data = base64.b64encode(svg.encode()).decode()
+    return f'<img alt="{html.escape(name)}" src="data:image/svg+xml;base64,{data}">'
+
+
+def _over_links(found: OverLinks) -> str:
+    """Return how long each row would take over each link, and the picture of it."""
+    firsts = {link: found.first(link) for link in found.links}
+    rows: dict[str, list[str]] = {}
+    for each in found.means:
+        until = html.escape(each.until)
+        if each == firsts[each.link]:
+            until = f"<strong>{until}</strong>"
+        rows.setdefault(each.title, []).append(f'<td class="number">{until}</td>')
+    head = "".join(
+        f'<th scope="col" class="number">{html.escape(link)}</th>' for link in found.links
+    )
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(title)}</th>{"".join(cells)}</tr>'
+        for title, cells in rows.items()
+    )
+    told = html.escape(found.told)
+    return (
+        '<section aria-labelledby="links-title"><h2 id="links-title">Time to accuracy over links'
+        f'</h2><p class="caption">How long it is {told}. Bold is the first there on each link.</p>'
+        '<div class="scroll" tabindex="0" role="region" aria-labelledby="links-title">'
+        f'<table><thead><tr><th scope="col">row</th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+        f"<figure>{_picture(over_links_svg(found), 'time to accuracy over links')}</figure>"
+        "</section>"
+    )
 
 
 def _table(table: Cells, rows: Sequence[SummaryRow]) -> str:

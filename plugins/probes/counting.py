@@ -1,9 +1,13 @@
 """What the probes of cost share: FLOPs and seconds of a peer's part and of each plugin, in a step.
 
-FLOPs are those of torch's own table (`torch.utils.flop_counter`): matrix products, convolutions and
-attention, two for a multiply and an add. Whatever else a method computes, such as sums, sorting and
-transforms, has no formula there and counts as none; seconds tell it. What another probe computes in
-its hooks may be counted with a plugin's; leave such probes out where it matters.
+FLOPs are those of torch's own table (`torch.utils.flop_counter`): products of matrices,
+convolutions and attention, two for a multiply and an add. Whatever else is computed, such as sums,
+products of a matrix and a vector, sorting, transforms and decompositions, has no formula there and
+counts as none; seconds tell it. What another probe computes in its hooks may be counted with a
+plugin's; leave such probes out where it matters.
+
+To count is slow, most of all for many small operations, so seconds are those of the next step,
+which nobody counts.
 
 Not ``FlopCounterMode`` itself: it follows modules with hooks on the autograd graph, and is made to
 stand around a whole step, while here it opens and closes between two hooks.
@@ -102,14 +106,16 @@ _COUNTERS: WeakKeyDictionary[Peer, _Counter] = WeakKeyDictionary()
 class Counting:
     """A probe that counts in the second training step, and in every n-th behind it.
 
-    The first step warms up: its seconds say nothing, and `torch.compile` works in it.
+    The first step warms up: `torch.compile` works in it. The step behind each of these is timed;
+    where n is 1 they are the same, and its seconds are those of counting as well.
 
     Args:
         every: n.
 
     Attributes:
         flops: of the step that was counted last, by label; `MODEL` is the peer's part.
-        seconds: the same; a GPU may work on after a hook has returned, which is not in it.
+        seconds: of the step that was timed last, by label; a GPU may work on after a hook has
+            returned, which is not in it.
     """
 
     def __init__(self, every: int) -> None:
@@ -117,7 +123,8 @@ class Counting:
             raise ConfigError(f"every={every} is not allowed; 1 or more")
         self._every = every
         self._counts = False
-        self._inside = False  # whether the counter is entered
+        self._times = False
+        self._inside = False  # whether something is looked at
         self._since = 0  # FLOPs at the last look
         self._began = 0  # when the model's part did
         self.flops: dict[str, int] = {}
@@ -126,6 +133,10 @@ class Counting:
     def due(self, step: int) -> bool:
         """Return whether this is a step to count in."""
         return step % self._every == min(1, self._every - 1)
+
+    def timed(self, step: int) -> bool:
+        """Return whether this is a step to time."""
+        return self.due(step) if self._every == 1 else step > 0 and self.due(step - 1)
 
     # A step.
 
@@ -137,18 +148,21 @@ class Counting:
 
     @hookimpl
     def step_begin(self, step: int) -> None:
-        """Begin to count, if it is due."""
-        self._counts = self.due(step)
+        """Begin to count, or to time, if it is due."""
+        self._counts, self._times = self.due(step), self.timed(step)
         if self._counts:
-            self.flops, self.seconds = defaultdict(int), defaultdict(float)
-            if self.peer.role == "client":
-                self._open()
+            self.flops = defaultdict(int)
+        if self._times:
+            self.seconds = defaultdict(float)
+        if self.peer.role == "client":
+            self._open()
 
     @hookimpl
     def plugin_ran(self, label: str, nanoseconds: int) -> None:
         """Put down what a plugin took."""
         if self._counts:
             self.flops[label] += self._taken()
+        if self._times:
             self.seconds[label] += nanoseconds / 1e9
 
     @hookimpl(wrapper=True)
@@ -181,21 +195,22 @@ class Counting:
         """End the peer's part."""
         self._close()
 
-    def counted(self) -> bool:
-        """Return whether the step that is over was counted; ask once, in ``metrics``."""
-        counted, self._counts = self._counts, False
-        return counted
+    def complete(self) -> bool:
+        """Return whether the step that is over was timed; ask once, in ``metrics``."""
+        timed = self._times
+        self._counts = self._times = False
+        return timed
 
     @hookimpl
     def run_end(self) -> None:
         """Let go of torch, also where a step has failed."""
         self._close()
-        self._counts = False
+        self._counts = self._times = False
 
     # Between two hooks.
 
     def _around(self, *, before_the_model: bool = False) -> Generator[None, None, None]:
-        if not self._counts:
+        if not (self._counts or self._times):
             yield
             return
         self._close()
@@ -208,25 +223,31 @@ class Counting:
             self._open()
 
     def _open(self) -> None:
-        """The peer's part runs from here."""
-        self._began = time.perf_counter_ns()
-        self._enter()
+        """The peer's part runs from here, if anybody wants to know."""
+        if self._counts or self._times:
+            self._enter()
+            self._began = time.perf_counter_ns()
 
     def _close(self) -> None:
         """The peer's part ran until here, if it did."""
-        if self._inside:
-            self._leave()
-            self.flops[MODEL] += self._taken()
+        if not self._inside:
+            return
+        if self._times:
             self.seconds[MODEL] += (time.perf_counter_ns() - self._began) / 1e9
+        self._leave()
+        if self._counts:
+            self.flops[MODEL] += self._taken()
 
     def _enter(self) -> None:
-        self._since = self._counter.flops
         self._inside = True
-        self._counter.begin()
+        if self._counts:
+            self._since = self._counter.flops
+            self._counter.begin()
 
     def _leave(self) -> None:
         self._inside = False
-        self._counter.end()
+        if self._counts:
+            self._counter.end()
 
     def _taken(self) -> int:
         taken = self._counter.flops - self._since

@@ -6,7 +6,8 @@
 
 After every step ``metrics.jsonl`` holds, under ``energy``, ``"compute joules"``, ``"radio joules"``
 and their sum, ``"joules"``, which reports draw accuracy against; ``server-metrics.jsonl`` holds
-what the server's computing took. ``probes/energy/energy.json`` says how each was found, and sums.
+what the server's computing took. ``probes/energy/energy.json`` says how each was found, why no
+meter was read, and sums; ``energy.png`` has the sums over steps.
 
 Computing is *measured* where the meter of the device can be read: RAPL of the CPU's packages
 (``/sys/class/powercap``, mostly for root alone), NVML of the GPU (with ``nvidia-ml-py``). These
@@ -31,7 +32,7 @@ from typing import Any, Final, Literal
 
 import torch
 
-from splitlab.core import ConfigError, Kind, Message, Peer, hookimpl
+from splitlab.core import ConfigError, Kind, Message, Peer, hookimpl, picture
 from splitlab.plugins.probes.counting import Counting
 
 __all__ = ["DEVICES", "RADIOS", "Energy"]
@@ -92,17 +93,22 @@ class Energy(Counting):
         }
         self._modelled = joules_per_flop is not None
         self._meters: dict[str, Read] = {}
+        self._unread = "joules_per_flop is given" if self._modelled else ""
         self._before = 0.0
         self._sent: Message | None = None
         self._bits = {"up": 0, "down": 0}
         self._sums: dict[str, float] = defaultdict(float)
+        self._history: list[dict[str, float]] = []  # the sums, every so many steps
+        self._last = 0
 
     @hookimpl
     def setup(self, peer: Peer) -> None:
         """Look for meters."""
         super().setup(peer)
+        if peer.role == "server":
+            self._told["radio"], self._up, self._down = "none", 0.0, 0.0
         if not self._modelled:
-            self._meters = _meters(peer.device)
+            self._meters, self._unread = _meters(peer.device)
 
     @hookimpl
     def step_begin(self, step: int) -> None:
@@ -131,9 +137,9 @@ class Energy(Counting):
         return (yield from self._around())
 
     @hookimpl
-    def metrics(self) -> Mapping[str, float]:
+    def metrics(self, step: int) -> Mapping[str, float]:
         """Return the joules of the step."""
-        self.counted()
+        self.complete()
         compute = self._per_flop * sum(self.flops.values())
         if self._meters:
             compute = self._read() - self._before
@@ -141,26 +147,32 @@ class Energy(Counting):
         found = {"joules": compute + radio, "compute joules": compute, "radio joules": radio}
         for name, joules in found.items():
             self._sums[name] += joules
+        self._last = step + 1
+        if step % self._every == 0:
+            self._history.append({"step": self._last, **self._sums})
         return found
 
     @hookimpl
     def state_dict(self) -> Mapping[str, Any]:
         """Return the sums, which a resumed run goes on with."""
-        return {"sums": dict(self._sums), "flops": dict(self.flops)}
+        return {"sums": dict(self._sums), "flops": dict(self.flops), "history": self._history}
 
     @hookimpl
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the sums."""
         self._sums = defaultdict(float, state["sums"])
         self.flops = dict(state["flops"])
+        self._history = [dict(each) for each in state["history"]]
 
     @hookimpl
-    def report(self, folder: Path) -> None:
-        """Say how the joules were found, and what they are in all."""
+    def report(self, folder: Path) -> str:
+        """Say how the joules were found, and what they are in all; draw them over steps."""
         measured = [*self._meters]
+        how = "measured" if measured else "modelled"
         told = {
-            "compute": "measured" if measured else "modelled",
+            "compute": how,
             "meters": measured,
+            **({} if measured else {"no meter": self._unread}),
             **({} if measured else {"device": self._told["device"]}),
             **({} if measured else {"joules per FLOP": self._per_flop}),
             "radio": "modelled",
@@ -170,31 +182,55 @@ class Energy(Counting):
             **self._sums,
         }
         (folder / "energy.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        source = " + ".join(measured) if measured else self._told["device"]
+        compute, radio = f"compute, {how}: {source}", f"radio, modelled: {self._told['radio']}"
+        if self._last:
+            self._draw(folder / "energy.png", compute=compute, radio=radio)
+        said = f"{self._sums['compute joules']:.3g} J {compute}"
+        if self._told["radio"] != "none":
+            said += f"; {self._sums['radio joules']:.3g} J {radio}"
+        return f"{said}; no meter: {self._unread}" if self._unread else said
+
+    def _draw(self, path: Path, **told: str) -> None:
+        """Draw the sums over steps: computing below, the radio on top of it."""
+        history = [*self._history]
+        if not history or history[-1]["step"] != self._last:
+            history.append({"step": self._last, **self._sums})
+        begun = [{"step": 0, "compute joules": 0.0, "radio joules": 0.0}, *history]
+        with picture(path, 4.6, 2.6) as figure:
+            axes = figure.subplots()
+            stacked = [[each[f"{kind} joules"] for each in begun] for kind in told]
+            axes.stackplot([each["step"] for each in begun], *stacked, labels=[*told.values()])
+            axes.legend(frameon=False, loc="upper left", reverse=True)
+            axes.set(xlabel="training step", ylabel="joules since the first step")
+            axes.set(xlim=(0, self._last), ylim=(0, None))
 
     def _read(self) -> float:
         return sum(read() for read in self._meters.values())
 
 
-def _meters(device: torch.device) -> dict[str, Read]:
-    """Return what can be read, by name: nothing at all where the device's own meter cannot be."""
-    packages = _rapl()
+def _meters(device: torch.device) -> tuple[dict[str, Read], str]:
+    """Return what can be read, by name, or nothing, and why: the device's own meter is needed."""
+    packages, why = _rapl()
     if device.type == "cpu":
-        return packages
-    board = _nvml(device) if device.type == "cuda" else {}
-    return {**board, **packages} if board else {}
+        return packages, why
+    if device.type != "cuda":
+        return {}, f"of a device of type {device.type} none is known"
+    board, why = _nvml(device)
+    return ({**board, **packages}, "") if board else ({}, why)
 
 
-def _rapl() -> dict[str, Read]:
-    """Return the meters of the CPU's packages."""
+def _rapl() -> tuple[dict[str, Read], str]:
+    """Return the meters of all of the CPU's packages, or nothing, and why."""
     found: dict[str, Read] = {}
     for zone in sorted(_POWERCAP.glob("*-rapl:*")):
         try:
             name = (zone / "name").read_text().strip()
             if name.startswith("package"):
                 found[f"RAPL {name}"] = _Package(zone)
-        except (OSError, ValueError):  # for root alone, on most machines
-            continue
-    return found
+        except (OSError, ValueError) as error:  # for root alone, on most machines
+            return {}, f"RAPL: {error}"
+    return found, "" if found else f"no RAPL package in {_POWERCAP}"
 
 
 class _Package:
@@ -213,14 +249,14 @@ class _Package:
         return self._whole / 1e6
 
 
-def _nvml(device: torch.device) -> dict[str, Read]:
-    """Return the meter of a GPU's board."""
+def _nvml(device: torch.device) -> tuple[dict[str, Read], str]:
+    """Return the meter of a GPU's board, or nothing, and why."""
     try:
         nvml = importlib.import_module("pynvml")
         nvml.nvmlInit()
         uuid = torch.cuda.get_device_properties(device).uuid
         handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except Exception:  # noqa: BLE001  # nvml raises its own, of a library that may not be there
-        return {}
-    return {"NVML": lambda: float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3}
+    except Exception as error:  # noqa: BLE001  # nvml raises its own, of a library that may not be there
+        return {}, f"NVML: {error or type(error).__name__}"
+    return {"NVML": lambda: float(nvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3}, ""

@@ -3,11 +3,12 @@
     splitlab run --plugin adc --plugin quantize --probe overhead
     splitlab run --plugin adc --probe overhead:every=10
 
-In the second training step and in every n-th behind it ``metrics.jsonl`` holds, under ``overhead``,
+In the third training step and in every n-th behind it ``metrics.jsonl`` holds, under ``overhead``,
 ``"model FLOPs"`` and ``"model seconds"`` of the client's part, forward, backward and optimizer, the
-same of each plugin under its label (``"adc FLOPs"``), and ``"peak memory"`` in bytes. The server's
-are in ``server-metrics.jsonl``. When the run has ended, ``probes/overhead/overhead.csv`` has the
-median of every number, and its share of the model's.
+same of each plugin under its label (``"adc FLOPs"``), and ``"peak memory"`` in bytes. The FLOPs are
+those of the step before, since counting would be in the seconds. The server's numbers are in
+``server-metrics.jsonl``. When the run has ended, ``probes/overhead/overhead.csv`` has the median of
+every number, and its share of the model's, and ``overhead.png`` shows them.
 
 FLOPs count as `splitlab.plugins.probes.counting` says. Peak memory is that of the tensors on a GPU
 (`torch.cuda.max_memory_allocated`), and on a CPU that of the whole process, in which the server is,
@@ -26,8 +27,9 @@ from typing import Any
 
 import torch
 
-from splitlab.core import Peer, hookimpl
+from splitlab.core import Peer, hookimpl, picture
 from splitlab.plugins.probes.counting import MODEL, Counting
+from splitlab.plugins.probes.sampled import bars, curves
 
 __all__ = ["Overhead", "peak_memory"]
 
@@ -44,35 +46,61 @@ class Overhead(Counting):
         self._history: list[dict[str, float]] = []
 
     @hookimpl
-    def metrics(self) -> Mapping[str, float]:
-        """Return what the step took, if it was counted."""
-        if not self.counted():
+    def metrics(self, step: int) -> Mapping[str, float]:
+        """Return what the step took, if it was timed."""
+        if not self.complete():
             return {}
         found: dict[str, float] = {}
-        for label in {MODEL: None, **self.flops}:
+        for label in {MODEL: None, **self.flops, **self.seconds}:
             found[f"{label} FLOPs"] = self.flops.get(label, 0)
             found[f"{label} seconds"] = self.seconds.get(label, 0.0)
         found["peak memory"] = peak_memory(self.peer)
-        self._history.append(found)
+        self._history.append({"step": step + 1, **found})
         return found
 
     @hookimpl
     def state_dict(self) -> Mapping[str, Any]:
         """Return what a resumed run needs for its report."""
-        return {"history": self._history}
+        return {"history": self._history, "flops": dict(self.flops)}
 
     @hookimpl
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with the report."""
         self._history = [dict(each) for each in state["history"]]
+        self.flops = dict(state["flops"])
 
     @hookimpl
-    def report(self, folder: Path) -> None:
-        """Write the medians, and what each is of the model's."""
+    def report(self, folder: Path) -> str:
+        """Write the medians, and what each is of the model's; draw them."""
+        median = _medians(self._history)
         with (folder / "overhead.csv").open("w", newline="", encoding="utf-8") as file:
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(("what", "median of a step", "of the model's"))
-            rows.writerows(_rows(self._history))
+            for name, value in median.items():
+                share = _share(median, name)
+                rows.writerow((name, value, "" if share is None else f"{share:.6f}"))
+        if not self._history:
+            return "the run was over before its third step, in which it looks first"
+        labels = [name.removesuffix(" FLOPs") for name in median if name.endswith(" FLOPs")]
+        self._draw(folder / "overhead.png", median, labels)
+        told = [f"peak memory {median['peak memory'] / 1e6:,.0f} MB"]
+        for label in labels[1:]:
+            shares = [_share(median, f"{label} {unit}") or 0.0 for unit in ("FLOPs", "seconds")]
+            told.append(
+                f"{label} {shares[0]:.2%} of the model's FLOPs, {shares[1]:.1%} of its seconds"
+            )
+        return "; ".join(told)
+
+    def _draw(self, path: Path, median: Mapping[str, float], labels: Sequence[str]) -> None:
+        """Draw the medians of the model and of each plugin, and seconds over steps."""
+        with picture(path, 6.9, max(2.0, 0.9 + 0.25 * len(labels))) as figure:
+            flops, seconds, steps = figure.subplots(1, 3)
+            for axes, what, unit in ((flops, "FLOPs", "FLOP"), (seconds, "seconds", "s")):
+                values = {label: median[f"{label} {what}"] for label in labels}
+                bars(axes, values, unit, f"{what} of a step, median")
+            seconds.set_yticklabels([])
+            curves(steps, self._history, {f"{label} seconds": label for label in labels}, "seconds")
+            steps.set_ylim(bottom=0)
 
 
 def peak_memory(peer: Peer) -> int:
@@ -83,12 +111,13 @@ def peak_memory(peer: Peer) -> int:
     return most if sys.platform == "darwin" else most * 1024
 
 
-def _rows(history: Sequence[Mapping[str, float]]) -> list[tuple[str, float, str]]:
-    """Return name, median, and share of the model's, where there is one to compare with."""
-    names = list(dict.fromkeys(name for numbers in history for name in numbers))
-    median = {n: statistics.median(each.get(n, 0.0) for each in history) for n in names}
-    found = []
-    for name in names:
-        whole = median.get(f"{MODEL} {name.rpartition(' ')[2]}")
-        found.append((name, median[name], f"{median[name] / whole:.6f}" if whole else ""))
-    return found
+def _medians(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the median of every number over the steps that were looked at."""
+    names = dict.fromkeys(name for numbers in history for name in numbers if name != "step")
+    return {n: statistics.median(each.get(n, 0.0) for each in history) for n in names}
+
+
+def _share(median: Mapping[str, float], name: str) -> float | None:
+    """Return what a number is of the model's; None where there is none to compare with."""
+    whole = median.get(f"{MODEL} {name.rpartition(' ')[2]}")
+    return median[name] / whole if whole else None

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from splitlab.core import ConfigError, Cut, hookimpl
 
-__all__ = ["Sampled", "curves", "drawable"]
+__all__ = ["Sampled", "bars", "curves", "drawable"]
 
 _PIXELS = 96
 """Height and width of an image in a picture, at most."""
@@ -88,6 +88,34 @@ def curves(
         axes.legend(frameon=False)
     axes.set_xlabel("step")
     axes.set_ylabel(label)
+
+
+def bars(axes: Any, values: Mapping[str, float], unit: str, label: str) -> None:
+    """Draw lying bars from the top, each with its number and its share of the first.
+
+    Args:
+        axes: of matplotlib.
+        values: by what stands beside each bar; not negative.
+        unit: of them.
+        label: of the horizontal axis.
+    """
+    from matplotlib.ticker import EngFormatter
+
+    places = range(len(values))
+    axes.barh(places, [*values.values()], height=0.6)
+    written = EngFormatter(unit)
+    whole, most = next(iter(values.values())), max(values.values()) or 1.0
+    for place, value in zip(places, values.values(), strict=True):
+        share = f" ({value / whole:.2%})" if whole and place else ""
+        told = f"{written.format_eng(value)}{unit}" if value else f"0 {unit}"
+        look = {"ha": "right", "color": "white"} if value > most / 2 else {"ha": "left"}
+        axes.text(value, place, f" {told}{share} ", va="center", fontsize=6.5, **look)
+    axes.set_yticks(places, [*values])
+    axes.set(xlabel=label, xlim=(0, 1.05 * most))
+    axes.xaxis.set_major_formatter(written)
+    axes.locator_params(axis="x", nbins=4)
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
 
 
 def drawable(images: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,7 @@ from splitlab.core.runs.records import StepRecord, read_records
 from splitlab.core.testing import check_link
 from splitlab.core.testing.links import a_message, both_ends
 from splitlab.core.wire.encode import encode
+from splitlab.transports import paced
 from splitlab.transports.paced import Paced
 
 VIT = "vit:image_size=28,patch=7,channels=1,width=32,depth=3,heads=2"
@@ -59,15 +60,15 @@ def test_times_are_read_with_their_units(text: str, seconds: float) -> None:
 
 def test_delays_are_drawn_evenly_and_are_those_of_the_message() -> None:
     link = Paced(delay="40ms", jitter="30ms")
-    drawn = [link.seconds("client", 100, "ACTIVATION", 1, step) for step in range(400)]
+    drawn = [link.seconds("client", 100, "ACTIVATION", step) for step in range(400)]
     assert all(0.010 <= seconds <= 0.070 for seconds in drawn)
     # The mean of 400 even draws: 30 ms / sqrt(3) / 20 is its deviation; five of them.
     assert statistics.fmean(drawn) == pytest.approx(0.040, abs=5 * 0.030 / math.sqrt(3) / 20)
     again = Paced(delay="40ms", jitter="30ms")
-    assert [again.seconds("client", 100, "ACTIVATION", 1, s) for s in range(400)] == drawn
-    assert again.seconds("server", 100, "ACTIVATION", 1, 7) != drawn[7]
+    assert [again.seconds("client", 100, "ACTIVATION", s) for s in range(400)] == drawn
+    assert again.seconds("server", 100, "ACTIVATION", 7) != drawn[7]
     other = Paced(delay="40ms", jitter="30ms", seed=1)
-    assert other.seconds("client", 100, "ACTIVATION", 1, 7) != drawn[7]
+    assert other.seconds("client", 100, "ACTIVATION", 7) != drawn[7]
 
 
 def test_what_is_lost_costs_its_time_again_and_a_round_trip() -> None:
@@ -77,11 +78,40 @@ def test_what_is_lost_costs_its_time_again_and_a_round_trip() -> None:
     mean = statistics.fmean(lossy.seconds("client", packets * 1448, n) for n in range(50))
     # A packet is sent 1 / (1 - loss) times; 50,000 of them: deviation 0.56 / sqrt(50,000).
     assert mean / once == pytest.approx(1.25, abs=5 * 0.56 / math.sqrt(50_000))
-    far = Paced(rate="10mbit", delay="100ms", loss=0.2)
-    waits = far.seconds("client", packets * 1448, 3) - lossy.seconds("client", packets * 1448, 3)
-    rounds = (waits - 0.1) / 0.2
-    assert rounds == pytest.approx(round(rounds), abs=1e-6)
-    assert rounds >= 1
+
+
+class Drawn:
+    """Draws that are what a test says, and then no loss."""
+
+    def __init__(self, *lost: bool) -> None:
+        self._lost = [*lost]
+
+    def random(self) -> float:
+        return 0.0 if self._lost and self._lost.pop(0) else 1.0
+
+
+@pytest.mark.parametrize(
+    ("lost", "seconds"),
+    [
+        ((), 4.0),
+        ((True,), 5.0),  # known when two more have left, and repeated before the last
+        ((False, False, False, True), 4 + 2 + 1.0),  # the last one: a round trip's silence
+        ((False, False, True, True), 4 + 1 + 1 + 1.0),  # the link is idle until the first is known
+        ((False, False, False, True, True), 4 + 2 + 1 + 2 + 1.0),  # and lost again
+    ],
+)
+def test_a_packet_is_repeated_as_soon_as_it_is_known_to_be_lost(
+    lost: tuple[bool, ...], seconds: float
+) -> None:
+    draws: Any = Drawn(*lost)
+    assert paced._repeating(4, 1.0, 2.0, 0.5, draws) == seconds
+
+
+def test_lost_packets_of_a_long_frame_cost_no_round_trip_each() -> None:
+    near, far = (Paced(rate="10mbit", delay=delay, loss=0.2) for delay in ("0ms", "100ms"))
+    late = far.seconds("client", 1000 * 1448, 3) - near.seconds("client", 1000 * 1448, 3)
+    # Its own delay, and the silence at the end: 1.5 s are sent, and a round trip is 0.2 s.
+    assert 0.1 <= late < 1.5
 
 
 @pytest.mark.parametrize(
@@ -128,15 +158,19 @@ def test_a_paced_link_holds_what_every_link_holds() -> None:
 
 
 def test_a_frame_that_takes_longer_than_a_peer_waits_is_refused_at_once() -> None:
+    trained, evaluated = a_message(step=8), a_message(step=7)
+    assert (trained.training, evaluated.training) == (True, False)
     with both_ends(load_transport("inprocess")) as (client, server, _):
         slow = bind("links", "rate=1kbit").build().wrap(client, "client")
-        size = encode(a_message()).nbytes
+        size = encode(trained).nbytes
         with pytest.raises(NetworkError, match=rf"a frame of {size:,} bytes takes \S+ s on") as why:
-            slow.send(a_message(), 0.5)
+            slow.send(trained, 0.5)
         seconds = math.ceil(Paced(rate="1kbit").seconds("client", size))
         assert f"give --timeout {seconds} or more" in str(why.value)
         with pytest.raises(NetworkError):
             server.receive(0.05)  # nothing came
+        slow.send(evaluated, 0.5)  # which nothing waits for
+        assert server.receive(5.0).step == 7
 
 
 def test_a_run_takes_the_seconds_of_the_link_and_the_same_bytes(tmp_path: Path) -> None:
@@ -162,8 +196,8 @@ def test_a_run_takes_the_seconds_of_the_link_and_the_same_bytes(tmp_path: Path) 
             assert record.bytes_up
             assert record.bytes_down
             step = record.step - 1
-            expected += shape.seconds("client", record.bytes_up, "ACTIVATION", 1, step)
-            expected += shape.seconds("server", record.bytes_down, "GRADIENT", 1, step)
+            expected += shape.seconds("client", record.bytes_up, "ACTIVATION", step)
+            expected += shape.seconds("server", record.bytes_down, "GRADIENT", step)
     assert expected > 4 * 2e-3
     assert late.summary.link_seconds >= 0.99 * expected
 

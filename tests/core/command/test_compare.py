@@ -39,6 +39,7 @@ FLAGS = ["--threads", "1", "--budget", "steps=2", "--weights", "none", "--device
         (["--plugin", "adc", "--ratio", "1.5"], r"ratio 1.5 is not allowed"),
         (["--plugin", "adc", "--ratio", "nan"], r"ratio nan is not allowed"),
         (["--plugin", "adc:ratio=0.1", "--ratio", "0.2"], r"ratio 0.2 is not allowed here"),
+        (["--plugin", "adc", "--client-speed", "0"], "--client-speed 0 is not allowed"),
         (["--plugin", "adc", "--seeds", "0"], r"--seeds 0 is not allowed; write how many"),
         (["--plugin", "adc", "--seeds", "-1"], r"--seeds -1 is not allowed"),
         (["--plugin", "adc", "--seeds", "two"], r"--seeds two is not allowed"),
@@ -101,8 +102,11 @@ def test_the_command(
     assert main([*arguments, "--retry", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [run["state"] for run in told["runs"]] == ["finished", "finished"]
-    assert main(["compare", "--output", "c", "--ratio", "0.2", "--quiet"]) == 0  # it was 0.1
-    assert "note: 2 rows are not of the study any more" in capsys.readouterr().err
+    more = ["--ratio", "0.2", "--accuracy", "0.5"]  # it was 0.1
+    assert main(["compare", "--output", "c", *more, "--quiet"]) == 0
+    told = capsys.readouterr().err
+    assert "note: 2 rows are not of the study any more" in told
+    assert "note: the time to accuracy is left out: " in told  # these runs trained no step
     assert runs.log[3:] == ["run adc:ratio=0.2 0", "run adc-token-select:ratio=0.2 0"]
 
 

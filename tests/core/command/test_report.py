@@ -10,8 +10,15 @@ from pathlib import Path
 import pytest
 
 from splitlab.core.command.main import main
+from splitlab.core.report.estimate import profiles
 from splitlab.core.runs.config import Config
-from splitlab.core.runs.records import EvaluationRecord, State, Summary, version_line
+from splitlab.core.runs.records import (
+    EvaluationRecord,
+    State,
+    StepRecord,
+    Summary,
+    version_line,
+)
 
 SUMMARY = {
     **{"accuracy": 0.5, "loss": 1.25, "steps": 7, "epochs": 1.0, "seconds": 3.0},
@@ -103,9 +110,34 @@ def test_a_page_is_written(there: Path) -> None:
     assert "topk:ratio=0.1" in (there / "r.html").read_text(encoding="utf-8")
 
 
+def test_time_to_accuracy_over_links(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in (there / "runs").glob("[nt]o*"):
+        size = 1448 * (1 if folder.name.startswith("topk") else 100)
+        with (folder / "metrics.jsonl").open("a") as log:
+            log.writelines(StepRecord(n, 2.0, size, size).line() for n in range(1, 8))
+    options = ["--link", "rate=1514kbit", "--client-speed", "0.5", "--accuracy", "0.51"]
+    assert main(["report", "runs", *options]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    # 2 s of the client, 1 s each of server and link, and a packet or a hundred each way.
+    assert "topk:ratio=0.1 rate=1514kbit 3 587 ms 4.11 s 3% 4.11 s (2 of 3)" in out
+    assert "none rate=1514kbit 3 2.17 s 15.2 s 74% 15.2 s" in out
+    assert "the client is assumed to compute 0.5 times as fast" in out
+    files = ["--csv", "c", "--figures", "f", "--figure", "bytes", "--html", "r.html"]
+    assert main(["report", "runs", *files, "--client-speed", "1"]) == 0
+    assert "links.csv" in capsys.readouterr().out
+    with (there / "c" / "links.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["link"] for row in rows] == [*profiles()] * 2
+    assert (there / "f" / "links.png").stat().st_size
+    assert 'id="links-title"' in (there / "r.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (["runs", "--link", "lta"], "unknown link 'lta' (did you mean 'lte'?)"),
+        (["runs", "--client-speed", "0"], "--client-speed 0 is not allowed"),
+        (["runs", "--link", "lte"], "has trained no step, so there is nothing to estimate"),
         (["gone"], "gone is no folder"),
         (["empty"], "no run is in empty; name run folders, or a folder of them"),
         (["runs/half-0"], "none of the 1 runs in runs/half-0 is finished"),

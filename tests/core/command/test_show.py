@@ -8,7 +8,6 @@ import pytest
 
 from splitlab.core.command.show import (
     human_bytes,
-    human_seconds,
     print_facts,
     print_line,
     print_table,
@@ -29,22 +28,6 @@ from splitlab.core.command.show import (
 )
 def test_sizes(count: float, text: str) -> None:
     assert human_bytes(count) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0 ms"),
-        (0.0123, "12.3 ms"),
-        (1, "1 s"),
-        (90, "90 s"),
-        (600, "10 min"),
-        (9000, "2.5 h"),
-        (864_000, "10 days"),
-    ],
-)
-def test_times(seconds: float, text: str) -> None:
-    assert human_seconds(seconds) == text
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from splitlab.core.report.over_links import Means, OverLinks
 from splitlab.core.report.results import Axis, Point, Results, Row, RunResult
 from splitlab.core.runs.records import Summary
 
@@ -167,6 +168,18 @@ def grid(cuts: Sequence[int] = (1, 2, 3), stacks: Sequence[str] = ("adc",)) -> R
     return results_of_rows(rows, axes, "none")
 
 
+def over_links() -> OverLinks:
+    """Return three rows over two links; the last does not get where the others do."""
+    links = ("lte", "rate=1<2")
+    seconds = {"a": (3.0, 40.0), "b": (5.0, 30.0), "c <d>": (None, None)}
+    means = tuple(
+        Means(title, link, 2, 0.1, 50.0, 0.3, 0.5, 0 if until is None else 2, until)
+        for title, own in seconds.items()
+        for link, until in zip(links, own, strict=True)
+    )
+    return OverLinks(links, 0.5, False, 0.1, (), means)
+
+
 @pytest.fixture(scope="session")
 def methods() -> Results:
     return many_methods()
@@ -189,4 +202,5 @@ def make() -> SimpleNamespace:
         results=results_of_rows,
         methods=many_methods,
         grid=grid,
+        over_links=over_links,
     )

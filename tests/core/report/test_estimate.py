@@ -10,7 +10,7 @@ import pytest
 
 from splitlab.core import ConfigError, run
 from splitlab.core.catalogue.binding import bind
-from splitlab.core.report.estimate import Estimate, estimate, means, profiles
+from splitlab.core.report.estimate import estimate, profiles
 from splitlab.core.runs.config import Config
 from splitlab.core.runs.listing import Run, find_runs
 from splitlab.core.runs.records import EvaluationRecord, State, StepRecord, version_line
@@ -99,19 +99,6 @@ def test_what_the_recorded_link_paced_is_taken_off(recorded: Any, tmp_path: Path
     own = f"{tmp_path}/ways.py:PerByte:up=0.015,down=0.0"  # 1.5 of the 2 seconds
     [found] = estimate(recorded(links=(own,)), [f"{tmp_path}/ways.py:PerByte"])
     assert found.seconds == pytest.approx(110 + 8 + 4 + 0.5)
-
-
-def test_a_row_has_the_means_of_its_runs() -> None:
-    def one(run: str, link: str, seconds: float, until: float | None) -> Estimate:
-        step = None if until is None else 3
-        return Estimate(Path(run), link, 1.0, 10, seconds, 5.0, 0.5, step, until)
-
-    found = [one("a", "x", 10.0, 4.0), one("b", "x", 30.0, None), one("a", "y", 20.0, None)]
-    first, second = means({"row": [Path("a"), Path("b")], "empty": [Path("c")]}, found)
-    assert (first.title, first.link, first.runs, first.reached) == ("row", "x", 2, 1)
-    assert (first.seconds, first.step_seconds, first.reached_seconds) == (20.0, 2.0, 4.0)
-    assert first.link_share == pytest.approx((5 / 10 + 5 / 30) / 2)
-    assert (second.link, second.runs, second.reached, second.reached_seconds) == ("y", 1, 0, None)
 
 
 def test_every_profile_can_be_estimated(recorded: Any) -> None:

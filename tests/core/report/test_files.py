@@ -23,6 +23,21 @@ def test_everything_is_written(tmp_path: Path, make: Any) -> None:
     assert (tmp_path / "s" / "table.md").read_text() == markdown(results)
 
 
+def test_time_over_links_is_written_where_it_was_asked_for(tmp_path: Path, make: Any) -> None:
+    found = make.over_links()
+    names = {path.name for path in write_all(make.results([make.row("a", [0.5])]), tmp_path, found)}
+    assert {"links.csv", "links.pdf", "links.svg"} <= names
+    page = (tmp_path / "report.html").read_text()
+    section = page[page.index('id="links-title"') :]
+    assert '<th scope="col" class="number">rate=1&lt;2</th>' in section
+    assert "<strong>3 s</strong>" in section  # the first there, on each link
+    assert section.count("<strong>") == 2
+    assert "never" in section
+    assert "until an accuracy of 0.5000, the highest that every run reached" in section
+    assert "0.1 times as fast" in section
+    assert 'alt="time to accuracy over links"' in section
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path, make: Any) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot write"):

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from splitlab.core.contract.errors import SplitlabError
+from splitlab.core.report.over_links import OverLinks
 from splitlab.core.report.page import page, write_page
 from splitlab.core.report.results import Point, Results, Row, RunResult
 from splitlab.core.report.summary_table import summarise
@@ -175,9 +176,15 @@ def look(browser: Any, tmp_path: Path) -> Iterator[Look]:
     problems: list[str] = []
     contexts = []
 
-    def opened(results: Results, width: int = 1280, theme: str = "light", **options: Any) -> Any:
+    def opened(
+        results: Results,
+        width: int = 1280,
+        theme: str = "light",
+        links: OverLinks | None = None,
+        **options: Any,
+    ) -> Any:
         file = tmp_path / f"{len(contexts)}.html"
-        write_page(results, file)
+        write_page(results, file, links)
         context = browser.new_context(
             viewport={"width": width, "height": 900},
             color_scheme=theme,
@@ -247,6 +254,19 @@ def test_no_page_is_wider_than_its_window(look: Look, anything: Results) -> None
     assert view.evaluate(wide) <= 1280
     view.eval_on_selector_all("#curve-bar button", "all => all.map(button => button.click())")
     assert view.evaluate(wide) <= 1280
+
+
+def test_time_over_links_is_a_table_of_its_own(look: Look, make: Any) -> None:
+    view = look(make.results([make.row("a", [0.5])]), 400, links=make.over_links())
+    section = view.locator("section[aria-labelledby=links-title]")
+    cells = section.locator("tbody tr").all_inner_texts()
+    assert [cell.split("\t") for cell in cells] == [
+        ["a", "3 s", "40 s"],
+        ["b", "5 s", "30 s"],
+        ["c <d>", "never", "never"],
+    ]
+    assert section.locator("img").evaluate("image => image.naturalWidth") > 100
+    assert view.evaluate("document.documentElement.scrollWidth") <= 400
 
 
 def test_what_a_table_means_is_read_without_scrolling(look: Look, small: Results) -> None:

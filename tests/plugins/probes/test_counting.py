@@ -61,8 +61,8 @@ def test_the_clients_part_is_what_runs_between_its_hooks(tiny: Any) -> None:
     assert probe.seconds["a"] == pytest.approx(3e-3)
     assert probe.seconds["b"] == pytest.approx(5e-3)
     assert probe.seconds[MODEL] > 0
-    assert probe.counted()
-    assert not probe.counted()
+    assert probe.complete()
+    assert not probe.complete()
 
 
 def test_the_servers_part_begins_behind_its_stack(tiny: Any) -> None:
@@ -86,18 +86,29 @@ def test_the_servers_part_begins_behind_its_stack(tiny: Any) -> None:
 def test_only_some_steps_are_counted_and_no_evaluation(tiny: Any) -> None:
     probe = driven(tiny, every=3)
     assert [step for step in range(9) if probe.due(step)] == [1, 4, 7]
+    assert [step for step in range(9) if probe.timed(step)] == [2, 5, 8]
     assert driven(tiny, every=1).due(0)
-    probe.step_begin(1)
-    probe.step_end()
-    assert probe.counted()
-    around(probe.after_client_forward, cut(), lambda: product(4))  # an evaluation
-    probe.step_begin(2)
-    product(2)
-    around(probe.after_client_forward, cut(), lambda: product(4))
-    probe.plugin_ran("a", 1)
-    probe.step_end()
-    assert probe.flops == {MODEL: 0}
-    assert not probe.counted()
+    assert driven(tiny, every=1).timed(0)
+    once = 2 * 3 * 5
+    for step, flops, seconds in (
+        (0, {}, set()),
+        (1, {MODEL: 2 * once, "a": 4 * once}, set()),
+        (2, {MODEL: 2 * once, "a": 4 * once}, {MODEL, "a"}),  # timed, and not counted
+        (3, {MODEL: 2 * once, "a": 4 * once}, {MODEL, "a"}),
+    ):
+        probe.step_begin(step)
+        product(2)
+
+        def plugin() -> None:
+            product(4)
+            probe.plugin_ran("a", 1)
+
+        around(probe.after_client_forward, cut(), plugin)
+        probe.step_end()
+        assert (probe.flops, probe.seconds.keys()) == (flops, seconds)
+        assert probe.complete() == (step == 2)
+        around(probe.after_client_forward, cut(), lambda: product(4))  # an evaluation
+        assert probe.flops == flops
     with pytest.raises(ConfigError, match="every=0 is not allowed; 1 or more"):
         Counting(0)
 
@@ -185,7 +196,7 @@ def test_a_step_of_real_peers(tiny: Any) -> None:
     probe = bind("probes", "overhead:every=1").build()
     client, server = tiny.client([plugin], observers=[probe]), tiny.server([plugin])
     tiny.train(client, server, [0])
-    numbers = probe.metrics()
+    numbers = probe.metrics(0)
     B, N, D = client.peer.batch_size, client.peer.tokens, client.peer.width
     assert numbers["multiplies FLOPs"] == 2 * B * N * D * D
     assert numbers["model FLOPs"] > numbers["multiplies FLOPs"]

@@ -32,6 +32,10 @@ def unmetered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return place
 
 
+def png(file: Path) -> bool:
+    return file.read_bytes().startswith(b"\x89PNG")
+
+
 def trained(data: str, folder: Path, probe: str) -> tuple[list[StepRecord], Any]:
     options: dict[str, Any] = {"model": VIT, "weights": "none", "threads": 1, "device": "cpu"}
     result = run(
@@ -72,6 +76,10 @@ def test_the_server_has_no_radio(small_images: str, tmp_path: Path) -> None:
     trained(small_images, tmp_path / "r", "energy")
     lines = (tmp_path / "r" / "server-metrics.jsonl").read_text().splitlines()
     numbers = [json.loads(line) for line in lines][1]["metrics"]["energy"]
+    said = {folder.name: folder / "said.txt" for folder in (tmp_path / "r" / "probes").iterdir()}
+    assert "J radio, modelled: wifi" in said["energy"].read_text()
+    assert "J radio" not in said["energy-server"].read_text()
+    assert all(png(said[name].with_name("energy.png")) for name in ("energy", "energy-server"))
     assert numbers["radio joules"] == 0
     assert numbers["joules"] == numbers["compute joules"] > 0
 
@@ -88,7 +96,7 @@ def test_numbers_of_ones_own(tiny: Any) -> None:
         next(hook)
         assert next(hook, None) is None
     probe.step_end()
-    assert probe.metrics() == {
+    assert probe.metrics(0) == {
         "joules": 2.0 * 10 + 0.5 * 8 * 150,
         "compute joules": 20.0,
         "radio joules": 600.0,
@@ -152,25 +160,32 @@ def test_packages_of_the_cpu_are_measured(unmetered: Path, tmp_path: Path, tiny:
     package(unmetered, 1, 3.0, "package-1")
     package(unmetered, 2, 8.0, "psys")
     probe.step_end()
-    assert probe.metrics()["compute joules"] == pytest.approx(1.5 + 2.0, abs=1e-5)
+    assert probe.metrics(0)["compute joules"] == pytest.approx(1.5 + 2.0, abs=1e-5)
     probe.step_begin(1)
     probe.step_end()
-    assert probe.metrics()["compute joules"] == 0
-    probe.report(tmp_path)
+    assert probe.metrics(1)["compute joules"] == 0
+    assert probe.report(tmp_path).startswith("3.5 J compute, measured: RAPL package-0 + RAPL pack")
     told = json.loads((tmp_path / "energy.json").read_text())
     assert told["compute"] == "measured"
     assert told["meters"] == ["RAPL package-0", "RAPL package-1"]
     assert told["compute joules"] == pytest.approx(3.5, abs=1e-5)
 
 
-def test_a_meter_that_may_not_be_read_is_none(unmetered: Path, tiny: Any) -> None:
+def test_a_meter_that_may_not_be_read_is_none_and_says_why(
+    unmetered: Path, tmp_path: Path, tiny: Any
+) -> None:
+    package(unmetered, 1, 1.0, "package-1")  # and one of several is not what all took
     (package(unmetered, 0, 1.0) / "energy_uj").unlink()
     probe = Energy()
     probe.setup(tiny.peer())
     assert probe.due(0)
     probe.step_begin(0)
     probe.step_end()
-    assert probe.metrics()["compute joules"] == 0  # nothing was computed
+    assert probe.metrics(0)["compute joules"] == 0  # nothing was computed
+    said = probe.report(tmp_path)
+    assert "0 J compute, modelled: jetson-nano; 0 J radio, modelled: wifi; no meter: RAPL: " in said
+    assert str(unmetered) in json.loads((tmp_path / "energy.json").read_text())["no meter"]
+    assert png(tmp_path / "energy.png")
 
 
 def test_a_gpu_is_measured_by_its_own_meter(
@@ -179,7 +194,9 @@ def test_a_gpu_is_measured_by_its_own_meter(
     cuda = torch.device("cuda")
     package(unmetered, 0, 1.0)
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert energy._meters(cuda) == {}  # the CPU's alone would not be what computes
+    meters, why = energy._meters(cuda)
+    assert meters == {}  # the CPU's alone would not be what computes
+    assert why.startswith("NVML: ")
     counted = iter((1000, 5000, 7500))
     handles = []
     fake = SimpleNamespace(
@@ -190,7 +207,8 @@ def test_a_gpu_is_measured_by_its_own_meter(
     monkeypatch.setitem(sys.modules, "pynvml", fake)
     facts = SimpleNamespace(uuid="1234")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
-    meters = energy._meters(cuda)
+    meters, why = energy._meters(cuda)
+    assert why == ""
     assert [*meters] == ["NVML", "RAPL package-0"]
     assert handles == ["GPU-1234"]
     assert [meters["NVML"](), meters["NVML"]()] == [5.0, 7.5]
@@ -198,9 +216,11 @@ def test_a_gpu_is_measured_by_its_own_meter(
 
 def test_a_resumed_run_goes_on_with_its_sums(tmp_path: Path) -> None:
     probe = Energy()
-    probe.load_state_dict({"sums": {"joules": 3.0}, "flops": {"model": 7}})
+    history = [{"step": 1, "joules": 3.0}]
+    probe.load_state_dict({"sums": {"joules": 3.0}, "flops": {"model": 7}, "history": history})
     again = Energy()
     again.load_state_dict(json.loads(json.dumps(probe.state_dict())))
     again.report(tmp_path)
     assert json.loads((tmp_path / "energy.json").read_text())["joules"] == 3.0
     assert again.flops == {"model": 7}
+    assert again.state_dict()["history"] == history
