@@ -17,7 +17,8 @@ every n-th behind it. ``metrics.jsonl`` then holds, under ``activations``:
   is above 1, worse than zeros, where outliers leave no level near most numbers.
 
 ``activations.png`` has numbers and singular values of the last look, of those tokens, and effective
-rank and losses over steps. It sits at the client, and takes any model and stack: nothing of a plugin is seen.
+rank and losses over steps. It sits at the client, and takes any model and stack: nothing of a
+plugin is seen.
 
 Shapes: B samples, N tokens, D width; R rows, the tokens that singular values are taken of.
 """

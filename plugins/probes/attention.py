@@ -10,8 +10,9 @@ every n-th behind it. ``metrics.jsonl`` then holds, under ``attention``:
 - ``self``: the share of attention that the class token keeps for itself, mean over all heads.
 
 ``attention.png`` has one image of the last look, and beside it where every head looks, each on a
-scale of its own, of twelve layers and heads at most; ``entropy.png`` has the entropies by layer and head, and over steps. It sits at the client, and
-takes any stack; a model without a class token, or cut before its first attention, is refused.
+scale of its own, of twelve layers and heads at most; ``entropy.png`` has the entropies by layer and
+head, and over steps. It sits at the client, and takes any stack; a model without a class token, or
+cut before its first attention, is refused.
 
 Shapes: B samples, L layers, H heads, N tokens.
 """

@@ -14,7 +14,8 @@ in every n-th behind it. ``metrics.jsonl`` then holds, under ``clusters``:
   largest and the smallest have, and how many have one.
 
 ``clusters.png`` is a sheet of the last look: one cluster a line, the ten largest, with the mean of
-its images and then up to eight of them. ``purity.png`` has numbers over steps. It sits at the client,
+its images and then up to eight of them. ``purity.png`` has numbers over steps, and ``numbers.json``
+purity and mutual information, and both by chance, as means over all looks. It sits at the client,
 and takes any stack; where no plugin says that it merges samples (`Cut.provenance`; ``adc`` and
 ``adc-batch-merge`` do), it says that there was nothing to see. Mixed samples count by their largest
 share.
@@ -24,7 +25,9 @@ Shapes: B samples, C classes, T clusters.
 
 from __future__ import annotations
 
+import json
 import math
+import statistics
 from collections.abc import Generator, Mapping
 from pathlib import Path
 
@@ -38,6 +41,8 @@ __all__ = ["Clusters", "compare"]
 _LINES = 10
 _IMAGES = 8
 """Clusters of a sheet, and images of each."""
+_TOLD = ("purity", "purity by chance", "nmi", "nmi by chance")
+"""What a run has in ``numbers.json``."""
 
 
 class Clusters(Sampled):
@@ -119,7 +124,7 @@ class Clusters(Sampled):
 
     @hookimpl
     def report(self, folder: Path) -> str | None:
-        """Draw ``clusters.png`` and ``purity.png``, or say why there is nothing to draw."""
+        """Draw ``clusters.png`` and ``purity.png`` and write ``numbers.json``, or say why not."""
         if not self.history:
             if self._peer.role == "server":
                 return None
@@ -137,6 +142,8 @@ class Clusters(Sampled):
             curves(left, self.history, names, "0 to 1")
             left.set_ylim(0, 1.02)
             curves(right, self.history, {"largest": "largest", "smallest": "smallest"}, "samples")
+        means = {name: statistics.fmean(each[name] for each in self.history) for name in _TOLD}
+        (folder / "numbers.json").write_text(json.dumps(means) + "\n", encoding="utf-8")
         last = self.history[-1]
         return (
             f"purity {last['purity']:.3f} (by chance {last['purity by chance']:.3f}), "

@@ -14,8 +14,8 @@ __all__ = ["Sampled", "bare", "curves", "drawable"]
 
 _PIXELS = 96
 """The longer side of an image in a picture, at most."""
-_COLUMNS = 4
-"""Words of a legend side by side."""
+_COLUMNS = 3
+"""Words of a legend side by side, at most."""
 
 
 class Sampled:
@@ -85,7 +85,8 @@ def curves(
         axes.plot(*zip(*seen, strict=True), marker=".", markersize=3, label=word or None)
     if any(names.values()):  # above, where no line can be
         place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
-        axes.legend(frameon=False, ncols=min(len(names), _COLUMNS), columnspacing=1.2, **place)
+        lines = -(-len(names) // _COLUMNS)
+        axes.legend(frameon=False, ncols=-(-len(names) // lines), columnspacing=1.2, **place)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("step")
     axes.set_ylabel(label)

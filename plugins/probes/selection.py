@@ -172,7 +172,7 @@ class Selection(Sampled):
         veiled = (images * clear + torch.tensor(_VEIL) * (1 - clear)).clamp(0, 1).numpy()
         with picture(path, max(3, 0.9 * len(images)), 2.1) as figure:
             step = int(self.history[-1]["step"])
-            figure.suptitle(f"step {step}: kept clear, fused under a thin veil, left out under it")
+            figure.suptitle(f"step {step}; kept: clear, fused: thin veil, left out: thick veil")
             panels = figure.subplots(2, len(images), squeeze=False)
             bare(panels)
             for column, (image, behind) in enumerate(zip(images.numpy(), veiled, strict=True)):

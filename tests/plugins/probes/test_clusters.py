@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -38,7 +39,12 @@ def test_clusters_by_label_are_as_pure_as_can_be(seen: Any, tmp_path: Any) -> No
         assert numbers["clusters"] == 4
         assert 1 <= numbers["smallest"] <= 2 <= numbers["largest"]
     folder = tmp_path / "run" / "probes" / "clusters"
-    assert {each.name for each in folder.iterdir()} == {"clusters.png", "purity.png", "said.txt"}
+    files = {"clusters.png", "numbers.json", "purity.png", "said.txt"}
+    assert {each.name for each in folder.iterdir()} == files
+    means = json.loads((folder / "numbers.json").read_text())
+    assert means.keys() == {"purity", "purity by chance", "nmi", "nmi by chance"}
+    for name, mean in means.items():
+        assert mean == pytest.approx((found[1][name] + found[2][name]) / 2)
     assert (folder / "said.txt").read_text().startswith("purity 1.000 (by chance ")
 
 
