@@ -24,9 +24,10 @@ bytes per row or tensor, which arrive without noise, as side information and lab
 receiver learns of h from pilots is not charged. An analog channel has no bytes; what the ledger
 counts are numbers of its own width, which is channel uses in units of so many bytes.
 
-Gradient: straight-through; noise is independent of what it is added to, and the gradient has its
-own channel on its way back. Evaluation batches pass the channel as well; predictions that come back
-do not. Channel and equalizer are computed at the sender, in one place with one draw.
+Gradient: straight-through, as if what arrives were what left: neither p, by which the noise follows
+the numbers, nor the gain g² / (g² + s²) of mmse is differentiated. The gradient has its own channel
+on its way back. Evaluation batches pass the channel as well; predictions that come back do not.
+Channel and equalizer are computed at the sender, in one place with one draw.
 
 NaN or an infinity makes everything not finite that shares its power.
 """

@@ -170,10 +170,10 @@ class Erasure:
 
     def _again(self, octets: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """Return the bytes of all packets that are sent again, (m,) uint8."""
-        places = torch.split(torch.arange(len(octets)), self._packet)
-        again = [place for place, n in zip(places, times.tolist(), strict=True) for _ in range(n)]
-        where = torch.cat([torch.empty(0, dtype=torch.int64), *again])
-        return octets.index_select(0, upload(where, octets.device))
+        again = torch.arange(len(times)).repeat_interleave(times)
+        places = (again[:, None] * self._packet + torch.arange(self._packet)).view(-1)
+        places = places[places < len(octets)]
+        return octets.index_select(0, upload(places, octets.device))
 
     def _before(self, message: Message, name: str, octets: torch.Tensor) -> torch.Tensor:
         """Return what came last, as far as there was anything, as long as these bytes."""

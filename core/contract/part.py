@@ -58,7 +58,14 @@ class Layout:
 
 
 class Part(Protocol):
-    """Some segments of a model, with their numbers, on the device of the peer that holds them."""
+    """Some segments of a model, with their numbers, on the device of the peer that holds them.
+
+    Attributes:
+        plain: whether `forward` runs as it is written, also where it is compiled: for a pass that
+            is no step, whose shapes should not be among those that are compiled.
+    """
+
+    plain: bool
 
     def forward(
         self, inputs: torch.Tensor, token_sizes: torch.Tensor | None = None

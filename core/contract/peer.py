@@ -172,7 +172,12 @@ class Peer:
         the step, but costs the time of one: before it, the batch crosses the link uncompressed and
         its gradient comes back, with the same draws of dropout and no optimizer step. The ledger
         counts these bytes as evaluation, and no budget does.
+
+        Raises:
+            ConfigError: every is less than 1.
         """
+        if every < 1:
+            raise ConfigError(f"every={every} is not allowed; 1 or more")
         self.compared.append(every)
 
     def add_module(self, module: nn.Module) -> None:

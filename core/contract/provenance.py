@@ -68,11 +68,11 @@ class Provenance:
 
         That is -1 for a token that was left out. A token that was kept is alone in its slot.
         """
-        device = self._moves[0][1].device if self._moves else torch.device("cpu")
+        device = self._moves[0][1].device if self._moves else None
         slots_BN = torch.arange(N, device=device).expand(B, N)
         count = N
         for merges, told, fused in self._moves:
-            own = told.long()[self._rows(B, merges).to(device)]
+            own = told.to(device).long()[self._rows(B, merges).to(device)]
             if fused is None:
                 K = own.shape[1]
                 new = torch.arange(K, device=device).expand(B, K)
@@ -86,8 +86,8 @@ class Provenance:
 
     def _rows(self, B: int, merges: int) -> torch.Tensor:
         """Return the row of every sample behind so many merges, (B,) int64."""
-        device = self._merges[0].device if self._merges else torch.device("cpu")
+        device = self._merges[0].device if self._merges else None
         rows_B = torch.arange(B, device=device)
         for told in self._merges[:merges]:
-            rows_B = told.long()[rows_B]
+            rows_B = told.to(device).long()[rows_B]
         return rows_B

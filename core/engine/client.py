@@ -144,10 +144,11 @@ class Client(Worker):
     def _without_stack(self, batch: Batch, step: int) -> Conversation[Reference]:
         """Ask what the gradient of a batch is without the stack, and leave all as it is."""
         trained = {n: p for n, p in self._part.named_parameters() if p.requires_grad}
-        with self._buffers_kept():
+        with self._aside():
             with isolated_rng(self.peer.seed, "client", step, device=self.peer.device):
                 cut = self._cut(batch, step, training=True)
             asked = self._message(cut, stacked=False)
+            self.settle()  # before the server is asked what weights that are none are worth
             answer = yield asked
             loss = self._loss(answer, Kind.GRADIENT, asked)
             gradient = answer.to(self.peer.device)[GRADIENT]
@@ -157,9 +158,7 @@ class Client(Worker):
                     cut.activations, [*trained.values()], gradient, allow_unused=True
                 )
         pairs = zip(trained, found, strict=True)
-        # Copies: what a graph of a compiled part made is overwritten when it runs again.
-        own = {name: g.clone() for name, g in pairs if g is not None}
-        return Reference(loss, gradient, own)
+        return Reference(loss, gradient, {name: g for name, g in pairs if g is not None})
 
     def _loss(self, message: Message, kind: Kind, asked: Message) -> float:
         """Return the loss that an answer holds, once the answer is one."""

@@ -166,7 +166,7 @@ class Server(Worker):
         """Return the gradient of the training loss at the cut, and leave all as it is."""
         leaf = cut.activations.requires_grad_()
         cut.training = True
-        with self._buffers_kept():
+        with self._aside():
             with isolated_rng(self.peer.seed, "server", cut.step, device=self.peer.device):
                 loss = self._loss(self._logits(cut), cut.targets)
             (gradient,) = torch.autograd.grad(loss, [leaf])

@@ -178,13 +178,18 @@ class Worker:
             ) from error
 
     @contextmanager
-    def _buffers_kept(self) -> Iterator[None]:
-        """Let the part run in between, and put the statistics of its norms back."""
+    def _aside(self) -> Iterator[None]:
+        """Let the part run in between as if it had not: uncompiled, and its norms' statistics stay.
+
+        A compiled part compiles for shapes that come again, and remembers which came.
+        """
+        self._part.plain = True
         own = dict(self._part.named_parameters())
         kept = {n: t.clone() for n, t in self._part.state_dict().items() if n not in own}
         try:
             yield
         finally:
+            self._part.plain = False
             now = self._part.state_dict()
             for name, before in kept.items():
                 now[name].copy_(before)

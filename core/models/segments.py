@@ -108,6 +108,7 @@ class SegmentedPart:
 
     Attributes:
         module: a copy of the whole model, of which other parts' numbers are left out.
+        plain: see the contract.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class SegmentedPart:
         # What arrives is a leaf of the graph, which must not change.
         self._copies = bool(first) and model.in_place
         self._compiled: Compiled | None = None
+        self.plain = False
 
     def forward(
         self, inputs: torch.Tensor, token_sizes: torch.Tensor | None = None
@@ -145,7 +147,8 @@ class SegmentedPart:
         self._compiled = Compiled(self._through, mode, begins=begins)
 
     def _run(self, inputs: torch.Tensor, token_sizes: torch.Tensor | None) -> torch.Tensor:
-        return (self._compiled or self._through)(inputs, token_sizes)
+        compiled = None if self.plain else self._compiled
+        return (compiled or self._through)(inputs, token_sizes)
 
     def _through(self, inputs: torch.Tensor, token_sizes: torch.Tensor | None) -> torch.Tensor:
         """Return what the segments make of some samples; what is compiled is this."""

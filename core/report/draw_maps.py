@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ __all__ = ["draw_maps"]
 _WIDTH = 6.9
 _CELL = (0.52, 0.38)  # inches
 _OF_A_LETTER = 0.06  # inches, on the average
+_BESIDE_NUMBERS = 0.3
+"""From the middle of a cell, of whose height it is a share, to the end of a link."""
 _BESIDE = 4
 """How many rows that are in no map are told below it."""
 
@@ -128,15 +131,18 @@ def _draw_map(
 
 
 def _draw_lines(axes: Axes, maps: Maps, each: Map) -> None:
-    """Draw a line through the middles of cells of one product, and a frame around the best."""
+    """Link the cells of one product, outside of their numbers, and frame the best of them."""
     from matplotlib.patches import Rectangle
 
+    colour = "#D55E00"  # which neither map has
     for line in contours(maps, each):
-        x, y = zip(*line.places, strict=True)
-        axes.plot(x, y, color="white", linewidth=0.9, linestyle=(0, (3, 2)), zorder=1.5)
+        for (i, j), (k, m) in itertools.pairwise(line.places):
+            short = _BESIDE_NUMBERS / max(abs(k - i), abs(m - j))
+            x, y = ([a + short * (b - a), b - short * (b - a)] for a, b in ((i, k), (j, m)))
+            axes.plot(x, y, color=colour, linewidth=1.1, zorder=3)
         if line.best is not None:
             i, j = line.best
-            look: dict[str, Any] = {"fill": False, "edgecolor": "#D55E00", "linewidth": 1.6}
+            look: dict[str, Any] = {"fill": False, "edgecolor": colour, "linewidth": 1.6}
             axes.add_patch(Rectangle((i - 0.44, j - 0.42), 0.88, 0.84, zorder=4, **look))
 
 
@@ -187,7 +193,7 @@ def _told(maps: Maps, ridge: bool) -> str:
     if len(cells) < whole or any(cell.accuracy is None for cell in cells):
         told.append("hatched: no finished run")
     if ridge:
-        told.append("dashed: equal products; framed: the best of each")
+        told.append("linked: equal products; framed: the best of each")
     below = ["; ".join(told)]
     beside = [f"{row.title}: {_result(row)}" for row in maps.beside[:_BESIDE]]
     if len(maps.beside) > _BESIDE:

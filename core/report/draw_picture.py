@@ -71,6 +71,7 @@ def picture(path: Path, width: float = 6.5, height: float = 2.4) -> Iterator[Any
 
     more = {
         "axes.prop_cycle": cycler(color=COLOURS),
+        "figure.titlesize": _STYLE["axes.titlesize"],
         "lines.linewidth": 1.0,
         "text.parse_math": True,  # the powers of ten at an axis are mathematics
     }

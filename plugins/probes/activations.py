@@ -6,17 +6,19 @@ It looks at what the client's part makes, before the first plugin, in the first 
 every n-th behind it. ``metrics.jsonl`` then holds, under ``activations``:
 
 - ``effective rank``: the exponential of the entropy of the normalised singular values (Roy and
-  Vetterli, "The effective rank", EUSIPCO 2007) of at most 512 tokens of the batch, evenly spaced,
+  Vetterli, "The effective rank", EUSIPCO 2007) of at most 512 tokens of the batch, drawn by chance,
   around their mean. Hence it is at most 511, and at most the width.
 - ``zeros``: share of numbers that are 0; ``sparsity``: of those below a hundredth of the root mean
   square.
 - ``kurtosis``: the fourth moment over the square of the second, minus 3: 0 of a normal
   distribution, and large where few numbers are far out, which a quantizer's range has to hold.
-- ``lost at 8 bits``, ``4`` and ``2``: the squared error of rounding to 2^bits equal steps between
-  the smallest and the largest number of the batch, over the squared numbers.
+- ``lost at 8 bits``, ``4`` and ``2``: the squared error of rounding to the nearest of 2^bits evenly
+  spaced levels from the smallest to the largest number of the batch, over the squared numbers. It
+  is above 1, worse than zeros, where outliers leave no level near most numbers.
 
-``activations.png`` has numbers and singular values of the last look, and the rest over steps. It
-sits at the client, and takes any model and stack: nothing of a plugin is seen.
+``activations.png`` has numbers and singular values of the last look, of those tokens, and effective
+rank and losses over steps. It sits at the client, and takes any model and stack: nothing of a
+plugin is seen.
 
 Shapes: B samples, N tokens, D width; R rows, the tokens that singular values are taken of.
 """
@@ -29,7 +31,7 @@ from pathlib import Path
 
 import torch
 
-from splitlab.core import Cut, Fetch, hookimpl, picture
+from splitlab.core import Cut, Fetch, Peer, hookimpl, picture, upload
 from splitlab.plugins.probes.sampled import Sampled, curves
 
 __all__ = ["Activations", "effective_rank", "lost", "singular_values"]
@@ -52,6 +54,11 @@ class Activations(Sampled):
         self._spectrum = torch.zeros(0)
         self._values = torch.zeros(0)
 
+    @hookimpl
+    def setup(self, peer: Peer) -> None:
+        """Keep the peer, which gives a generator."""
+        self._peer = peer
+
     @hookimpl(wrapper=True)
     def after_client_forward(self, cut: Cut) -> Generator[None, None, None]:
         """Look before the stack's first plugin."""
@@ -59,7 +66,10 @@ class Activations(Sampled):
             with torch.no_grad():
                 made_BND = cut.activations.detach().float()
                 rows = made_BND.flatten(0, -2)
-                rows_RD = rows[:: -(-len(rows) // _ROWS)]
+                # By chance: every n-th may be the same place of every sample.
+                draw = self._peer.generator("probe activations", cut.step)
+                chosen_R = torch.randperm(len(rows), generator=draw)[:_ROWS]
+                rows_RD = rows[upload(chosen_R, rows.device)]
                 self._fetched = Fetch(_moments(made_BND)), Fetch(rows_RD)
         yield
 
@@ -96,10 +106,10 @@ class Activations(Sampled):
             values.set(xlabel=f"activation, step {step}", ylabel="count")
             sizes = self._spectrum.clamp(min=1e-12).numpy()
             spectrum.semilogy(range(1, len(sizes) + 1), sizes)
-            spectrum.set(xlabel=f"number, step {step}", ylabel="singular value")
+            spectrum.set(xlabel=f"number from the largest, step {step}", ylabel="singular value")
             curves(rank, self.history, {"effective rank": ""}, "effective rank")
             lost = {f"lost at {bits} bits": f"{bits} bits" for bits in _BITS}
-            curves(loss, self.history, lost, "squared error, share")
+            curves(loss, self.history, lost, "squared error, relative")
             loss.set_yscale("log")
         last = self.history[-1]
         return f"effective rank {last['effective rank']:.1f}, kurtosis {last['kurtosis']:.1f}"
@@ -130,9 +140,9 @@ def effective_rank(spectrum: torch.Tensor) -> float:
 
 
 def lost(values: torch.Tensor, bits: int) -> torch.Tensor:
-    """Return the squared error of rounding to 2^bits equal steps, over the squared values, ().
+    """Return the squared error of rounding to 2^bits levels, over the squared values, ().
 
-    The steps go from the smallest to the largest value. 0 where all are equal.
+    The levels go evenly from the smallest to the largest value. 0 where all are equal.
     """
     low, high = values.aminmax()
     step = (high - low) / (2**bits - 1)

@@ -9,9 +9,10 @@ every n-th behind it. ``metrics.jsonl`` then holds, under ``attention``:
   attention over all tokens, in nats, mean over the batch. log N if it attends to all N alike.
 - ``self``: the share of attention that the class token keeps for itself, mean over all heads.
 
-``attention.png`` has one image of the last look, and beside it where every head looks;
-``entropy.png`` has the entropies by layer and head, and over steps. It sits at the client, and
-takes any stack; a model without a class token, or cut before its first attention, is refused.
+``attention.png`` has one image of the last look, and beside it where every head looks, each on a
+scale of its own, of twelve layers and heads at most; ``entropy.png`` has the entropies by layer and
+head, and over steps. It sits at the client, and takes any stack; a model without a class token, or
+cut before its first attention, is refused.
 
 Shapes: B samples, L layers, H heads, N tokens.
 """
@@ -24,7 +25,7 @@ from pathlib import Path
 import torch
 
 from splitlab.core import Cut, Fetch, HeadAttention, Peer, hookimpl, picture
-from splitlab.plugins.probes.sampled import Sampled, curves, drawable
+from splitlab.plugins.probes.sampled import Sampled, bare, curves, drawable
 
 __all__ = ["Attention", "entropies"]
 
@@ -44,7 +45,7 @@ class Attention(Sampled):
         self._fetched: tuple[Fetch, Fetch, torch.Tensor] | None = None
         self._entropies = torch.zeros(0, 0)
         self._map = torch.zeros(0, 0, 0)
-        self._image = torch.zeros(0, 0, 0)
+        self._image = torch.zeros(0, 0, 0, dtype=torch.uint8)
 
     @hookimpl
     def setup(self, peer: Peer) -> None:
@@ -97,6 +98,8 @@ class Attention(Sampled):
         return f"mean entropy of the class token's attention {self.history[-1]['entropy']:.3f} nats"
 
     def _draw_entropies(self, path: Path) -> None:
+        import matplotlib as mpl
+
         L, H = self._entropies.shape
         with picture(path) as figure:
             by_head, over_steps = figure.subplots(1, 2)
@@ -116,23 +119,26 @@ class Attention(Sampled):
                 for each in self.history
             ]
             names = {f"layer {layer}": f"layer {layer}" for layer in range(1, L + 1)}
+            # Layers have an order, and may be more than colours that are told apart.
+            colours = mpl.colormaps["viridis"](torch.linspace(0, 0.9, L).numpy())
+            over_steps.set_prop_cycle(color=colours)
             curves(over_steps, means, names, "entropy in nats")
 
     def _draw_maps(self, path: Path, grid: tuple[int, int]) -> None:
         """Draw the image, and what each head looks at of it; rows are layers."""
         L, H = (min(_MOST, count) for count in self._map.shape[:2])
-        with picture(path, 0.2 + 0.8 * (H + 1), 0.2 + 0.8 * L) as figure:
+        with picture(path, 0.2 + 0.8 * (H + 1), 0.5 + 0.8 * L) as figure:
+            step = int(self.history[-1]["step"])
+            figure.suptitle(f"step {step}: from least (dark) to most attention of each head")
             panels = figure.subplots(L, H + 1, squeeze=False)
+            bare(panels)
             for layer, (image, *heads) in enumerate(panels):
-                image.imshow(self._image.numpy(), cmap="gray")
+                image.imshow(self._image.numpy(), cmap="gray", vmin=0, vmax=255)
                 image.set_ylabel(f"layer {layer + 1}")
                 for head, axes in enumerate(heads):
                     axes.imshow(self._map[layer, head, self._prefix :].view(grid).numpy())
                     if layer == 0:
                         axes.set_title(f"head {head + 1}")
-            for axes in panels.flat:
-                axes.set(xticks=[], yticks=[])
-                axes.grid(False)
 
 
 def entropies(attention_BLHN: torch.Tensor) -> torch.Tensor:

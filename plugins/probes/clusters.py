@@ -5,15 +5,17 @@
 It looks at the samples of a batch and the rows that they went into, in the first training step and
 in every n-th behind it. ``metrics.jsonl`` then holds, under ``clusters``:
 
-- ``purity``: the share of samples whose class is the most frequent of their cluster; and
-  ``purity by chance``, the same of the same clusters with the batch's labels shuffled once: small
-  clusters are pure whatever is in them.
+- ``purity``: the share of samples whose class is the most frequent of their cluster.
 - ``nmi``: the mutual information of clusters and classes over the mean of their entropies, 0 to 1.
+- ``purity by chance`` and ``nmi by chance``: the same of the same clusters with the batch's labels
+  shuffled once. Small clusters are pure, and tell of classes, whatever is in them: only what is
+  above chance was found.
 - ``clusters``, ``largest``, ``smallest`` and ``alone``: how many there are, how many samples the
   largest and the smallest have, and how many have one.
 
-``clusters.png`` is a sheet of the last look: one cluster a line, the largest first, with the mean
-of its images and then some of them. ``purity.png`` has numbers over steps. It sits at the client,
+``clusters.png`` is a sheet of the last look: one cluster a line, the ten largest, with the mean of
+its images and then up to eight of them. ``purity.png`` has numbers over steps, and ``numbers.json``
+purity and mutual information, and both by chance, as means over all looks. It sits at the client,
 and takes any stack; where no plugin says that it merges samples (`Cut.provenance`; ``adc`` and
 ``adc-batch-merge`` do), it says that there was nothing to see. Mixed samples count by their largest
 share.
@@ -23,20 +25,24 @@ Shapes: B samples, C classes, T clusters.
 
 from __future__ import annotations
 
+import json
 import math
+import statistics
 from collections.abc import Generator, Mapping
 from pathlib import Path
 
 import torch
 
 from splitlab.core import Cut, Fetch, Peer, hookimpl, picture
-from splitlab.plugins.probes.sampled import Sampled, curves, drawable
+from splitlab.plugins.probes.sampled import Sampled, bare, curves, drawable
 
 __all__ = ["Clusters", "compare"]
 
 _LINES = 10
 _IMAGES = 8
 """Clusters of a sheet, and images of each."""
+_TOLD = ("purity", "purity by chance", "nmi", "nmi by chance")
+"""What a run has in ``numbers.json``."""
 
 
 class Clusters(Sampled):
@@ -80,15 +86,16 @@ class Clusters(Sampled):
         found = compare(rows_B, classes_B)
         draw = self._peer.generator("probe clusters", self._step)
         shuffled_B = classes_B[torch.randperm(len(classes_B), generator=draw)]
+        by_chance = compare(rows_B, shuffled_B)
         sizes_T = rows_B.bincount()
+        sizes_T = sizes_T[sizes_T > 0]
         self._keep_sheet(rows_B, classes_B, images)
         return {
-            "purity": found["purity"],
-            "purity by chance": compare(rows_B, shuffled_B)["purity"],
-            "nmi": found["nmi"],
-            "clusters": int((sizes_T > 0).sum()),
+            **found,
+            **{f"{name} by chance": value for name, value in by_chance.items()},
+            "clusters": len(sizes_T),
             "largest": int(sizes_T.max()),
-            "smallest": int(sizes_T[sizes_T > 0].min()),
+            "smallest": int(sizes_T.min()),
             "alone": int((sizes_T == 1).sum()),
         }
 
@@ -96,8 +103,9 @@ class Clusters(Sampled):
         self, rows_B: torch.Tensor, classes_B: torch.Tensor, images: torch.Tensor
     ) -> None:
         """Keep the largest clusters' mean images, and some of their members, small."""
-        largest = rows_B.bincount().argsort(descending=True, stable=True)[:_LINES].tolist()
-        members = [(rows_B == row).nonzero().flatten() for row in largest]
+        sizes_T = rows_B.bincount()
+        largest = sizes_T.argsort(descending=True, stable=True)[:_LINES].tolist()
+        members = [(rows_B == row).nonzero().flatten() for row in largest if sizes_T[row]]
         shown = torch.cat([own[:_IMAGES] for own in members])
         means = [images[own.to(images.device)].float().mean(dim=0) for own in members]
         self._sheet = {
@@ -116,7 +124,7 @@ class Clusters(Sampled):
 
     @hookimpl
     def report(self, folder: Path) -> str | None:
-        """Draw ``clusters.png`` and ``purity.png``, or say why there is nothing to draw."""
+        """Draw ``clusters.png`` and ``purity.png`` and write ``numbers.json``, or say why not."""
         if not self.history:
             if self._peer.role == "server":
                 return None
@@ -129,31 +137,37 @@ class Clusters(Sampled):
         self._draw_sheet(folder / "clusters.png")
         with picture(folder / "purity.png") as figure:
             left, right = figure.subplots(1, 2)
-            names = {"purity": "purity", "purity by chance": "by chance", "nmi": "NMI"}
-            curves(left, self.history, names, "share")
+            names = {"purity": "purity", "nmi": "NMI"}
+            names |= {f"{name} by chance": f"{word} by chance" for name, word in names.items()}
+            curves(left, self.history, names, "0 to 1")
+            left.set_ylim(0, 1.02)
             curves(right, self.history, {"largest": "largest", "smallest": "smallest"}, "samples")
+        means = {name: statistics.fmean(each[name] for each in self.history) for name in _TOLD}
+        (folder / "numbers.json").write_text(json.dumps(means) + "\n", encoding="utf-8")
         last = self.history[-1]
         return (
             f"purity {last['purity']:.3f} (by chance {last['purity by chance']:.3f}), "
-            f"NMI {last['nmi']:.3f} in {last['clusters']:.0f} clusters"
+            f"NMI {last['nmi']:.3f} (by chance {last['nmi by chance']:.3f}) "
+            f"in {last['clusters']:.0f} clusters"
         )
 
     def _draw_sheet(self, path: Path) -> None:
         images, counts = self._sheet["images"].numpy(), self._sheet["counts"].tolist()
         T, first = len(counts), len(counts)
         classes = self._sheet["classes"].tolist()
-        with picture(path, 0.3 + 0.72 * (_IMAGES + 1), 0.3 + 0.8 * T) as figure:
+        last = self.history[-1]
+        with picture(path, 0.3 + 0.72 * (_IMAGES + 1), 0.5 + 0.8 * T) as figure:
+            figure.suptitle(
+                f"step {last['step']:.0f}: the {T} largest of {last['clusters']:.0f} clusters"
+            )
             panels = figure.subplots(T, _IMAGES + 1, squeeze=False)
-            for axes in panels.flat:
-                axes.set(xticks=[], yticks=[])
-                axes.set_frame_on(False)
-                axes.grid(False)
+            bare(panels)
             for line, count in enumerate(counts):
                 mean, *others = panels[line]
-                mean.imshow(images[line], cmap="gray", vmin=0, vmax=1)
+                mean.imshow(images[line], cmap="gray", vmin=0, vmax=255)
                 mean.set_title(f"mean of {count}")
                 for axes in others[: min(count, _IMAGES)]:
-                    axes.imshow(images[first], cmap="gray", vmin=0, vmax=1)
+                    axes.imshow(images[first], cmap="gray", vmin=0, vmax=255)
                     axes.set_title(f"class {classes[first - T]}")
                     first += 1
 

@@ -1,7 +1,4 @@
-"""What the probes share that look every few steps: when, what they keep, and how they draw it.
-
-Shapes: B samples, S height and width of an image in pixels.
-"""
+"""What the probes share that look every few steps: when, what they keep, and how they draw it."""
 
 from __future__ import annotations
 
@@ -13,10 +10,12 @@ import torch.nn.functional as F
 
 from splitlab.core import ConfigError, Cut, hookimpl
 
-__all__ = ["Sampled", "bars", "curves", "drawable"]
+__all__ = ["Sampled", "bare", "bars", "curves", "drawable"]
 
 _PIXELS = 96
-"""Height and width of an image in a picture, at most."""
+"""The longer side of an image in a picture, at most."""
+_COLUMNS = 3
+"""Words of a legend side by side, at most."""
 
 
 class Sampled:
@@ -84,8 +83,11 @@ def curves(
     for name, word in names.items():
         seen = [(each["step"], each[name]) for each in history if name in each]
         axes.plot(*zip(*seen, strict=True), marker=".", markersize=3, label=word or None)
-    if any(names.values()):
-        axes.legend(frameon=False)
+    if any(names.values()):  # above, where no line can be
+        place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
+        lines = -(-len(names) // _COLUMNS)
+        axes.legend(frameon=False, ncols=-(-len(names) // lines), columnspacing=1.2, **place)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("step")
     axes.set_ylabel(label)
 
@@ -119,14 +121,31 @@ def bars(axes: Any, values: Mapping[str, float], unit: str, label: str) -> None:
 
 
 def drawable(images: torch.Tensor) -> torch.Tensor:
-    """Return normalised images (B, channels, S, S) as (B, S', S', channels) in 0 to 1, on the CPU.
+    """Return normalised images as numbers of 0 to 255, uint8, on the CPU.
 
     They are made smaller where they are large. Every channel is stretched to its whole range over
     all of them, since what they were normalised by is not known here.
+
+    Args:
+        images: (B, channels, height, width).
+
+    Returns:
+        (B, smaller height, smaller width, channels).
     """
     images = images.detach().float()
-    if images.shape[-1] > _PIXELS:
-        images = F.interpolate(images, size=(_PIXELS, _PIXELS), mode="area")
+    longest = max(images.shape[-2:])
+    if longest > _PIXELS:
+        size = [max(1, side * _PIXELS // longest) for side in images.shape[-2:]]
+        images = F.interpolate(images, size=size, mode="area")
     low, high = images.amin(dim=(0, 2, 3)), images.amax(dim=(0, 2, 3))
     span = (high - low).clamp(min=1e-12)
-    return ((images - low[:, None, None]) / span[:, None, None]).permute(0, 2, 3, 1).cpu()
+    shares = (images - low[:, None, None]) / span[:, None, None]
+    return (255 * shares).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+
+
+def bare(panels: Any) -> None:
+    """Leave of these axes of matplotlib what is drawn in them, and their names."""
+    for axes in panels.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        axes.grid(False)

@@ -8,16 +8,18 @@ it. ``metrics.jsonl`` then holds, under ``selection``:
 - ``kept``, ``fused`` and ``left out``: shares of the patches: alone in their place, merged with
   other tokens, or not sent.
 - ``agreement``: of the samples that were looked at before, in another epoch: the patches kept both
-  times over those kept at all (Jaccard index), mean over samples. Absent where there is none. 4096
-  samples are remembered, those that came first.
+  times over those kept at all (Jaccard index), mean over samples. Absent where there is none. Two
+  draws by chance of a share k have about k / (2 - k). With augmentation a sample is another image
+  in another epoch, and merged samples share their patches. 4096 samples are remembered, those that
+  came first.
 - ``agreement of places``: how alike the patches of this look and of the one before were kept,
   whatever the images: the cosine of the frequencies at which every place was. 1 if it is always the
-  same places.
+  same places, or if all places are as frequent. Absent where none is kept.
 
 ``selection.png`` has images of the last look with a veil over what was not kept, a thin one over
-what was fused, and ``places.png``
-how often every place was kept, and numbers over steps. It sits at the client, and takes any stack;
-where no plugin says that it chooses or merges tokens (`Cut.provenance`; ``adc``,
+what was fused, and ``places.png`` how often every place was kept, and numbers over steps. It sits
+at the client, and takes any stack; where no plugin says that it chooses or merges tokens
+(`Cut.provenance`; ``adc``,
 ``adc-token-select``, ``evit``, ``tome``, ``random-tokens`` and ``grid-pool`` do), it says that
 there was nothing to see. Images are drawn where the patches have places in a grid.
 
@@ -33,7 +35,7 @@ import torch
 import torch.nn.functional as F
 
 from splitlab.core import Cut, Fetch, Peer, hookimpl, picture
-from splitlab.plugins.probes.sampled import Sampled, curves, drawable
+from splitlab.plugins.probes.sampled import Sampled, bare, curves, drawable
 
 __all__ = ["Selection", "agreement", "fates"]
 
@@ -75,15 +77,15 @@ class Selection(Sampled):
                 shape = cut.activations.shape
                 self._untold = self._untold or len(shape) < 2 or shape[1] != N
                 return
-            slots = Fetch(cut.provenance.slots(B, N)[:, self._peer.prefix_tokens :])
-            self._fetched = slots, ids, cut.images[:_IMAGES]
+            self._fetched = Fetch(cut.provenance.slots(B, N)), ids, cut.images[:_IMAGES]
 
     def numbers(self) -> Mapping[str, float]:
         """Return what was seen."""
         if self._fetched is None:
             return {}
         (slots, ids, images), self._fetched = self._fetched, None
-        kept_BP, fused_BP = fates(slots.tensor())
+        first = self._peer.prefix_tokens
+        kept_BP, fused_BP = (fate_BN[:, first:] for fate_BN in fates(slots.tensor()))
         found = {
             "kept": float(kept_BP.double().mean()),
             "fused": float(fused_BP.double().mean()),
@@ -94,7 +96,7 @@ class Selection(Sampled):
             rows = [self._seen[int(ids[i])] for i in known]
             found["agreement"] = agreement(self._masks[rows], kept_BP[known])
         places_P = kept_BP.double().mean(dim=0)
-        if len(self._places):
+        if self._places.any() and places_P.any():
             cosine = F.cosine_similarity(self._places, places_P, dim=0)
             found["agreement of places"] = float(cosine)
         self._places = places_P
@@ -156,38 +158,40 @@ class Selection(Sampled):
                 places = self._places.view(self._peer.grid).numpy()
                 shown = where.imshow(places, vmin=0, vmax=1)
                 where.set(xticks=[], yticks=[])
+                where.spines[:].set_visible(False)
                 where.grid(False)
                 figure.colorbar(shown, ax=where, label=f"kept, share of samples, step {step}")
             names = ("kept", "agreement", "agreement of places")
             used = {name: name for name in names if any(name in each for each in self.history)}
-            curves(over_steps, self.history, used, "share")
+            curves(over_steps, self.history, used, "0 to 1")
+            over_steps.set_ylim(0, 1.02)
 
     def _draw_images(self, path: Path, grid: tuple[int, int]) -> None:
-        images, size = self._drawn["images"], self._drawn["images"].shape[1:3]
+        images, size = self._drawn["images"] / 255, self._drawn["images"].shape[1:3]
         clear = F.interpolate(self._drawn["clear"].view(-1, 1, *grid), size=size)[:, 0, ..., None]
         veiled = (images * clear + torch.tensor(_VEIL) * (1 - clear)).clamp(0, 1).numpy()
-        with picture(path, 0.9 * len(images), 1.8) as figure:
+        with picture(path, max(3, 0.9 * len(images)), 2.1) as figure:
+            step = int(self.history[-1]["step"])
+            figure.suptitle(f"step {step}; kept: clear, fused: thin veil, left out: thick veil")
             panels = figure.subplots(2, len(images), squeeze=False)
+            bare(panels)
             for column, (image, behind) in enumerate(zip(images.numpy(), veiled, strict=True)):
                 panels[0][column].imshow(image, cmap="gray", vmin=0, vmax=1)
                 panels[1][column].imshow(behind)
-            for axes in panels.flat:
-                axes.set(xticks=[], yticks=[])
-                axes.grid(False)
 
 
-def fates(slots_BP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return which tokens are alone in their slot, and which share one, (B, P) bool each.
+def fates(slots_BN: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return which tokens are alone in their slot, and which share one, (B, N) bool each.
 
     Args:
-        slots_BP: (B, P) int64 as of `Provenance.slots`, -1 for what was left out.
+        slots_BN: (B, N) int64 as of `Provenance.slots`, -1 for what was left out.
     """
-    there_BP = slots_BP >= 0
-    slots_BP = slots_BP.clamp(min=0)
-    counts = torch.zeros(len(slots_BP), int(slots_BP.max()) + 1, dtype=torch.int64)
-    counts.scatter_add_(1, slots_BP, there_BP.long())
-    shared_BP = counts.gather(1, slots_BP) > 1
-    return there_BP & ~shared_BP, there_BP & shared_BP
+    there_BN = slots_BN >= 0
+    slots_BN = slots_BN.clamp(min=0)
+    counts = torch.zeros(len(slots_BN), int(slots_BN.max()) + 1, dtype=torch.int64)
+    counts.scatter_add_(1, slots_BN, there_BN.long())
+    shared_BN = counts.gather(1, slots_BN) > 1
+    return there_BN & ~shared_BN, there_BN & shared_BN
 
 
 def agreement(ours_BP: torch.Tensor, theirs_BP: torch.Tensor) -> float:

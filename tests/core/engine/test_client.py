@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import pytest
@@ -273,9 +274,10 @@ class Asks:
 def test_a_reference_changes_nothing_of_the_training(tiny: Any, model: str | None) -> None:
     """Batch norm keeps statistics of what passes by; dropout draws."""
     own = dataclasses.replace(tiny, model=model)
+    more: dict[str, Any] = {"ema": 0.9} | ({} if model else {"proj_drop_rate": 0.2})
     found = []
     for observers in ([], [Asks()]):
-        client, server = own.pair(observers=observers)
+        client, server = own.pair(observers=observers, **more)
         losses = own.train(client, server, range(2))
         found.append((losses, client.numbers(), server.numbers()))
     (losses, *ours), (others, *theirs) = found
@@ -308,6 +310,24 @@ def test_mixed_targets_may_be_compared_too(tiny: Any) -> None:
     conversation = client.train(mixed, 0)
     step = conversation.send(tiny.travel(server.handle(tiny.travel(next(conversation)))))
     assert step.training
+
+
+def test_a_reference_runs_as_it_is_written_where_parts_are_compiled(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or its shapes would be among those that are compiled, and others would not be."""
+    rows: list[int] = []
+
+    def compiled(part: Any, inputs: torch.Tensor, sizes: torch.Tensor | None) -> torch.Tensor:
+        rows.append(len(inputs))
+        return part._through(inputs, sizes)
+
+    client, server = tiny.pair(observers=[Asks()])
+    for worker in (client, server):
+        part: Any = worker._part
+        monkeypatch.setattr(part, "_compiled", functools.partial(compiled, part))
+    tiny.train(client, server, [0])
+    assert rows == [6, 6]
 
 
 def test_a_client_that_trains_nothing_has_a_reference_without_parameters(tiny: Any) -> None:

@@ -8,15 +8,15 @@ from typing import Any
 
 from matplotlib.text import Text
 
-from splitlab.core.report.draw import _ours
 from splitlab.core.report.draw_frontier import draw_frontier
+from splitlab.core.report.draw_picture import style
 from splitlab.core.report.figures import frontier
 from splitlab.core.report.results import Results
 
 
 def test_names_of_the_frontier_do_not_overlap(methods: Results) -> None:
     marks = frontier(methods)
-    with _ours():
+    with style():
         figure = draw_frontier(marks)
         [axes] = figure.axes
         named = [text.get_text() for text in axes.texts]

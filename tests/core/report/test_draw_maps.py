@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from splitlab.core.report.draw import _ours
 from splitlab.core.report.draw_maps import _luminance, draw_maps
+from splitlab.core.report.draw_picture import style
 from splitlab.core.report.heat_maps import maps
 from splitlab.core.report.results import Results, Row
 
@@ -51,7 +51,7 @@ def test_maps_stand_as_far_apart_as_their_titles_need(make: Any) -> None:
     from matplotlib.text import Text
 
     stacks = [f"a-method-with-a-long-name-{i}" for i in range(4)]
-    with _ours():
+    with style():
         figure = draw_maps(maps(make.grid(cuts=(1, 2), stacks=stacks)))
         figure.draw_without_rendering()
     titles = [t for t in figure.findobj(Text) if t.get_text().startswith("a-method")]
@@ -108,7 +108,11 @@ def test_a_ridge_frames_the_best_of_every_line_of_equal_products(cut_by_ratio: R
     found = maps(cut_by_ratio, "ridge")  # 0.05 x 2 and 0.1 x 1; 0.1 x 2 and 0.2 x 1
     plain, figure = draw_maps(found), draw_maps(found, ridge=True)
     for before, axes in zip(plain.axes[:2], figure.axes[:2], strict=True):
-        assert len(axes.get_lines()) - len(before.get_lines()) == 2
+        links = axes.get_lines()[len(before.get_lines()) :]
+        ends = [[*zip(*link.get_data(), strict=True)] for link in links]
+        assert len(ends) == 2  # each from near one cell to near the other, beside their numbers
+        for (i, j), (k, m) in ends:
+            assert (k - i, m - j) == pytest.approx((0.4, -0.4))
         assert len(axes.patches) - len(before.patches) == 2
     assert "framed: the best of each" in figure.get_supxlabel()
     assert "framed" not in plain.get_supxlabel()

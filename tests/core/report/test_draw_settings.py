@@ -10,7 +10,10 @@ from splitlab.core.report.published import Curve, Published
 from splitlab.core.report.results import Results
 
 BESIDE = Published(
-    (Curve("who", "adc", {}, ((0.05, 0.6), (0.1, 0.7))), Curve("who", "other", {}, ((0.2, 0.5),))),
+    (
+        Curve("who", "adc:tau=1", {}, ((0.05, 0.6), (0.1, 0.7))),
+        Curve("who", "other", {}, ((0.2, 0.5),)),
+    ),
     "dashed: who",
 )
 
@@ -19,9 +22,9 @@ def test_what_is_published_is_dashed_in_the_colour_of_its_method(methods: Result
     figure = draw_settings(series(methods, "ratio"), "ratio", BESIDE)
     [axes] = figure.axes
     dashed = {str(line.get_label()): line for line in axes.get_lines() if line.get_ls() == "--"}
-    assert [*dashed] == ["adc, published", "other, published"]
+    assert [*dashed] == ["adc:tau=1, published", "other, published"]
     own = {str(each.get_label()): each for each in axes.containers}
-    assert dashed["adc, published"].get_color() == own["adc"].lines[0].get_color()  # type: ignore[attr-defined]
+    assert dashed["adc:tau=1, published"].get_color() == own["adc"].lines[0].get_color()  # type: ignore[attr-defined]
     assert "dashed: who" in figure.get_supxlabel()
     assert "1 row without a finished run" in figure.get_supxlabel()
     assert axes.get_xscale() == "log"
@@ -42,3 +45,23 @@ def test_nothing_is_drawn_where_no_run_is_finished(make: Any) -> None:
     rows = [make.row("a", [], runs=(make.lost(0, "diverged"),))]
     figure = draw_settings(series(make.results(rows), "ratio"), "ratio", Published())
     assert figure.get_supxlabel() == "no run is finished"
+
+
+def test_of_many_lines_each_has_a_panel_with_the_others_behind_it(make: Any) -> None:
+    rows = [
+        make.row(f"{name} {snr}", [0.5, 0.6], method=name, settings={"stack": name, "snr": snr})
+        for name in (*"abcdefgh", "a:x=1,y=2 + b")
+        for snr in (0, 10)
+    ]
+    rows.append(make.row("none", [0.7], settings={"stack": "none", "snr": None}))
+    results = make.results(rows, [make.axis("snr", (0, 10, None))])
+    figure = draw_settings(series(results, "setting:snr"), "setting:snr", Published())
+    drawn = [axes for axes in figure.axes if axes.axison]
+    assert [axes.get_title("left") for axes in drawn] == [*"abcdefgh", "a:x=1, y=2 + b"]
+    for axes in drawn:
+        levels = [line for line in axes.get_lines() if set(line.get_ydata()) == {0.7}]
+        assert (len(axes.containers), len(levels)) == (1, 1)
+        assert len(axes.get_lines()) == 1 + 1 + 8  # its own, the level, the others
+    told = figure.get_supxlabel()
+    assert told.startswith("snr (dB)\n")
+    assert "level: none; light grey: the other panels' lines" in told

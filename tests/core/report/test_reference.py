@@ -30,6 +30,27 @@ def test_of_several_rows_that_with_the_same_settings(cut_by_ratio: Results) -> N
     assert reference_of(cut_by_ratio, rows["none, cut 1"]) is None
 
 
+def test_of_several_rows_with_some_settings_that_with_the_others(make: Any) -> None:
+    rows = {
+        (tau, select): make.row(
+            f"adc:tau={tau},select={select} + half, cut 1",
+            [0.5],
+            method="adc + half",
+            settings={"stack": "adc + half", "tau": tau, "select": select},
+        )
+        for tau in (0.1, 0.2)
+        for select in ("norm", "random")
+    }
+    results = make.results([*rows.values()], reference="adc:select=norm + half")
+    assert references(results) == (rows[0.1, "norm"], rows[0.2, "norm"])
+    for tau in (0.1, 0.2):
+        assert reference_of(results, rows[tau, "random"]) is rows[tau, "norm"]
+        assert reference_of(results, rows[tau, "norm"]) is None
+    for other in ("adc:select=size + half", "adc:select=norm", "topk:select=norm + half"):
+        with pytest.raises(ConfigError, match="no row is called"):
+            references(make.results([*rows.values()], reference=other))
+
+
 def test_what_is_uncompressed_is_shown_behind_others_without_being_named(make: Any) -> None:
     a, none = make.row("a", [0.5]), make.row("none", [0.6])
     results = make.results([a, none])

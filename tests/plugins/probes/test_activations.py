@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from splitlab.core import Cut
 from splitlab.plugins.probes.activations import Activations, effective_rank, lost, singular_values
 
 
@@ -53,10 +54,9 @@ def test_a_run_logs_and_draws(seen: Any, tmp_path: Any) -> None:
     assert (folder / "said.txt").read_text().startswith("effective rank ")
 
 
-def test_moments_of_known_numbers() -> None:
-    from splitlab.core import Cut
-
+def test_moments_of_known_numbers(tiny: Any) -> None:
     probe = Activations(every=1)
+    probe.setup(peer=tiny.peer())
     values = torch.tensor([0.0, 0.0, 1.0, -1.0, 1.0, -1.0, 0.001, -0.001]).view(2, 2, 2)
     cut = Cut(activations=values, targets=torch.zeros(2), step=0, training=True)
     for _ in probe.after_client_forward(cut):
@@ -66,3 +66,14 @@ def test_moments_of_known_numbers() -> None:
     assert numbers["sparsity"] == 0.5
     assert numbers["kurtosis"] == pytest.approx(2 - 3, abs=1e-4)
     assert probe.metrics(1) == {}
+
+
+def test_the_rank_is_of_tokens_of_all_places(tiny: Any) -> None:
+    """An even stride over 64 tokens a sample would meet every eighth place only."""
+    probe = Activations(every=1)
+    probe.setup(peer=tiny.peer())
+    place_NN = torch.eye(64).expand(64, 64, 64)
+    cut = Cut(activations=place_NN, targets=torch.zeros(64), step=0, training=True)
+    for _ in probe.after_client_forward(cut):
+        pass
+    assert probe.metrics(0)["effective rank"] > 56

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -33,11 +34,17 @@ def test_clusters_by_label_are_as_pure_as_can_be(seen: Any, tmp_path: Any) -> No
     assert [*found] == [1, 2]
     for numbers in found.values():
         assert numbers["purity"] == 1
-        assert numbers["purity by chance"] <= 1
+        assert 0.5 <= numbers["purity by chance"] <= 1
+        assert 0 <= numbers["nmi by chance"] <= numbers["nmi"]
         assert numbers["clusters"] == 4
         assert 1 <= numbers["smallest"] <= 2 <= numbers["largest"]
     folder = tmp_path / "run" / "probes" / "clusters"
-    assert {each.name for each in folder.iterdir()} == {"clusters.png", "purity.png", "said.txt"}
+    files = {"clusters.png", "numbers.json", "purity.png", "said.txt"}
+    assert {each.name for each in folder.iterdir()} == files
+    means = json.loads((folder / "numbers.json").read_text())
+    assert means.keys() == {"purity", "purity by chance", "nmi", "nmi by chance"}
+    for name, mean in means.items():
+        assert mean == pytest.approx((found[1][name] + found[2][name]) / 2)
     assert (folder / "said.txt").read_text().startswith("purity 1.000 (by chance ")
 
 
@@ -47,12 +54,15 @@ def test_the_sheet_shows_the_mean_of_the_members(probed: Any) -> None:
     probe = Clusters(every=1)
     images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     images[0, 0, 0, 0], images[0, 0, 0, 1] = 0, 1  # so that the range is 0 to 1
-    probe._keep_sheet(torch.tensor([1, 0, 1, 1]), torch.tensor([3, 2, 1, 0]), images)
+    # Nobody went into row 1.
+    probe._keep_sheet(torch.tensor([2, 0, 2, 2]), torch.tensor([3, 2, 1, 0]), images)
     sheet = probe.kept()
     assert sheet["counts"].tolist() == [3, 1]
     assert sheet["classes"].tolist() == [3, 1, 0, 2]
-    torch.testing.assert_close(sheet["images"][0, ..., 0], images[[0, 2, 3], 0].mean(dim=0))
-    torch.testing.assert_close(sheet["images"][2:, ..., 0], images[[0, 2, 3, 1], 0])
+    means, members = sheet["images"][:2, ..., 0] / 255, sheet["images"][2:, ..., 0] / 255
+    rounding = {"rtol": 0, "atol": 0.51 / 255}
+    torch.testing.assert_close(means[0], images[[0, 2, 3], 0].mean(dim=0), **rounding)
+    torch.testing.assert_close(members, images[[0, 2, 3, 1], 0], **rounding)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,11 @@ import math
 from typing import Any
 
 import pytest
+import torch
 
-from splitlab.plugins.probes.gradient_flow import layer_of
+from splitlab.core import Cut
+from splitlab.core.contract.cut import Reference
+from splitlab.plugins.probes.gradient_flow import GradientFlow, layer_of
 
 
 def test_layers_are_called_by_the_beginning_of_their_names() -> None:
@@ -41,6 +44,35 @@ def test_an_empty_stack_changes_no_gradient(seen: Any, tmp_path: Any) -> None:
     folder = tmp_path / "run" / "probes" / "gradient-flow"
     assert {each.name for each in folder.iterdir()} == {"gradient-flow.png", "said.txt"}
     assert (folder / "said.txt").read_text().startswith("cosine at the cut 1.000, mean of 2 looks")
+
+
+def test_it_listens_in_the_steps_that_it_looks_at_alone_and_a_gradient_of_0_has_no_direction(
+    tiny: Any,
+) -> None:
+    weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    peer = tiny.peer(parameters={"a.weight": weight})
+    probe = GradientFlow(every=2)
+    probe.setup(peer=peer)
+    assert peer.compared == [2]
+
+    def step(number: int, reference: Reference | None) -> dict[str, float]:
+        made = weight * torch.ones(1, 1, 2)
+        cut = Cut(activations=made, targets=torch.zeros(1), step=number, training=True)
+        cut.reference, cut.gradient = reference, torch.tensor([[[0.0, 2.0]]])
+        for hook in (probe.after_client_forward, probe.gradient_return):
+            for _ in hook(cut):
+                pass
+        assert bool(weight._backward_hooks) is (reference is not None)
+        made.backward(cut.gradient)
+        return dict(probe.metrics(number))
+
+    known = {"a.weight": torch.tensor([1.0, 1.0])}
+    found = step(0, Reference(1.0, torch.zeros(1, 1, 2), known))
+    assert not weight._backward_hooks
+    assert (found["returned"], found["cut"], found["cut uncompressed"]) == (2, 2, 0)
+    assert "cut cosine" not in found
+    assert found["a cosine"] == pytest.approx(1 / math.sqrt(2))
+    assert step(1, None) == {}
 
 
 def test_a_stack_turns_the_gradient(seen: Any) -> None:

@@ -57,6 +57,14 @@ def test_samples_that_come_again_are_compared_with_what_was_kept_of_them(tiny: A
     assert third["agreement"] == pytest.approx((1 / 3 + 1 / 3) / 2)
 
 
+def test_where_no_patch_is_kept_there_are_no_places_to_agree(tiny: Any) -> None:
+    probe: Any = bind("probes", "selection:every=1").build()
+    probe.setup(peer=tiny.peer())
+    for step in range(2):
+        numbers = look(probe, step, [[0]], [step])
+        assert numbers == {"kept": 0, "fused": 0, "left out": 1}
+
+
 @pytest.mark.parametrize(
     ("stack", "kept", "fused"),
     [
