@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from os.path import expanduser
 from pathlib import Path
@@ -14,6 +15,7 @@ from splitlab.core.contract.errors import ConfigError
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
+    from splitlab.core.report.claims import Verdict
     from splitlab.core.report.results import Results
 
 __all__ = ["add", "show_results"]
@@ -33,6 +35,7 @@ _EXAMPLES = """\
   splitlab report runs/* --csv results   every run and evaluation, for pandas
   splitlab report studies/mine --figures figures --latex table.tex   for a paper
   splitlab report studies/mine --figures figures --figure bytes:log
+  splitlab report studies/adc/ratios --claims docs/results/claims.toml
 """
 
 
@@ -87,6 +90,13 @@ def add(commands: Commands) -> Parser:
         help="test every row against this one, or a method's rows (default: that of the study, or "
         "none)",
     )
+    parser.add_argument(
+        "--claims",
+        type=expanduser,
+        metavar="FILE.toml",
+        help="print whether the runs bear out what this file claims of a study's rows, such as "
+        "docs/results/claims.toml of ADC's paper",
+    )
     return parser
 
 
@@ -102,6 +112,7 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.reference is not None:
         results = replace(results, reference=arguments.reference)
     references(results)
+    verdicts = _verdicts(results, Path(arguments.claims)) if arguments.claims else ()
     if not any(row.finished for row in results.rows):
         runs = sum(len(row.runs) for row in results.rows)
         raise ConfigError(
@@ -118,7 +129,33 @@ def _report(arguments: argparse.Namespace) -> int:
         print_written(written)
     else:
         show_results(results)
+    for verdict in verdicts:
+        _show(verdict)
     return 0
+
+
+def _verdicts(results: Results, path: Path) -> Sequence[Verdict]:
+    """Return what came of the claims of a file, which must know the study."""
+    from splitlab.core.report.claims import judge, read_claims, samples_of
+
+    claims = read_claims(path, results.name).claims
+    if not claims:
+        raise ConfigError(
+            f"{path} claims nothing of {results.name!r}; a table of its claims is written as "
+            f'[["{results.name}"]]'
+        )
+    return judge(samples_of(results), claims)
+
+
+def _show(verdict: Verdict) -> None:
+    """Print a claim, what came of it, and its comparisons where there are several."""
+    from splitlab.core.command.show import print_line
+    from splitlab.core.report.claims import numbers, told
+
+    say(f"\n{verdict.claim.text} ({verdict.claim.where})")
+    print_line(("  " + verdict.told, "bold"))
+    for one in verdict.comparisons if len(verdict.comparisons) > 1 else ():
+        say(f"    {one.first} against {one.second}: {told(one)} ({numbers(one)})")
 
 
 def _results(places: list[Path]) -> Results:
