@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-everywhere lint types wheel bench gpu clean
+.PHONY: run test test-everywhere lint types wheel bench gpu science clean
 
 run: .venv/installed-run
 	$(BIN)/splitlab run --plugin adc
@@ -35,6 +35,12 @@ bench: .venv/installed-test
 # On a machine with a GPU: its checks and figures, in docs/gpu.md or $OUTPUT. Installs nothing.
 gpu:
 	benchmarks/gpu.sh
+
+# A slice of the paper's studies on one GPU: DATA=FOLDER WEIGHTS=FILE make science, and again with
+# FROM=OUT.tar on another machine; MINUTES, STUDIES and SEEDS as the script's options say.
+science:
+	benchmarks/science.sh $(if $(FROM),--from $(FROM)) $(if $(MINUTES),--minutes $(MINUTES)) \
+	    $(if $(STUDIES),--studies $(STUDIES)) $(if $(SEEDS),--seeds $(SEEDS))
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .benchmarks

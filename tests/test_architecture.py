@@ -440,6 +440,8 @@ WITHOUT_A_SOURCE = {
     "test_examples.py": "the examples and the README",
     "test_gpu.py": "what a GPU must do as a CPU does, and the script that looks at it",
     "test_pairs.py": "plugins two by two",
+    "test_science.py": "the script of the paper's regime",
+    "test_results.py": "the pages of results, and what writes them",
     "transports/test_contract.py": "what all transports have in common",
 }
 TESTS = ROOT / "tests"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from os.path import expanduser
 from pathlib import Path
@@ -21,6 +22,7 @@ from splitlab.core.contract.errors import ConfigError
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
+    from splitlab.core.report.claims import Verdict
     from splitlab.core.report.over_links import OverLinks
     from splitlab.core.report.results import Results
 
@@ -45,6 +47,7 @@ _EXAMPLES = """\
   splitlab report studies/mine --figures figures --latex table.tex   for a paper
   splitlab report studies/mine --figures figures --figure bytes:log
   splitlab report studies/mine --html mine.html --link lte --link 3g --client-speed 0.1
+  splitlab report studies/adc/ratios --claims docs/results/claims.toml
 """
 
 
@@ -99,6 +102,13 @@ def add(commands: Commands) -> Parser:
         help="test every row against this one, or a method's rows (default: that of the study, or "
         "none)",
     )
+    parser.add_argument(
+        "--claims",
+        type=expanduser,
+        metavar="FILE.toml",
+        help="print whether the runs bear out what this file claims of a study's rows, such as "
+        "docs/results/claims.toml of ADC's paper",
+    )
     group = parser.add_argument_group("time to accuracy over links")
     add_links(group, "all profiles")
     add_accuracy(group)
@@ -117,6 +127,7 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.reference is not None:
         results = replace(results, reference=arguments.reference)
     references(results)
+    verdicts = _verdicts(results, Path(arguments.claims)) if arguments.claims else ()
     if not any(row.finished for row in results.rows):
         runs = sum(len(row.runs) for row in results.rows)
         raise ConfigError(
@@ -136,7 +147,33 @@ def _report(arguments: argparse.Namespace) -> int:
         print_written(written)
     else:
         show_results(results, links)
+    for verdict in verdicts:
+        _show(verdict)
     return 0
+
+
+def _verdicts(results: Results, path: Path) -> Sequence[Verdict]:
+    """Return what came of the claims of a file, which must know the study."""
+    from splitlab.core.report.claims import judge, read_claims, samples_of
+
+    claims = read_claims(path, results.name).claims
+    if not claims:
+        raise ConfigError(
+            f"{path} claims nothing of {results.name!r}; a table of its claims is written as "
+            f'[["{results.name}"]]'
+        )
+    return judge(samples_of(results), claims)
+
+
+def _show(verdict: Verdict) -> None:
+    """Print a claim, what came of it, and its comparisons where there are several."""
+    from splitlab.core.command.show import print_line
+    from splitlab.core.report.claims import numbers, told
+
+    say(f"\n{verdict.claim.text} ({verdict.claim.where})")
+    print_line(("  " + verdict.told, "bold"))
+    for one in verdict.comparisons if len(verdict.comparisons) > 1 else ():
+        say(f"    {one.first} against {one.second}: {told(one)} ({numbers(one)})")
 
 
 def _results(places: list[Path]) -> Results:

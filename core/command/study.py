@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import warnings
 from os.path import expanduser
@@ -66,6 +67,7 @@ _EXAMPLES = """\
   splitlab study --plugin adc --over batch-size=64,128 --zip lr=1e-3,2e-3 \\
                  --output both
   splitlab study methods --executor processes:8
+  splitlab study methods --for 9min                           a part of it; the same again goes on
   splitlab study methods --dry-run                            its rows, and how they stand
 """
 
@@ -170,6 +172,13 @@ def add_executor(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--retry", action="store_true", help="run again what failed or diverged before"
     )
+    group.add_argument(
+        "--for",
+        dest="seconds",
+        metavar="TIME",
+        help="stop after this long, such as 90s, 9min or 2h: no run is begun any more, and those "
+        "under way end after their step, with a checkpoint; the same command goes on",
+    )
 
 
 class _AxisAction(argparse.Action):
@@ -227,6 +236,7 @@ def conducted(
     Raises:
         SplitlabError, Diverged: a run failed, or diverged.
     """
+    seconds = None if arguments.seconds is None else _seconds(arguments.seconds)
     from splitlab.core.command.progress import study_reporter
     from splitlab.core.report.estimate import check
     from splitlab.core.studies.conduct import study
@@ -237,12 +247,26 @@ def conducted(
         executor=arguments.executor,
         ray_address=arguments.ray_address,
         retry=arguments.retry,
+        seconds=seconds,
         reporter=study_reporter(arguments.quiet or arguments.json),
         should_stop=StopAsked(),
         **asked,
         **options,
     )
     return ended(found, arguments)
+
+
+def _seconds(text: str) -> float:
+    """Return the seconds of ``90s``, ``9min`` or ``2h``.
+
+    Raises:
+        ConfigError: it is no time.
+    """
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+) ?(s|min|h)", text.strip())
+    seconds = float(match[1]) * {"s": 1, "min": 60, "h": 3600}[match[2]] if match else 0.0
+    if not seconds:
+        raise ConfigError(f"--for {text} is not allowed; write how long, as in 90s, 9min or 2h")
+    return seconds
 
 
 def ended(found: Study, arguments: argparse.Namespace) -> int:
@@ -263,6 +287,7 @@ def ended(found: Study, arguments: argparse.Namespace) -> int:
 
         show_results(results, links)
         print_written(files)
+        _say_what_is_left(results, found)
     fail(results, found)
     return 0
 
@@ -276,6 +301,15 @@ def _over_links(results: Results, arguments: argparse.Namespace) -> OverLinks | 
     except ConfigError as error:  # the runs are done, and their tables are wanted in any case
         warnings.warn(f"the time to accuracy is left out: {error}", Notice, stacklevel=2)
         return None
+
+
+def _say_what_is_left(results: Results, found: Study) -> None:
+    """Say how many runs are to be made yet: the time was up, or others have them in hand."""
+    runs = [run for row in results.rows for run in row.runs]
+    left = sum(run.state not in ("finished", "failed", "diverged") for run in runs)
+    if left:
+        output = shlex.quote(str(found.folder))
+        say(f"{left} of {len(runs)} runs are left; go on with: splitlab study --output {output}")
 
 
 def fail(results: Results, found: Study) -> None:

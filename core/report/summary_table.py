@@ -24,6 +24,7 @@ __all__ = [
     "markdown",
     "summarise",
     "table_csv",
+    "table_markdown",
 ]
 
 
@@ -270,7 +271,7 @@ def _without_a_run(states: Mapping[str, int]) -> str:
 
 
 def _count(row: SummaryRow) -> str:
-    finished, wanted = len(row.row.finished), len(row.row.runs)
+    finished, wanted = row.states.get("finished", 0), sum(row.states.values())
     return str(finished) if finished == wanted else f"{finished}/{wanted}"
 
 
@@ -304,14 +305,18 @@ LEGEND = """\
 
 def markdown(results: Results) -> str:
     """Return the table for people, with what all runs have in common and the legend."""
-    table = cells(summarise(results))
-    rule = ["---" if i in table.words else "---:" for i in range(len(table.header))]
-    rows = [_in_bold(table, i) for i in range(len(table.rows))]
-    lines = [table.header, rule, *rows]
-    escaped = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
     common = ", ".join(f"{name} {value}" for name, value in results.common)
     head = [f"{text}\n" for text in (results.summary, common) if text]
-    return "\n".join([*head, *(f"| {line} |" for line in escaped), "", LEGEND])
+    return "\n".join([*head, table_markdown(summarise(results)), "", LEGEND])
+
+
+def table_markdown(rows: Sequence[SummaryRow]) -> str:
+    """Return the table of these rows alone."""
+    table = cells(rows)
+    rule = ["---" if i in table.words else "---:" for i in range(len(table.header))]
+    lines = [table.header, rule, *(_in_bold(table, i) for i in range(len(table.rows)))]
+    escaped = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
+    return "\n".join(f"| {line} |" for line in escaped)
 
 
 def _in_bold(table: Cells, i: int) -> tuple[str, ...]:

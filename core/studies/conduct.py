@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -73,6 +75,7 @@ def study(
     executor: str = "inside",
     ray_address: str | None = None,
     retry: bool = False,
+    seconds: float | None = None,
     reporter: StudyReporter | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     **options: Any,
@@ -93,6 +96,8 @@ def study(
         executor: who performs the runs: ``inside``, ``processes:N``, ``ray``.
         ray_address: of a cluster.
         retry: run again what failed or diverged.
+        seconds: that it may take; then no run is begun any more, and those under way stop after
+            their step, with checkpoints. What is left goes on when it is called again.
         reporter: is told how it goes.
         should_stop: asked after every step; True ends it with checkpoints and `Interrupted`.
         options: fields of `Config`, on top of the definition's base.
@@ -103,6 +108,7 @@ def study(
     """
     reporter = reporter or StudyReporter()
     performer = executor_of(executor, ray_address=ray_address)
+    limit = _Limit(seconds, should_stop)
     try:
         found = prepare(what, stacks=stacks, over=over, seeds=seeds, output=output, options=options)
         jobs = found.jobs()
@@ -111,12 +117,32 @@ def study(
             _want_again(job)
         reporter.begin(found, len(jobs), len(jobs) - len(left))
         try:
-            performer.perform(left, reporter, should_stop)
-        except (Interrupted, KeyboardInterrupt):
-            raise _interrupted(found, jobs, retry) from None
+            performer.perform(left, reporter, limit.should_stop)
+        except (Interrupted, KeyboardInterrupt) as reason:
+            if not limit.is_over or isinstance(reason, KeyboardInterrupt):
+                raise _interrupted(found, jobs, retry) from None
         return found
     finally:
         reporter.end()
+
+
+class _Limit:
+    """How long a study may take, if somebody said so.
+
+    Attributes:
+        is_over: whether it stops for that, and not because somebody else asked it to.
+    """
+
+    def __init__(self, seconds: float | None, asked: Callable[[], bool]) -> None:
+        self._end = math.inf if seconds is None else time.monotonic() + seconds
+        self._asked = asked
+        self.is_over = False
+
+    def should_stop(self) -> bool:
+        """Return whether to stop now."""
+        asked = self._asked()
+        self.is_over = not asked and time.monotonic() >= self._end
+        return asked or self.is_over
 
 
 def prepare(

@@ -153,3 +153,16 @@ def test_bad_input(arguments: list[str], told: str, there: Path, fails: Callable
     (there / "file").touch()
     assert told in fails("report", *arguments)
     assert not (there / "f").exists()
+
+
+def test_claims_are_judged_by_the_runs(
+    there: Path, capsys: pytest.CaptureFixture[str], fails: Callable[..., str]
+) -> None:
+    Path("claims.toml").write_text(
+        '[["runs"]]\nclaim = "It pays."\nwhere = "p. 1"\ncompare = [["topk", "none"]]\n'
+    )
+    assert main(["report", "runs", "--claims", "claims.toml"]) == 0
+    out = capsys.readouterr().out
+    assert "It pays. (p. 1)" in out
+    assert "  did not hold (Δ = -0.2900, p < 0.001, n = 3)" in out
+    assert "claims nothing of 'none-0'" in fails("report", "runs/none-0", "--claims", "claims.toml")

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,6 +35,20 @@ def test_a_study_that_is_said(
     assert len(runs.log) == 6
     assert main(["study", "--output", "s", "--quiet"]) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_a_part_of_a_study_says_what_is_left(
+    runs: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], unlistened: None
+) -> None:
+    times = iter([0.0, 0.0])
+    clock = SimpleNamespace(monotonic=lambda: next(times, 999.0))
+    monkeypatch.setattr("splitlab.core.studies.conduct.time", clock)
+    assert main([*GRID, "--output", "s", *FLAGS, "--for", "9min"]) == 0
+    assert f"3 of 4 runs are left; go on with: splitlab study --output {Path('s').absolute()}" in (
+        capsys.readouterr().out
+    )
+    assert main(["study", "--output", "s", "--for", "1.5 h"]) == 0
+    assert "are left" not in capsys.readouterr().out
 
 
 @pytest.mark.filterwarnings("always::splitlab.core.contract.errors.Notice")
@@ -117,6 +132,10 @@ def test_runs_that_do_not_end_well(
         (["methods", "--over", "plugin.acd.ratio=1"], "unknown plugin of the stacks 'acd'"),
         (["methods", "--executor", "processes"], "write how many runs at a time"),
         (["methods", "--seeds", "0"], "--seeds 0 is not allowed"),
+        (
+            ["methods", "--for", "9"],
+            "--for 9 is not allowed; write how long, as in 90s, 9min or 2h",
+        ),
     ],
 )
 def test_bad_input(

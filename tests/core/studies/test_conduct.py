@@ -201,6 +201,24 @@ def test_an_interrupted_run_is_resumed(runs: Any) -> None:
     assert runs.log == ["run none 0", "resume none 0", "run adc 0"]
 
 
+def test_a_study_takes_no_longer_than_it_may(runs: Any, monkeypatch: Any) -> None:
+    now = 0.0
+
+    def take_a_minute(config: Config) -> None:
+        nonlocal now
+        now += 60.0
+
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr("splitlab.core.studies.conduct.time", clock)
+    runs.before = take_a_minute
+    what = Definition("mine", stacks=("none", "adc", "topk"))
+    part = study(what, seeds=1, seconds=90.0, output="s", **FAST)  # ends as asked: no error
+    assert states(part) == [["finished"], ["finished"], ["missing"]]
+    assert states(study(output="s", seconds=60.0)) == [["finished"]] * 3
+    with pytest.raises(Interrupted, match="0 of 3 runs"):  # somebody's wish is told as such
+        study(what, seeds=1, seconds=0.1, output="t", should_stop=lambda: True, **FAST)
+
+
 def test_ctrl_c_in_a_run_that_has_not_begun(runs: Any) -> None:
     def interrupt(config: Config) -> None:
         raise KeyboardInterrupt

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from splitlab.core import study
-from splitlab.core.catalogue.tables import catalogue
+from splitlab.core.catalogue.tables import ROOT, catalogue
 from splitlab.core.contract.errors import Notice
 from splitlab.core.report.by_setting import series
+from splitlab.core.report.claims import judge, read_claims, samples_of
 from splitlab.core.report.figures import drawable
 from splitlab.core.report.files import write_all
 from splitlab.core.studies.conduct import prepare
@@ -76,6 +77,11 @@ def test_a_study_says_what_it_answers_and_finds_its_reference(name: str, tmp_pat
         assert "2509.15058" in found.paper
     planned = prepare(name, output=tmp_path, dry=True).results()  # a Notice would be an error
     assert not found.reference or planned.reference
+    claims = read_claims(ROOT / "docs" / "results" / "claims.toml", name).claims
+    assert claims or not name.startswith("adc/")
+    for verdict in judge(samples_of(planned), claims):  # of rows that there are
+        pairs = verdict.claim.pairs
+        assert len(verdict.comparisons) >= len(pairs), verdict.claim.text
 
 
 def test_the_paper_s_curves_are_drawn_beside_runs_of_its_regime(tmp_path: Path) -> None:
