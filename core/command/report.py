@@ -23,7 +23,7 @@ Takes the folder of a study or a comparison, run folders, or folders of them;
 runs that differ in their seed alone are a row. Without an option that names a
 file, the table is printed. Figures: bytes, steps, seconds, joules (accuracy
 against what was spent; each also as bytes:log and so on), frontier, heatmap,
-heatmap:x=NAME,y=NAME.
+heatmap:x=NAME,y=NAME, frontier:NAME (what a probe found).
 docs/reports.md explains what is shown.
 """
 

@@ -38,7 +38,7 @@ FEWER: dict[str, dict[str, list[Any]]] = {
     "adc/clusters": {"plugin.adc.tau": [0.2, 0.4]},
 }
 """Values of every axis that do for a look; as many rows as the figures need."""
-LONG = {"methods"}
+LONG = {"methods", "privacy/leakage"}
 """All methods: each goes through the kit and through all pairs elsewhere."""
 
 
