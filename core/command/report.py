@@ -33,7 +33,7 @@ Takes the folder of a study or a comparison, run folders, or folders of them;
 runs that differ in their seed alone are a row. Without an option that names a
 file, the table is printed. Figures: bytes, steps, seconds, joules (accuracy
 against what was spent; each also as bytes:log and so on), frontier, heatmap,
-heatmap:x=NAME,y=NAME.
+heatmap:x=NAME,y=NAME, frontier:NAME (what a probe found).
 With --link, --client-speed or --accuracy, table, page, --csv and --figures also
 tell the time to an accuracy over links, as `splitlab estimate` does; a client
 speed of 0.1 assumes a device ten times slower.

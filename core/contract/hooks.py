@@ -195,6 +195,9 @@ class HookSpecs:
         It is ``RUN/probes/NAME`` at the client and ``RUN/probes/NAME-server`` at the server; it
         exists already. `splitlab.core.picture` draws into it, in the style of reports.
 
+        Numbers by name that it writes there as JSON, into ``numbers.json``, are columns in tables
+        of reports and studies; one called ``"NAME by chance"`` stands in brackets behind NAME.
+
         May return a line for the user, such as why there was nothing to see. It is shown when the
         run has ended, and kept in ``said.txt`` there.
         """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +19,9 @@ __all__ = ["common", "result_of", "results_of"]
 
 _JOULES = "joules"
 """What a probe or plugin calls the energy that a step took, if it measures it."""
+
+_FOUND = "numbers.json"
+"""What a probe writes into its folder to have its numbers in tables: see `HookSpecs.report`."""
 
 _ALWAYS = ("dataset", "data_dir", "model", "cut", "batch_size", "optimizer", "lr", "budget")
 _NEVER = (
@@ -82,10 +87,10 @@ def result_of(run: Run) -> RunResult:
     """Return what came of one run, its evaluations included; with a damaged log it has failed."""
     seed = run.config.seed if run.config else 0
     try:
-        points = points_of(run)
+        points, found = points_of(run), _found(run.folder)
     except ConfigError as error:
         return RunResult(run.folder, seed, "failed", str(error))
-    return RunResult(run.folder, seed, run.state, run.error, run.summary, points)
+    return RunResult(run.folder, seed, run.state, run.error, run.summary, points, found)
 
 
 def points_of(run: Run) -> tuple[Point, ...]:
@@ -120,6 +125,20 @@ def _joules(folder: Path) -> dict[int, float]:
         if isinstance(record, StepRecord):
             whole += sum(numbers.get(_JOULES, 0.0) for numbers in record.metrics.values())
             found[record.step] = whole
+    return found
+
+
+def _found(folder: Path) -> dict[str, float]:
+    """Return the numbers that probes ended with, by the probe's label and their name."""
+    found: dict[str, float] = {}
+    for file in sorted((folder / "probes").glob(f"*/{_FOUND}")):
+        try:
+            numbers = json.loads(file.read_text(encoding="utf-8"))
+            for name, value in numbers.items():
+                number = math.nan if value is None else float(value)
+                found[f"{file.parent.name} {name}"] = number
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ConfigError(f"{file} holds no numbers by name: {error}") from None
     return found
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from splitlab.core.report.by_setting import RATIO, SETTING, series
 from splitlab.core.report.draw_picture import DATED, style
-from splitlab.core.report.figures import frontier, panels, spent, wanted
+from splitlab.core.report.figures import found_of, frontier, panels, spent, wanted
 from splitlab.core.report.heat_maps import HEATMAP, RIDGE, maps
 from splitlab.core.report.over_links import OverLinks
 from splitlab.core.report.results import Results
@@ -124,6 +124,6 @@ def _figure(results: Results, kind: str) -> Figure:
         return draw_maps(maps(results, kind), ridge=spent(kind) == RIDGE)
     if spent(kind) in (RATIO, SETTING):
         return draw_settings(series(results, kind), kind, results.published)
-    if kind == "frontier":
-        return draw_frontier(frontier(results))
+    if spent(kind) == "frontier":
+        return draw_frontier(frontier(results, kind), found_of(kind))
     return draw_panels(panels(results, kind), kind)

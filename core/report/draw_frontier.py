@@ -1,4 +1,4 @@
-"""Final accuracy against training bytes: all rows in one picture, the Pareto frontier marked."""
+"""Final accuracy against bytes or what a probe found: all rows, the Pareto frontier marked."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ _LETTERS = 120
 """Where the names of the frontier have more, marks have numbers, and the names stand below."""
 
 
-def draw_frontier(marks: Sequence[Mark]) -> Figure:
+def draw_frontier(marks: Sequence[Mark], found: str = "") -> Figure:
     """Draw the means with their intervals, and the name of every row on the frontier.
 
     Args:
         marks: of `splitlab.core.report.figures.frontier`.
+        found: what of a probe they are against; empty for bytes.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -52,7 +53,7 @@ def draw_frontier(marks: Sequence[Mark]) -> Figure:
         zorder=2,
         label="Pareto frontier",
     )
-    _scale(axes, marks)
+    _scale(axes, marks, found)
     within_shares(axes)
     axes.set_ylabel("test accuracy")
     if marks:
@@ -95,7 +96,13 @@ def _scatter(axes: Axes, i: int, method: str, marks: Sequence[Mark]) -> None:
     )
 
 
-def _scale(axes: Axes, marks: Sequence[Mark]) -> None:
+def _scale(axes: Axes, marks: Sequence[Mark], found: str) -> None:
+    several = any(mark.half is not None for mark in marks)
+    told = "; mean and 95 % interval over the seeds" if several else ""
+    if found:
+        axes.margins(0.1, 0.1)
+        axes.set_xlabel(f"{found}{told}")
+        return
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     counts = [mark.x for mark in marks]
@@ -106,8 +113,6 @@ def _scale(axes: Axes, marks: Sequence[Mark]) -> None:
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / size:g}"))
     axes.margins(0.1, 0.1)
-    several = any(mark.half is not None for mark in marks)
-    told = "; mean and 95 % interval over the seeds" if several else ""
     axes.set_xlabel(f"training bytes over the link, both directions ({unit}){told}")
 
 

@@ -5,6 +5,7 @@ Which figures a study wants is a tuple of names (``Results.draw``), each one of
 bytes, steps, seconds, joules     accuracy against what was spent until then: a panel a method
 bytes:log, steps:log and so on    the same over a logarithmic axis
 frontier                          final accuracy against training bytes, all rows in one
+frontier:NAME                     the same against what a probe found, as tables call it
 heatmap                           accuracy and bytes over the two settings with the most values
 heatmap:x=X,y=Y                   the same over these two; others have a map for each combination;
                                   X and Y may stand with a multiplication sign between them, too
@@ -39,6 +40,7 @@ __all__ = [
     "Panel",
     "check_name",
     "drawable",
+    "found_of",
     "frontier",
     "is_still",
     "panels",
@@ -60,6 +62,8 @@ FIGURES = (
 )
 _WITH_SETTINGS = (HEATMAP, RIDGE, SETTING)
 
+_FRONTIER = "frontier"
+
 _LINES_OF_A_PANEL = 7
 
 
@@ -70,7 +74,7 @@ def spent(kind: str) -> str:
 
 def is_still(kind: str) -> bool:
     """Return whether a page shows the figure as a picture, and has no script that draws it."""
-    return spent(kind) in (RIDGE, RATIO, SETTING)
+    return spent(kind) in (RIDGE, RATIO, SETTING) or kind.startswith(f"{_FRONTIER}:")
 
 
 def wanted(results: Results) -> tuple[str, ...]:
@@ -106,8 +110,8 @@ def drawable(results: Results) -> Results:
 
 def check_name(kind: str) -> None:
     """Raise `ConfigError` if no figure is called so, whatever the results."""
-    if kind not in FIGURES and spent(kind) not in _WITH_SETTINGS:
-        more = [f"{HEATMAP}:x=X,y=Y", f"{RIDGE}:x=X,y=Y", f"{SETTING}:NAME"]
+    if kind not in FIGURES and spent(kind) not in (*_WITH_SETTINGS, _FRONTIER):
+        more = [f"{HEATMAP}:x=X,y=Y", f"{RIDGE}:x=X,y=Y", f"{SETTING}:NAME", f"{_FRONTIER}:NAME"]
         raise unknown_name("figure", kind, [*FIGURES, *more])
 
 
@@ -117,10 +121,17 @@ def _check(kind: str, results: Results) -> None:
         maps(results, kind)
     elif spent(kind) in (RATIO, SETTING):
         x_axis(results, kind)
-    elif kind != "frontier" and not any(
-        _SPENT[spent(kind)](point) is not None for point in _points(results)
-    ):
+    elif spent(kind) == _FRONTIER:
+        _check_found(kind, results)
+    elif not any(_SPENT[spent(kind)](point) is not None for point in _points(results)):
         raise ConfigError(f"no run recorded its {spent(kind)}; draw accuracy against bytes instead")
+
+
+def _check_found(kind: str, results: Results) -> None:
+    names = list(dict.fromkeys(name for row in results.rows for name in row.found))
+    if kind != _FRONTIER and found_of(kind) not in names:
+        known = f"probes found: {', '.join(names)}" if names else "no probe found numbers"
+        raise ConfigError(f"no run has {found_of(kind)!r}; {known}")
 
 
 def _points(results: Results) -> Iterable[Point]:
@@ -293,11 +304,11 @@ class Mark:
 
     Attributes:
         row: that is shown.
-        x: training bytes, both directions, as a mean over the finished runs.
+        x: training bytes, both directions, or what a probe found, as a mean over the finished runs.
         y: mean accuracy.
         half: see `Mean`.
         leads: whether it is on the Pareto frontier: no other row has at least its accuracy for at
-            most its bytes.
+            most its bytes, or what was found.
     """
 
     row: Row
@@ -307,17 +318,30 @@ class Mark:
     leads: bool
 
 
-def frontier(results: Results) -> tuple[Mark, ...]:
-    """Return all rows with a finished run, in the order of the rows."""
+def found_of(kind: str) -> str:
+    """Return the number of a probe that a frontier is against; empty for bytes."""
+    return kind.partition(":")[2]
+
+
+def frontier(results: Results, kind: str = _FRONTIER) -> tuple[Mark, ...]:
+    """Return all rows with a finished run, and what the figure is against, in their order."""
+    name = found_of(kind)
     known = [
         (row, sent, accuracy)
         for row in results.rows
-        if (sent := row.bytes) is not None and (accuracy := row.accuracy) is not None
+        if (sent := _cost(row, name)) is not None and (accuracy := row.accuracy) is not None
     ]
     return tuple(
         Mark(row, x, accuracy.mean, accuracy.half, not _beaten(x, accuracy.mean, known))
         for row, x, accuracy in known
     )
+
+
+def _cost(row: Row, name: str) -> float | None:
+    """Return bytes, or the mean of what a probe found."""
+    if not name:
+        return row.bytes
+    return row.found[name].mean if name in row.found else None
 
 
 def _beaten(x: float, y: float, known: Iterable[tuple[Row, float, Mean]]) -> bool:

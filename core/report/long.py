@@ -50,11 +50,12 @@ def write_csv(results: Results, folder: Path) -> list[Path]:
 
 def run_records(results: Results) -> list[dict[str, Any]]:
     """Return one record a run, also of one that did not finish: texts and numbers by column."""
-    names = _columns(results, _RUN, _SUMMARY)
+    names = _run_columns(results)
     records = (
         {name: _plain(getattr(run.summary, name, None)) for name in _SUMMARY}
         | _run(row, run)
         | {"error": run.error, "folder": str(run.folder)}
+        | {name: run.found.get(name) for name in _found(results)}
         | _settings(results, row)
         for row, run in _runs(results)
     )
@@ -63,7 +64,7 @@ def run_records(results: Results) -> list[dict[str, Any]]:
 
 def runs_csv(results: Results) -> str:
     """Return `run_records` as the text of a CSV file."""
-    return _text(_columns(results, _RUN, _SUMMARY), run_records(results))
+    return _text(_run_columns(results), run_records(results))
 
 
 def evaluations_csv(results: Results) -> str:
@@ -88,6 +89,15 @@ def _runs(results: Results) -> Iterator[tuple[Row, RunResult]]:
 def _columns(results: Results, first: Sequence[str], last: Sequence[str]) -> list[str]:
     axes = [axis.name for axis in results.axes]
     return list(dict.fromkeys([*first[:2], *axes, *first[2:], *last]))
+
+
+def _run_columns(results: Results) -> list[str]:
+    return [*_columns(results, _RUN, _SUMMARY), *_found(results)]
+
+
+def _found(results: Results) -> dict[str, None]:
+    """Return the names of what probes found of any run, in their order."""
+    return dict.fromkeys(name for _, run in _runs(results) for name in run.found)
 
 
 def _run(row: Row, run: RunResult) -> dict[str, Any]:

@@ -84,11 +84,12 @@ def _row(results: Results, row: SummaryRow, kinds: Sequence[str]) -> dict[str, A
 
 
 def _sort_keys(row: SummaryRow) -> Iterator[tuple[str, float | None]]:
-    """Yield what columns of numbers are sorted by, by the beginning of their names."""
+    """Yield what columns of numbers are sorted by, by their names or the beginning of these."""
     means = {"accuracy": row.accuracy, "uncompressed": row.uncompressed, "best": row.best}
     yield from ((name, value.mean if value else None) for name, value in means.items())
     yield "n", len(row.row.finished)
     yield "p", row.p
+    yield from ((name, value.mean) for name, value in row.found.items())
     yield "up", row.bytes_up
     yield "down", row.bytes_down
     for name in ("nominal", "measured", "epochs", "steps"):

@@ -68,7 +68,7 @@ if (data.marks.length > 1) {
 
 // Sorting: up, down, and back to the order of the study.
 function sortKey(line, name) {
-  const row = data.rows[line.dataset.row], key = name.split(" ")[0];
+  const row = data.rows[line.dataset.row], key = name in data.rows[line.dataset.row].sort ? name : name.split(" ")[0];
   return key in row.sort ? row.sort[key] : row.title;
 }
 function alphabetic(a, b) { // 0.05 before 0.1 before 9 before 10

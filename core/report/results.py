@@ -56,6 +56,7 @@ class RunResult:
         error: why it failed or diverged.
         summary: what it ended with; None unless it is finished.
         points: its evaluations, in their order; also of a run that did not finish.
+        found: numbers that probes ended with, by the probe's label and their name.
     """
 
     folder: Path
@@ -64,6 +65,7 @@ class RunResult:
     error: str = ""
     summary: Summary | None = None
     points: tuple[Point, ...] = ()
+    found: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def best_samples(self) -> int | None:
@@ -115,6 +117,15 @@ class Row:
         """At the end of the finished runs; None if none is."""
         values = [run.summary.accuracy for run in self.runs if run.summary is not None]
         return Mean.of(values) if values else None
+
+    @property
+    def found(self) -> dict[str, Mean]:
+        """What probes of the finished runs ended with, by name, over those that have it."""
+        names = dict.fromkeys(name for run in self.finished for name in run.found)
+        return {
+            name: Mean.of([run.found[name] for run in self.finished if name in run.found])
+            for name in names
+        }
 
     @property
     def bytes(self) -> float | None:

@@ -8,6 +8,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from splitlab.core.report.reference import reference_of, references
@@ -26,6 +27,8 @@ __all__ = [
     "table_csv",
     "table_markdown",
 ]
+
+_BY_CHANCE = " by chance"
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class SummaryRow:
         link_seconds: see there.
         epochs: that were trained.
         steps: that were trained.
+        found: numbers that probes ended with, by the probe's label and their name.
         is_reference: whether others are tested against it.
         difference: of its accuracy to its reference's; None where there is none.
         p: p-value of that difference after Holm's correction over all rows.
@@ -69,6 +73,7 @@ class SummaryRow:
     link_seconds: float | None
     epochs: float | None
     steps: float | None
+    found: Mapping[str, Mean]
     is_reference: bool
     difference: Difference | None
     p: float | None
@@ -120,6 +125,7 @@ def _summary(
         link_seconds=mean("link_seconds"),
         epochs=mean("epochs"),
         steps=mean("steps"),
+        found=row.found,
         is_reference=is_reference,
         difference=difference,
         p=p,
@@ -227,6 +233,7 @@ def cells(rows: Sequence[SummaryRow]) -> Cells:
         f"down {unit}": lambda r: _number(r.bytes_down, "#.4g", size),
         "nominal": lambda r: _number(r.nominal, ".4f"),
         "measured": lambda r: _number(r.measured, ".4f"),
+        **{name: partial(_found, name) for name in _found_names(rows)},
         "client s": lambda r: _number(r.client_seconds, ".1f"),
         "server s": lambda r: _number(r.server_seconds, ".1f"),
         "link s": lambda r: _number(r.link_seconds, ".1f"),
@@ -254,6 +261,19 @@ def _best_header(rows: Sequence[SummaryRow]) -> str:
     if len(told) > 1:
         return "best, on --eval-samples"
     return f"best, on {min(told):,} samples" if told else "best"
+
+
+def _found_names(rows: Iterable[SummaryRow]) -> list[str]:
+    """Return what probes found of any row; a number by chance stands with the one that it is of."""
+    names = dict.fromkeys(name for row in rows for name in row.found)
+    return [name for name in names if name.removesuffix(_BY_CHANCE) not in names.keys() - {name}]
+
+
+def _found(name: str, row: SummaryRow) -> str:
+    value, chance = row.found.get(name), row.found.get(f"{name}{_BY_CHANCE}")
+    if value is None:
+        return "—"
+    return f"{value.mean:#.3g}" + (f" ({chance.mean:#.3g})" if chance else "")
 
 
 def _mean(value: Mean | None) -> str:
@@ -299,6 +319,8 @@ LEGEND = """\
 - up, down: training bytes that crossed the link, headers and labels included.
 - nominal: the ratio that the methods' papers would charge. measured: up and down over the
   uncompressed float32 activations and gradients of the same samples.
+- what a probe found at the end of the runs has its name in front: the mean, and by chance in
+  brackets. The probe's page says what it is.
 - client s, server s, link s: seconds of the training steps.
 """
 
@@ -357,6 +379,9 @@ def _record(results: Results, row: SummaryRow) -> dict[str, Any]:
             found[f"{name}_{part}"] = getattr(value, part) if value else None
     found |= {name: getattr(row, name) for name in _NUMBERS}
     difference = row.difference
+    for name in dict.fromkeys(name for each in results.rows for name in each.found):
+        number = row.found.get(name)
+        found |= {name: number.mean if number else None}
     return found | {
         "is_reference": row.is_reference,
         "difference": difference.mean if difference else None,

@@ -85,7 +85,7 @@ class Loop:
         self._session = ClientSession(link, self.ledger, plan.timeout)
 
     def go(self, last_words: Callable[[], str], from_step: int | None = None) -> Result:
-        """Shake hands, train to the budget, and write the summary.
+        """Shake hands, train to the budget, and write the summary; `report` comes next.
 
         Args:
             last_words: says why the server ended, as the end of an error line, if it did.
@@ -93,15 +93,20 @@ class Loop:
         """
         try:
             result = self._go(last_words, from_step)
-            # It is complete by now: a logger that is not waited for, or a probe that fails, costs
-            # no summary.
+            # It is complete by now: a logger that is not waited for costs no summary.
             self._loggers.end("finished", result.summary)
-            with writing(self.folder.probes()):
-                said = self.client.stack.report(self.folder.probes())
-            self._reporter.probed(said)
             return result
         except DiskError as error:
             raise DiskError(f"{error}{self._way_back()}") from error
+
+    def report(self) -> None:
+        """Let the probes report on a run that has come to its end: one that fails costs nothing."""
+        try:
+            with writing(self.folder.probes()):
+                said = self.client.stack.report(self.folder.probes())
+        except DiskError as error:
+            raise DiskError(f"{error}{self._way_back()}") from error
+        self._reporter.probed(said)
 
     def _go(self, last_words: Callable[[], str], from_step: int | None) -> Result:
         try:

@@ -192,22 +192,26 @@ def _run(
             cleanup.callback(folder.drop_proposal)
             folder.propose(plan.config)
         last_words: Callable[[], str] = str
+        linked = cleanup.enter_context(ExitStack())
         if transport.place == "inside":
             server = build_server(plan, model, observers)
             del model  # each peer has its own part
             cleanup.callback(server.stack.run_end)
-            link = cleanup.enter_context(link_inside(transport, plan, server, folder))
+            link = linked.enter_context(link_inside(transport, plan, server, folder))
         else:
             del model  # the server makes its own
             launch = Launch(plan, folder, process if address is None else None)
             whom = f"connecting to {address}" if address else "waiting for the server's process"
             reporter.starting(whom)
             last_words = launch.last_words
-            link = cleanup.enter_context(launch.link(transport, address))
+            link = linked.enter_context(launch.link(transport, address))
         loop = Loop(
             plan, data, client, link, folder, origin, reporter, should_stop, connect, loggers
         )
-        return loop.go(last_words, going_on.from_step)
+        result = loop.go(last_words, going_on.from_step)
+        linked.close()  # the server's probes report, and a client's may read what they left
+        loop.report()
+        return result
 
 
 def _tell_of_warmup(plan: Plan) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,21 @@ def test_without_a_meter_no_energy_is_known(tmp_path: Path, make: Any) -> None:
     records = [StepRecord(1, 2.0, 5, 5), EvaluationRecord(1, 0.5, 1.0, True, 0, 0, 10)]
     folder = made(tmp_path / "a", make.summary(), records)
     assert results_of([folder]).rows[0].runs[0].points == (Point(1, 0.5, 1.0, 10),)
+
+
+def test_what_probes_ended_with_is_found_by_their_names(tmp_path: Path, make: Any) -> None:
+    folder = made(tmp_path / "a", make.summary())
+    for name, text in {"leak": '{"ssim": 0.5, "psnr": null}', "other": '{"ssim": 1}'}.items():
+        (folder / "probes" / name).mkdir(parents=True)
+        (folder / "probes" / name / "numbers.json").write_text(text)
+    found = results_of([folder]).rows[0].runs[0].found
+    assert [*found] == ["leak ssim", "leak psnr", "other ssim"]
+    assert (found["leak ssim"], found["other ssim"]) == (0.5, 1.0)
+    assert math.isnan(found["leak psnr"])
+    (folder / "probes" / "leak" / "numbers.json").write_text('{"ssim": "much"}')
+    [run] = results_of([folder]).rows[0].runs
+    assert run.state == "failed"
+    assert "numbers.json holds no numbers by name: could not convert" in run.error
 
 
 def test_copies_and_damage_are_left_out_aloud(tmp_path: Path, make: Any) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from splitlab.core import ConfigError
 from splitlab.core.contract.errors import Notice
+from splitlab.core.report.draw_frontier import draw_frontier
 from splitlab.core.report.figures import (
     FIGURES,
     check_name,
@@ -168,6 +169,32 @@ def test_the_frontier_is_who_nobody_beats(make: Any) -> None:
     assert found["small"].x == summary.bytes_up + summary.bytes_down
     assert (found["small"].y, found["small"].half) == (0.6, None)
     assert frontier(make.results([Row("a", "a", {}, (make.lost(0, "failed"),))])) == ()
+
+
+def test_a_frontier_may_be_against_what_a_probe_found(make: Any) -> None:
+    rows = [make.row("a", [0.5, 0.7]), make.row("b", [0.8]), make.row("c", [0.9])]
+    leaks = {"a": 0.1, "b": 0.3}
+    rows = [
+        replace(row, runs=tuple(replace(run, found={"x y": leaks[row.title]}) for run in row.runs))
+        if row.title in leaks
+        else row
+        for row in rows
+    ]
+    results = make.results(rows, draw=("frontier:x y",))
+    assert wanted(results) == ("frontier:x y",)
+    assert is_still("frontier:x y")
+    assert not is_still("frontier")
+    marks = frontier(results, "frontier:x y")
+    assert [(mark.row.title, mark.x, mark.leads) for mark in marks] == [
+        ("a", 0.1, True),
+        ("b", 0.3, True),
+    ]
+    axes = draw_frontier(marks, "x y").axes[0]
+    assert axes.get_xlabel() == "x y; mean and 95 % interval over the seeds"
+    with pytest.raises(ConfigError, match="no run has 'x'; probes found: x y"):
+        wanted(replace(results, draw=("frontier:x",)))
+    with pytest.raises(ConfigError, match="no run has 'x y'; no probe found numbers"):
+        wanted(make.results([make.row("c", [0.9])], draw=("frontier:x y",)))
 
 
 # Heat maps.

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from splitlab.core import ConfigError
+from splitlab.core.report.long import run_records
 from splitlab.core.report.results import Results, Row
 from splitlab.core.report.summary_table import (
     LEGEND,
@@ -129,6 +130,22 @@ def test_columns_in_which_nothing_stands_are_left_out(make: Any) -> None:
     assert table.rows[0][:3] == ("a", "0.5000 ± —", "1")
     assert table.words == (0,)
     assert cells(()).rows == ()
+
+
+def test_what_a_probe_found_has_a_column_and_chance_stands_in_it(make: Any) -> None:
+    row, other = make.row("a", [0.5, 0.7]), make.row("b", [0.6])
+    numbers = [{"leak ssim": 0.25, "leak ssim by chance": 0.125}, {"leak ssim": 0.5}]
+    runs = tuple(replace(run, found=own) for run, own in zip(row.runs, numbers, strict=True))
+    results = make.results([replace(row, runs=runs), other])
+    table = cells(summarise(results))
+    at = table.header.index("leak ssim")
+    assert "leak ssim by chance" not in table.header
+    assert [texts[at] for texts in table.rows] == ["0.375 (0.125)", "—"]
+    first, second = csv.DictReader(io.StringIO(table_csv(results)))
+    assert (first["leak ssim"], first["leak ssim by chance"]) == ("0.375", "0.125")
+    assert second["leak ssim"] == ""
+    one, two, three = run_records(results)
+    assert (one["leak ssim"], two["leak ssim by chance"], three["leak ssim"]) == (0.25, None, None)
 
 
 def test_a_table_for_people_tells_what_its_numbers_are(methods: Results) -> None:

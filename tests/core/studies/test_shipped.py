@@ -40,7 +40,10 @@ FEWER: dict[str, dict[str, list[Any]]] = {
     "adc/clusters": {"plugin.adc.tau": [0.2, 0.4]},
 }
 """Values of every axis that do for a look; as many rows as the figures need."""
-STACKS = {"channels/snr": ("none", "adc+awgn", "quantize:evaluation=true+bit-errors")}
+STACKS = {
+    "channels/snr": ("none", "adc+awgn", "quantize:evaluation=true+bit-errors"),
+    "privacy/leakage": ("none", "adc"),
+}
 """Some of the stacks of a study of all methods."""
 LONG = {"methods"}
 """All methods: each goes through the kit and through all pairs elsewhere."""
