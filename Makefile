@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+TOOLS := .venv/tools/bin
 
 .PHONY: run test test-everywhere lint types wheel bench gpu science clean
 
@@ -15,19 +16,17 @@ test: .venv/installed-test
 test-everywhere: .venv/installed-test
 	tests/everywhere.sh $(BIN)/python
 
-lint: .venv/installed-dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports --no-cache
+lint: .venv/installed-tools build/types/splitlab
+	$(TOOLS)/ruff check .
+	$(TOOLS)/ruff format --check .
+	PYTHONPATH=build/types $(TOOLS)/lint-imports --no-cache
 
-types: .venv/installed-dev
-	mkdir -p build/types
-	ln -sfn ../.. build/types/splitlab
-	$(BIN)/mypy
+types: .venv/installed-test .venv/installed-tools build/types/splitlab
+	$(TOOLS)/mypy --python-executable $(BIN)/python
 
 # The wheel, installed into an empty environment elsewhere, must do what the checkout does.
-wheel: .venv/installed-dev
-	tests/check_wheel.sh $(BIN)/python
+wheel: .venv/installed-tools
+	tests/check_wheel.sh $(TOOLS)/python
 
 bench: .venv/installed-test
 	$(BIN)/python -m pytest benchmarks -o addopts= --benchmark-only -s -q
@@ -58,6 +57,14 @@ clean:
 	$(BIN)/pip install --editable '.[test]'
 	touch $@ .venv/installed-run
 
-.venv/installed-dev: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --editable '.[dev]'
-	touch $@ .venv/installed-run .venv/installed-test
+# In an environment of their own: they can be installed while the tests run, which must not need them.
+.venv/installed-tools: pyproject.toml | .venv/bin/python
+	$(PYTHON) -m venv .venv/tools
+	$(TOOLS)/pip install --quiet --upgrade pip
+	$(TOOLS)/pip install --group tools
+	touch $@
+
+# Where an editable install shows mypy and import-linter nothing.
+build/types/splitlab:
+	mkdir -p build/types
+	ln -sfn ../.. $@

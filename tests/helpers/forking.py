@@ -2,10 +2,10 @@
 
 Half of what a test of two processes computes is imports. `Forks` starts one process that imports
 what a run needs, and no plugin or link, and computes nothing; and it writes a program that stands
-in for Python. Started as ``python -m splitlab ...``, that has the process fork and run the command
-line with its own arguments, folder, environment and open files; it passes signals on, ends as the
-command line ends, and takes it along when it is killed. Whatever else it is started for, or in an
-environment that an import might have read, it becomes Python.
+in for Python. Started as ``python -m splitlab ...``, or to do a study's jobs or decode images, that
+has the process fork and run the module with its own arguments, folder, environment and open files;
+it passes signals on, ends as the fork ends, and takes it along when it is killed. Whatever else it
+is started for, or in an environment that an import might have read, it becomes Python.
 
 This file is imported by the stand-in, which has to start at once, so it imports little.
 """
@@ -25,6 +25,7 @@ _READ_LATER = ("SPLITLAB_", "PYTEST_", "NCCL_", "OPENBLAS_", "COLUMNS", "LINES",
 _READ_LATER += ("TORCHINDUCTOR_CACHE_DIR", "CUDA_MODULE_LOADING", "GOMP_SPINCOUNT", "CUBLAS_")
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _HERE = os.path.dirname(os.path.abspath(__file__))
+_MODULES = ("splitlab", "splitlab.core.data.worker", "splitlab.core.studies.worker")
 _ROOMS = ("contract", "wire", "engine", "session", "models", "data", "catalogue", "runs", "command")
 
 
@@ -90,10 +91,17 @@ def stand_in(folder: str) -> None:
     arguments = sys.argv[1:]
     safe = arguments[:1] == ["-P"]
     called = arguments[safe:]
-    if called[:2] != ["-m", "splitlab"] or _read_early(dict(os.environ)) != known["environment"]:
+    ours = called[:1] == ["-m"] and called[1] in _MODULES
+    if not ours or _read_early(dict(os.environ)) != known["environment"]:
         os.execv(known["python"], [known["python"], *arguments])
     files = [number for number in given if _is_open(number)]
-    request = {"arguments": called[2:], "safe": safe, "folder": os.getcwd(), "files": files}
+    request = {
+        "module": called[1],
+        "arguments": called[2:],
+        "safe": safe,
+        "folder": os.getcwd(),
+        "files": files,
+    }
     text = json.dumps({**request, "environment": dict(os.environ), "pid": os.getpid()}).encode()
     signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
     asked = socket.socket(socket.AF_UNIX)
@@ -214,10 +222,10 @@ def _become(request: dict[str, Any], python: str) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.executable = python
-    sys.argv = ["splitlab", *request["arguments"]]
+    sys.argv = [request["module"], *request["arguments"]]
     if not request["safe"]:
         sys.path.insert(0, request["folder"])
-    runpy.run_module("splitlab", run_name="__main__", alter_sys=True)
+    runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
