@@ -40,13 +40,12 @@ from splitlab.core.report.claims import (
     told,
 )
 from splitlab.core.report.draw import draw, file_name
-from splitlab.core.report.estimate import estimate, means, profiles
 from splitlab.core.report.figures import drawable, wanted
 from splitlab.core.report.long import runs_csv
+from splitlab.core.report.over_links import over_links
 from splitlab.core.report.results import Results, Row
 from splitlab.core.report.statistics import Difference, Mean
 from splitlab.core.report.summary_table import SummaryRow, table_csv, table_markdown
-from splitlab.core.runs.listing import read_run
 from splitlab.core.studies.definition import Definition
 from splitlab.core.studies.find import definition_of
 from splitlab.core.studies.study import Study
@@ -178,15 +177,9 @@ def _csv(columns: Sequence[str], records: Iterable[Mapping[str, Any]]) -> str:
 
 def _links(results: Results, accuracy: float) -> str:
     """Return how soon every row has an accuracy over every link, as the text of a CSV file."""
-    rows = {row.title: [run.folder for run in row.finished] for row in results.rows}
-    found = [
-        each
-        for folders in rows.values()
-        for folder in folders
-        for each in estimate(read_run(folder), profiles(), accuracy=accuracy)
-    ]
+    found = over_links(results.rows, accuracy=accuracy).means
     columns = ("row", "link", "accuracy", "runs", "reached", "reached_seconds")
-    return _csv(columns, ({**vars(each), "row": each.title} for each in means(rows, found)))
+    return _csv(columns, ({**vars(each), "row": each.title} for each in found))
 
 
 # A page, from its own files.
@@ -267,6 +260,9 @@ def _row(record: Mapping[str, str]) -> SummaryRow:
     tested = difference is not None
     numbers = ("bytes_up", "bytes_down", "nominal", "measured", "client_seconds")
     numbers += ("server_seconds", "link_seconds", "epochs", "steps")
+    columns = [*record]  # what probes found stands between two that every table has
+    probed = columns[columns.index("steps") + 1 : columns.index("is_reference")]
+    n = int(record["finished"])
     states = ("finished", "running", "interrupted", "failed", "diverged", "missing")
     return SummaryRow(
         row=Row(record["row"], record["method"], {}, ()),
@@ -280,6 +276,7 @@ def _row(record: Mapping[str, str]) -> SummaryRow:
         leads=record["bold"] == "True",
         states=Counter({name: int(record[name]) for name in states}),
         note=record["note"],
+        found={name: Mean(float(record[name]), None, None, n) for name in probed if record[name]},
         **{name: number(name) for name in numbers},
     )
 

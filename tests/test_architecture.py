@@ -129,7 +129,7 @@ def test_nobody_imports_the_bare_folders() -> None:
     [
         ("timm", "core/models/ core/data/policies.py"),
         ("rich", "core/command/show.py core/command/live.py"),
-        ("matplotlib", "core/report/draw"),
+        ("matplotlib", "core/report/draw plugins/probes/sampled.py"),
         ("datasets", "core/data/tables.py"),
         ("huggingface_hub", "core/catalogue/hub.py"),
         ("torchvision", "core/data/images.py"),
@@ -238,6 +238,8 @@ WORDS_FOR_USERS = {
     ("core/command/loggers.py", "wandb"): "the examples in --help",
     ("core/command/transports.py", "tcp"): "the examples in --help",
     ("core/command/plugins.py", "adc"): "the examples in --help",
+    ("core/command/report.py", "adc"): "the examples in --help",
+    ("core/command/report.py", "lte"): "the examples in --help",
     ("core/command/run.py", "adc"): "the examples in --help",
     ("core/command/run.py", "adc-batch-merge"): "the examples in --help",
     ("core/command/run.py", "adc-token-select"): "the examples in --help",

@@ -46,7 +46,7 @@ _EXAMPLES = """\
   splitlab report runs/* --csv results   every run and evaluation, for pandas
   splitlab report studies/mine --figures figures --latex table.tex   for a paper
   splitlab report studies/mine --figures figures --figure bytes:log
-  splitlab report studies/mine --html mine.html --link lte --link 3g --client-speed 0.1
+  splitlab report studies/mine --link lte --link 3g --client-speed 0.1
   splitlab report studies/adc/ratios --claims docs/results/claims.toml
 """
 

@@ -150,7 +150,7 @@ def add_client(parser: argparse.ArgumentParser) -> None:
     add_accuracy(
         parser.add_argument_group(
             "time to accuracy over links",
-            "With either, table and page also tell it, over all profiles of `splitlab links`.",
+            "With either, table and page also tell it, over all profiles.",
         )
     )
 

@@ -6,10 +6,10 @@ that the paper's own runs had:
     [regime]
     model = ["deit_tiny_patch16_224", "deit_small_patch16_224"]
 
-    [["adc/ablation"]]
+    [["mine/ablation"]]
     claim = "Both halves together are above merging alone."
     where = "arXiv 2509.15058, its two halves"
-    compare = [["adc", "adc-batch-merge"]]  # the first is said to be above the second; [] for none
+    compare = [["both", "half"]]  # the first is said to be above the second; [] for none
     margin = 0.01                           # by which it may be below; 0 by default
     note = "what a reader should know"
 
@@ -242,7 +242,7 @@ def _claim(path: Path, study: str, table: Mapping[str, Any]) -> Claim:
     ):
         raise ConfigError(
             f"{where}: compare = {pairs!r} is not allowed; it takes pairs of methods or of tables "
-            'of settings, as in [["adc", "topk"], [{ cut = 5 }, { cut = 1 }]]'
+            'of settings, as in [["this", "that"], [{ cut = 5 }, { cut = 1 }]]'
         )
     sides = tuple((_side(first), _side(second)) for first, second in pairs)
     return Claim(texts[0], texts[1], sides, float(margin), texts[2])

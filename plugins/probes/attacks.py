@@ -154,7 +154,7 @@ class _Decoder(nn.Module):
             self._rest = nn.Linear((self._special + 1) * width, hidden)
         self._shape = (hidden, *grid)
         self._places = nn.Parameter(torch.zeros(self._shape))
-        self._blocks = nn.ModuleList(nn.Conv2d(hidden, hidden, 3, padding=1) for _ in range(2))
+        self._between = nn.ModuleList(nn.Conv2d(hidden, hidden, 3, padding=1) for _ in range(2))
         up: list[nn.Module] = []
         while all(2 * g <= s for g, s in zip(grid, size, strict=True)):
             grid = (2 * grid[0], 2 * grid[1])
@@ -180,8 +180,8 @@ class _Decoder(nn.Module):
                 placed = F.avg_pool2d(placed, self._pool, ceil_mode=True)
             made = self._start(placed) + self._rest(whole)[:, :, None, None]
         made = made + self._places
-        for block in self._blocks:
-            made = made + block(F.gelu(made))
+        for layer in self._between:
+            made = made + layer(F.gelu(made))
         made = self._up(made)
         if list(made.shape[2:]) != self._size:
             # Not bilinear: its backward pass does not repeat itself on a GPU.

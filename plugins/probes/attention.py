@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from splitlab.core import Cut, Fetch, HeadAttention, Peer, hookimpl, picture
-from splitlab.plugins.probes.sampled import Sampled, bare, curves, drawable
+from splitlab.plugins.probes.sampled import Sampled, bare, curves, drawable, shades
 
 __all__ = ["Attention", "entropies"]
 
@@ -98,8 +98,6 @@ class Attention(Sampled):
         return f"mean entropy of the class token's attention {self.history[-1]['entropy']:.3f} nats"
 
     def _draw_entropies(self, path: Path) -> None:
-        import matplotlib as mpl
-
         L, H = self._entropies.shape
         with picture(path) as figure:
             by_head, over_steps = figure.subplots(1, 2)
@@ -120,8 +118,7 @@ class Attention(Sampled):
             ]
             names = {f"layer {layer}": f"layer {layer}" for layer in range(1, L + 1)}
             # Layers have an order, and may be more than colours that are told apart.
-            colours = mpl.colormaps["viridis"](torch.linspace(0, 0.9, L).numpy())
-            over_steps.set_prop_cycle(color=colours)
+            over_steps.set_prop_cycle(color=shades(L))
             curves(over_steps, means, names, "entropy in nats")
 
     def _draw_maps(self, path: Path, grid: tuple[int, int]) -> None:

@@ -46,13 +46,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from splitlab.core import ConfigError, Cut, Peer, hookimpl, picture
 from splitlab.plugins.probes.attacks import distance_correlation, invert, psnr, ridge, ssim
 
 __all__ = ["Leakage", "Pairs"]
 
-_RECEIVED = "received.pt"
+_RECEIVED = "received.safetensors"
 _PIXELS = 64
 _DISTANT = 512
 """Samples whose distances are compared, at most."""
@@ -208,7 +209,8 @@ class Leakage:
     def report(self, folder: Path) -> str | None:
         """At the server, leave what was received; at the client, attack it."""
         if self._peer.role == "server":
-            torch.save({step: tensor.cpu() for step, tensor in self._received}, folder / _RECEIVED)
+            kept = {str(step): tensor.cpu().contiguous() for step, tensor in self._received}
+            save_file(kept, folder / _RECEIVED)
             return None
         theirs = folder.with_name(f"{folder.name}-server")
         if not (theirs / _RECEIVED).is_file():
@@ -216,7 +218,8 @@ class Leakage:
                 "what the server received is not on this machine, and the attack needs it; make "
                 "the run here with `splitlab run`, which gives the same numbers"
             )
-        received = torch.load(theirs / _RECEIVED, weights_only=True)
+        read = load_file(theirs / _RECEIVED)
+        received = {int(step): tensor for step, tensor in read.items()}
         (theirs / _RECEIVED).unlink()  # large, and read
         with suppress(OSError):
             theirs.rmdir()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from splitlab.core import ConfigError, Cut, hookimpl
 
-__all__ = ["Sampled", "bare", "bars", "curves", "drawable"]
+__all__ = ["Sampled", "bare", "bars", "curves", "drawable", "shades"]
 
 _PIXELS = 96
 """The longer side of an image in a picture, at most."""
@@ -90,6 +90,13 @@ def curves(
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("step")
     axes.set_ylabel(label)
+
+
+def shades(count: int) -> Any:
+    """Return colours, in an order that the eye sees, of so many lines: dark to light."""
+    from matplotlib import colormaps
+
+    return colormaps["viridis"](torch.linspace(0, 0.9, count).numpy())
 
 
 def bars(axes: Any, values: Mapping[str, float], unit: str, label: str) -> None:

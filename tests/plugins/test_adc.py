@@ -575,8 +575,7 @@ def test_seed_and_step_decide_and_nothing_else(criterion: Any) -> None:
 
 
 def test_repeated_on_one_instance() -> None:
-    plugin = ADC()
-    one, two = (run_step([plugin], make_cut()).wire for _ in range(2))
+    one, two = (run_step([plugin], make_cut()).wire for plugin in [ADC()] * 2)
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
@@ -664,16 +663,6 @@ def test_nominal_ratios() -> None:
     assert nominal(ADC(alloc="explicit", tau=0.5, kappa=0.125), **many) == 0.125
 
 
-def test_a_patch_is_left_to_a_head_that_pools_patches() -> None:
-    plugin = ADCTokenSelect(ratio=0.01)
-    scores = torch.arange(12.0).expand(2, 12)
-    kept = plugin._selection.choose(
-        scores, Tiny().peer(tokens=12, prefix_tokens=2, class_token=True, pools=True)
-    )
-    assert kept is not None
-    assert kept.tolist() == [[0, 1, 11]] * 2
-
-
 def test_attention_is_asked_for_where_it_is_used() -> None:
     asks: dict[Plugin, tuple[Any, Any]] = {
         ADC(criterion="random", heads="max"): ("max", "last"),
@@ -708,10 +697,6 @@ def test_a_model_without_a_class_token_will_do_where_nothing_asks_for_attention(
     plugin, cut = ADC(evaluation=True, criterion=criterion, select=select), make_cut(training=False)
     out = run_step([plugin], cut, class_token=False)
     assert out.wire["activations"].shape == (8, 2, 4)
-
-
-@pytest.mark.parametrize("criterion", ["avg_token", "random", "class_label"])
-def test_merging_needs_neither_class_token_nor_attention(criterion: Any) -> None:
     cut = make_cut()
     cut.measured = {}
     out = run_step([ADCBatchMerge(ratio=0.5, criterion=criterion)], cut, class_token=False)

@@ -164,5 +164,6 @@ def test_claims_are_judged_by_the_runs(
     assert main(["report", "runs", "--claims", "claims.toml"]) == 0
     out = capsys.readouterr().out
     assert "It pays. (p. 1)" in out
-    assert "  did not hold (Δ = -0.2900, p < 0.001, n = 3)" in out
+    assert "topk:ratio=0.1 against none: did not hold (Δ = -0.2900, p < 0.001, n = 3)" in out
+    assert "topk:ratio=0.5 against none: cannot be told from these 0 seeds (n = 0)" in out
     assert "claims nothing of 'none-0'" in fails("report", "runs/none-0", "--claims", "claims.toml")

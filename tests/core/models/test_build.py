@@ -234,9 +234,9 @@ def test_facts_leave_random_state_alone_and_refuse_a_cut_outside() -> None:
 def test_the_ground_says_what_the_model_lacks() -> None:
     assert describe("vit-mini").ground.lacks == {}
     assert describe("vit-mini").ground.fixed_tokens == ""
-    assert describe("vit-mini", cut=0).ground.lacks.keys() == {"attention", "keys"}
+    assert describe("vit-mini", cut=0).ground.lacks.keys() == {"attention", "heads", "keys"}
     ground = describe("resnet18", image_size=32).ground
-    assert ground.lacks.keys() == {"attention", "keys"}
+    assert ground.lacks.keys() == {"attention", "heads", "keys"}
     assert ground.fixed_tokens == "its 64 tokens in a grid of 8 x 8, all of them"
 
 

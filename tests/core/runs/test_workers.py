@@ -34,7 +34,7 @@ def test_both_peers_agree_and_share_no_tensor(noise_data: str) -> None:
 
 
 def assert_same_facts(client: Any, server: Any) -> None:
-    """Both peers know the same but for their role; ``unable`` is a method of each one's part."""
+    """Both peers know the same but for their role; two facts are of each one's own part."""
     facts = [
         {spec.name: getattr(peer, spec.name) for spec in dataclasses.fields(peer)}
         for peer in (client, server)
@@ -42,6 +42,7 @@ def assert_same_facts(client: Any, server: Any) -> None:
     for known in facts:
         known.pop("role")
         known.pop("unable", None)
+        assert known.pop("parameters"), "of its own part"
     assert facts[0] == facts[1]
 
 

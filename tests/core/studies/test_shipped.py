@@ -14,6 +14,7 @@ from splitlab.core.catalogue.tables import ROOT, catalogue
 from splitlab.core.contract.errors import Notice
 from splitlab.core.report.by_setting import series
 from splitlab.core.report.claims import judge, read_claims, samples_of
+from splitlab.core.report.draw import file_name
 from splitlab.core.report.figures import drawable
 from splitlab.core.report.files import write_all
 from splitlab.core.studies.conduct import prepare
@@ -58,6 +59,8 @@ def test_a_study_runs_by_its_name(name: str, small_data: str, tmp_path: Path) ->
     asked, over = definition_of(name), FEWER.get(name, {})
     asked = replace(asked, stacks=STACKS.get(name, asked.stacks))
     options = {key: value for key, value in SMALL.items() if key not in over}
+    if asked.base.get("probes"):
+        options["budget"] = "steps=2"  # a step to learn from, and one to look at
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)  # of one ratio no row is called as its method
         warnings.filterwarnings("error", "the figure", Notice)
@@ -68,7 +71,7 @@ def test_a_study_runs_by_its_name(name: str, small_data: str, tmp_path: Path) ->
     assert results.draw == asked.draw
     assert len({row.method for row in results.rows}) <= len(asked.stacks) <= len(results.rows)
     files = write_all(results, tmp_path)
-    assert {file.name for file in files} >= {f"{kind.replace(':', '-')}.svg" for kind in asked.draw}
+    assert {file.name for file in files} >= {f"{file_name(kind)}.svg" for kind in asked.draw}
 
 
 @pytest.mark.parametrize("name", catalogue()["studies"])

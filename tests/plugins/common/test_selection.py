@@ -101,3 +101,11 @@ def test_an_unknown_score_is_refused() -> None:
     unknown: Any = "size"
     with pytest.raises(ConfigError, match="select=size is refused; allowed: attention, rollout, n"):
         Selection("mine", 0.5, "floor", Attention(), unknown)
+
+
+def test_a_patch_is_left_to_a_head_that_pools_patches() -> None:
+    scores = torch.arange(12.0).expand(2, 12)
+    peer = Tiny().peer(tokens=12, prefix_tokens=2, class_token=True, pools=True)
+    kept = Selection("mine", 0.01, "floor", Attention(), "attention").choose(scores, peer)
+    assert kept is not None
+    assert kept.tolist() == [[0, 1, 11]] * 2

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 from splitlab.core import ConfigError, Cut, Layout, Peer
 from splitlab.core.catalogue.binding import bind
@@ -142,13 +143,13 @@ def test_why_there_is_nothing_is_told(tmp_path: Path) -> None:
     probe.setup(peer("client"))
     (tmp_path / "leakage-server").mkdir()
     assert "is not on this machine" in str(probe.report(tmp_path / "leakage"))
-    torch.save({}, tmp_path / "leakage-server" / "received.pt")
+    save_file({}, tmp_path / "leakage-server" / "received.safetensors")
     assert str(probe.report(tmp_path / "leakage")).startswith("0 steps were seen")
     assert not (tmp_path / "leakage-server").exists()
     cuts = {step: seen(Provenance(), 4) for step in range(2)}
     probe._seen.extend(_Seen(step, *list(vars(each).values())[1:]) for step, each in cuts.items())
-    torch.save({0: torch.ones(2, 4, 1), 1: torch.ones(2, 4, 1)}, tmp_path / "x")
-    assert str(probe._parts(torch.load(tmp_path / "x"))).startswith("the stack changes the number")
+    fewer = {0: torch.ones(2, 4, 1), 1: torch.ones(2, 4, 1)}
+    assert str(probe._parts(fewer)).startswith("the stack changes the number")
     bad = torch.full((3, 4, 1), torch.nan)
     assert probe._parts({0: bad, 1: bad}) == "what arrived in step 1 is not finite"
 
