@@ -51,6 +51,8 @@ def test_what_is_not_the_command_line_is_python() -> None:
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
 )
 def test_a_signal_reaches_the_fork(number: int, status: int, tmp_path: Path) -> None:
+    if signal.getsignal(number) == signal.SIG_IGN:
+        pytest.skip("this shell started the tests where Ctrl-C is ignored, and so do the peers")
     command = [sys.executable, "-m", "splitlab", "serve", "--weights", "none", "--device", "cpu"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path

@@ -39,13 +39,16 @@ FEWER: dict[str, dict[str, list[Any]]] = {
     "adc/criterion": {"plugin.adc.ratio": [0.2]},
     "adc/batch-size": {"batch_size": [16, 24]},
     "adc/clusters": {"plugin.adc.tau": [0.2, 0.4]},
+    "lean/convergence": {},
 }
 """Values of every axis that do for a look; as many rows as the figures need."""
 STACKS = {
     "channels/snr": ("none", "adc+awgn", "quantize:evaluation=true+bit-errors"),
     "privacy/leakage": ("none", "adc"),
+    "lean/search": ("none", "random-tokens:ratio=0.4+quantize:bits=4,per=tensor"),
+    "lean/against-adc": ("none", "adc:ratio=0.3", "lean-5"),
 }
-"""Some of the stacks of a study of all methods."""
+"""Some of the stacks of a study of many."""
 LONG = {"methods"}
 """All methods: each goes through the kit and through all pairs elsewhere."""
 
