@@ -43,6 +43,11 @@ FEWER: dict[str, dict[str, list[Any]]] = {
 }
 """Values of every axis that do for a look; as many rows as the figures need."""
 STACKS = {
+    "adc/criterion": ("none", "adc", "adc:criterion=random", "adc:select=norm"),
+    "adc/clusters": (
+        "adc:alloc=explicit,kappa=0.3",
+        "adc:alloc=explicit,kappa=0.3,criterion=class_label",
+    ),
     "channels/snr": ("none", "adc+awgn", "quantize:evaluation=true+bit-errors"),
     "privacy/leakage": ("none", "adc"),
     "lean/search": ("none", "random-tokens:ratio=0.4+quantize:bits=4,per=tensor"),
@@ -57,7 +62,7 @@ def test_no_study_is_forgotten() -> None:
     assert {*FEWER} | {*STACKS} | LONG == {*catalogue()["studies"]}
 
 
-@pytest.mark.parametrize("name", [*FEWER, *STACKS])
+@pytest.mark.parametrize("name", {**FEWER, **STACKS})
 def test_a_study_runs_by_its_name(name: str, small_data: str, tmp_path: Path) -> None:
     asked, over = definition_of(name), FEWER.get(name, {})
     asked = replace(asked, stacks=STACKS.get(name, asked.stacks))
