@@ -1,4 +1,4 @@
-"""The studies of ADC's paper in its own regime, on one GPU, in slices of at most ten minutes.
+"""The studies of ADC's paper, and of what beats it, in its own regime, on one GPU, in slices.
 
     benchmarks/science.sh --data FOLDER --weights FILE --output OUT
     benchmarks/science.sh --data FOLDER --weights FILE --output OUT --from OUT.tar --minutes 9
@@ -54,6 +54,8 @@ STUDIES: dict[str, dict[str, list[Any]]] = {
     "adc/split-point": {"cut": [2, 3, 5, 6, 10]},
     "adc/batch-size": {},
     "adc/clusters": {},
+    "lean/against-adc": {},
+    "lean/convergence": {},
 }
 """What is run, in this order, and values of axes where the model that ships has others."""
 

@@ -42,8 +42,8 @@ from splitlab.core.report.claims import (
 from splitlab.core.report.draw import draw, file_name
 from splitlab.core.report.figures import drawable, wanted
 from splitlab.core.report.long import runs_csv
-from splitlab.core.report.over_links import over_links
-from splitlab.core.report.results import Results, Row
+from splitlab.core.report.over_links import human_seconds, over_links, write_links_csv
+from splitlab.core.report.results import Row
 from splitlab.core.report.statistics import Difference, Mean
 from splitlab.core.report.summary_table import SummaryRow, table_csv, table_markdown
 from splitlab.core.studies.definition import Definition
@@ -111,7 +111,7 @@ def take(folder: Path, page: Path, accuracy: float | None = None) -> None:
         old.unlink(missing_ok=True)
     draw(results, page, kinds, formats=("svg", "pdf"))
     if accuracy is not None:
-        _write(page / "links.csv", _links(results, accuracy))
+        write_links_csv(over_links(results.rows, accuracy=accuracy), page)
 
 
 def command(definition: Definition) -> str:
@@ -173,13 +173,6 @@ def _csv(columns: Sequence[str], records: Iterable[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(records)
     return made.getvalue()
-
-
-def _links(results: Results, accuracy: float) -> str:
-    """Return how soon every row has an accuracy over every link, as the text of a CSV file."""
-    found = over_links(results.rows, accuracy=accuracy).means
-    columns = ("row", "link", "accuracy", "runs", "reached", "reached_seconds")
-    return _csv(columns, ({**vars(each), "row": each.title} for each in found))
 
 
 # A page, from its own files.
@@ -319,8 +312,9 @@ def _first_over_links(folder: Path) -> list[tuple[str, str, str, str]]:
     accuracy = f"{float(_records(folder / 'links.csv')[0]['accuracy']):g}"
     lines = []
     for link, first in fastest(folder).items():
-        soonest = "; ".join(f"`{title}` {_time(seconds)}" for title, seconds in first[:_FIRST])
-        plain = next((_time(s) for title, s in first if title.partition(",")[0] == "none"), "never")
+        told = [(title, human_seconds(seconds)) for title, seconds in first]
+        soonest = "; ".join(f"`{title}` {time}" for title, time in told[:_FIRST])
+        plain = next((time for title, time in told if title.partition(",")[0] == "none"), "never")
         lines.append((link, accuracy, soonest or "no row in all its runs", plain))
     return lines
 
@@ -331,19 +325,12 @@ def fastest(folder: Path) -> dict[str, list[tuple[str, float]]]:
     for record in _records(folder / "links.csv"):
         rows = found.setdefault(record["link"], [])
         if record["reached"] == record["runs"]:
-            rows.append((record["row"], float(record["reached_seconds"])))
+            rows.append((record["title"], float(record["reached_seconds"])))
     return {link: sorted(rows, key=lambda row: row[1]) for link, rows in found.items()}
 
 
 def _records(path: Path) -> list[dict[str, str]]:
     return [*csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))]
-
-
-def _time(seconds: float) -> str:
-    for unit, size, most in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 2e5)):
-        if seconds < most:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 86400:.3g} days"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

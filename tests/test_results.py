@@ -7,7 +7,7 @@ import importlib.util
 import json
 import re
 import shlex
-import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 
 from splitlab.core import study
 from splitlab.core.command.main import parser
-from splitlab.core.report.summary_table import summarise, table_markdown
+from splitlab.core.report.summary_table import summarise, table_csv, table_markdown
 from splitlab.core.studies.study import Study
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -43,19 +43,10 @@ def test_every_page_is_what_its_files_say() -> None:
 
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def made(small_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of pages with one, and its study beside it."""
     monkeypatch.chdir(tmp_path)
-    data = tmp_path / "pictures"  # of IDX: 16 training, 8 test images of 2 classes
-    data.mkdir()
-    for prefix, count in (("train", 16), ("t10k", 8)):
-        labels = bytes(i % 2 for i in range(count))
-        images = bytes(i % 251 for i in range(count * 784))
-        head = struct.pack(">BBBBIII", 0, 0, 8, 3, count, 28, 28)
-        (data / f"{prefix}-images-idx3-ubyte").write_bytes(head + images)
-        (data / f"{prefix}-labels-idx1-ubyte").write_bytes(
-            struct.pack(">BBBBI", 0, 0, 8, 1, count) + labels
-        )
+    (tmp_path / "pictures").symlink_to(small_data)
     options: dict[str, Any] = {
         "data_dir": "pictures",
         "model": "vit:image_size=28,patch=7,channels=1,width=16,depth=2,heads=1",
@@ -96,6 +87,15 @@ def test_a_study_becomes_a_page(made: Path, capsys: pytest.CaptureFixture[str]) 
     found = Study.read(made.parent / "studies" / "it")
     assert found is not None
     assert table_markdown(summarise(found.results())) in page  # of the file, digit for digit
+    probed = {"leakage ssim": 0.5, "leakage ssim by chance": 0.125}
+    rows = tuple(
+        replace(row, runs=tuple(replace(run, found=probed) for run in row.runs))
+        for row in found.results().rows
+    )
+    with_probe = replace(found.results(), rows=rows)
+    read = table_markdown(results().rows_of_csv(table_csv(with_probe)))
+    assert read == table_markdown(summarise(with_probe))
+    assert "0.500 (0.125)" in read
     assert "![Accuracy against training bytes, every method in a panel](bytes.svg)" in page
     assert "| iot | `" in page
     assert "here dataset of a folder (there cifar100 or food101); " in page

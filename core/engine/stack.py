@@ -176,8 +176,7 @@ class Stack:
                 try:
                     line = probe.ask("report", folder=own)
                 except SplitlabError as error:
-                    here = (folder.parent / "summary.json").is_file()
-                    summary = f"in {folder.parent}" if here else "at the client"
+                    summary = f"in {folder.parent}" if self._role == "client" else "at the client"
                     raise type(error)(
                         f"{error}; the run is complete, its summary is {summary}"
                     ) from error

@@ -209,8 +209,10 @@ def _run(
             plan, data, client, link, folder, origin, reporter, should_stop, connect, loggers
         )
         result = loop.go(last_words, going_on.from_step)
-        linked.close()  # the server's probes report, and a client's may read what they left
-        loop.report()
+        try:
+            linked.close()  # the server's probes report, and a client's may read what they left
+        finally:
+            loop.report()
         return result
 
 

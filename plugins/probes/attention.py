@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from splitlab.core import Cut, Fetch, HeadAttention, Peer, hookimpl, picture
-from splitlab.plugins.probes.sampled import Sampled, bare, curves, drawable, shades
+from splitlab.plugins.probes.sampled import Sampled, bare, curves, drawable
 
 __all__ = ["Attention", "entropies"]
 
@@ -118,7 +118,7 @@ class Attention(Sampled):
             ]
             names = {f"layer {layer}": f"layer {layer}" for layer in range(1, L + 1)}
             # Layers have an order, and may be more than colours that are told apart.
-            over_steps.set_prop_cycle(color=shades(L))
+            over_steps.set_prop_cycle(color=shown.cmap(torch.linspace(0, 0.9, L).numpy()))
             curves(over_steps, means, names, "entropy in nats")
 
     def _draw_maps(self, path: Path, grid: tuple[int, int]) -> None:

@@ -50,6 +50,7 @@ from safetensors.torch import load_file, save_file
 
 from splitlab.core import ConfigError, Cut, Peer, hookimpl, picture
 from splitlab.plugins.probes.attacks import distance_correlation, invert, psnr, ridge, ssim
+from splitlab.plugins.probes.sampled import bare
 
 __all__ = ["Leakage", "Pairs"]
 
@@ -193,8 +194,9 @@ class Leakage:
         yield
         if cut.training and cut.images is not None:
             images = cut.images
-            if images.shape[-1] > _PIXELS:
-                images = F.interpolate(images.float(), size=(_PIXELS, _PIXELS), mode="area")
+            if max(images.shape[-2:]) > _PIXELS:
+                size = [min(side, _PIXELS) for side in images.shape[-2:]]
+                images = F.interpolate(images.float(), size=size, mode="area")
             self._seen.append(_Seen(cut.step, tokens, images, targets, ids, cut.provenance))
 
     @hookimpl(wrapper=True)
@@ -341,12 +343,10 @@ def _draw(
     lines = [each.permute(0, 2, 3, 1).cpu().numpy() for each in (originals, made)]
     with picture(path, 0.3 + 0.72 * len(originals), 2.0) as figure:
         panels = figure.subplots(2, len(originals), squeeze=False)
+        bare(panels)
         for line, images in zip(panels, lines, strict=True):
             for axes, image in zip(line, images, strict=True):
                 axes.imshow(image, cmap="gray", vmin=0, vmax=1)
-                axes.set(xticks=[], yticks=[])
-                axes.grid(False)
-                axes.set_frame_on(False)
         named = zip(*panels, classes.tolist(), likeness.tolist(), strict=True)
         for i, (above, below, kind, value) in enumerate(named):
             above.set_title(f"{'best: ' * (i >= _SHOWN)}class {kind}")

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 
 from splitlab.core import ConfigError, Cut, hookimpl
 
-__all__ = ["Sampled", "bare", "bars", "curves", "drawable", "shades"]
+__all__ = ["Sampled", "bare", "bars", "curves", "drawable"]
 
 _PIXELS = 96
 """The longer side of an image in a picture, at most."""
+_PREFIXES = {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0, "m": 1e-3, "µ": 1e-6}
 _COLUMNS = 3
 """Words of a legend side by side, at most."""
 
@@ -92,13 +93,6 @@ def curves(
     axes.set_ylabel(label)
 
 
-def shades(count: int) -> Any:
-    """Return colours, in an order that the eye sees, of so many lines: dark to light."""
-    from matplotlib import colormaps
-
-    return colormaps["viridis"](torch.linspace(0, 0.9, count).numpy())
-
-
 def bars(axes: Any, values: Mapping[str, float], unit: str, label: str) -> None:
     """Draw lying bars from the top, each with its number and its share of the first.
 
@@ -108,20 +102,20 @@ def bars(axes: Any, values: Mapping[str, float], unit: str, label: str) -> None:
         unit: of them.
         label: of the horizontal axis.
     """
-    from matplotlib.ticker import EngFormatter
-
     places = range(len(values))
     axes.barh(places, [*values.values()], height=0.6)
-    written = EngFormatter(unit)
     whole, most = next(iter(values.values())), max(values.values()) or 1.0
+    fitting = (prefix for prefix, size in _PREFIXES.items() if most >= size)
+    prefix = next(fitting, "µ")
+    size = _PREFIXES[prefix]
     for place, value in zip(places, values.values(), strict=True):
         share = f" ({value / whole:.2%})" if whole and place else ""
-        told = f"{written.format_eng(value)}{unit}" if value else f"0 {unit}"
+        told = f"{value / size:.3g} {prefix}{unit}"
         look = {"ha": "right", "color": "white"} if value > most / 2 else {"ha": "left"}
         axes.text(value, place, f" {told}{share} ", va="center", fontsize=6.5, **look)
     axes.set_yticks(places, [*values])
     axes.set(xlabel=label, xlim=(0, 1.05 * most))
-    axes.xaxis.set_major_formatter(written)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / size:.3g} {prefix}{unit}")
     axes.locator_params(axis="x", nbins=4)
     axes.invert_yaxis()
     axes.grid(False, axis="y")

@@ -266,11 +266,12 @@ def test_a_probe_that_fails_in_report_costs_no_summary(
     (tmp_path / "probe.py").write_text(FAILS_AT)
     options: dict[str, Any] = {"data_dir": two_classes, "budget": "steps=1", **real.SMALL}
     folder = tmp_path / "r"
+    summary = f"in {folder}" if role == "client" else "at the client"
     with pytest.raises(PluginError) as caught:
         run(probes=[f"{tmp_path}/probe.py:FailsAt:role={role}"], output=str(folder), **options)
     assert str(caught.value) == (
         "probe 'FailsAt' failed in report: ValueError: no room (probe.py:16); the run is complete, "
-        f"its summary is in {folder}"
+        f"its summary is {summary}"
     )
     assert read_summary(folder).steps == 1
     assert read_ledger(folder).total("up", "training") > 0
