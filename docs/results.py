@@ -351,17 +351,22 @@ def verdicts(folder: Path, facts: Mapping[str, Any]) -> tuple[Claims, tuple[Verd
     return claims, judge(samples, claims.claims)
 
 
+_HEAD = "## What the paper claims, and whether it held"
+
+
 def _claims(folder: Path, facts: Mapping[str, Any]) -> str:
-    head = "## What the paper claims, and whether it held"
     claims, found = verdicts(folder, facts)
     if not found:
         return (
-            f"{head}\n\nADC's paper claims nothing of these rows. What it claims is tested on the "
+            f"{_HEAD}\n\nADC's paper claims nothing of these rows. What it claims is tested on the "
             "pages of [its own studies](../README.md)."
         )
+    head, regime = _HEAD, "The setting is the paper's."
     other = apart(claims, facts["common"].items(), facts["axes"])
-    regime = "The setting is the paper's."
-    if other:
+    if not facts["paper"]:
+        head = "## What is claimed of it here, and whether it held"
+        regime = "No paper claims this: it is what these rows were put together to show."
+    elif other:
         regime = (
             f"The paper's setting is another: here {'; '.join(other)}. What holds here repeats no "
             "figure of its, and what does not hold here refutes none."
@@ -408,13 +413,18 @@ def first_page(pages: Sequence[Path]) -> str:
         for name, facts in known.items()
     ]
     text = _replaced(text, "pages", _table(("page", "question", "made by"), listed), readme)
-    said = [
-        (each.claim.text, each.told, f"[{name}]({name}/README.md)")
-        for name, facts in known.items()
-        for each in verdicts(HERE / name, facts)[1]
-    ]
-    block = _table(("the paper says", "here", "page"), said) if said else "No page tests it yet."
-    text = _replaced(text, "claims", block, readme)
+    for block, header, from_a_paper in (
+        ("claims", "the paper says", True),
+        ("goals", "what is claimed", False),
+    ):
+        said = [
+            (each.claim.text, each.told, f"[{name}]({name}/README.md)")
+            for name, facts in known.items()
+            if bool(facts["paper"]) is from_a_paper
+            for each in verdicts(HERE / name, facts)[1]
+        ]
+        table = _table((header, "here", "page"), said) if said else "No page tests it yet."
+        text = _replaced(text, block, table, readme)
     soonest = [
         (f"[{name}]({name}/README.md)", *line)
         for name in known

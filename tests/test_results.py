@@ -67,7 +67,8 @@ def made(small_data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     (pages / "README.md").write_text(
         "By hand.\n"
         + "".join(
-            f"<!-- begin {n}: x -->\n<!-- end {n} -->\n" for n in ("pages", "claims", "links")
+            f"<!-- begin {n}: x -->\n<!-- end {n} -->\n"
+            for n in ("pages", "claims", "goals", "links")
         )
     )
     monkeypatch.setattr(results(), "HERE", pages)
