@@ -56,7 +56,7 @@ def draw_settings(lines: Sequence[Series], kind: str, published: Published) -> F
         _together(grid[0], lines, beside)
         if grid[0].get_legend_handles_labels()[0]:
             figure.legend(loc="outside right upper", frameon=False, handlelength=2.2)
-    _scale(grid[0], lines, kind)
+    _scale(grid[0], own if apart else lines, kind)
     within_shares(grid[0])
     for axes in grid[len(own) - columns if apart else 0 : len(own) if apart else 1]:
         axes.tick_params(labelbottom=True)  # the last of every column
@@ -149,6 +149,8 @@ def _scale(axes: Axes, lines: Sequence[Series], kind: str) -> None:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        if places[-1] < 2 * places[0]:  # all but one place: its surroundings tell where it is
+            axes.set_xlim(places[0] / 2, 2 * places[-1])
     if kind != RATIO and len(places) <= 8:  # as many as were run, and no values between
         axes.set_xticks(places, [f"{x:g}" for x in places])
         axes.minorticks_off()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from splitlab.core.report.by_setting import series
@@ -65,3 +66,20 @@ def test_of_many_lines_each_has_a_panel_with_the_others_behind_it(make: Any) -> 
     told = figure.get_supxlabel()
     assert told.startswith("snr (dB)\n")
     assert "level: none; light grey: the other panels' lines" in told
+
+
+def test_of_one_ratio_the_axis_shows_its_surroundings(make: Any) -> None:
+    def ran(name: str, ratio: float) -> Any:
+        run = make.finished(0, 0.5)
+        summary = replace(run.summary, ratio_measured=ratio)
+        return make.row(name, [], settings={"stack": name}, runs=(replace(run, summary=summary),))
+
+    rows = [ran(f"{i}", 0.094 + i * 1e-5) for i in range(9)]
+    results = make.results([ran("none", 1.0), *rows])
+    figure = draw_settings(series(results, "ratio"), "ratio", Published())
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    low, high = axes.get_xlim()
+    assert low < 0.05 < 0.15 < high < 0.5
+    ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    assert 1 <= len(ticks) <= 4
