@@ -13,7 +13,7 @@ from typing import Any
 from splitlab.core.catalogue.loading import find, known, split
 from splitlab.core.catalogue.tables import LOADABLE, SINGULAR, Entry, Kind, Loadable, entries
 from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError, unknown_name
-from splitlab.core.contract.settings import Bound, Parameter, parameters, shown
+from splitlab.core.contract.settings import ACCESS, Bound, Parameter, parameters, shown
 
 __all__ = ["bind", "bind_as", "bind_stack", "brief", "broken", "split_stack"]
 
@@ -22,7 +22,8 @@ _NOT_SETTINGS: Mapping[Loadable, Mapping[str, str]] = {
         "classes": "the data decide it",
         "pretrained": "--pretrained decides it",
         "drop_path": "--drop-path decides it",
-    }
+    },
+    "transports": {name: f"--{name.replace('_', '-')} decides it" for name in ACCESS},
 }
 """Parameters that are not the user's to set, and why: `Bound.build` is given them."""
 

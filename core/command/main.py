@@ -17,6 +17,7 @@ from typing import TextIO
 
 from splitlab import __version__
 from splitlab.core.command import (
+    certs,
     check,
     compare,
     completion,
@@ -60,7 +61,7 @@ _COMMANDS = {
         *(plugins, models, datasets, transports, links, probes, loggers),
     ),
     "write a method": (new_plugin, check),
-    "set up": (completion,),
+    "set up": (certs, completion),
 }
 
 _DESCRIPTION = """\

@@ -16,6 +16,7 @@ from typing import Any
 from splitlab.core.catalogue.links import load_transport
 from splitlab.core.catalogue.loggers import load_loggers
 from splitlab.core.contract.errors import ConfigError, Diverged, Notice
+from splitlab.core.contract.settings import ACCESS
 from splitlab.core.runs.config import LABELS, Config, flag
 from splitlab.core.runs.disk import hold
 from splitlab.core.runs.folder import RunFolder
@@ -32,7 +33,10 @@ from splitlab.core.runs.workers import build_client, build_server, limited_threa
 
 __all__ = ["chosen", "run"]
 
-_FREE = ("budget", "timeout", "patience", "workers", "worker_kind", "cache", *LABELS)
+_FREE = (
+    *("budget", "timeout", "patience", "workers", "worker_kind", "cache"),
+    *(*ACCESS, *LABELS),
+)
 """What may change when a run goes on: it decides no number, or when the run ends."""
 _MOVABLE = {"data_dir", "weights", "model", "plugins", "probes", "links", "transport"}
 """What may name the same in another place; `Origin` tells whether it is the same."""
@@ -57,8 +61,9 @@ def run(
         config: the run; ``run(plugins=["adc"], seed=1)`` is short for
             ``run(Config(plugins=("adc",), seed=1))``.
         resume: go on with the run in this folder; of the options only ``budget``, ``timeout``,
-            ``patience``, ``workers``, ``worker_kind``, ``cache``, ``name``, ``tags`` and
-            ``loggers`` may be given then, and anew what names files, if their content is the same.
+            ``patience``, ``workers``, ``worker_kind``, ``cache``, who may connect, ``name``,
+            ``tags`` and ``loggers`` may be given then, and anew what names files, if their content
+            is the same.
         from_step: go on from this checkpoint, or from 0, the beginning; newer ones are forgotten.
             From the newest by default.
         accept_changes: go on although data, files, versions or configuration have changed.
@@ -144,7 +149,7 @@ def _run(
     should_stop: Callable[[], bool],
     process: ServerProcess | None,
 ) -> Result:
-    transport = load_transport(config.transport)
+    transport = load_transport(config.transport, config.access)
     loggers = Loggers(load_loggers(config.loggers))
     if transport.place == "inside" and connect:
         raise ConfigError(

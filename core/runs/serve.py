@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import time
@@ -18,7 +19,7 @@ from splitlab.core.contract.errors import (
     ProtocolError,
     SplitlabError,
 )
-from splitlab.core.contract.link import Link, Listener
+from splitlab.core.contract.link import DEFAULT_LIMITS, Link, Listener
 from splitlab.core.engine.server import Server
 from splitlab.core.models.segments import Segmented
 from splitlab.core.runs.checkpoint import Checkpoints, plan_mark
@@ -29,14 +30,15 @@ from splitlab.core.runs.plan import Decided, PeerPlan, make_for_server
 from splitlab.core.runs.precision import products
 from splitlab.core.runs.records import SERVER_METRICS, StepRecord
 from splitlab.core.runs.repeating import repeating
+from splitlab.core.runs.strangers import Strangers
 from splitlab.core.runs.workers import build_server, limited_threads
-from splitlab.core.session.protocol import MARKS, line
+from splitlab.core.session.protocol import HELLO_BYTES, MARKS
 from splitlab.core.session.server import ServerSession
 
 __all__ = ["HANDSHAKE_SECONDS", "open_session", "serve"]
 
-HANDSHAKE_SECONDS = 5.0
-"""How long somebody who has connected may be silent before somebody else has a turn."""
+HANDSHAKE_SECONDS = 10.0
+"""How long somebody who has connected may take to say who it is, all in all."""
 
 _PATIENCE = 5.0
 """Seconds for the server of a client that was killed to see that it is alone."""
@@ -75,7 +77,7 @@ def serve(
         SplitlabError: also when the client is gone before the end of its run.
     """
     named = decided.config.transport
-    transport = load_transport(named)
+    transport = load_transport(named, decided.config.access)
     if transport.place == "inside":
         raise ConfigError(
             f"transport {named!r} has both peers in one process and serves nobody elsewhere; give "
@@ -134,9 +136,8 @@ class _Clients:
         self._plan = plan
         self._wait = wait
         self._patient = patient
-        self._say = say
         self._until = time.monotonic() + wait
-        self._away, self._last = 0, ""
+        self._strangers = Strangers(say)
 
     def first(
         self,
@@ -154,13 +155,14 @@ class _Clients:
             cleanup: closes the link.
         """
         config = self._plan.config
+        opening = min(config.timeout, HANDSHAKE_SECONDS)
         while True:
             with ExitStack() as attempt:
-                link = end(self._accept(), config.transport, self._plan.links, "server")
+                link = end(self._accept(opening), config.transport, self._plan.links, "server")
                 attempt.enter_context(closing(link))
                 session, report = open_session(link, server, self._plan, output, attempt)
                 try:
-                    session.turn(min(config.timeout, HANDSHAKE_SECONDS) if self._patient else None)
+                    session.turn(opening if self._patient else None)
                 except PluginError:
                     raise  # ours
                 except SplitlabError as error:
@@ -168,26 +170,33 @@ class _Clients:
                         raise
                     if session.resumed:
                         server = build()  # a checkpoint may have been loaded, or a part of it
-                    self._away += 1
-                    self._last = line(error)
-                    if link.remote not in self._last:
-                        self._last = f"{link.remote}: {self._last}"
-                    self._say(f"turned away {self._last}")
+                    why = str(error)
+                    self._strangers.add(why if link.remote in why else f"{link.remote}: {why}")
                     continue
                 cleanup.enter_context(attempt.pop_all())
+                self._strangers.close()
                 return session, report
 
-    def _accept(self) -> Link:
+    def _accept(self, opening: float) -> Link:
+        """Return the link to who comes next, and has said something if the listener can tell."""
         left = max(0.001, round(self._until - time.monotonic(), 3))
-        owner = f"transport {self._plan.config.transport!r}"
+        owner, strangers = f"transport {self._plan.config.transport!r}", self._strangers
+        hear = getattr(self._listener, "hear", None)  # of a `PatientListener`
         try:
-            return called(owner, self._listener.accept, left)
+            if hear is None:
+                return called(owner, self._listener.accept, left)
+            limits = dataclasses.replace(DEFAULT_LIMITS, frame_bytes=HELLO_BYTES)
+            link: Link = called(
+                owner, hear, left, opening=opening, limits=limits, away=strangers.add
+            )
+            return link
         except NetworkError as error:
-            if not self._away or time.monotonic() < self._until:
+            if not strangers.count or time.monotonic() < self._until:
                 raise
+            strangers.close()
             raise NetworkError(
                 f"no client that fits came to {self._listener.address} in {self._wait:g} s; "
-                f"turned away: {self._away}, at last {self._last}"
+                f"turned away: {strangers.count}, at last {strangers.last}"
             ) from error
 
 
