@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from splitlab.core.catalogue.imports import heavy_imports
 from splitlab.core.command.options import Parser, add_config, declare, given
+from splitlab.core.command.stop import StopAsked
 from splitlab.core.command.streams import say
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.runs.config import Config
@@ -174,6 +175,8 @@ def serve_config(
         patient=patient,
         samples=samples,
         say=_say_nothing if quiet else say,
+        # The server of a run ends as its client says, and at once where that does not wait for it.
+        **({"should_stop": StopAsked()} if announce is None else {}),
     )
     return 0
 

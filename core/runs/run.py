@@ -16,6 +16,7 @@ from typing import Any
 from splitlab.core.catalogue.links import load_transport
 from splitlab.core.catalogue.loggers import load_loggers
 from splitlab.core.contract.errors import ConfigError, Diverged, Notice
+from splitlab.core.contract.link import Link
 from splitlab.core.contract.settings import ACCESS
 from splitlab.core.runs.config import LABELS, Config, flag
 from splitlab.core.runs.disk import hold
@@ -29,6 +30,7 @@ from splitlab.core.runs.precision import products
 from splitlab.core.runs.process import ServerProcess
 from splitlab.core.runs.repeating import repeating
 from splitlab.core.runs.reporter import Reporter, Result
+from splitlab.core.runs.stopping import Heeding
 from splitlab.core.runs.workers import build_client, build_server, limited_threads
 
 __all__ = ["chosen", "run"]
@@ -197,6 +199,7 @@ def _run(
             cleanup.callback(folder.drop_proposal)
             folder.propose(plan.config)
         last_words: Callable[[], str] = str
+        link: Link
         linked = cleanup.enter_context(ExitStack())
         if transport.place == "inside":
             server = build_server(plan, model, observers)
@@ -209,7 +212,8 @@ def _run(
             whom = f"connecting to {address}" if address else "waiting for the server's process"
             reporter.starting(whom)
             last_words = launch.last_words
-            link = linked.enter_context(launch.link(transport, address))
+            heeding = linked.enter_context(launch.link(transport, address))
+            link, should_stop = heeding, _either(should_stop, heeding)
         loop = Loop(
             plan, data, client, link, folder, origin, reporter, should_stop, connect, loggers
         )
@@ -219,6 +223,20 @@ def _run(
         finally:
             loop.report()
         return result
+
+
+def _either(should_stop: Callable[[], bool], link: Heeding) -> Callable[[], bool]:
+    """Return what says whether to stop: the user of this process, or that of the server."""
+    told = False
+
+    def stop() -> bool:
+        nonlocal told
+        if link.asked and not told:
+            told = True
+            warnings.warn(f"the server at {link.remote} asks to stop", Notice, stacklevel=2)
+        return should_stop() or link.asked
+
+    return stop
 
 
 def _tell_of_warmup(plan: Plan) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 from splitlab.core.catalogue.links import load_transport
 from splitlab.core.contract.errors import (
     ConfigError,
+    Interrupted,
+    LinkError,
     NetworkError,
     PluginError,
     ProtocolError,
@@ -30,6 +32,7 @@ from splitlab.core.runs.plan import Decided, PeerPlan, make_for_server
 from splitlab.core.runs.precision import products
 from splitlab.core.runs.records import SERVER_METRICS, StepRecord
 from splitlab.core.runs.repeating import repeating
+from splitlab.core.runs.stopping import Asking
 from splitlab.core.runs.strangers import Strangers
 from splitlab.core.runs.workers import build_server, limited_threads
 from splitlab.core.session.protocol import HELLO_BYTES, MARKS
@@ -56,6 +59,7 @@ def serve(
     patient: bool = True,
     samples: int | None = None,
     say: Callable[[str], None] = lambda line: None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> int:
     """Listen, serve one client, and return the number of training steps served.
 
@@ -68,10 +72,12 @@ def serve(
         announce: file descriptor to which the real address is written once the server listens.
         wait: seconds to wait for a client.
         peers_here: 2 if the client runs on this machine too; it then has the first GPU.
-        patient: whether somebody who is no client, or none that fits, is turned away; otherwise
-            that is an error. Until the deadline it then waits for the right one.
+        patient: whether a client that does not fit is turned away as strangers are; otherwise it
+            is an error. Until the deadline it then waits for the right one.
         samples: of the client's training data, if a client on this machine started this server.
         say: is told in a line where it listens, who was turned away, and how it went.
+        should_stop: asked when a client has come, and after every step; True lets the client end
+            its run with a checkpoint, and this one with `Interrupted`.
 
     Raises:
         SplitlabError: also when the client is gone before the end of its run.
@@ -97,11 +103,17 @@ def serve(
             if announce is not None:
                 with os.fdopen(announce, "w") as pipe:
                     pipe.write(listener.address + "\n")
-            clients = _Clients(listener, plan, wait, patient, say)
+            clients = _Clients(listener, plan, wait, patient, say, should_stop)
             session, report = clients.first(server, build, output, cleanup)
         del model, build  # the server has its part
-        while session.turn():
-            pass
+        try:
+            should_stop()  # from here on a wish waits for the end of a step
+            while session.turn():
+                pass
+        except LinkError as error:
+            if should_stop():
+                raise Interrupted(f"interrupted after {session.steps} steps; {error}") from error
+            raise
         report()
     say(f"served {session.steps} steps to the end of the client's run")
     return session.steps
@@ -122,6 +134,7 @@ class _Clients:
         wait: seconds to wait.
         patient: whether to wait for another one if one does not fit.
         say: is told who was turned away.
+        should_stop: as of `serve`.
     """
 
     def __init__(
@@ -131,11 +144,14 @@ class _Clients:
         wait: float,
         patient: bool,
         say: Callable[[str], None],
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self._listener = listener
         self._plan = plan
         self._wait = wait
         self._patient = patient
+        self._hear = getattr(listener, "hear", None)  # of a `PatientListener`
+        self._should_stop = should_stop
         self._until = time.monotonic() + wait
         self._strangers = Strangers(say)
 
@@ -160,14 +176,15 @@ class _Clients:
             with ExitStack() as attempt:
                 link = end(self._accept(opening), config.transport, self._plan.links, "server")
                 attempt.enter_context(closing(link))
+                link = Asking(link, self._should_stop)
                 session, report = open_session(link, server, self._plan, output, attempt)
                 try:
                     session.turn(opening if self._patient else None)
                 except PluginError:
                     raise  # ours
                 except SplitlabError as error:
-                    if not self._patient:
-                        raise
+                    if not self._patient and (session.resumed or self._hear is None):
+                        raise  # the one client for which it was started; or nobody can tell
                     if session.resumed:
                         server = build()  # a checkpoint may have been loaded, or a part of it
                     why = str(error)
@@ -181,13 +198,12 @@ class _Clients:
         """Return the link to who comes next, and has said something if the listener can tell."""
         left = max(0.001, round(self._until - time.monotonic(), 3))
         owner, strangers = f"transport {self._plan.config.transport!r}", self._strangers
-        hear = getattr(self._listener, "hear", None)  # of a `PatientListener`
         try:
-            if hear is None:
+            if self._hear is None:
                 return called(owner, self._listener.accept, left)
             limits = dataclasses.replace(DEFAULT_LIMITS, frame_bytes=HELLO_BYTES)
             link: Link = called(
-                owner, hear, left, opening=opening, limits=limits, away=strangers.add
+                owner, self._hear, left, opening=opening, limits=limits, away=strangers.add
             )
             return link
         except NetworkError as error:

@@ -529,11 +529,18 @@ def test_nobody_fits_in_time(tmp_path: Path) -> None:
     )
 
 
-def test_an_impatient_server_ends_with_the_first_that_does_not_fit(tmp_path: Path) -> None:
-    with Serving(tmp_path, patient=False) as serving, pytest.raises(ProtocolError):
-        serving.hello(seed="7")
+def test_the_server_of_a_run_ends_with_its_client_and_not_with_strangers(tmp_path: Path) -> None:
+    serving = Serving(tmp_path, patient=False)
+    with serving, serving.socket(), serving.socket() as stranger:
+        stranger.sendall(REQUEST)
+        assert "does not speak splitlab's wire format" in serving.next()
+        with pytest.raises(ProtocolError):
+            serving.hello(seed="7")
+        assert "seed: client 7" in serving.next()
+        with pytest.raises(ProtocolError, match="no checkpoint of step 3"):
+            serving.hello(step=3)  # its own, whose handshake fits
     [error] = serving.ended
-    assert isinstance(error, ProtocolError)
+    assert isinstance(error, ConfigError)
     assert serving.said.empty()
 
 
