@@ -393,8 +393,13 @@ class TlsLink(TcpLink):
     def _send_some(self, buffers: list[memoryview]) -> list[memoryview]:
         """Send the first buffer; OpenSSL returns when it has gone, or would wait."""
         first, *rest = buffers
-        sent = self._wait(lambda: self._socket.send(first))
-        return [first[sent:], *rest] if sent < len(first) else rest
+        while True:
+            try:
+                sent = self._socket.send(first)
+                return [first[sent:], *rest] if sent < len(first) else rest
+            except ssl.SSLWantWriteError:
+                if not self._writable.poll(self._timeout * 1000):
+                    raise TimeoutError from None
 
     def _spin(self) -> None:
         """Do not look: a record that has come may be in OpenSSL's memory."""
@@ -403,34 +408,28 @@ class TlsLink(TcpLink):
         return self._socket.recv_into(self._reader.buffer())
 
     def _receive_some(self, buffer: memoryview) -> int:
-        """Receive record after record, as long as there are some and the buffer has room."""
-        receive = self._socket.recv_into
-        count = self._wait(lambda: receive(buffer))
-        try:
-            while 0 < count < len(buffer) >= _RECORD_BYTES:
+        """Receive one record, or all that a large buffer takes: a call returns one at most."""
+        look, count = super()._spin, 0
+        end = len(buffer) if len(buffer) >= _RECORD_BYTES else 1
+        pending, receive, poll = self._socket.pending, self._socket.recv_into, self._readable.poll
+        milliseconds = self._timeout * 1000
+        while count < end:
+            if not pending():  # to look first costs less than an exception
+                if not count:
+                    look()
+                if not poll(milliseconds):
+                    raise TimeoutError
+            try:
                 more = receive(buffer[count:])
-                if not more:
-                    break  # the next call will see the end again
-                count += more
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            pass
+            except ssl.SSLWantReadError:
+                continue  # a part of a record
+            if not more:
+                break  # the next call will see the end again
+            count += more
         return count
 
     def _set_deadline(self, timeout: float) -> None:
         self._timeout = timeout
-
-    def _wait(self, call: Callable[[], int]) -> int:
-        """Return what the call returns; `TimeoutError` if a deadline passes and nothing moves."""
-        while True:
-            try:
-                return call()
-            except ssl.SSLWantReadError:
-                super()._spin()
-                polled = self._readable
-            except ssl.SSLWantWriteError:
-                polled = self._writable
-            if not polled.poll(self._timeout * 1000):
-                raise TimeoutError
 
 
 def _together(buffers: list[memoryview]) -> list[memoryview]:
