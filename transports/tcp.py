@@ -411,18 +411,16 @@ class TlsLink(TcpLink):
         """Receive one record, or all that a large buffer takes: a call returns one at most."""
         look, count = super()._spin, 0
         end = len(buffer) if len(buffer) >= _RECORD_BYTES else 1
-        pending, receive, poll = self._socket.pending, self._socket.recv_into, self._readable.poll
-        milliseconds = self._timeout * 1000
+        receive = self._socket.recv_into
         while count < end:
-            if not pending():  # to look first costs less than an exception
-                if not count:
-                    look()
-                if not poll(milliseconds):
-                    raise TimeoutError
             try:
                 more = receive(buffer[count:])
-            except ssl.SSLWantReadError:
-                continue  # a part of a record
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                if not count:
+                    look()
+                if not self._readable.poll(self._timeout * 1000):
+                    raise TimeoutError from None
+                continue
             if not more:
                 break  # the next call will see the end again
             count += more
