@@ -472,6 +472,7 @@ WITHOUT_A_SOURCE = {
     "core/studies/test_shipped.py": "the studies that ship",
     "test_architecture.py": "who may import whom",
     "test_conformance.py": "the kit's checks of every plugin that ships",
+    "test_deploy.py": "the commands of docs/deploy.md, between two network namespaces",
     "test_docs.py": "the documents",
     "test_examples.py": "the examples and the README",
     "test_gpu.py": "what a GPU must do as a CPU does, and the script that looks at it",

@@ -26,8 +26,8 @@ _EXAMPLES = """\
   splitlab join tcp://HOST:4711 --plugin adc
   splitlab join tcp://HOST:4711 --data-dir my-images --plugin adc
   splitlab join tcp://HOST:4711 --transport tcp:nodelay=false --plugin adc
-  splitlab join tcp://HOST:4711 --tls-cert lab/client.pem --tls-key lab/client.key \\
-                --tls-ca lab/ca.pem --plugin adc
+  splitlab join tcp://HOST:4711 --tls-cert lab/client.pem \\
+                --tls-key lab/client.key --tls-ca lab/ca.pem --plugin adc
   splitlab join tcp://HOST:4711 --resume runs/NAME
 """
 

@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError:
             _leave_stdout()
         if os.environ.get(_TRACEBACK):
-            traceback.print_exception(error)
+            sys.stderr.write(visible("".join(traceback.format_exception(error))))
         _say(f"error: {error}")
         return error.status
     except KeyboardInterrupt:
@@ -128,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         _leave_stdout()
         if os.environ.get(_TRACEBACK):
-            traceback.print_exception(error)
+            sys.stderr.write(visible("".join(traceback.format_exception(error))))
         where = error.filename or "what is printed cannot be written"
         _say(f"error: {where}: {error.strerror or error}")
         return SplitlabError.status
