@@ -199,7 +199,9 @@ class Reception(Generic[T]):
         remote, now = self._name(where), time.monotonic()
         steps = self._greet(connection, remote)
         one = _Coming(connection.fileno(), remote, steps, now, now + opening)
-        one.spoke = bool(select.select([connection], [], [], 0)[0])
+        heard = select.poll()
+        heard.register(connection, select.POLLIN)
+        one.spoke = bool(heard.poll(0))
         self._coming.append(one)
         return one
 

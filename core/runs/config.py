@@ -18,6 +18,7 @@ from typing import Any
 
 from splitlab.core.catalogue.binding import split_stack
 from splitlab.core.contract.errors import ConfigError, unknown_name
+from splitlab.core.contract.settings import ACCESS
 from splitlab.core.runs.access import ACCESS_FILES, Access
 from splitlab.core.runs.budget import Budget
 from splitlab.core.runs.machine import Machine
@@ -49,7 +50,7 @@ _LABEL_RULE = "up to 80 letters, digits, spaces and . _ + - = @, a letter or dig
 
 
 @dataclass(frozen=True)
-class Config(Training, Machine, Access):
+class Config(Access, Training, Machine):
     """Everything that decides a run's numbers, and a few things that do not.
 
     An optional field that is None is decided when the run starts (see its help) and written to the
@@ -369,7 +370,10 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 def by_group() -> list[dataclasses.Field[Any]]:
     """Return the fields of `Config` in the order in which they are explained: by their groups."""
-    return sorted(dataclasses.fields(Config), key=lambda spec: GROUPS.index(spec.metadata["group"]))
+    return sorted(
+        dataclasses.fields(Config),
+        key=lambda spec: (GROUPS.index(spec.metadata["group"]), spec.name in ACCESS),
+    )
 
 
 def flag(name: str) -> str:
