@@ -4,7 +4,8 @@
 #     examples/two_processes.sh [BUDGET]
 #
 # On two machines: run the `serve` line on one with --address tcp://0.0.0.0:4711, and the `join` line
-# on the other with tcp://HOST:4711. Both take the same options for what both must agree on.
+# on the other with tcp://HOST:4711, both with certificates or a secret (docs/deploy.md). Both take the
+# same options for what both must agree on.
 set -euo pipefail
 budget=${1:-nominal=0.2}
 folder=$(mktemp -d)

@@ -10,9 +10,12 @@ import os
 import select
 import socket
 import time
+from collections.abc import Callable
 
 from splitlab.core.contract.errors import NetworkError
 from splitlab.transports.address import Address
+from splitlab.transports.admission import complete, held
+from splitlab.transports.proof import Exchange
 from splitlab.transports.tcp import bind, dial
 
 __all__ = ["Channel", "Door", "sent_nothing", "took_nothing"]
@@ -91,6 +94,20 @@ class Channel:
         except (OSError, ValueError) as error:
             raise self._blame(error, silence or sent_nothing(timeout)) from None
 
+    def hold(self, exchange: Exchange, timeout: float, silence: str = "") -> None:
+        """Hold an exchange such as `splitlab.transports.proof.judge`; arguments as `receive_into`.
+
+        Args:
+            exchange: what is said.
+            timeout: seconds for all of it.
+            silence: as there.
+        """
+        try:
+            self._socket.setblocking(False)
+            complete(self._socket.fileno(), held(self._socket, exchange), timeout)
+        except (OSError, ValueError) as error:
+            raise self._blame(error, silence or sent_nothing(timeout)) from None
+
     def gone(self) -> bool:
         """Return whether the other end has closed, or this one; at once, whatever is unread."""
         return self._socket.fileno() < 0 or bool(self._end.poll(0))
@@ -131,13 +148,14 @@ class Door:
 
     Args:
         address: where to listen; port 0 stands for any free one.
+        check: as of `splitlab.transports.tcp.bind`.
 
     Raises:
         NetworkError: it is in use, or unknown.
     """
 
-    def __init__(self, address: Address) -> None:
-        self._socket = bind(address)
+    def __init__(self, address: Address, check: Callable[[Address, str], None]) -> None:
+        self._socket = bind(address, check)
         self.address = address._replace(port=self._socket.getsockname()[1])
 
     def take(self, deadline: float, remote: str) -> Channel | None:

@@ -20,14 +20,17 @@ the store that torchrun hosts.
 Who only knocks, such as a port scan, is never met. A client that fails while the group of the two
 opens has spoilt it: `CollectiveListener.accept` says so, and does not try again.
 
-Nothing here authenticates the other end, and gloo and NCCL check nothing that arrives: use them
-between machines that trust each other.
+gloo and NCCL encrypt nothing and check nothing that arrives, and neither does the store by which
+gloo's ends find each other: use them between machines that trust each other, in a network of their
+own. With a secret, who knocks must prove to know it before any of that is begun, which keeps out
+who came by mistake, and nobody who reaches the ports of the libraries.
 """
 
 from __future__ import annotations
 
 import os
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +39,7 @@ from typing import Final, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 
-from splitlab.core.contract.errors import ConfigError, NetworkError, ProtocolError
+from splitlab.core.contract.errors import ConfigError, NetworkError, Notice, ProtocolError
 from splitlab.core.contract.link import DEFAULT_LIMITS, Limits
 from splitlab.core.contract.message import Message
 from splitlab.core.wire.decode import Header, Opening, assemble, parse_header, parse_opening
@@ -57,6 +60,8 @@ from splitlab.transports.distributed import (
     translate,
 )
 from splitlab.transports.nccl import SHARES_A_GPU, NcclCarrier, loaded, unique_id_of
+from splitlab.transports.proof import claim, judge
+from splitlab.transports.trust import Trust, is_loopback
 
 __all__ = ["BULK_BYTES", "CollectiveLink", "CollectiveListener", "Gloo", "Nccl"]
 
@@ -252,6 +257,9 @@ class _Collective(ABC):
     place: Literal["beside"] = "beside"
     scheme: str
 
+    def __init__(self, *, secret_file: str | None = None, insecure: bool = False) -> None:
+        self._trust = Trust(secret_file=secret_file, insecure=insecure)
+
     @property
     def default_address(self) -> str:
         """Loopback, a free port."""
@@ -270,7 +278,8 @@ class _Collective(ABC):
         if address == TORCHRUN:
             check_torchrun(_SERVER)
             return CollectiveListener(self, device, None)
-        return CollectiveListener(self, device, Door(Address.parse(address, self.scheme)))
+        door = Door(Address.parse(address, self.scheme), self._check_host)
+        return CollectiveListener(self, device, door)
 
     def connect(self, address: str, *, device: torch.device, timeout: float) -> CollectiveLink:
         """Meet the listener, waiting for one that is not there yet."""
@@ -286,6 +295,12 @@ class _Collective(ABC):
         """Return the client's end of a link to who listens there."""
         deadline = time.monotonic() + timeout
         channel = Channel.to(address, timeout)
+        if self._trust.secured:
+            try:
+                channel.hold(claim(self._trust.secret, b""), _left(deadline), silence)
+            except NetworkError as error:
+                channel.close()
+                raise channel.fails(str(error).removeprefix(f"{channel.remote}: ")) from None
         return self._link(channel, _CLIENT, device, _left(deadline), silence)
 
     def welcome(
@@ -297,10 +312,34 @@ class _Collective(ABC):
         while (channel := door.take(deadline, f"the client of {door.address}")) is not None:
             try:
                 late = f"the other end did not come in {opening:g} s"
+                self._prove(channel, min(opening, _GREETING_SECONDS))
                 return self._link(channel, _SERVER, device, opening, late)
             except _Stranger:
                 continue
         raise NetworkError(f"{door.address}: {silence}")
+
+    def _prove(self, channel: Channel, timeout: float) -> None:
+        """Let who came prove that it knows the secret, or raise `_Stranger`."""
+        if self._trust.secured:
+            try:
+                channel.hold(judge(self._trust.secret, b""), timeout)
+            except NetworkError as error:
+                channel.close()
+                raise _Stranger(str(error)) from None
+
+    def _check_host(self, address: Address, number: str) -> None:
+        self._trust.check_host(address, number)
+        self.warn(address, number)
+
+    def warn(self, address: Address, number: str) -> None:
+        """Say in a `Notice` what an address means that others can reach."""
+        if not is_loopback(number):
+            warnings.warn(
+                f"{self.scheme} encrypts nothing and checks nothing that arrives; {address} is for "
+                "a network that you trust (tcp has TLS)",
+                Notice,
+                stacklevel=2,
+            )
 
     def _link(
         self, channel: Channel, rank: int, device: torch.device, timeout: float, silence: str
@@ -355,7 +394,13 @@ class _Collective(ABC):
 
 
 class Gloo(_Collective):
-    """Frames by TCP and gloo between CPUs (a `splitlab.core.contract.link.Transport`)."""
+    """Frames by TCP and gloo between CPUs, in a network that you trust.
+
+    A `splitlab.core.contract.link.NetworkTransport`.
+
+    Args:
+        secret_file, insecure: who may connect, as `splitlab.transports.trust.Trust`.
+    """
 
     scheme = "gloo"
 
@@ -377,9 +422,13 @@ class Gloo(_Collective):
 
 
 class Nccl(_Collective):
-    """Frames by TCP and NCCL between GPUs (a `splitlab.core.contract.link.Transport`).
+    """Frames by TCP and NCCL between GPUs, in a network that you trust.
 
-    Each peer has a GPU of its own, or both share one, which NCCL allows from version 2.30 on.
+    A `splitlab.core.contract.link.NetworkTransport`. Each peer has a GPU of its own, or both share
+    one, which NCCL allows from version 2.30 on.
+
+    Args:
+        secret_file, insecure: who may connect, as `splitlab.transports.trust.Trust`.
     """
 
     scheme = "nccl"
@@ -436,7 +485,7 @@ def _meet_by_torchrun(
             address = Address.parse(store.get("server").decode(), transport.scheme)
             return transport.visit(address, device, _left(deadline), silence)
         with closing(Channel.to(master, timeout)) as probe:  # the interface that leads there
-            door = Door(Address(transport.scheme, probe.hosts[0], 0))
+            door = Door(Address(transport.scheme, probe.hosts[0], 0), transport.warn)
         with closing(door):
             store.set("server", str(door.address))
             return transport.welcome(door, device, _left(deadline), silence)

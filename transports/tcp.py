@@ -4,8 +4,10 @@ Both ways wait in the kernel, with its deadlines (``SO_RCVTIMEO``, ``SO_SNDTIMEO
 every call would cost more than the call. The kernel counts all waits of one call, whether something
 moved or not: a peer that falls silent amid a frame is found out after one deadline, two at most.
 
-Nothing here authenticates the other end or hides the data: listen on loopback or in a network that
-you trust.
+With a certificate the stream is TLS 1.3's, by Python's ``ssl``, which does not know the kernel's
+deadlines: the socket does not block then, and waits are polls. With a certificate or a secret a
+connection begins as `splitlab.transports.proof` says; without, with the first frame. What TLS and
+that beginning add crosses the network and stands in no ledger: that counts frames.
 """
 
 from __future__ import annotations
@@ -13,27 +15,36 @@ from __future__ import annotations
 import os
 import select
 import socket
+import ssl
 import struct
 import time
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any, Literal
 
 import torch
 
-from splitlab.core.contract.errors import NetworkError
+from splitlab.core.contract.errors import ConfigError, NetworkError, ProtocolError
 from splitlab.core.contract.link import Limits
-from splitlab.core.contract.message import Message
+from splitlab.core.contract.message import Kind, Message
 from splitlab.core.wire.decode import InMemory, Reader
 from splitlab.core.wire.encode import Frame, encode
+from splitlab.core.wire.layout import MAGIC
 from splitlab.transports.address import Address
+from splitlab.transports.admission import Reception, Steps, complete, held, ready, trouble
+from splitlab.transports.proof import NoOpening, claim, judge
 from splitlab.transports.staging import CudaCopies, Staging
+from splitlab.transports.trust import Trust
 
-__all__ = ["Tcp", "TcpLink", "TcpListener", "bind", "dial"]
+__all__ = ["Tcp", "TcpLink", "TcpListener", "TlsLink", "bind", "dial"]
 
 _RETRY_SECONDS = 0.05
 # Waking a sleeping core costs more than a small message: about 100 µs in a virtual machine.
 _SPIN_SECONDS = 300e-6
 _MAX_BUFFERS = os.sysconf("SC_IOV_MAX")
+_RECORD_BYTES = 1 << 14  # of TLS, at most
+_TLS = b"\x16"  # what a handshake begins with
+_OPENING_SECONDS = 10.0
 
 
 class Tcp:
@@ -42,13 +53,25 @@ class Tcp:
     Args:
         nodelay: whether a message leaves at once; otherwise the kernel may hold its tail back until
             what was sent before is acknowledged (Nagle's algorithm), which saves packets.
+        tls_cert, tls_key, tls_ca, secret_file, insecure: who may connect, as `Trust`. A server with
+            a certificate, and a client with a CA, speak TLS.
     """
 
     place: Literal["beside"] = "beside"
     default_address = "tcp://127.0.0.1:0"
 
-    def __init__(self, *, nodelay: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        nodelay: bool = True,
+        tls_cert: str | None = None,
+        tls_key: str | None = None,
+        tls_ca: str | None = None,
+        secret_file: str | None = None,
+        insecure: bool = False,
+    ) -> None:
         self._nodelay = nodelay
+        self._trust = Trust(tls_cert, tls_key, tls_ca, secret_file, insecure)
 
     def unavailable(self) -> str | None:
         """Return None: it works everywhere."""
@@ -61,47 +84,153 @@ class Tcp:
     def listen(self, address: str, *, device: torch.device) -> TcpListener:
         """Bind exactly the host and port of the address."""
         parsed = Address.parse(address, "tcp")
-        bound = bind(parsed)
+        self._trust.check_server()
+        bound = bind(parsed, self._trust.check_host)
         address = str(parsed._replace(port=bound.getsockname()[1]))
-        return TcpListener(bound, address, nodelay=self._nodelay, device=device)
+        return TcpListener(bound, address, self._trust, nodelay=self._nodelay, device=device)
 
     def connect(self, address: str, *, device: torch.device, timeout: float) -> TcpLink:
-        """Connect, waiting for a server that is not there yet."""
+        """Connect, waiting for a server that is not there yet, and to be let in."""
         parsed = Address.parse(address, "tcp")
+        self._trust.check_client()
+        deadline = time.monotonic() + timeout
         connection = dial(parsed, timeout)
-        return TcpLink(connection, str(parsed), nodelay=self._nodelay, device=device)
+        if not self._trust.secured:
+            return TcpLink(connection, str(parsed), nodelay=self._nodelay, device=device)
+        left = max(0.1, deadline - time.monotonic())
+        connection.setblocking(False)
+        steps = self._enter(connection, parsed, device)
+        try:
+            return complete(connection.fileno(), steps, left)
+        except TimeoutError:
+            told = f"the server there did not let this client in for {timeout:g} s"
+            raise NetworkError(f"{parsed}: {told}; it may have another client") from None
+        except (NetworkError, OSError) as error:
+            told = trouble(error, client=True)
+            if isinstance(error, ConnectionError):
+                told += " before it let this client in; it may ask for TLS, or for a secret"
+            raise NetworkError(f"{parsed}: {told}") from None
+        finally:
+            steps.close()
+
+    def _enter(
+        self, connection: socket.socket, address: Address, device: torch.device
+    ) -> Steps[TcpLink]:
+        """Do the client's part of the handshake."""
+        with ExitStack() as failed:
+            failed.callback(connection.close)
+            binding, make = b"", TcpLink
+            if self._trust.client is not None:
+                secured = self._trust.client.wrap_socket(
+                    connection, server_hostname=address.host, do_handshake_on_connect=False
+                )
+                failed.callback(secured.close)
+                yield from ready(secured.do_handshake, wants=select.POLLIN)
+                # In TLS 1.3 a server looks at the client's certificate when the client is done.
+                if not (yield from ready(secured.recv, 1, wants=select.POLLIN)):
+                    raise ConnectionResetError
+                binding = secured.getpeercert(binary_form=True) or b""
+                connection, make = secured, TlsLink
+            yield from held(connection, claim(self._trust.secret, binding))
+            link = make(connection, str(address), nodelay=self._nodelay, device=device)
+            failed.pop_all()
+        return link
 
 
 class TcpListener:
-    """A bound port (a `splitlab.core.contract.link.Listener`)."""
+    """A bound port (a `splitlab.core.contract.link.PatientListener`)."""
 
     def __init__(
-        self, bound: socket.socket, address: str, *, nodelay: bool, device: torch.device
+        self,
+        bound: socket.socket,
+        address: str,
+        trust: Trust,
+        *,
+        nodelay: bool,
+        device: torch.device,
     ) -> None:
         self.address = address
         self._socket = bound
+        self._trust = trust
+        self._binding = trust.own_certificate()
         self._nodelay = nodelay
         self._device = device
+        self._limits: Limits | None = None
+        self._reception = Reception(bound, _name, self._greet)
 
     def accept(self, timeout: float) -> TcpLink:
-        """Return the link to the peer that connects first."""
+        """Return the link to the peer that is let in first."""
+        return self._first(timeout, _OPENING_SECONDS, None, lambda line: None)
+
+    def hear(
+        self, timeout: float, *, opening: float, limits: Limits, away: Callable[[str], None]
+    ) -> TcpLink:
+        """Return the link to the peer whose first message is whole first; see the contract."""
+        return self._first(timeout, opening, limits, away)
+
+    def close(self) -> None:
+        """Free the port."""
+        self._reception.close()
+        self._socket.close()
+
+    def _first(
+        self, timeout: float, opening: float, limits: Limits | None, away: Callable[[str], None]
+    ) -> TcpLink:
+        self._limits = limits
         try:
-            self._socket.settimeout(timeout)
-            connection, where = self._socket.accept()
+            return self._reception.first(timeout, opening, away)
         except TimeoutError:
             raise NetworkError(
                 f"no client came to {self.address} in {timeout:g} s; "
                 f"start one with `splitlab join {self.address}`"
             ) from None
-        except OSError as error:
-            reason = "this listener is closed" if self._socket.fileno() < 0 else error.strerror
+        except (OSError, ValueError) as error:
+            closed = self._socket.fileno() < 0
+            reason = "this listener is closed" if closed else getattr(error, "strerror", error)
             raise NetworkError(f"{self.address}: {reason}") from None
-        remote = str(Address("tcp", where[0], where[1]))
-        return TcpLink(connection, remote, nodelay=self._nodelay, device=self._device)
 
-    def close(self) -> None:
-        """Free the port."""
-        self._socket.close()
+    def _look(self, connection: socket.socket) -> Steps[None]:
+        """Tell TLS from none by the first byte: whoever has the other one is told."""
+        began = yield from ready(connection.recv, 1, socket.MSG_PEEK, wants=select.POLLIN)
+        if self._trust.server is not None and began == MAGIC[:1]:
+            _tell(connection, "this server speaks TLS only; give --tls-ca FILE")
+            raise NetworkError("it speaks no TLS: it has no --tls-ca")
+        if self._trust.server is None and began == _TLS:
+            _tell(connection, "this server speaks no TLS; leave --tls-ca out")
+            raise NetworkError("it speaks TLS, and this server does not: it has no --tls-cert")
+
+    def _greet(self, connection: socket.socket, remote: str) -> Steps[TcpLink]:
+        """Do the server's part of the handshake."""
+        with ExitStack() as failed:
+            failed.callback(connection.close)
+            make = TcpLink
+            if self._trust.secured or self._limits is not None:
+                yield from self._look(connection)
+            if self._trust.server is not None:
+                secured = self._trust.server.wrap_socket(
+                    connection, server_side=True, do_handshake_on_connect=False
+                )
+                failed.callback(secured.close)
+                yield from ready(secured.do_handshake, wants=select.POLLIN)
+                yield from ready(secured.send, b"\0", wants=select.POLLOUT)
+                connection, make = secured, TlsLink
+            if self._trust.secured:
+                try:
+                    yield from held(connection, judge(self._trust.secret, self._binding))
+                except NoOpening as error:
+                    if error.began == MAGIC:
+                        _tell(
+                            connection,
+                            "this server lets in who knows its secret; give the same "
+                            "--secret-file FILE",
+                        )
+                    raise
+            link = make(connection, remote, nodelay=self._nodelay, device=self._device)
+            if self._limits is not None:
+                link.limits = self._limits
+                yield from link.hear()
+            failed.pop_all()
+        return link
 
 
 class TcpLink:
@@ -123,6 +252,7 @@ class TcpLink:
         self._readable = select.poll()
         self._readable.register(connection, select.POLLIN)
         self._timeout = 0.0
+        self._heard: Message | ProtocolError | None = None
 
     @property
     def limits(self) -> Limits:
@@ -148,12 +278,14 @@ class TcpLink:
 
     def receive(self, timeout: float) -> Message:
         """Return the next message; large tensors were received straight into their memory."""
+        if self._heard is not None:
+            return self._recalled()
         try:
             self._set_deadline(timeout)
             message = self._reader.take()
             while message is None:
                 self._spin()
-                count = self._socket.recv_into(self._reader.buffer())
+                count = self._receive_some(self._reader.buffer())
                 if count == 0:
                     raise ConnectionResetError
                 message = self._reader.advance(count)
@@ -161,9 +293,35 @@ class TcpLink:
         except OSError as error:
             raise self._blame(error, f"sent nothing for {timeout:g} s") from None
 
+    def hear(self) -> Steps[None]:
+        """Take in the first message as it comes; `receive` returns it, or raises what is wrong."""
+        try:
+            while self._heard is None:
+                count = yield from ready(self._at_hand, wants=select.POLLIN)
+                if count == 0:
+                    raise ConnectionResetError
+                self._heard = self._reader.advance(count)
+        except ProtocolError as error:
+            self._heard = error
+
     def close(self) -> None:
         """Close the connection; what was sent is still delivered."""
         self._socket.close()
+
+    def _recalled(self) -> Message:
+        heard, self._heard = self._heard, None
+        if isinstance(heard, ProtocolError):
+            raise heard
+        assert heard is not None
+        return heard
+
+    def _at_hand(self) -> int:
+        """Receive what is there; `BlockingIOError` if nothing is."""
+        return self._socket.recv_into(self._reader.buffer(), 0, socket.MSG_DONTWAIT)
+
+    def _receive_some(self, buffer: memoryview) -> int:
+        """Receive into the buffer, waiting for the first byte; return how many, 0 at the end."""
+        return self._socket.recv_into(buffer)
 
     def _buffers(self, frame: Frame) -> Iterator[list[memoryview]]:
         """Yield what is to be sent, in lists; each must be sent before the next is asked for."""
@@ -202,16 +360,100 @@ class TcpLink:
         self._timeout = timeout
 
     def _blame(self, error: OSError, silence: str) -> NetworkError:
-        if isinstance(error, BlockingIOError):
+        if isinstance(error, (BlockingIOError, TimeoutError)):
             return NetworkError(f"{self.remote}: the other end {silence}")
-        if isinstance(error, ConnectionError):
-            return NetworkError(f"{self.remote}: the other end closed the connection")
-        reason = "this link is closed" if self._socket.fileno() < 0 else error.strerror
+        reason = "this link is closed" if self._socket.fileno() < 0 else trouble(error, client=True)
         return NetworkError(f"{self.remote}: {reason}")
 
 
-def bind(address: Address) -> socket.socket:
-    """Return a socket that listens on exactly this host and port, or raise `NetworkError`."""
+class TlsLink(TcpLink):
+    """One end of a connection under TLS; its socket does not block."""
+
+    _socket: ssl.SSLSocket
+
+    def __init__(self, connection: socket.socket, remote: str, **options: Any) -> None:
+        super().__init__(connection, remote, **options)
+        connection.setblocking(False)
+        self._writable = select.poll()
+        self._writable.register(connection, select.POLLOUT)
+
+    def _buffers(self, frame: Frame) -> Iterator[list[memoryview]]:
+        """Yield what is to be sent; what is small is put together, so that it is one record."""
+        for buffers in super()._buffers(frame):
+            put: list[memoryview] = []
+            small: list[memoryview] = []
+            for buffer in buffers:
+                if len(buffer) < _RECORD_BYTES:
+                    small.append(buffer)
+                    continue
+                put += [*_together(small), buffer]
+                small = []
+            yield [*put, *_together(small)]
+
+    def _send_some(self, buffers: list[memoryview]) -> list[memoryview]:
+        """Send the first buffer; OpenSSL returns when it has gone, or would wait."""
+        first, *rest = buffers
+        while True:
+            try:
+                sent = self._socket.send(first)
+                return [first[sent:], *rest] if sent < len(first) else rest
+            except ssl.SSLWantWriteError:
+                if not self._writable.poll(self._timeout * 1000):
+                    raise TimeoutError from None
+
+    def _spin(self) -> None:
+        """Do not look: a record that has come may be in OpenSSL's memory."""
+
+    def _at_hand(self) -> int:
+        return self._socket.recv_into(self._reader.buffer())
+
+    def _receive_some(self, buffer: memoryview) -> int:
+        """Receive one record, or all that a large buffer takes: a call returns one at most."""
+        look, count = super()._spin, 0
+        end = len(buffer) if len(buffer) >= _RECORD_BYTES else 1
+        receive = self._socket.recv_into
+        while count < end:
+            try:
+                more = receive(buffer[count:])
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                if not count:
+                    look()
+                if not self._readable.poll(self._timeout * 1000):
+                    raise TimeoutError from None
+                continue
+            if not more:
+                break  # the next call will see the end again
+            count += more
+        return count
+
+    def _set_deadline(self, timeout: float) -> None:
+        self._timeout = timeout
+
+
+def _together(buffers: list[memoryview]) -> list[memoryview]:
+    return [memoryview(b"".join(buffers))] if buffers else []
+
+
+def _name(where: Any) -> str:
+    return str(Address("tcp", where[0], where[1]))
+
+
+def _tell(connection: socket.socket, why: str) -> None:
+    """Tell a client that began with a frame, in a frame, why it is turned away."""
+    said = b"".join(encode(Message(Kind.ERROR, meta={"error": why})).buffers())
+    connection.send(said)  # the kernel has room for it, or the client is told nothing
+
+
+def bind(address: Address, check: Callable[[Address, str], None]) -> socket.socket:
+    """Return a socket that listens on exactly this host and port.
+
+    Args:
+        address: where.
+        check: is called with the address and the number of its host before that, and may raise.
+
+    Raises:
+        NetworkError: it is in use, or unknown.
+    """
     try:
         family, _, _, _, where = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -220,10 +462,14 @@ def bind(address: Address) -> socket.socket:
     except OSError as error:
         raise NetworkError(f"cannot listen on {address}: {error.strerror}") from None
     try:
+        check(address, str(where[0]))
         # A restarted server gets its port back at once; two servers still cannot share it.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(where)
         bound.listen()
+    except ConfigError:
+        bound.close()
+        raise
     except OSError as error:
         bound.close()
         raise NetworkError(

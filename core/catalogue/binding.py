@@ -13,16 +13,17 @@ from typing import Any
 from splitlab.core.catalogue.loading import find, known, split
 from splitlab.core.catalogue.tables import LOADABLE, SINGULAR, Entry, Kind, Loadable, entries
 from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError, unknown_name
-from splitlab.core.contract.settings import Bound, Parameter, parameters, shown
+from splitlab.core.contract.settings import ACCESS, Bound, Parameter, parameters, shown
 
-__all__ = ["bind", "bind_as", "bind_stack", "brief", "broken", "split_stack"]
+__all__ = ["bind", "bind_as", "bind_stack", "brief", "broken", "settable", "split_stack"]
 
 _NOT_SETTINGS: Mapping[Loadable, Mapping[str, str]] = {
     "models": {
         "classes": "the data decide it",
         "pretrained": "--pretrained decides it",
         "drop_path": "--drop-path decides it",
-    }
+    },
+    "transports": {name: f"--{name.replace('_', '-')} decides it" for name in ACCESS},
 }
 """Parameters that are not the user's to set, and why: `Bound.build` is given them."""
 
@@ -82,11 +83,11 @@ def bind_stack(texts: Iterable[str]) -> list[Bound]:
                 f"stack {head!r} names the stack {nested!r}; a stack is made of plugins: write "
                 f"{stacks[nested].target.replace(' + ', ', ')} instead"
             )
-        takes = [_takes("plugins", name, find("plugins", name).factory) for name, _ in members]
+        taken = [settable("plugins", name, find("plugins", name).factory) for name, _ in members]
         for key, value in given.items():
-            owner = next((i for i, taken in enumerate(takes) if key in taken), None)
+            owner = next((i for i, own in enumerate(taken) if key in own), None)
             if owner is None:
-                error = unknown_name("parameter", key, {key for taken in takes for key in taken})
+                error = unknown_name("parameter", key, {key for own in taken for key in own})
                 raise ConfigError(f"stack {head!r} ({stack.target}): {error}")
             members[owner][1][key] = value
         bound += [_bind("plugins", name, settings) for name, settings in members]
@@ -147,7 +148,7 @@ def broken(kind: Kind, entry: Entry) -> str | None:
             bind_stack([entry.name])
         elif kind in LOADABLE:
             loaded = find(kind, entry.name, entry=entry)
-            _parsed(kind, entry.name, _takes(kind, entry.name, loaded.factory), loaded.settings)
+            _parsed(kind, entry.name, settable(kind, entry.name, loaded.factory), loaded.settings)
     except SplitlabError as error:
         return str(error)
     return None
@@ -165,7 +166,7 @@ def _bind(
     typed = label or head
     label = label or (entry.name if entry else head.partition(".py:")[2])
     loaded = find(kind, head)
-    found = _takes(kind, label, loaded.factory)
+    found = settable(kind, label, loaded.factory)
     takes = {key: parameter for key, parameter in found.items() if key not in fixed}
     preset = _parsed(kind, label, takes, loaded.settings)
     given = _parsed(kind, label, takes, settings)
@@ -187,7 +188,7 @@ def _bind(
     )
 
 
-def _takes(kind: Loadable, label: str, factory: Any) -> dict[str, Parameter]:
+def settable(kind: Loadable, label: str, factory: Any) -> dict[str, Parameter]:
     """Return the parameters that users may set."""
     try:
         found = parameters(factory)

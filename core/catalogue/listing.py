@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from splitlab.core.catalogue import links, loggers
-from splitlab.core.catalogue.binding import bind, broken
+from splitlab.core.catalogue.binding import bind, broken, settable
 from splitlab.core.catalogue.loading import find, load, split
 from splitlab.core.catalogue.tables import OPTION, SINGULAR, Entry, Loadable, entries
 from splitlab.core.contract.errors import FAULTS, ConfigError, PluginError, SplitlabError, reason
@@ -187,12 +187,13 @@ def _facts(kind: Loadable, name: str) -> Row:
     loaded = find(kind, head)
     factory = loaded.factory
     entry = entries(kind).get(head)
-    told = described(factory)
+    told, settings = described(factory), settable(kind, name, factory)
+    told["parameters"] = [row for row in told["parameters"] if row["name"] in settings]
     for row in told["parameters"]:  # a preset's are its defaults
         if row["name"] in loaded.settings:
             row["default"] = row["default_text"] = loaded.settings[row["name"]]
     first = told["description"].partition("\n")[0]
-    example = f"splitlab run {OPTION[kind]} {name}{_setting(kind, name, parameters(factory))}"
+    example = f"splitlab run {OPTION[kind]} {name}{_setting(kind, name, settings)}"
     summary = entry.summary if entry and entry.summary else first
     return {"name": name, "summary": summary, **told, "example": example}
 

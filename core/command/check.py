@@ -9,9 +9,18 @@ from typing import TYPE_CHECKING
 
 from splitlab.core.catalogue.imports import heavy_imports
 from splitlab.core.catalogue.tables import SINGULAR
-from splitlab.core.command.options import Parser, add_json, completes, declare, print_json
+from splitlab.core.command.options import (
+    Parser,
+    add_access,
+    add_json,
+    completes,
+    declare,
+    print_json,
+)
 from splitlab.core.command.streams import say
 from splitlab.core.contract.errors import ConfigError, SplitlabError
+from splitlab.core.contract.settings import ACCESS
+from splitlab.core.runs.config import Config, flag
 
 if TYPE_CHECKING:
     from splitlab.core.catalogue.tables import Loadable
@@ -71,6 +80,7 @@ def add(commands: Commands) -> Parser:
         metavar="DEVICE",
         help="check the plugin on this device, such as cuda (default: cpu)",
     )
+    add_access(parser)
     add_json(parser)
     return parser
 
@@ -131,12 +141,17 @@ def _one(arguments: argparse.Namespace) -> Report | None:
             raise ConfigError(
                 f"{text} is a model; check a plugin on it: splitlab check quantize --model {text}"
             )
+    typed = {name: value for name, value in vars(arguments).items() if name in ACCESS}
+    access = Config.from_mapping(typed).access
+    if access and option != "--transport ":
+        raise ConfigError(f"{flag(next(iter(access)))} is for transports; check {text} without it")
     if not option:
         return check_plugin(text, model=arguments.model, device=arguments.device)
     for name, value in _of_a_plugin(arguments):
         raise ConfigError(f"{name} {value} is for plugins; check {text} without it")
-    checks = {"--transport ": check_transport, "--link ": check_link, "--probe ": check_probe}
-    return checks[option](text)
+    if option == "--transport ":
+        return check_transport(text, access=access)
+    return check_link(text) if option == "--link " else check_probe(text)
 
 
 def _of_a_plugin(arguments: argparse.Namespace) -> list[tuple[str, str]]:

@@ -18,13 +18,16 @@ _MORE = """\
 The client has the data, decides when the run ends, and writes the run folder.
 Give it the same options as the server for what both must agree on. If one of
 them is killed, the other ends too: start the server again, and the client with
---resume RUN.
+--resume RUN. A server that asks for certificates (--tls-cert, --tls-key and
+--tls-ca) or a secret (--secret-file) is given them by the same options.
 """
 
 _EXAMPLES = """\
   splitlab join tcp://HOST:4711 --plugin adc
   splitlab join tcp://HOST:4711 --data-dir my-images --plugin adc
   splitlab join tcp://HOST:4711 --transport tcp:nodelay=false --plugin adc
+  splitlab join tcp://HOST:4711 --tls-cert lab/client.pem \\
+                --tls-key lab/client.key --tls-ca lab/ca.pem --plugin adc
   splitlab join tcp://HOST:4711 --resume runs/NAME
 """
 

@@ -17,6 +17,7 @@ from typing import TextIO
 
 from splitlab import __version__
 from splitlab.core.command import (
+    certs,
     check,
     compare,
     completion,
@@ -60,7 +61,7 @@ _COMMANDS = {
         *(plugins, models, datasets, transports, links, probes, loggers),
     ),
     "write a method": (new_plugin, check),
-    "set up": (completion,),
+    "set up": (certs, completion),
 }
 
 _DESCRIPTION = """\
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except OSError:
             _leave_stdout()
         if os.environ.get(_TRACEBACK):
-            traceback.print_exception(error)
+            sys.stderr.write(visible("".join(traceback.format_exception(error))))
         _say(f"error: {error}")
         return error.status
     except KeyboardInterrupt:
@@ -127,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         _leave_stdout()
         if os.environ.get(_TRACEBACK):
-            traceback.print_exception(error)
+            sys.stderr.write(visible("".join(traceback.format_exception(error))))
         where = error.filename or "what is printed cannot be written"
         _say(f"error: {where}: {error.strerror or error}")
         return SplitlabError.status

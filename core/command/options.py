@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from splitlab.core.catalogue.tables import Kind, entries
 from splitlab.core.command.streams import visible
 from splitlab.core.contract.jsonable import json_text
+from splitlab.core.contract.settings import ACCESS
 from splitlab.core.runs.config import GROUPS, Config, by_group, flag, read_toml
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Formatter",
     "Parser",
+    "add_access",
     "add_common",
     "add_config",
     "add_json",
@@ -194,6 +196,14 @@ def add_config(
                 completes(action, *kinds)
             elif choices := spec.metadata.get("choices"):
                 action.completer = lambda choices=choices, **rest: choices  # type: ignore[attr-defined]
+
+
+def add_access(parser: Parser) -> None:
+    """Add the options of who may connect; what is not given is not in the namespace."""
+    hints = typing.get_type_hints(Config)
+    for spec in by_group():
+        if spec.name in ACCESS:
+            parser.add_argument(flag(spec.name), **_option(spec, hints[spec.name], None))
 
 
 def completes(action: argparse.Action, *kinds: Kind) -> None:

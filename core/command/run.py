@@ -182,11 +182,11 @@ def _followed(
     if getattr(arguments, "dry_run", False):
         from splitlab.core.runs.plan import Plan
 
-        load_transport(config.transport)  # one that cannot work is refused here, too
+        load_transport(config.transport, config.access)  # one that cannot work is refused here, too
         load_loggers(config.loggers)
         show_plan(Plan.of(config))
         return 0
-    transport = load_transport(config.transport)
+    transport = load_transport(config.transport, config.access)
     launched = transport.launched() if transport.place == "beside" else None
     if launched and launched[0] == "server":
         if folder is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from splitlab.core.catalogue.imports import heavy_imports
 from splitlab.core.command.options import Parser, add_config, declare, given
+from splitlab.core.command.stop import StopAsked
 from splitlab.core.command.streams import say
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.runs.config import Config
@@ -25,14 +26,16 @@ cut, weights, batch size, seed and how it is trained; the handshake compares
 them. A client that differs is told in what and turned away, and so is whoever
 is no client; the server then waits on. Data, budget and evaluation are the
 client's, and of a learning rate's schedule the length of the run.
-The link is neither encrypted nor authenticated: use it in a network that you
-trust.
+
+Who may connect: on another machine than this nobody, without certificates
+(--tls-cert, --tls-key and --tls-ca; `splitlab certs` makes them), a secret
+(--secret-file) or --insecure. Only certificates encrypt.
 """
 
 _EXAMPLES = """\
   splitlab serve --plugin adc                                  this machine, a free port
-  splitlab serve --address tcp://0.0.0.0:4711 --plugin adc     on one machine, and on another
-  splitlab join tcp://HOST:4711 --plugin adc
+  splitlab serve --address tcp://0.0.0.0:4711 --tls-cert lab/server.pem \\
+                 --tls-key lab/server.key --tls-ca lab/ca.pem --plugin adc
 """
 
 # Options of the client that a server would silently ignore.
@@ -82,7 +85,8 @@ def add(commands: Commands) -> Parser:
     parser.add_argument(
         "--address",
         metavar="tcp://HOST:PORT",
-        help="where to listen; loopback and a free port by default; 0.0.0.0 for every interface",
+        help="where to listen; loopback and a free port by default; 0.0.0.0 for every interface, "
+        "which needs certificates, a secret or --insecure",
     )
     parser.add_argument(
         "--classes", type=int, metavar="N", help="classes of the client's data, if it has no name"
@@ -171,6 +175,8 @@ def serve_config(
         patient=patient,
         samples=samples,
         say=_say_nothing if quiet else say,
+        # The server of a run ends as its client says, and at once where that does not wait for it.
+        **({"should_stop": StopAsked()} if announce is None else {}),
     )
     return 0
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from splitlab.core.catalogue.imports import heavy_imports
 from splitlab.core.command.options import Parser, add_config, add_json, declare, given, print_json
+from splitlab.core.contract.settings import ACCESS
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
@@ -29,6 +30,7 @@ _EXAMPLES = """\
 # Options that say nothing of a single step between peers in this process.
 _NOT_TRACED = (
     "transport",
+    *ACCESS,
     "budget",
     "evaluate",
     "eval_every",

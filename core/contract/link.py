@@ -29,6 +29,7 @@ __all__ = [
     "LinkWrapper",
     "Listener",
     "NetworkTransport",
+    "PatientListener",
     "PeerRole",
     "TimedWrapper",
     "Transport",
@@ -104,6 +105,26 @@ class Listener(Protocol):
 
     def close(self) -> None:
         """Take no more peers. Links made before stay open, and may hold the port until closed."""
+        ...
+
+
+class PatientListener(Listener, Protocol):
+    """A listener that hears several at once: nobody who is no client uses it up or holds it up."""
+
+    def hear(
+        self, timeout: float, *, opening: float, limits: Limits, away: Callable[[str], None]
+    ) -> Link:
+        """Return the link to the peer whose first message is there first, whole.
+
+        What follows its arrival, `Link.receive` returns at once, or raises. The others go on when
+        this is called again.
+
+        Args:
+            timeout: seconds to wait; then `NetworkError`.
+            opening: seconds that one of them may take for all up to its first message.
+            limits: of that message.
+            away: is told in a line of everybody who was let go for another reason.
+        """
         ...
 
 

@@ -23,7 +23,11 @@ from splitlab.core.contract.errors import (
     reason,
 )
 
-__all__ = ["Bound", "Parameter", "parameters", "shown"]
+__all__ = ["ACCESS", "Bound", "Parameter", "parameters", "shown"]
+
+ACCESS = ("tls_cert", "tls_key", "tls_ca", "secret_file", "insecure")
+"""Parameters of a transport that say who may connect. Options of the same names decide them, which
+every network transport may take: files' names as ``str | None``, and ``insecure`` as ``bool``."""
 
 
 _REQUIRED = inspect.Parameter.empty

@@ -16,7 +16,7 @@ from typing import Any
 
 from splitlab.core.catalogue.binding import brief
 from splitlab.core.catalogue.tables import Loadable
-from splitlab.core.contract.settings import shown
+from splitlab.core.contract.settings import ACCESS, shown
 from splitlab.core.report.members import Member, differing, members_of
 from splitlab.core.report.results import Axis, Point, Row, RunResult
 from splitlab.core.runs.budget import Budget
@@ -29,7 +29,7 @@ _APART = ("plugins", "seed", "output", *LABELS)
 """Fields that are no settings of a row: the stack is looked at more closely."""
 _OF_THE_PLACE = (
     *("device", "deterministic", "threads", "compile", "workers", "worker_kind", "cache"),
-    *("timeout", "checkpoint_every"),
+    *("timeout", "checkpoint_every", *ACCESS),
 )
 """Fields that are not meant to decide a number."""
 _WITH_SETTINGS: Mapping[str, Loadable] = {

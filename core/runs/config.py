@@ -18,6 +18,8 @@ from typing import Any
 
 from splitlab.core.catalogue.binding import split_stack
 from splitlab.core.contract.errors import ConfigError, unknown_name
+from splitlab.core.contract.settings import ACCESS
+from splitlab.core.runs.access import ACCESS_FILES, Access
 from splitlab.core.runs.budget import Budget
 from splitlab.core.runs.machine import Machine
 from splitlab.core.runs.option import GROUPS, check_ranges, flag_of, option
@@ -48,7 +50,7 @@ _LABEL_RULE = "up to 80 letters, digits, spaces and . _ + - = @, a letter or dig
 
 
 @dataclass(frozen=True)
-class Config(Training, Machine):
+class Config(Access, Training, Machine):
     """Everything that decides a run's numbers, and a few things that do not.
 
     An optional field that is None is decided when the run starts (see its help) and written to the
@@ -286,7 +288,8 @@ class Config(Training, Machine):
         for given, label in [*(("--name", n) for n in named), *(("--tag", t) for t in self.tags)]:
             if not _LABEL.fullmatch(label):
                 raise ConfigError(f"{given} {label!r} is not allowed; {_LABEL_RULE}")
-        for name in ("data_dir", "weights", "output"):  # the shell leaves --output=~/x as it is
+        # The shell leaves --output=~/x as it is.
+        for name in ("data_dir", "weights", "output", *ACCESS_FILES):
             if value := getattr(self, name):
                 object.__setattr__(self, name, os.path.expanduser(value))
 
@@ -318,6 +321,7 @@ class Config(Training, Machine):
             loggers=tuple(map(_placed, self.loggers)),
             data_dir=str(data.absolute()) if self.data_dir and data.exists() else self.data_dir,
             weights=str(weights.absolute()) if weights.is_file() else self.weights,
+            **{name: os.path.abspath(f) for name in ACCESS_FILES if (f := getattr(self, name))},
         )
 
     @classmethod
@@ -366,7 +370,10 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 def by_group() -> list[dataclasses.Field[Any]]:
     """Return the fields of `Config` in the order in which they are explained: by their groups."""
-    return sorted(dataclasses.fields(Config), key=lambda spec: GROUPS.index(spec.metadata["group"]))
+    return sorted(
+        dataclasses.fields(Config),
+        key=lambda spec: (GROUPS.index(spec.metadata["group"]), spec.name in ACCESS),
+    )
 
 
 def flag(name: str) -> str:

@@ -12,6 +12,7 @@ from splitlab.core.runs.folder import RunFolder
 from splitlab.core.runs.plan import PeerPlan
 from splitlab.core.runs.process import STARTUP_SECONDS, ServerProcess
 from splitlab.core.runs.serve import open_session
+from splitlab.core.runs.stopping import Heeding
 
 __all__ = ["Launch", "link_inside"]
 
@@ -55,7 +56,7 @@ class Launch:
         self._process = process
 
     @contextmanager
-    def link(self, transport: NetworkTransport, address: str | None) -> Iterator[Link]:
+    def link(self, transport: NetworkTransport, address: str | None) -> Iterator[Heeding]:
         """Yield the client's end; the server's process ends with the block.
 
         Args:
@@ -76,12 +77,12 @@ class Launch:
     @contextmanager
     def _connected(
         self, transport: NetworkTransport, address: str, timeout: float
-    ) -> Iterator[Link]:
+    ) -> Iterator[Heeding]:
         name, device = self._plan.config.transport, self._plan.device
         connect = transport.connect
         bare = called(f"transport {name!r}", connect, address, device=device, timeout=timeout)
         with closing(end(bare, name, self._plan.links, "client")) as link:
-            yield link
+            yield Heeding(link)
 
     def last_words(self) -> str:
         """Return why the server's process ended, as the end of an error line, if it did."""

@@ -14,6 +14,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +28,8 @@ __all__ = ["STARTUP_SECONDS", "ServerProcess", "orders"]
 # A second process imports torch and builds the model before it listens.
 STARTUP_SECONDS = 180.0
 _PARTING_SECONDS = 5.0
+# The end of a link says more, if there is one.
+_LINK_SECONDS = 1.0
 
 
 class ServerProcess:
@@ -68,7 +72,7 @@ class ServerProcess:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended, and announces nothing
             self._process.stdin.write(text.encode() + b"\n")
-            self._process.stdin.close()
+            self._process.stdin.flush()  # open until it has ended: it hears of this one's death
         ready, _, _ = select.select([self._announced], [], [], STARTUP_SECONDS)
         address = self._announced.readline().strip() if ready else ""
         if not address:
@@ -141,4 +145,13 @@ def orders() -> list[str] | None:
         stream.flush()
         os.dup2(log, stream.fileno())
     os.close(log)
+    threading.Thread(target=_end_with_the_client, daemon=True).start()
     return list(told["arguments"])
+
+
+def _end_with_the_client() -> None:
+    """Interrupt this process when the client's has ended, whether or not they are linked."""
+    while os.read(sys.stdin.fileno(), 64):  # nothing comes until the client's end is closed
+        pass
+    time.sleep(_LINK_SECONDS)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

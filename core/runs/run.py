@@ -16,6 +16,8 @@ from typing import Any
 from splitlab.core.catalogue.links import load_transport
 from splitlab.core.catalogue.loggers import load_loggers
 from splitlab.core.contract.errors import ConfigError, Diverged, Notice
+from splitlab.core.contract.link import Link
+from splitlab.core.contract.settings import ACCESS
 from splitlab.core.runs.config import LABELS, Config, flag
 from splitlab.core.runs.disk import hold
 from splitlab.core.runs.folder import RunFolder
@@ -28,11 +30,15 @@ from splitlab.core.runs.precision import products
 from splitlab.core.runs.process import ServerProcess
 from splitlab.core.runs.repeating import repeating
 from splitlab.core.runs.reporter import Reporter, Result
+from splitlab.core.runs.stopping import Heeding
 from splitlab.core.runs.workers import build_client, build_server, limited_threads
 
 __all__ = ["chosen", "run"]
 
-_FREE = ("budget", "timeout", "patience", "workers", "worker_kind", "cache", *LABELS)
+_FREE = (
+    *("budget", "timeout", "patience", "workers", "worker_kind", "cache"),
+    *(*ACCESS, *LABELS),
+)
 """What may change when a run goes on: it decides no number, or when the run ends."""
 _MOVABLE = {"data_dir", "weights", "model", "plugins", "probes", "links", "transport"}
 """What may name the same in another place; `Origin` tells whether it is the same."""
@@ -57,8 +63,9 @@ def run(
         config: the run; ``run(plugins=["adc"], seed=1)`` is short for
             ``run(Config(plugins=("adc",), seed=1))``.
         resume: go on with the run in this folder; of the options only ``budget``, ``timeout``,
-            ``patience``, ``workers``, ``worker_kind``, ``cache``, ``name``, ``tags`` and
-            ``loggers`` may be given then, and anew what names files, if their content is the same.
+            ``patience``, ``workers``, ``worker_kind``, ``cache``, who may connect, ``name``,
+            ``tags`` and ``loggers`` may be given then, and anew what names files, if their content
+            is the same.
         from_step: go on from this checkpoint, or from 0, the beginning; newer ones are forgotten.
             From the newest by default.
         accept_changes: go on although data, files, versions or configuration have changed.
@@ -144,7 +151,7 @@ def _run(
     should_stop: Callable[[], bool],
     process: ServerProcess | None,
 ) -> Result:
-    transport = load_transport(config.transport)
+    transport = load_transport(config.transport, config.access)
     loggers = Loggers(load_loggers(config.loggers))
     if transport.place == "inside" and connect:
         raise ConfigError(
@@ -192,6 +199,7 @@ def _run(
             cleanup.callback(folder.drop_proposal)
             folder.propose(plan.config)
         last_words: Callable[[], str] = str
+        link: Link
         linked = cleanup.enter_context(ExitStack())
         if transport.place == "inside":
             server = build_server(plan, model, observers)
@@ -204,7 +212,8 @@ def _run(
             whom = f"connecting to {address}" if address else "waiting for the server's process"
             reporter.starting(whom)
             last_words = launch.last_words
-            link = linked.enter_context(launch.link(transport, address))
+            heeding = linked.enter_context(launch.link(transport, address))
+            link, should_stop = heeding, _either(should_stop, heeding)
         loop = Loop(
             plan, data, client, link, folder, origin, reporter, should_stop, connect, loggers
         )
@@ -214,6 +223,20 @@ def _run(
         finally:
             loop.report()
         return result
+
+
+def _either(should_stop: Callable[[], bool], link: Heeding) -> Callable[[], bool]:
+    """Return what says whether to stop: the user of this process, or that of the server."""
+    told = False
+
+    def stop() -> bool:
+        nonlocal told
+        if link.asked and not told:
+            told = True
+            warnings.warn(f"the server at {link.remote} asks to stop", Notice, stacklevel=2)
+        return should_stop() or link.asked
+
+    return stop
 
 
 def _tell_of_warmup(plan: Plan) -> None:

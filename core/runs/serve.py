@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import time
@@ -13,12 +14,14 @@ from pathlib import Path
 from splitlab.core.catalogue.links import load_transport
 from splitlab.core.contract.errors import (
     ConfigError,
+    Interrupted,
+    LinkError,
     NetworkError,
     PluginError,
     ProtocolError,
     SplitlabError,
 )
-from splitlab.core.contract.link import Link, Listener
+from splitlab.core.contract.link import DEFAULT_LIMITS, Link, Listener
 from splitlab.core.engine.server import Server
 from splitlab.core.models.segments import Segmented
 from splitlab.core.runs.checkpoint import Checkpoints, plan_mark
@@ -29,14 +32,16 @@ from splitlab.core.runs.plan import Decided, PeerPlan, make_for_server
 from splitlab.core.runs.precision import products
 from splitlab.core.runs.records import SERVER_METRICS, StepRecord
 from splitlab.core.runs.repeating import repeating
+from splitlab.core.runs.stopping import Asking
+from splitlab.core.runs.strangers import Strangers
 from splitlab.core.runs.workers import build_server, limited_threads
-from splitlab.core.session.protocol import MARKS, line
+from splitlab.core.session.protocol import HELLO_BYTES, MARKS
 from splitlab.core.session.server import ServerSession
 
 __all__ = ["HANDSHAKE_SECONDS", "open_session", "serve"]
 
-HANDSHAKE_SECONDS = 5.0
-"""How long somebody who has connected may be silent before somebody else has a turn."""
+HANDSHAKE_SECONDS = 10.0
+"""How long somebody who has connected may take to say who it is, all in all."""
 
 _PATIENCE = 5.0
 """Seconds for the server of a client that was killed to see that it is alone."""
@@ -54,6 +59,7 @@ def serve(
     patient: bool = True,
     samples: int | None = None,
     say: Callable[[str], None] = lambda line: None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> int:
     """Listen, serve one client, and return the number of training steps served.
 
@@ -66,16 +72,18 @@ def serve(
         announce: file descriptor to which the real address is written once the server listens.
         wait: seconds to wait for a client.
         peers_here: 2 if the client runs on this machine too; it then has the first GPU.
-        patient: whether somebody who is no client, or none that fits, is turned away; otherwise
-            that is an error. Until the deadline it then waits for the right one.
+        patient: whether a client that does not fit is turned away as strangers are; otherwise it
+            is an error. Until the deadline it then waits for the right one.
         samples: of the client's training data, if a client on this machine started this server.
         say: is told in a line where it listens, who was turned away, and how it went.
+        should_stop: asked when a client has come, and after every step; True lets the client end
+            its run with a checkpoint, and this one with `Interrupted`.
 
     Raises:
         SplitlabError: also when the client is gone before the end of its run.
     """
     named = decided.config.transport
-    transport = load_transport(named)
+    transport = load_transport(named, decided.config.access)
     if transport.place == "inside":
         raise ConfigError(
             f"transport {named!r} has both peers in one process and serves nobody elsewhere; give "
@@ -95,11 +103,17 @@ def serve(
             if announce is not None:
                 with os.fdopen(announce, "w") as pipe:
                     pipe.write(listener.address + "\n")
-            clients = _Clients(listener, plan, wait, patient, say)
+            clients = _Clients(listener, plan, wait, patient, say, should_stop)
             session, report = clients.first(server, build, output, cleanup)
         del model, build  # the server has its part
-        while session.turn():
-            pass
+        try:
+            should_stop()  # from here on a wish waits for the end of a step
+            while session.turn():
+                pass
+        except LinkError as error:
+            if should_stop():
+                raise Interrupted(f"interrupted after {session.steps} steps; {error}") from error
+            raise
         report()
     say(f"served {session.steps} steps to the end of the client's run")
     return session.steps
@@ -120,6 +134,7 @@ class _Clients:
         wait: seconds to wait.
         patient: whether to wait for another one if one does not fit.
         say: is told who was turned away.
+        should_stop: as of `serve`.
     """
 
     def __init__(
@@ -129,14 +144,16 @@ class _Clients:
         wait: float,
         patient: bool,
         say: Callable[[str], None],
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self._listener = listener
         self._plan = plan
         self._wait = wait
         self._patient = patient
-        self._say = say
+        self._hear = getattr(listener, "hear", None)  # of a `PatientListener`
+        self._should_stop = should_stop
         self._until = time.monotonic() + wait
-        self._away, self._last = 0, ""
+        self._strangers = Strangers(say)
 
     def first(
         self,
@@ -154,40 +171,49 @@ class _Clients:
             cleanup: closes the link.
         """
         config = self._plan.config
+        # One that a run started beside itself may have to wait for a machine that is busy.
+        opening = min(config.timeout, HANDSHAKE_SECONDS) if self._patient else config.timeout
         while True:
             with ExitStack() as attempt:
-                link = end(self._accept(), config.transport, self._plan.links, "server")
+                link = end(self._accept(opening), config.transport, self._plan.links, "server")
                 attempt.enter_context(closing(link))
+                link = Asking(link, self._should_stop)
                 session, report = open_session(link, server, self._plan, output, attempt)
                 try:
-                    session.turn(min(config.timeout, HANDSHAKE_SECONDS) if self._patient else None)
+                    session.turn(opening if self._patient else None)
                 except PluginError:
                     raise  # ours
                 except SplitlabError as error:
-                    if not self._patient:
-                        raise
+                    if not self._patient and (session.resumed or self._hear is None):
+                        raise  # the one client for which it was started; or nobody can tell
                     if session.resumed:
                         server = build()  # a checkpoint may have been loaded, or a part of it
-                    self._away += 1
-                    self._last = line(error)
-                    if link.remote not in self._last:
-                        self._last = f"{link.remote}: {self._last}"
-                    self._say(f"turned away {self._last}")
+                    why = str(error)
+                    self._strangers.add(why if link.remote in why else f"{link.remote}: {why}")
                     continue
                 cleanup.enter_context(attempt.pop_all())
+                self._strangers.close()
                 return session, report
 
-    def _accept(self) -> Link:
+    def _accept(self, opening: float) -> Link:
+        """Return the link to who comes next, and has said something if the listener can tell."""
         left = max(0.001, round(self._until - time.monotonic(), 3))
-        owner = f"transport {self._plan.config.transport!r}"
+        owner, strangers = f"transport {self._plan.config.transport!r}", self._strangers
         try:
-            return called(owner, self._listener.accept, left)
+            if self._hear is None:
+                return called(owner, self._listener.accept, left)
+            limits = dataclasses.replace(DEFAULT_LIMITS, frame_bytes=HELLO_BYTES)
+            link: Link = called(
+                owner, self._hear, left, opening=opening, limits=limits, away=strangers.add
+            )
+            return link
         except NetworkError as error:
-            if not self._away or time.monotonic() < self._until:
+            if not strangers.count or time.monotonic() < self._until:
                 raise
+            strangers.close()
             raise NetworkError(
                 f"no client that fits came to {self._listener.address} in {self._wait:g} s; "
-                f"turned away: {self._away}, at last {self._last}"
+                f"turned away: {strangers.count}, at last {strangers.last}"
             ) from error
 
 

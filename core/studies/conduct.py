@@ -18,6 +18,7 @@ from typing import Any
 from splitlab.core.catalogue.binding import split_stack
 from splitlab.core.catalogue.links import load_transport
 from splitlab.core.contract.errors import ConfigError, Interrupted, Notice
+from splitlab.core.contract.settings import ACCESS
 from splitlab.core.report.naming import meant
 from splitlab.core.runs.config import Config, differences, flag
 from splitlab.core.runs.disk import HeldError, hold
@@ -44,7 +45,7 @@ _PLANNING_SECONDS = 300.0
 """How long another process may take to plan the same study."""
 
 _EVAL_POINTS = 20
-_FREE = ("budget", "timeout", "workers", "worker_kind", "cache", "loggers")
+_FREE = ("budget", "timeout", "workers", "worker_kind", "cache", "loggers", *ACCESS)
 """Options that a study may be given anew."""
 _NO_OPTIONS = {
     "plugins": "it takes stacks",
@@ -314,7 +315,7 @@ def _folder(asked: Definition | None, output: str | Path | None) -> Path:
 
 def _check_what_all_share(job: Job) -> None:
     """Say once, before the first run, what every run would stumble over."""
-    transport = load_transport(job.config.transport)
+    transport = load_transport(job.config.transport, job.config.access)
     if transport.place == "beside" and transport.launched():
         raise ConfigError(
             "a study starts a server for every run itself; start it without a launcher"

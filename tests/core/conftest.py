@@ -77,7 +77,8 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
 @pytest.fixture
 def unlistened() -> Iterator[None]:
     """Give the signals back that a command took."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in signals}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

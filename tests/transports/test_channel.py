@@ -19,7 +19,7 @@ LOOPBACK = Address("gloo", "127.0.0.1", 0)
 
 @pytest.fixture
 def door() -> Iterator[Door]:
-    made = Door(LOOPBACK)
+    made = Door(LOOPBACK, lambda address, number: None)
     yield made
     made.close()
 

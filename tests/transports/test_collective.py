@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from splitlab.core.contract.errors import NetworkError, ProtocolError
+from splitlab.core.contract.errors import ConfigError, NetworkError, Notice, ProtocolError
 from splitlab.core.contract.link import Limits
 from splitlab.core.contract.message import Kind, Message, Role
 from splitlab.core.testing.links import both_ends
@@ -343,3 +343,47 @@ def test_both_kinds_meet_alike() -> None:
         "nccl://127.0.0.1:0",
     )
     assert Gloo().place == Nccl().place == "beside"
+
+
+# Who may connect.
+
+
+def test_with_a_secret_the_peers_prove_it_before_anything_else(
+    secret: Callable[[str], str],
+) -> None:
+    file = secret("a secret of the lab's")
+    with ThreadPoolExecutor(1) as aside:
+        listener = Gloo(secret_file=file).listen("gloo://127.0.0.1:0", device=CPU)
+        with closing(listener):
+            accepted = aside.submit(listener.accept, SOON)
+            for stranger in (Gloo(secret_file=secret("another secret, as good")), Gloo()):
+                with pytest.raises(NetworkError, match=r"refused the proof|closed|came|accepted"):
+                    stranger.connect(listener.address, device=CPU, timeout=0.5)
+            connected = Gloo(secret_file=file).connect(listener.address, device=CPU, timeout=SOON)
+            with closing(connected) as client, closing(accepted.result(SOON)) as server:
+                sending = aside.submit(client.send, message(LARGE), SOON)
+                assert server.receive(SOON).frame_bytes == sending.result()
+
+
+def test_a_server_without_the_secret_is_refused(secret: Callable[[str], str]) -> None:
+    with ThreadPoolExecutor(1) as aside:
+        listener = Gloo().listen("gloo://127.0.0.1:0", device=CPU)
+        with closing(listener):
+            accepted = aside.submit(listener.accept, 0.5)
+            with pytest.raises(NetworkError, match="asks for neither certificate nor secret"):
+                Gloo(secret_file=secret("a secret of the lab's")).connect(
+                    listener.address, device=CPU, timeout=SOON
+                )
+            assert isinstance(accepted.exception(), NetworkError)
+
+
+@pytest.mark.parametrize("kind", [Gloo, Nccl])
+def test_others_are_let_in_when_the_user_says_so_and_told_what_that_means(
+    kind: type[Gloo] | type[Nccl], secret: Callable[[str], str]
+) -> None:
+    address, device = f"{kind.scheme}://0.0.0.0:0", torch.device("cpu" if kind is Gloo else "cuda")
+    with pytest.raises(ConfigError, match=r"can be reached from other machines.*--insecure"):
+        kind().listen(address, device=device)
+    for made in (kind(insecure=True), kind(secret_file=secret("x" * 16))):
+        with pytest.warns(Notice, match=f"{kind.scheme} encrypts nothing .* that you trust"):
+            made.listen(address, device=device).close()

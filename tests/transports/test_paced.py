@@ -234,7 +234,7 @@ from splitlab.transports.tcp import Tcp
 shape, role = sys.argv[1:]
 address, cpu = "tcp://10.9.0.2:4711", torch.device("cpu")
 if role == "server":
-    link = Tcp().listen(address, device=cpu).accept(30.0)
+    link = Tcp(insecure=True).listen(address, device=cpu).accept(30.0)
 else:
     link = Tcp().connect(address, device=cpu, timeout=30.0)
 if shape != "none":

@@ -174,3 +174,17 @@ def test_without_a_name_it_checks_all_that_is_listed(
         "adc",
         "inprocess",
     ]
+
+
+def test_a_transport_is_checked_with_what_it_asks_for(
+    tmp_path: Path, fails: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = tmp_path / "secret"
+    secret.touch(0o600)
+    assert "holds 0 bytes" in fails("check", "tcp", "--secret-file", str(secret))
+    secret.write_text("x" * 32)
+    assert main(["check", "tcp", "--secret-file", str(secret)]) == 0
+    assert "failed" not in capsys.readouterr().out
+    assert "takes no --insecure" in fails("check", "inprocess", "--insecure")
+    line = fails("check", "quantize", "--tls-ca", "ca.pem")
+    assert "--tls-ca is for transports; check quantize without it" in line

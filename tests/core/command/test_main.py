@@ -19,7 +19,8 @@ from splitlab.core.command.main import main, parser
 from splitlab.core.contract.errors import ConfigError, Diverged, Interrupted, Notice, SplitlabError
 
 COMMANDS = [
-    *("check", "compare", "completion", "datasets", "estimate", "join", "links", "loggers"),
+    *("certs", "check", "compare", "completion", "datasets", "estimate", "join", "links"),
+    "loggers",
     *("models", "new-plugin", "plugins", "probes", "report", "run", "runs", "serve", "studies"),
     *("study", "trace", "transports"),
 ]
@@ -148,7 +149,7 @@ def test_notices_come_first_and_on_stderr(
     ("words", "told"),
     [
         ([], "required: COMMAND; see `splitlab --help`"),
-        (["rnu"], "unknown command 'rnu' (did you mean 'run'?); known: check, compare,"),
+        (["rnu"], "unknown command 'rnu' (did you mean 'run'?); known: certs, check, compare,"),
         (
             ["run", "--sede", "1"],
             "--sede (did you mean --seed?); see `splitlab run --help`",
@@ -256,7 +257,9 @@ def test_the_lines_that_led_to_an_error_are_shown_if_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SPLITLAB_TRACEBACK", "")  # put back afterwards
-    (tmp_path / "mine.py").write_text("def helps():\n    raise SystemExit(4)\n\n\nhelps()\n")
+    (tmp_path / "mine.py").write_text(
+        "def helps():\n    raise SystemExit(4)\n\n\nhelps()  # \x1b[2J\n"
+    )
     command = ["plugins", f"{tmp_path}/mine.py:Mine"]
     told = "cannot be imported: SystemExit: 4 (mine.py:2)"
     assert main(command) == 1
@@ -265,6 +268,7 @@ def test_the_lines_that_led_to_an_error_are_shown_if_asked_for(
     error = capsys.readouterr().err
     assert error.startswith("Traceback (most recent call last):")
     assert 'mine.py", line 5, in <module>' in error
+    assert r"helps()  # \x1b[2J" in error  # what an error quotes does nothing to the terminal
     last = error.splitlines()[-1]
     assert last.startswith("splitlab: error: ")
     assert last.endswith(told)

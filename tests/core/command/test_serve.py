@@ -15,7 +15,7 @@ from splitlab.core.command.main import main
 from splitlab.core.command.serve import scheme, serve_config
 from splitlab.core.runs.plan import Decided
 
-pytestmark = pytest.mark.usefixtures("starts_fast")
+pytestmark = pytest.mark.usefixtures("starts_fast", "unlistened")
 
 HERE = ["--weights", "none", "--threads", "1", "--device", "cpu"]
 

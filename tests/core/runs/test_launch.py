@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -128,6 +129,70 @@ def test_ctrl_c_ends_both_peers_with_a_checkpoint(
     assert told
     assert len(real.losses(tmp_path / "r")) == int(told[1])
     assert not any(real.alive(pid) for pid in servers)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_either_peer_ends_a_run_with_a_checkpoint(
+    real: Any, number: signal.Signals, easy_data: str, tmp_path: Path
+) -> None:
+    """SIGTERM is sent to the server of ``serve`` here, SIGHUP to the client of ``join``."""
+    own = {key: real.SMALL[key] for key in ("weights", "batch_size", "threads", "lr", "device")}
+    options = [text for k, v in own.items() for text in (f"--{k.replace('_', '-')}", str(v))]
+    serving = subprocess.Popen(
+        real.command("serve", "--classes", "4", "--output", str(tmp_path / "s"), *options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert serving.stdout is not None
+    address = serving.stdout.readline().split()[-1]
+    more = {"budget": "steps=100000", "eval_every": 100000}
+    joining = subprocess.Popen(
+        real.command("join", address, "--quiet", *real.flags(easy_data, tmp_path / "r", **more)),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    real.wait_for_steps(tmp_path / "r", 5, joining)
+    told, other = (serving, joining) if number == signal.SIGTERM else (joining, serving)
+    told.send_signal(number)
+    stderr = {one: one.communicate(timeout=60)[1] for one in (told, other)}
+    assert joining.returncode == 130
+    assert "error: interrupted after step" in stderr[joining]
+    assert ("asks to stop" in stderr[joining]) is (told is serving)
+    assert serving.returncode == (130 if told is serving else 1)
+    step = json.loads((tmp_path / "r" / "state.json").read_text())
+    assert step["state"] == "interrupted"
+    for folder, role in (("r", "client"), ("s", "server")):
+        name = f"step-{step['step']:08}"
+        assert (tmp_path / folder / "checkpoints" / name / f"{role}.safetensors").is_file()
+
+
+def test_a_client_that_is_killed_before_it_is_linked_leaves_no_server(
+    real: Any, easy_data: str, tmp_path: Path
+) -> None:
+    """It is killed when both are ready, and the server waits for it."""
+    (tmp_path / "transport.py").write_text(
+        "from splitlab.transports.tcp import Tcp\n"
+        "import os, signal\n"
+        "class Slow(Tcp):\n"
+        "    def connect(self, address, *, device, timeout):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    transport = f"{tmp_path}/transport.py:Slow"
+    options = {"transport": transport, "budget": "steps=1"}
+    client = subprocess.Popen(
+        real.command("run", "--quiet", *real.flags(easy_data, tmp_path / "r", **options))
+    )
+    servers: set[int] = set()
+    while client.poll() is None:
+        servers |= set(real.children(client.pid))
+        time.sleep(0.01)
+    assert client.returncode == -signal.SIGKILL
+    assert servers
+    deadline = time.monotonic() + 20
+    while any(map(real.alive, servers)):
+        assert time.monotonic() < deadline, "the server outlived its client"
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("transport", TWO_PROCESS)

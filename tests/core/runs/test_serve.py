@@ -386,17 +386,37 @@ def test_a_server_survives_what_is_no_client(tmp_path: Path) -> None:
     assert serving.next() == "served 0 steps to the end of the client's run"
 
 
-def test_a_silent_stranger_delays_the_client_no_longer_than_a_handshake_may(
+def test_silent_strangers_delay_nobody_and_are_let_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert 1 <= HANDSHAKE_SECONDS <= 10
-    monkeypatch.setattr("splitlab.core.runs.serve.HANDSHAKE_SECONDS", 0.2)
     with Serving(tmp_path) as serving, serving.socket(), serving.socket() as half:
         half.sendall(opening()[:10])
-        serving.hello()  # which waits as long as the test's own timeout
-        for _ in range(2):
-            assert serving.next().endswith("the other end sent nothing for 0.2 s")
+        started = time.monotonic()
+        serving.hello()
+        assert time.monotonic() - started < HANDSHAKE_SECONDS / 2
     assert serving.ended == [0]
+    monkeypatch.setattr("splitlab.core.runs.serve.HANDSHAKE_SECONDS", 0.2)
+    with Serving(tmp_path / "again") as serving:
+        with serving.socket(), serving.socket() as half:
+            half.sendall(opening()[:10])
+            for _ in range(2):
+                assert serving.next().endswith("its handshake was not done in 0.2 s")
+        serving.hello()
+    assert serving.ended == [0]
+
+
+def test_a_flood_of_strangers_does_not_fill_the_terminal(tmp_path: Path) -> None:
+    with Serving(tmp_path) as serving:
+        for _ in range(40):
+            with serving.socket() as stranger:
+                stranger.sendall(b"\x1b[2J" * 20)
+        serving.hello()
+    assert serving.ended == [0]
+    said = [*serving.said.queue]
+    assert len(said) == 22
+    assert re.search(r"^turned away 20 more, the last of them tcp://127.0.0.1:", said[-2])
+    assert all(text.isprintable() for text in said)
 
 
 def test_a_client_that_does_not_fit_is_told_and_the_right_one_is_served(tmp_path: Path) -> None:
@@ -509,11 +529,18 @@ def test_nobody_fits_in_time(tmp_path: Path) -> None:
     )
 
 
-def test_an_impatient_server_ends_with_the_first_that_does_not_fit(tmp_path: Path) -> None:
-    with Serving(tmp_path, patient=False) as serving, pytest.raises(ProtocolError):
-        serving.hello(seed="7")
+def test_the_server_of_a_run_ends_with_its_client_and_not_with_strangers(tmp_path: Path) -> None:
+    serving = Serving(tmp_path, patient=False)
+    with serving, serving.socket(), serving.socket() as stranger:
+        stranger.sendall(REQUEST)
+        assert "does not speak splitlab's wire format" in serving.next()
+        with pytest.raises(ProtocolError):
+            serving.hello(seed="7")
+        assert "seed: client 7" in serving.next()
+        with pytest.raises(ProtocolError, match="no checkpoint of step 3"):
+            serving.hello(step=3)  # its own, whose handshake fits
     [error] = serving.ended
-    assert isinstance(error, ProtocolError)
+    assert isinstance(error, ConfigError)
     assert serving.said.empty()
 
 

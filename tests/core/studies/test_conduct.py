@@ -409,7 +409,7 @@ def test_a_folder_in_which_another_plans(runs: Any, tmp_path: Path, monkeypatch:
 def test_not_under_a_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     place = SimpleNamespace(place="beside", launched=lambda: ("client", "x"))
-    monkeypatch.setattr("splitlab.core.studies.conduct.load_transport", lambda text: place)
+    monkeypatch.setattr("splitlab.core.studies.conduct.load_transport", lambda *given: place)
     with pytest.raises(ConfigError, match="start it without a launcher"):
         study(Definition("mine"), transport="tcp", **FAST)
 

@@ -19,6 +19,9 @@ from splitlab.transports.tcp import Tcp, TcpLink, TcpListener
 class Everywhere(Tcp):
     default_address = "tcp://0.0.0.0:0"
 
+    def __init__(self) -> None:
+        super().__init__(insecure=True)
+
 
 class SaysLittle(Tcp):
     def listen(self, address: str, *, device: torch.device) -> TcpListener:
