@@ -21,7 +21,7 @@ __all__ = [
     "tell",
 ]
 
-PROTOCOL = 1
+PROTOCOL = 2
 HELLO_BYTES = 1 << 16
 """The largest frame before the handshake."""
 _TOLD = 8

@@ -19,8 +19,8 @@ from splitlab.core.session.protocol import PROTOCOL
 
 def test_another_version_of_the_protocol_names_both(talk: Any) -> None:
     table = talk.Table(nested=False)
-    table.client_end.send(Message(Kind.HELLO, meta=talk.HELLO | {"protocol": 2}), 1.0)
-    with pytest.raises(ProtocolError, match="differ in protocol: client 2, server 1"):
+    table.client_end.send(Message(Kind.HELLO, meta=talk.HELLO | {"protocol": PROTOCOL + 1}), 1.0)
+    with pytest.raises(ProtocolError, match="differ in protocol: client 3, server 2"):
         table.server.turn()
 
 
@@ -51,7 +51,7 @@ JSON = st.recursive(
 @example(changes={"step": True}, more={}, absent=set())
 @example(changes={"step": -1}, more={}, absent=set())
 @example(changes={"protocol": True}, more={}, absent=set())
-@example(changes={"protocol": "1"}, more={}, absent=set())
+@example(changes={"protocol": "2"}, more={}, absent=set())
 @example(changes={"marks": {"run": "x", "seed": "0"}}, more={}, absent=set())
 @example(changes={"marks": {"run": "x", "seed": "0", "plan": 1}}, more={}, absent=set())
 @example(changes={}, more={"cut": None}, absent=set())
