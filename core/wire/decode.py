@@ -84,11 +84,7 @@ def parse_opening(raw: _Raw, limits: Limits) -> Opening:
     magic, version, kind, flags, step, elapsed_ns, header_sum, body_bytes, own_sum, header_bytes = (
         OPENING.unpack(raw)
     )
-    if magic != MAGIC:
-        raise ProtocolError(
-            f"the other end does not speak splitlab's wire format: its frame begins with "
-            f"{magic!r}, not {MAGIC!r}"
-        )
+    _check_magic(magic)
     if version != VERSION:
         raise ProtocolError(
             f"the other end speaks version {version} of the wire format, this side version "
@@ -126,6 +122,14 @@ def parse_opening(raw: _Raw, limits: Limits) -> Opening:
         header_bytes,
         data_bytes,
     )
+
+
+def _check_magic(begun: bytes) -> None:
+    if not MAGIC.startswith(begun):
+        raise ProtocolError(
+            f"the other end does not speak splitlab's wire format: its frame begins with "
+            f"{begun!r}, not {MAGIC!r}"
+        )
 
 
 def parse_header(raw: _Raw, opening: Opening, limits: Limits) -> Header:
@@ -377,6 +381,8 @@ class Reader:
         if self._opening is None:
             raw = self._next(OPENING_BYTES)
             if raw is None:
+                if self._part is not None:  # who speaks something else need not say so much of it
+                    _check_magic(bytes(self._part[: min(self._filled, len(MAGIC))]))
                 return None
             self._opening = parse_opening(raw, self.limits)
         if self._header is None or self._landing is None:
