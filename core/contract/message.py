@@ -195,8 +195,12 @@ class Message:
             self[name]
         return self._roles[name]
 
+    def arrived(self) -> None:
+        """Take note that nobody has looked at it yet who decodes it."""
+        self._read.clear()
+
     def unread(self) -> tuple[str, ...]:
-        """Return the names of side information at which nobody looked since it arrived."""
+        """Return the names of side information at which nobody looked since `arrived`."""
         return tuple(name for name in self.names(Role.SIDE) if name not in self._read)
 
     def names(self, role: Role) -> tuple[str, ...]:

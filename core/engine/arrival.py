@@ -67,7 +67,8 @@ class Arriving:
         width: D.
         classes: C.
         plugins: whether there are any.
-        changed: aspects that plugins on the graph change, which the server's part of them undoes.
+        changed: aspects that plugins on the graph change in training.
+        evaluated: the same of an evaluation.
     """
 
     dtype: torch.dtype
@@ -77,13 +78,14 @@ class Arriving:
     classes: int
     plugins: bool
     changed: AbstractSet[str]
+    evaluated: AbstractSet[str]
 
     @classmethod
     def at(cls, peer: Peer, dtype: torch.dtype, stack: Stack) -> Arriving:
         """Return what can arrive at a peer with this stack."""
-        changed = stack.changed_on_graph()
+        changed, evaluated = (stack.changed_on_graph(training=each) for each in (True, False))
         sizes = peer.batch_size, peer.tokens, peer.width, peer.classes
-        return cls(dtype, *sizes, bool(stack.traits()), changed)
+        return cls(dtype, *sizes, bool(stack.traits()), changed, evaluated)
 
     def fits(self, leaf: torch.Tensor) -> bool:
         """Return whether activations are some that plugins on the graph may have made."""
@@ -180,6 +182,7 @@ def check_request(message: Message, arriving: Arriving) -> None:
         raise ProtocolError(f"{message.when}: a gradient is asked for in what came to the plugins")
     if arriving.plugins and message.stacked:
         _check_payload(message)
+        message.arrived()
     else:
         _check_names(message, {ACTIVATIONS: Role.PAYLOAD, TARGETS: Role.TARGETS})
 
@@ -202,7 +205,8 @@ def check_decoded(message: Message, arriving: Arriving) -> tuple[torch.Tensor, t
     leaf, targets, C = message[ACTIVATIONS], message[TARGETS], arriving.classes
     _check_roles(message, {ACTIVATIONS: Role.PAYLOAD, TARGETS: Role.TARGETS})
     plain = not (arriving.plugins and message.stacked)
-    measure = dataclasses.replace(arriving, changed=frozenset()) if plain else arriving
+    changed = arriving.changed if message.training else arriving.evaluated
+    measure = dataclasses.replace(arriving, changed=frozenset() if plain else changed)
     if not measure.fits(leaf):
         behind = "" if plain else ", and no plugin made of it what the server takes"
         raise ProtocolError(
@@ -305,6 +309,7 @@ def check_answer(message: Message, kind: Kind, asked: Message, *, plugins: bool)
         raise _words(message, "its loss")
     if plugins and message.stacked:
         _check_payload(message)
+        message.arrived()
         return
     name, like = (GRADIENT, ACTIVATIONS) if kind is Kind.GRADIENT else (PREDICTIONS, TARGETS)
     _check_names(message, {name: Role.PAYLOAD})

@@ -211,7 +211,7 @@ class Client(Worker):
         if not isinstance(gradient, torch.Tensor):
             check_tensor(cut, "cut.gradient", gradient, "after_receive")
         # autograd would cast the codes of a quantizer without a word
-        elif gradient.shape != cut.activations.shape or not gradient.is_floating_point():
+        elif gradient.shape != cut.activations.shape or gradient.dtype != cut.activations.dtype:
             raise PluginError(
                 f"{cut.when}: after after_receive the gradient is {gradient.dtype} "
                 f"{[*gradient.shape]}, the activations that were sent {cut.activations.dtype} "
