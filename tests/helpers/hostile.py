@@ -21,10 +21,12 @@ from splitlab.core.session.client import ClientSession
 from splitlab.core.session.protocol import PROTOCOL
 from splitlab.core.session.server import ServerSession
 from splitlab.core.testing.tiny import Tiny, freeze, thaw
+from splitlab.core.wire.checksum import packed, sum_of
+from splitlab.core.wire.layout import OPENING, OWN_SUM, VERSION
 from splitlab.core.wire.ledger import Ledger
 from splitlab.transports.inprocess import InProcess
 
-__all__ = ["STACKS", "TINY", "Table", "answered", "changes", "put"]
+__all__ = ["STACKS", "TINY", "Table", "answered", "changes", "put", "sealed"]
 
 TINY = Tiny()
 
@@ -173,6 +175,15 @@ def answered(stack: list[str], what: str, change: Change) -> Message:
         COUPLES[key] = client, good
         raise
     return thaw(good)
+
+
+def sealed(header: bytes, data: bytes, kind: int, flags: int) -> tuple[bytes, bytearray]:
+    """Return head and rest of a frame with this header and these tensors, with its checksums."""
+    front = (b"SPLT", VERSION, kind, flags, 0, 0, sum_of([header]), 8 + len(header) + len(data))
+    head = OPENING.pack(*front, 0, len(header))
+    own = packed(sum_of([head[: OWN_SUM.start], head[OWN_SUM.stop :]]))
+    head = head[: OWN_SUM.start] + own + head[OWN_SUM.stop :]
+    return head + header, bytearray(data + packed(sum_of([data])))
 
 
 def put(name: str, make: Callable[[torch.Tensor], torch.Tensor]) -> Change:
