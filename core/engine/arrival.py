@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
@@ -187,12 +187,15 @@ def check_request(message: Message, arriving: Arriving) -> None:
         _check_names(message, {ACTIVATIONS: Role.PAYLOAD, TARGETS: Role.TARGETS})
 
 
-def check_decoded(message: Message, arriving: Arriving) -> tuple[torch.Tensor, torch.Tensor]:
+def check_decoded(
+    message: Message, arriving: Arriving, suspects: Callable[[], str]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Check activations and targets as ``after_receive`` leaves them; where it does, its work.
 
     Args:
         message: of the client, decoded, on the device.
         arriving: what can arrive.
+        suspects: tells what else to look at, as the end of an error line.
 
     Returns:
         Activations, and targets: class ids int64, or class probabilities float32. Where the host
@@ -211,7 +214,7 @@ def check_decoded(message: Message, arriving: Arriving) -> tuple[torch.Tensor, t
         behind = "" if plain else ", and no plugin made of it what the server takes"
         raise ProtocolError(
             f"{message.when}: activations arrived as {leaf.dtype} {[*leaf.shape]}{behind}; "
-            f"allowed: {measure.words()}"
+            f"allowed: {measure.words()}{suspects()}"
         )
     rows = targets.shape[0] if targets.ndim else 0
     merged = "batch" in measure.changed

@@ -109,7 +109,7 @@ class Server(Worker):
         message.to(self.peer.device)
         if message.stacked:
             self.stack.after_receive(message)
-        leaf, targets = check_decoded(message, self._arriving)
+        leaf, targets = check_decoded(message, self._arriving, self._suspects)
         side = Side(message)
         return Cut(
             activations=leaf,
