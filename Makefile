@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TOOLS := .venv/tools/bin
 
-.PHONY: run test test-everywhere lint types wheel bench gpu science clean
+.PHONY: run test test-everywhere fuzz lint types wheel bench gpu science clean
 
 run: .venv/installed-run
 	$(BIN)/splitlab run --plugin adc
@@ -15,6 +15,11 @@ test: .venv/installed-test
 # The suite on what other machines compute and install: see the first lines of the script.
 test-everywhere: .venv/installed-test
 	tests/everywhere.sh $(BIN)/python
+
+# Frames that no peer sends, for SECONDS; by what they reach, where atheris is installed
+# (pip install --group fuzz).
+fuzz: .venv/installed-test
+	$(BIN)/python -P tests/fuzz.py $(or $(SECONDS),60)
 
 lint: .venv/installed-tools build/types/splitlab
 	$(TOOLS)/ruff check .

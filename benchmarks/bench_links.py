@@ -32,6 +32,7 @@ from race import wait_for
 
 from splitlab.core.catalogue.loading import load
 from splitlab.core.contract.message import Kind, Message, Role
+from splitlab.core.wire.checksum import sum_of
 from splitlab.core.wire.decode import Reader
 from splitlab.core.wire.encode import encode
 from splitlab.transports.tcp import Tcp
@@ -293,6 +294,25 @@ def test_round_trip(
         assert took <= 150e-6 or device.type == "cuda"
     else:
         assert ratio <= LARGEST_RATIO[device.type]
+
+
+def test_checksums_of_a_large_message(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the four sums of a round trip take, of all that it takes."""
+    torch.set_num_threads(1)
+    turns, trips = SIZES[19_400_000]
+    buffers = encode(wrap(zeros(19_400_000, CPU))).buffers()
+    benchmark.pedantic(sum_of, args=(buffers,), rounds=turns, warmup_rounds=1)
+    with round_trips_over("tcp", CPU) as tcp:
+        times = []
+        for _ in range(turns * trips):
+            start = time.perf_counter()
+            tcp(19_400_000)
+            times.append(time.perf_counter() - start)
+    share = 4 * benchmark.stats.stats.median / statistics.median(times)
+    benchmark.extra_info["share"] = share
+    with capsys.disabled():
+        print(f"\nchecksums: {share:.1%} of a round trip of 19,400,000 bytes")
+    assert share <= 0.15
 
 
 def test_encode_and_decode_a_small_message(benchmark: Any) -> None:

@@ -476,12 +476,14 @@ class _Merging:
         if CLUSTERS not in cut.side:
             return
         T = cut.activations.shape[0]
-        ids_B = cut.side[CLUSTERS].to(torch.int64)
-        if ids_B.shape != cut.targets.shape[:1]:
+        sent_B, wanted = cut.side[CLUSTERS], _ids_dtype(T)
+        if sent_B.shape != cut.targets.shape[:1] or sent_B.dtype != wanted:
             raise ProtocolError(
-                f"{cut.when}: {CLUSTERS!r} has shape {[*ids_B.shape]}, the targets have "
-                f"{[*cut.targets.shape]}; plugin {self.plugin!r} needs one cluster id per class id"
+                f"{cut.when}: {CLUSTERS!r} is {sent_B.dtype} {[*sent_B.shape]}, the targets have "
+                f"{[*cut.targets.shape]}; plugin {self.plugin!r} needs one cluster id per class "
+                f"id, {wanted}"
             )
+        ids_B = sent_B.to(torch.int64)
         member_TB = membership(ids_B, T).to(torch.float32)
         size_T = member_TB.sum(dim=1)
         when = cut.when
@@ -498,6 +500,11 @@ class _Merging:
         cut.targets = (member_TB @ label_BC) / size_T[:, None]
         if self.loss_weight == "size":
             cut.weights = size_T / ids_B.numel()
+
+
+def _ids_dtype(T: int) -> torch.dtype:
+    """Return the type that the ids of so many clusters travel in."""
+    return torch.uint8 if T <= 2**8 else torch.uint16
 
 
 def _main_class(targets: torch.Tensor) -> torch.Tensor:
@@ -605,7 +612,7 @@ def _announce(cut: Cut, assignment_B: torch.Tensor | None, T: int) -> None:
     """Put beside the activations what a merge leaves: cluster ids and mean attention."""
     if assignment_B is None:
         return
-    cut.side[CLUSTERS] = assignment_B.to(torch.uint8 if T <= 2**8 else torch.uint16)
+    cut.side[CLUSTERS] = assignment_B.to(_ids_dtype(T))
     cut.sample_ids = None  # a merged row is no sample
     cut.provenance.merge(assignment_B)
     bring_attention(cut, lambda attention_BN: cluster_means(attention_BN, assignment_B, T))

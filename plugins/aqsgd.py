@@ -266,10 +266,16 @@ class AQSGD:
         _, N, D = shape
         whole = None
         if len(new):
-            whole = take_checked(message, _NAME, _WHOLE, torch.float16, [len(new), N, D])
+            whole = take_checked(
+                message, _NAME, _WHOLE, torch.float16, [len(new), N, D], Role.PAYLOAD
+            )
+            message.expect(
+                whole.isfinite().all(),
+                lambda: ProtocolError(f"plugin {_NAME!r}: a sample arrived that is not finite"),
+            )
         name = coded_name(message, _NAME)
         size = [packed_bytes(len(known) * N * D, self._bits)]
-        codes = take_checked(message, _NAME, name, torch.uint8, size)
+        codes = take_checked(message, _NAME, name, torch.uint8, size, Role.PAYLOAD)
         values_BND = torch.empty(shape, dtype=torch.float16, device=codes.device)
         if len(known):
             scale_D = self._take_scales(message, D)
@@ -308,7 +314,7 @@ class AQSGD:
             raise ProtocolError(f"plugin {_NAME!r}: {exponent!r:.20} is no exponent of a float32")
         name = coded_name(message, _NAME)
         size = [packed_bytes(math.prod(shape), self._gradient_bits)]
-        codes = take_checked(message, _NAME, name, torch.uint8, size)
+        codes = take_checked(message, _NAME, name, torch.uint8, size, Role.PAYLOAD)
         scale_D = self._take_scales(message, shape[2]).float() * 2.0 ** (exponent - _TOP)
         quantized = _unpacked(codes, self._gradient_bits, shape)
         values = dequantize(quantized, scale_D, self._gradient_bits)

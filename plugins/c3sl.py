@@ -187,8 +187,8 @@ class C3SL:
 
         def wrong() -> ProtocolError:
             return ProtocolError(
-                f"plugin 'c3sl': {ROWS!r} says {rows.tolist()}; {G} groups of {self._group} hold "
-                f"{(G - 1) * self._group + 1} to {G * self._group} samples"
+                f"plugin 'c3sl': {ROWS!r} says {str(rows.tolist())[:100]}; {G} groups of "
+                f"{self._group} hold {(G - 1) * self._group + 1} to {G * self._group} samples"
             )
 
         if rows.dtype == torch.int32 and rows.shape == (1,):

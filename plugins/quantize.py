@@ -188,7 +188,14 @@ class Quantize:
             if name not in message or f"quantize.{name}" not in message:
                 raise ProtocolError(f"plugin 'quantize': no codes or no ranges of {name!r} arrived")
             dtype, shape = _read_form(name, form)
-            ranges = message.take(f"quantize.{name}")
+            ranges_name = f"quantize.{name}"
+            roles = message.role(name), message.role(ranges_name)
+            if roles != (Role.PAYLOAD, Role.SIDE):
+                raise ProtocolError(
+                    f"plugin 'quantize': {name!r} and its ranges arrived as {' and '.join(roles)}, "
+                    "expected as payload and side"
+                )
+            ranges = message.take(ranges_name)
             values = quantizer.decode(name, message[name], ranges, shape)
             if dtype.itemsize < 4:  # ranges were rounded outwards, perhaps beyond what it can hold
                 values.clamp_(torch.finfo(dtype).min, torch.finfo(dtype).max)

@@ -225,7 +225,7 @@ class SLACC:
         owner_C = self._owners(group_C)
         ranges_O2 = side("ranges", torch.float32, int(owner_C.max()) + 1, 2)
         size = coded_bytes(width_C, B * N)
-        codes = take_checked(message, _NAME, name, torch.uint8, [size])
+        codes = take_checked(message, _NAME, name, torch.uint8, [size], Role.PAYLOAD)
         every = torch.arange(C, device=codes.device)
         low_C, high_C = ranges_O2[owner_C.to(codes.device)].unbind(1)
         values_RC = decode_columns(codes, (B * N, C), every, low_C, high_C, width_C)

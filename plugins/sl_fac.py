@@ -225,7 +225,8 @@ class SLFAC:
             )
 
         def take(name: str, dtype: torch.dtype, *shape: int) -> torch.Tensor:
-            return take_checked(message, _NAME, f"{_NAME}.{name}", dtype, shape)
+            role = Role.PAYLOAD if name == "special" else Role.SIDE
+            return take_checked(message, _NAME, f"{_NAME}.{name}", dtype, shape, role)
 
         special_RpD = None
         if prefix:
@@ -246,7 +247,9 @@ class SLFAC:
         low_S, high_S = take("ranges", torch.float32, 2 * D, 2).unbind(1)
         bits_Q = bits_S[set_Q.cpu()]
         self._note_bits(message, bits_Q)
-        codes = take_checked(message, _NAME, names[0], torch.uint8, [coded_bytes(bits_Q, R)])
+        codes = take_checked(
+            message, _NAME, names[0], torch.uint8, [coded_bytes(bits_Q, R)], Role.PAYLOAD
+        )
         every = torch.arange(F * D, device=codes.device)
         spectrum_RQ = decode_columns(codes, (R, F * D), every, low_S[set_Q], high_S[set_Q], bits_Q)
         values = spectrum_RQ.new_empty((R, N, D), dtype=dtype)

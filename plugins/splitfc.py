@@ -599,7 +599,7 @@ def _decode(
     groups = list(_by_levels(step_K[step_K > 0], bounds_6.device))
     strings += [(levels, R * len(members)) for levels, members in groups]
     sizes = [level_bytes(count, levels) for levels, count in strings]
-    codes = take_checked(message, _NAME, name, torch.uint8, [sum(sizes)])
+    codes = take_checked(message, _NAME, name, torch.uint8, [sum(sizes)], Role.PAYLOAD)
     parts = [
         unpack_levels(part, levels, count)
         for part, (levels, count) in zip(torch.split(codes, sizes), strings, strict=True)

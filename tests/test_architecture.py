@@ -476,6 +476,7 @@ WITHOUT_A_SOURCE = {
     "test_docs.py": "the documents",
     "test_examples.py": "the examples and the README",
     "test_gpu.py": "what a GPU must do as a CPU does, and the script that looks at it",
+    "test_hostile.py": "what a hostile peer sends to either side, whatever the stack",
     "test_pairs.py": "plugins two by two",
     "test_science.py": "the script of the paper's regime",
     "test_results.py": "the pages of results, and what writes them",

@@ -5,7 +5,7 @@ that share a GPU wait a time slice for every operation of NCCL's, whatever its s
 go as one operation of the library, from where they lie::
 
     sender                          receiver
-    head            ── TCP ──>      judged by the limits, and memory taken
+    head, checksum  ── TCP ──>      judged by the limits, and memory taken
                     <── TCP ──      GO
     tensors         ═ library ═>    tensors
                     <── TCP ──      DONE
@@ -20,10 +20,11 @@ the store that torchrun hosts.
 Who only knocks, such as a port scan, is never met. A client that fails while the group of the two
 opens has spoilt it: `CollectiveListener.accept` says so, and does not try again.
 
-gloo and NCCL encrypt nothing and check nothing that arrives, and neither does the store by which
-gloo's ends find each other: use them between machines that trust each other, in a network of their
-own. With a secret, who knocks must prove to know it before any of that is begun, which keeps out
-who came by mistake, and nobody who reaches the ports of the libraries.
+gloo and NCCL encrypt nothing, and neither does the store by which gloo's ends find each other: use
+them between machines that trust each other, in a network of their own. With a secret, who knocks
+must prove to know it before any of that is begun, which keeps out who came by mistake, and nobody
+who reaches the ports of the libraries. What arrives in CPU memory is held against the frame's
+checksum; of tensors that NCCL brings from GPU to GPU there is none, and zeros go in its place.
 """
 
 from __future__ import annotations
@@ -42,7 +43,15 @@ import torch
 from splitlab.core.contract.errors import ConfigError, NetworkError, Notice, ProtocolError
 from splitlab.core.contract.link import DEFAULT_LIMITS, Limits
 from splitlab.core.contract.message import Message
-from splitlab.core.wire.decode import Header, Opening, assemble, parse_header, parse_opening
+from splitlab.core.wire.checksum import SUM_BYTES, packed, sum_of
+from splitlab.core.wire.decode import (
+    Header,
+    Opening,
+    assemble,
+    check_tensors,
+    parse_header,
+    parse_opening,
+)
 from splitlab.core.wire.encode import encode
 from splitlab.core.wire.layout import OPENING_BYTES, flat
 from splitlab.transports.address import Address
@@ -126,6 +135,7 @@ class _Arrived(NamedTuple):
     opening: Opening
     header: Header
     data: torch.Tensor | None
+    total: bytearray
 
 
 class CollectiveLink:
@@ -153,12 +163,13 @@ class CollectiveLink:
         frame = encode(message)
         message.sent(frame.nbytes)
         with self._closed_by_failure():
-            if frame.nbytes - len(frame.head) <= BULK_BYTES:
+            if frame.data_bytes <= BULK_BYTES:
                 self._channel.send(frame.buffers(), timeout)
                 return frame.nbytes
             silence = took_nothing(timeout)
             parts = self._carrier.ready([flat(tensor) for tensor in frame.tensors])
-            self._channel.send([memoryview(frame.head)], timeout)
+            total = packed(_sum_on_cpu(parts))
+            self._channel.send([memoryview(frame.head), memoryview(total)], timeout)
             self._await(_GO, timeout, silence)
             end = self._carrier.send(parts, timeout, silence)
             self._await(_DONE, timeout, silence)
@@ -169,12 +180,14 @@ class CollectiveLink:
         """Return the next message; its tensors lie in one allocation on the link's device."""
         with self._closed_by_failure():
             if self._waiting:
-                opening, header, data = self._waiting.popleft()
+                opening, header, data, total = self._waiting.popleft()
             else:
                 raw = self._channel.receive(OPENING_BYTES, timeout)
-                opening, header, data = self._read(raw, timeout)
+                opening, header, data, total = self._read(raw, timeout)
             if data is None:
                 data = self._fetch(opening, header, timeout)
+                if data.is_cpu:
+                    check_tensors(opening, _sum_on_cpu([data]), total)
         tensors = [slot.in_tensor(data) for slot in header.slots]
         return assemble(opening, header, tensors)
 
@@ -197,11 +210,13 @@ class CollectiveLink:
         raw = self._channel.receive(opening.header_bytes, timeout)
         header = parse_header(raw, opening, self.limits)
         if opening.data_bytes > BULK_BYTES:
-            return _Arrived(opening, header, None)
+            return _Arrived(opening, header, None, self._channel.receive(SUM_BYTES, timeout))
         data = torch.empty(opening.data_bytes, dtype=torch.uint8)
         if opening.data_bytes:
             self._channel.receive_into(data.numpy().data, timeout)
-        return _Arrived(opening, header, data.to(self._carrier.device))
+        total = self._channel.receive(SUM_BYTES, timeout)
+        check_tensors(opening, _sum_on_cpu([data]), total)
+        return _Arrived(opening, header, data.to(self._carrier.device), total)
 
     def _fetch(self, opening: Opening, header: Header, timeout: float) -> torch.Tensor:
         """Receive the tensors that the other end holds ready."""
@@ -223,6 +238,11 @@ class CollectiveLink:
         """Return when the other end says the word; frames sent before wait for `receive`."""
         while (raw := self._channel.receive(OPENING_BYTES, timeout, silence)) != word:
             self._waiting.append(self._read(raw, timeout))
+
+
+def _sum_on_cpu(parts: Sequence[torch.Tensor]) -> int:
+    """Return the checksum of flat parts; of those on a GPU, which nothing sums up, 0."""
+    return sum_of([part.numpy().data for part in parts]) if parts[0].is_cpu else 0
 
 
 class _Stranger(NetworkError):

@@ -2,8 +2,9 @@
 
 What one end sends is encoded, copied into fresh memory and decoded at the other end, so the peers
 share no tensor and the frames are those of every other transport. Only the bytes of tensors on a
-GPU stay there: they are copied from one place of its memory to another, in the order of its other
-work, while nobody waits. A receiver that computes on another GPU fetches them from there.
+GPU stay there, without a checksum: they are copied from one place of its memory to another, in the
+order of its other work, while nobody waits. A receiver that computes on another GPU fetches them
+from there.
 """
 
 from __future__ import annotations

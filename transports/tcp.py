@@ -27,6 +27,7 @@ import torch
 from splitlab.core.contract.errors import ConfigError, NetworkError, ProtocolError
 from splitlab.core.contract.link import Limits
 from splitlab.core.contract.message import Kind, Message
+from splitlab.core.wire.checksum import Sum, packed
 from splitlab.core.wire.decode import InMemory, Reader
 from splitlab.core.wire.encode import Frame, encode
 from splitlab.core.wire.layout import MAGIC
@@ -326,12 +327,14 @@ class TcpLink:
     def _buffers(self, frame: Frame) -> Iterator[list[memoryview]]:
         """Yield what is to be sent, in lists; each must be sent before the next is asked for."""
         if self._staging is None or not self._staging.serves(frame.tensors):
-            yield frame.buffers()
+            yield from frame.pieces()
             return
-        head = [memoryview(frame.head)]
+        found, head = Sum(), [memoryview(frame.head)]
         for chunk in self._staging.outgoing(frame.tensors):
+            found.update(chunk)
             yield [*head, chunk]
             head = []
+        yield [*head, memoryview(packed(found.intdigest()))]
 
     def _spin(self) -> None:
         """Look for an answer for a moment before sleeping in the kernel."""

@@ -78,6 +78,7 @@ class Message:
 
     __slots__ = (
         "_frozen",
+        "_read",
         "_roles",
         "_tensors",
         "elapsed_ns",
@@ -111,6 +112,7 @@ class Message:
         self.verdicts = Verdicts()
         self._tensors: dict[str, torch.Tensor] = {}
         self._roles: dict[str, Role] = {}
+        self._read: set[str] = set()
         self._frozen = False
 
     @property
@@ -170,6 +172,7 @@ class Message:
 
     def __getitem__(self, name: str) -> torch.Tensor:
         try:
+            self._read.add(name)
             return self._tensors[name]
         except KeyError:
             raise PluginError(
@@ -188,8 +191,17 @@ class Message:
 
     def role(self, name: str) -> Role:
         """Return the role of the tensor of that name."""
-        self[name]
+        if name not in self._roles:
+            self[name]
         return self._roles[name]
+
+    def arrived(self) -> None:
+        """Take note that nobody has looked at it yet who decodes it."""
+        self._read.clear()
+
+    def unread(self) -> tuple[str, ...]:
+        """Return the names of side information at which nobody looked since `arrived`."""
+        return tuple(name for name in self.names(Role.SIDE) if name not in self._read)
 
     def names(self, role: Role) -> tuple[str, ...]:
         """Return the names of all tensors of this role, in the order they were put."""

@@ -26,6 +26,7 @@ from splitlab.core.engine.arrival import (
     PREDICTIONS,
     TARGETS,
     check_answer,
+    check_answer_decoded,
     check_predictions,
     loss_of,
 )
@@ -98,7 +99,7 @@ class Client(Worker):
         message.verdicts = cut.verdicts
         message.to(self.peer.device)
         self.stack.after_receive(message)
-        cut.gradient = message[GRADIENT]
+        cut.gradient = check_answer_decoded(message, GRADIENT)
         self._check_gradient(cut)
         self.stack.gradient_return(cut)
         on_graph = [cut.activations] if cut.activations.requires_grad else []
@@ -136,7 +137,8 @@ class Client(Worker):
                 self.stack.after_receive(message.to(self.peer.device))
         for name, tensor in _leaving(cut, made).items():
             self._expect_finite(name, tensor, number, cut.verdicts, training=False)
-        pending, ids = cut.verdicts.fetch(), Fetch(message[PREDICTIONS]).tensor()
+        predicted = check_answer_decoded(message, PREDICTIONS)
+        pending, ids = cut.verdicts.fetch(), Fetch(predicted).tensor()
         pending.settle()
         check_predictions(ids, batch.targets, message.when, self.peer.classes)
         return Answer(ids.long(), loss)
@@ -209,7 +211,7 @@ class Client(Worker):
         if not isinstance(gradient, torch.Tensor):
             check_tensor(cut, "cut.gradient", gradient, "after_receive")
         # autograd would cast the codes of a quantizer without a word
-        elif gradient.shape != cut.activations.shape or not gradient.is_floating_point():
+        elif gradient.shape != cut.activations.shape or gradient.dtype != cut.activations.dtype:
             raise PluginError(
                 f"{cut.when}: after after_receive the gradient is {gradient.dtype} "
                 f"{[*gradient.shape]}, the activations that were sent {cut.activations.dtype} "

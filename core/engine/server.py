@@ -23,7 +23,10 @@ from splitlab.core.engine.arrival import (
     GRADIENT,
     PREDICTIONS,
     TARGETS,
+    Arriving,
+    Side,
     check_decoded,
+    check_read,
     check_request,
     check_server_input,
 )
@@ -56,8 +59,7 @@ class Server(Worker):
         self.metrics: Mapping[str, Mapping[str, float]] = {}
         self._loss = partial(F.cross_entropy, label_smoothing=optimization.label_smoothing)
         self._open: dict[tuple[int, bool, int], Conversation[None]] = {}
-        merged = any("batch" in traits.changes for traits in self._plugins.values())
-        self._most_rows = math.inf if merged else peer.batch_size
+        self._arriving = Arriving.at(peer, self._crossing, stack)
 
     def handle(self, message: Message, client: int = 0) -> Message:
         """Take one message of a client and return the answer.
@@ -103,15 +105,12 @@ class Server(Worker):
             yield self._train(cut) if message.training else self._evaluate(cut, message.stacked)
 
     def _arrived(self, message: Message) -> Cut:
-        check_request(message, self.peer, self._crossing, plugins=bool(self._plugins))
+        check_request(message, self._arriving)
         message.to(self.peer.device)
         if message.stacked:
             self.stack.after_receive(message)
-        leaf, targets = message[ACTIVATIONS], message[TARGETS]
-        if not targets.is_floating_point():
-            targets = targets.long()
-        targets = check_decoded(leaf, targets, message, self.peer, self._most_rows)
-        side = {name: message[name] for name in message.names(Role.SIDE)}
+        leaf, targets = check_decoded(message, self._arriving, self._suspects)
+        side = Side(message)
         return Cut(
             activations=leaf,
             targets=targets,
@@ -125,6 +124,7 @@ class Server(Worker):
         leaf = cut.activations.requires_grad_()
         with isolated_rng(self.peer.seed, "server", cut.step, device=self.peer.device):
             self.stack.before_server_forward(cut)
+            self._check_side(cut)
             logits = self._logits(cut)
         if cut.weights is None:
             loss = self._loss(logits, cut.targets)
@@ -182,6 +182,7 @@ class Server(Worker):
         with isolated_rng(self.peer.seed, purpose, cut.step, device=self.peer.device):
             if stacked:
                 self.stack.before_server_forward(cut)
+                self._check_side(cut)
             logits = self._logits(cut)
         total = F.cross_entropy(logits, cut.targets, reduction="sum")
         self._expect_finite("the evaluation loss", total, cut.step, cut.verdicts, training=False)
@@ -201,6 +202,10 @@ class Server(Worker):
             self.stack.before_send(answer)
             self._owed.append(cut.verdicts.fetch())
         return answer
+
+    def _check_side(self, cut: Cut) -> None:
+        if isinstance(cut.side, Side):
+            check_read(cut.when, cut.side.unread())
 
     def _logits(self, cut: Cut) -> torch.Tensor:
         for name in (ACTIVATIONS, TARGETS):

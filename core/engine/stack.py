@@ -207,6 +207,12 @@ class Stack:
         """Return what every plugin declares, by label, in stack order."""
         return {member.label: member.declared.traits for member in self._members}
 
+    def changed_on_graph(self, *, training: bool) -> frozenset[str]:
+        """Return what is changed of a cut when its message is decoded, and not yet on the graph."""
+        on_graph = (m.declared for m in self._members if m.declared.on_graph)
+        acting = (each.traits for each in on_graph if training or each.traits.evaluation)
+        return frozenset().union(*(traits.takes_away for traits in acting))
+
     def one_sided(self) -> list[str]:
         """Return the plugins that encode and have no hook that decodes: suspects, if it fails."""
         pairs = (

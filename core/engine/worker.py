@@ -21,6 +21,7 @@ from splitlab.core.contract.errors import (
 from splitlab.core.contract.part import Part
 from splitlab.core.contract.peer import Peer
 from splitlab.core.contract.transfer import Pending, Verdicts
+from splitlab.core.engine.arrival import ids_dtype
 from splitlab.core.engine.finite import all_finite, each_finite
 from splitlab.core.engine.optimization import Optimization, Trainer
 from splitlab.core.engine.stack import Stack
@@ -257,7 +258,7 @@ def by_label(cut: Cut, values: Sequence[float]) -> dict[str, dict[str, float]]:
 
 def class_ids(ids: torch.Tensor, classes: int) -> torch.Tensor:
     """Return class ids in the narrowest type that holds them on the wire."""
-    return ids.to(torch.uint8 if classes <= 256 else torch.int32)
+    return ids.to(ids_dtype(classes))
 
 
 def check_tensor(cut: Cut, what: str, value: object, hook: str) -> None:

@@ -37,6 +37,9 @@ __all__ = ["Checkpoints", "plan_mark"]
 
 _KEPT = 2
 
+_DAMAGED = "damaged"
+"""In place of a mark; no run is called so, since ids are hexadecimal digits of a fixed number."""
+
 _DAMAGE = (
     SafetensorError,
     OSError,
@@ -114,15 +117,17 @@ class Checkpoints:
                 temporary.unlink(missing_ok=True)
                 path.parent.rmdir()  # if it is empty
             raise DiskError(f"cannot write the checkpoint {path}: {error}") from error
-        for old in self.steps()[:-_KEPT]:
+        done = [each for each in self.steps() if each <= step]  # newer ones are nobody's yet
+        for old in done[:-_KEPT]:
             if old not in keep:
                 self._delete(old)
 
     def forget_after(self, step: int) -> None:
         """Delete what is newer: the run goes on from ``step``, so it will never be used.
 
-        Left in place it would count among the newest two and push out what the other peer has.
-        What a killed process had written half goes, too.
+        What a killed process had written half goes, too. Whoever begins at step 0 has shown nothing
+        that fits yet, so there only what says that it is of this run goes: another's stays, and
+        what is damaged.
         """
         for half in self._folder.glob(f"step-*/{self._role}.*.tmp"):
             with writing(half):
@@ -130,7 +135,7 @@ class Checkpoints:
             with suppress(OSError):
                 half.parent.rmdir()  # if it is empty
         for newer in self.steps():
-            if newer > step:
+            if newer > step and (step or self._says(newer, "run") == self._marks.get("run")):
                 self._delete(newer)
 
     def load(
@@ -198,15 +203,19 @@ class Checkpoints:
     def refuse_others(self) -> None:
         """Raise `ConfigError` if there are checkpoints of another run."""
         for step in self.steps():
-            try:
-                run = self.marks(step)["run"]
-            except _DamagedError:
-                continue  # nobody can go on from it
-            if run != self._marks["run"]:
+            run = self._says(step, "run")
+            if run not in (self._marks["run"], _DAMAGED):  # nobody can go on from what is damaged
                 raise ConfigError(
                     f"{self._folder} holds checkpoints of another run, {run}; go on with that one, "
                     "or name another folder with --output"
                 )
+
+    def _says(self, step: int, mark: str) -> str | None:
+        """Return a mark of a checkpoint, None if such have none, `_DAMAGED` if it says nothing."""
+        try:
+            return self.marks(step).get(mark)
+        except _DamagedError:
+            return _DAMAGED
 
     @contextmanager
     def taking(self, step: int) -> Iterator[None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, closing
@@ -35,7 +34,7 @@ from splitlab.core.runs.repeating import repeating
 from splitlab.core.runs.stopping import Asking
 from splitlab.core.runs.strangers import Strangers
 from splitlab.core.runs.workers import build_server, limited_threads
-from splitlab.core.session.protocol import HELLO_BYTES, MARKS
+from splitlab.core.session.protocol import HELLO_BYTES, MARKS, names_a_folder
 from splitlab.core.session.server import ServerSession
 
 __all__ = ["HANDSHAKE_SECONDS", "open_session", "serve"]
@@ -234,7 +233,7 @@ def open_session(
     def resume(run: str, step: int, marks: Mapping[str, str]) -> None:
         nonlocal folder
         if output is None:
-            if not re.fullmatch(r"\w[\w.+-]{0,199}", run):
+            if not names_a_folder(run):
                 raise ProtocolError(
                     f"the client's name for the run, {run!r}, cannot name a folder; "
                     "name the server's own with --output DIR"

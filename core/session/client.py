@@ -20,6 +20,7 @@ from splitlab.core.session.protocol import (
     frame_limit,
     tell,
 )
+from splitlab.core.session.states import State, Word, after, refused, word_of
 from splitlab.core.wire.ledger import Ledger
 
 __all__ = ["ClientSession"]
@@ -44,6 +45,7 @@ class ClientSession:
         self._link = link
         self._ledger = ledger
         self._timeout = timeout
+        self._state = State.NEW
         self.server_seconds = 0.0
         self.link_seconds = 0.0
 
@@ -91,14 +93,22 @@ class ClientSession:
             raise NetworkError(
                 f"{error} before it answered; a server takes one client only"
             ) from error
-        if answer.kind is not Kind.HELLO:
-            raise ProtocolError(f"{self._link.remote} answered a HELLO with {answer.kind.name}")
+        if answer.meta != {"protocol": PROTOCOL}:
+            raise ProtocolError(f"{self._link.remote} answered a HELLO with {answer.meta!r:.200}")
         self._link.limits = dataclasses.replace(
             self._link.limits, frame_bytes=frame_limit(batch_bytes)
         )
 
     def exchange(self, message: Message) -> Message:
-        """Send a message and return the answer; the server's ERROR is raised here."""
+        """Send a message and return the answer; the server's ERROR is raised here.
+
+        Raises:
+            ProtocolError: the answer is none to this message, by the session's state table.
+        """
+        asked = after(self._state, word_of(message, "client"), "client")
+        if asked is None:
+            raise refused("this client", message, self._state, "client")
+        self._state = State.FAILED  # until there is an answer
         started = time.perf_counter()
         self._link.send(message, self._timeout)
         self._ledger.add(message, "up")
@@ -107,8 +117,13 @@ class ClientSession:
         server = answer.elapsed_ns * 1e-9
         self.server_seconds += server
         self.link_seconds += max(0.0, time.perf_counter() - started - server)
-        if answer.kind is Kind.ERROR:
+        word = word_of(answer, "server")
+        if word is Word.ERROR:
             raise ended(answer, "the server", ProtocolError)
+        then = after(asked, word, "server")
+        if then is None or answer.step != message.step:
+            raise refused(self._link.remote, answer, asked, "server")
+        self._state = then
         return answer
 
     def hold(self, conversation: Conversation[R]) -> R:
@@ -118,17 +133,12 @@ class ClientSession:
     def save(self, step: int, keep: Sequence[int] = ()) -> None:
         """Make the server write its checkpoint of this step, and keep these older ones."""
         more = {"keep": " ".join(map(str, keep))} if keep else {}
-        self._control("save", "saved", step, **more)
+        self.exchange(Message(Kind.CONTROL, step, meta={"do": "save", **more}))
 
     def finish(self, step: int) -> None:
         """Say goodbye; the server ends in good order."""
-        self._control("finish", "finished", step)
+        self.exchange(Message(Kind.CONTROL, step, meta={"do": "finish"}))
 
     def fail(self, error: BaseException) -> None:
         """Tell the server, if it still listens, why this client ends."""
         tell(self._link, error, min(self._timeout, 5.0))
-
-    def _control(self, request: str, expected: str, step: int, **more: str) -> None:
-        answer = self.exchange(Message(Kind.CONTROL, step, meta={"do": request, **more}))
-        if answer.kind is not Kind.CONTROL or answer.meta.get("did") != expected:
-            raise ProtocolError(f"the server answered {request!r} with {answer!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 
 from splitlab.core.contract.errors import Diverged, LinkError, ProtocolError, SplitlabError
 from splitlab.core.contract.link import Link
@@ -17,11 +18,13 @@ __all__ = [
     "ended",
     "frame_limit",
     "line",
+    "names_a_folder",
+    "names_a_run",
     "reason",
     "tell",
 ]
 
-PROTOCOL = 1
+PROTOCOL = 2
 HELLO_BYTES = 1 << 16
 """The largest frame before the handshake."""
 _TOLD = 8
@@ -40,6 +43,27 @@ def frame_limit(message_bytes: int) -> int:
     """Return the largest frame after the handshake, from the size of an uncompressed batch."""
     # A codec may send more than it got (values and indices), hardly four times as much.
     return 4 * message_bytes + (1 << 20)
+
+
+_NAME_BYTES = 200
+"""Of a folder's name; file systems take 255."""
+_DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE | re.ASCII)
+
+
+def names_a_run(name: str) -> bool:
+    """Return whether a client may call its run so: one line of bounded length, and no path."""
+    slashes = {"/", "\\"} & {*name}
+    return 0 < len(name) <= _NAME_BYTES and name.isprintable() and not slashes and name[0] != "."
+
+
+def names_a_folder(name: str) -> bool:
+    """Return whether a server may call a folder so, as its client does: no path, no device."""
+    return (
+        re.fullmatch(r"\w[\w.+-]*", name) is not None
+        and len(name.encode(errors="replace")) <= _NAME_BYTES
+        and not name.endswith(".")
+        and _DEVICES.fullmatch(name) is None
+    )
 
 
 def compare(client: Agreement, server: Agreement) -> None:

@@ -22,14 +22,14 @@ from splitlab.core.session.protocol import (
     compare,
     ended,
     frame_limit,
+    names_a_run,
     tell,
 )
+from splitlab.core.session.states import MOST_STEPS, State, Steps, Word, after, refused, word_of
 
 __all__ = ["ServerSession"]
 
 
-_MOST = 2**63 - 1
-"""Samples and steps that a run may have; more is no number to count with."""
 _STEPS = re.compile("([0-9]{1,19}( [0-9]{1,19})*)?")
 
 
@@ -66,9 +66,8 @@ class ServerSession:
         self._resume = resume
         self._save = save
         self._measured = measured
-        self._open = False
-        self._over = False
-        self._trained = 0  # steps of the whole run, those before it was resumed among them
+        self._state = State.NEW
+        self._numbers = Steps()
         self.steps = 0
         self.resumed = False
         link.limits = dataclasses.replace(link.limits, frame_bytes=HELLO_BYTES)
@@ -89,58 +88,70 @@ class ServerSession:
             answer.elapsed_ns = time.perf_counter_ns() - started
             self._link.send(answer, self._timeout)
         except NetworkError:
+            self._state = State.FAILED
             raise  # nobody can be told
         except Exception as error:
+            self._state = State.FAILED
             tell(self._link, error, min(self._timeout, 5.0))
             raise
-        return answer.meta.get("did") != "finished"
+        return self._state is not State.OVER
 
     def _answer(self, message: Message) -> Message:
-        if message.kind is Kind.ERROR:
+        """Take a message through the state table, and the answer, too."""
+        word, state = word_of(message, "client"), self._state
+        then = after(state, word, "client")
+        if then is not None and word is Word.ERROR:
             raise ended(message, "the client", LinkError)
-        if not self._open:
+        if then is None:
+            raise refused(self._link.remote, message, state, "client")
+        self._check_number(word, message)
+        answer = self._act(word, message)
+        said = word_of(answer, "server")
+        done = after(then, said, "server")
+        if done is None:
+            raise refused("this server", answer, then, "server")
+        self._state = done
+        self._numbers.done(said, message.step)
+        if said is Word.TRAINED:
+            self.steps += 1
+            if self._server.metrics:
+                self._measured(message.step + 1)
+        return answer
+
+    def _check_number(self, word: Word, message: Message) -> None:
+        if word in (Word.HELLO, Word.MORE):
+            return  # what is open is looked up by its number
+        due = self._numbers.due(word)
+        if message.step in due:
+            return
+        if word in (Word.SAVE, Word.FINISH):
+            raise ProtocolError(
+                f"{self._link.remote} asks to {message.meta['do']} after step {message.step}, "
+                f"and {due[0]} are trained"
+            )
+        training = word is not Word.QUERY and message.training
+        raise ProtocolError(
+            f"{self._link.remote} sent {message.kind.name} of {message.when}, "
+            f"and {' or '.join(when(number, training) for number in due)} is due"
+        )
+
+    def _act(self, word: Word, message: Message) -> Message:
+        """Do what a message says, and return the answer."""
+        if word is Word.HELLO:
             return self._hello(message)
-        if self._over:
-            raise ProtocolError(f"{self._link.remote} sent {message!r} after its goodbye")
-        if message.kind not in (Kind.HELLO, Kind.CONTROL):
-            if message.training and message.step != self._trained:
-                raise ProtocolError(
-                    f"{self._link.remote} sent {message.kind.name} of {message.when}, "
-                    f"and {when(self._trained)} is due"
-                )
-            answer = self._server.handle(message)
-            if answer.kind is Kind.GRADIENT and answer.training:  # the last word of a step
-                self.steps += 1
-                self._trained += 1
-                if self._server.metrics:
-                    self._measured(message.step + 1)
-            return answer
-        request = message.meta.get("do")
-        if message.kind is Kind.HELLO or request not in ("save", "finish"):
-            raise ProtocolError(
-                f"{self._link.remote} sent what a server does not take: {message!r}"
-            )
-        if message.step != self._trained:
-            raise ProtocolError(
-                f"{self._link.remote} asks to {request} after step {message.step}, "
-                f"and {self._trained} are trained"
-            )
+        if word not in (Word.SAVE, Word.FINISH):
+            return self._server.handle(message)
         self._server.settle()
-        if request == "save":
-            keep = message.meta.get("keep", "")
-            if not isinstance(keep, str) or not _STEPS.fullmatch(keep):
-                raise ProtocolError(f"{self._link.remote} asks to keep {keep!r:.200}")
-            self._save(message.step, [int(step) for step in keep.split()])
-            return Message(Kind.CONTROL, message.step, meta={"did": "saved"})
-        self._over = True
-        return Message(Kind.CONTROL, message.step, meta={"did": "finished"})
+        if word is Word.FINISH:
+            return Message(Kind.CONTROL, message.step, meta={"did": "finished"})
+        keep = message.meta.get("keep", "")
+        if not isinstance(keep, str) or not _STEPS.fullmatch(keep):
+            raise ProtocolError(f"{self._link.remote} asks to keep {keep!r:.200}")
+        self._save(message.step, [int(step) for step in keep.split()])
+        return Message(Kind.CONTROL, message.step, meta={"did": "saved"})
 
     def _hello(self, message: Message) -> Message:
         meta = message.meta
-        if message.kind is not Kind.HELLO:
-            raise ProtocolError(
-                f"{self._link.remote} began with {message.kind.name}, not with HELLO"
-            )
         protocol = meta.get("protocol")
         if type(protocol) is int:  # a bool is an int, and True equals 1
             compare({"protocol": str(protocol)}, {"protocol": str(PROTOCOL)})
@@ -152,7 +163,8 @@ class ServerSession:
             or not all(isinstance(value, str) for value in theirs.values())
             or not isinstance(run, str)
             or type(step) is not int
-            or step < 0
+            or not 0 <= step <= MOST_STEPS
+            or message.step
             or not isinstance(marks, dict)
             or not all(isinstance(value, str) for value in marks.values())
             or not marks.keys() >= set(MARKS)
@@ -162,11 +174,16 @@ class ServerSession:
         if schedule is None and "schedule" in meta:
             raise ProtocolError(f"{self._link.remote} sent a malformed HELLO")
         compare(theirs, self._agreement)
+        if not names_a_run(run):
+            raise ProtocolError(
+                f"the client's name for the run, {run!r:.220}, cannot name a folder; it is a line "
+                "of 1 to 200 characters without slashes"
+            )
         if schedule is not None:
             self._server.peer.schedule = schedule
         self.resumed = True
         self._resume(run, step, marks)
-        self._open, self._trained = True, step
+        self._numbers = Steps(step)
         self._link.limits = dataclasses.replace(
             self._link.limits, frame_bytes=frame_limit(self._batch_bytes)
         )
@@ -181,11 +198,11 @@ def _schedule(said: object) -> Schedule | None:
     if not (_counts(samples) and (steps is None or _counts(steps))):
         return None
     if type(amount) is int:
-        amount = float(amount) if amount <= _MOST else math.inf
+        amount = float(amount) if amount <= MOST_STEPS else math.inf
     if not isinstance(unit, str) or type(amount) is not float or not 0 < amount < math.inf:
         return None
     return Schedule(samples, unit, amount, steps)
 
 
 def _counts(said: object) -> TypeGuard[int]:
-    return type(said) is int and 1 <= said <= _MOST
+    return type(said) is int and 1 <= said <= MOST_STEPS

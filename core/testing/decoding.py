@@ -1,17 +1,17 @@
-"""What is wrong behind the hooks that decode: shapes, dtypes, devices.
+"""What is wrong behind the hooks that decode: shapes, dtypes, devices; what traits leave unsaid.
 
 Shapes: B samples, N tokens, D width; rows and tokens as a stack leaves them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from splitlab.core.testing.couple import Couple, Event
 
-__all__ = ["decoding_problem"]
+__all__ = ["decoding_problem", "undeclared"]
 
 
 def decoding_problem(couple: Couple) -> str | None:
@@ -93,3 +93,42 @@ def _gradient_problem(couple: Couple, outputs: Sequence[Event]) -> str | None:
 
 def _described(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {[*tensor.shape]}"
+
+
+def undeclared(couple: Couple) -> str | None:
+    """Return what the client's hooks visibly change in training without a word in the traits."""
+    declared = couple.client.stack.traits().values()
+    gone = frozenset[str]().union(*(traits.takes_away for traits in declared))
+    outputs = couple.seen("client", "after_client_forward")
+    for output, sending in zip(outputs, couple.seen("client", "before_send"), strict=False):
+        for aspect, hook, what in _changed(output, sending):
+            # Without the layout, shapes say nothing of samples, tokens and features.
+            if aspect not in gone and not {"layout", "plain"} & gone:
+                return f"{hook} {what}, and traits() does not say so; add {aspect!r} to changes"
+    return None
+
+
+def _changed(output: Event, sending: Event) -> Iterator[tuple[str, str, str]]:
+    """Yield (aspect, hook, what happened) for what the client's hooks visibly changed."""
+    X, Z = (event.tensors["activations"] for event in (output.before, output.after))
+    hook = "after_client_forward"
+    yield from _reshaped(X, Z, hook)
+    if len(Z) == len(X) and not torch.equal(
+        output.before.tensors["targets"], output.after.tensors["targets"]
+    ):
+        yield "targets", hook, "changes the targets"
+    hook = "before_send"
+    payload = sending.after.payload()
+    if any(not tensor.is_floating_point() for tensor in payload.values()):
+        yield "numbers", hook, "sends codes that are no floating-point numbers"
+    elif [*payload] != ["activations"]:
+        yield "layout", hook, f"sends {', '.join(payload) or 'nothing'} instead of 'activations'"
+    else:
+        yield from _reshaped(Z, payload["activations"], hook)
+
+
+def _reshaped(a: torch.Tensor, b: torch.Tensor, hook: str) -> Iterator[tuple[str, str, str]]:
+    aspects = ("batch", "tokens", "features") if a.ndim == b.ndim == 3 else ("layout",)
+    for aspect, old, new in zip(aspects, a.shape, b.shape, strict=False):
+        if old != new or a.ndim != b.ndim:
+            yield aspect, hook, f"makes {[*b.shape]} of {[*a.shape]}"

@@ -33,7 +33,15 @@ from splitlab.core.testing.hook_checks import (
 from splitlab.core.testing.report import Check, Report, Row, chosen, run_checks
 from splitlab.core.testing.resume_checks import state_survives_resume
 from splitlab.core.testing.state_checks import evaluation_as_declared, repeats_itself
-from splitlab.core.testing.subject import DECODED, GRADIENT, REPEATS, RUNS, TINY, Subject
+from splitlab.core.testing.subject import (
+    CHANGES,
+    DECODED,
+    GRADIENT,
+    REPEATS,
+    RUNS,
+    TINY,
+    Subject,
+)
 from splitlab.core.testing.tiny import Tiny
 from splitlab.core.testing.waiting_checks import steps_do_not_wait
 from splitlab.core.testing.wire_checks import (
@@ -59,7 +67,7 @@ PLUGIN_CHECKS: list[Check[Subject]] = [
     Check(_FRAMES, "nothing else joins the peers", frames_are_enough),
     Check("same-over-every-link", "bit for bit", same_over_every_link),
     Check(_RESUME, "bit for bit, again and again", state_survives_resume),
-    Check("changes-are-declared", "of shapes, targets and numbers", changes_are_declared),
+    Check(CHANGES, "of shapes, targets and numbers", changes_are_declared),
     Check("steps-do-not-wait", "for a GPU, unless it says why", steps_do_not_wait),
     Check("unpickles-nothing", "no bytes become code", unpickles_nothing),
 ]

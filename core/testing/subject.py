@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from splitlab.core.contract.cut import Cut
-from splitlab.core.contract.errors import ConfigError, SplitlabError
+from splitlab.core.contract.errors import ConfigError, ProtocolError, SplitlabError
 from splitlab.core.contract.message import Message
 from splitlab.core.contract.settings import Bound, parameters
 from splitlab.core.contract.traits import Gradient, Traits
 from splitlab.core.testing.couple import Couple
-from splitlab.core.testing.decoding import decoding_problem
+from splitlab.core.testing.decoding import decoding_problem, undeclared
 from splitlab.core.testing.fresh import FreshPeers, Turn
 from splitlab.core.testing.report import Failed, Skipped
 from splitlab.core.testing.seen import difference
@@ -25,6 +25,7 @@ from splitlab.core.testing.state import Belongings, GlobalRandom
 from splitlab.core.testing.tiny import Tiny, freeze, thaw
 
 __all__ = [
+    "CHANGES",
     "DECODED",
     "GRADIENT",
     "REPEATS",
@@ -42,6 +43,7 @@ RUNS = "builds-and-runs"
 DECODED = "decoded-fits-the-model"
 REPEATS = "repeats-itself"
 GRADIENT = "gradient-as-declared"
+CHANGES = "changes-are-declared"
 
 TINY = Tiny(image=16, patch=4, width=32, depth=2, samples=10)
 """N = 17: a class token and 4 x 4 patches, so that pooling and merging have something to do."""
@@ -243,6 +245,8 @@ def _whose(base: _Base) -> str:
             return GRADIENT
     if decoding_problem(base.couple):
         return DECODED
+    if isinstance(base.error, ProtocolError):  # what arrived is nothing that the traits tell of
+        return CHANGES if undeclared(base.couple) else DECODED
     behind = (event.role, event.hook, event.training) == ("server", "before_server_forward", True)
     # The server's part ran on what was decoded, and its gradient has nowhere to go.
     return GRADIENT if behind and "no gradient" in str(base.error) else RUNS

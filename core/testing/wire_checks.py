@@ -14,6 +14,8 @@ from splitlab.core.testing.report import Skipped, Warned
 from splitlab.core.testing.seen import Seen, difference
 from splitlab.core.testing.subject import TURNS, Subject
 from splitlab.core.testing.tiny import thaw
+from splitlab.core.wire.checksum import SUM_BYTES
+from splitlab.core.wire.layout import PREFIX_BYTES
 from splitlab.core.wire.ledger import Direction, Ledger
 
 __all__ = ["bytes_are_real", "frames_are_enough", "same_over_every_link"]
@@ -34,7 +36,8 @@ def bytes_are_real(s: Subject) -> str | None:
         direction: Direction = "up" if message.kind is Kind.ACTIVATION else "down"
         ledger.add(message, direction)
         crossed += len(raw)
-        read = sum(t.nbytes for t in safetensors.torch.load(raw[32:]).values())
+        body = raw[PREFIX_BYTES:-SUM_BYTES]
+        read = sum(t.nbytes for t in safetensors.torch.load(body).values())
         held = sum(message[name].nbytes for name in message)
         size = len(json.dumps(message.notes)) if message.notes else 0
         if read != held or message.frame_bytes != len(raw):

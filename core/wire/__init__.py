@@ -1,28 +1,37 @@
 """The wire format: a `Message` becomes one frame and back. This text is its specification.
 
-All numbers are little-endian. A frame is a prefix of 32 bytes and a body::
+All numbers are little-endian. A frame is a prefix of 48 bytes, a body, and a checksum::
 
     offset  size  field
     0       4     magic, the ASCII letters SPLT
-    4       2     version of this format: 1
+    4       2     version of this format: 2
     6       1     kind, a number of `splitlab.core.contract.message.Kind`
     7       1     flags: bit 0 training, bit 1 stacked; the other bits are 0
     8       8     step
     16      8     elapsed_ns, the sender's computing time; fixed width, so that timing never
                   changes a count of bytes
-    24      8     B, length of the body
-    32      8     H, length of the header
-    40      H     header: JSON in UTF-8
-    40 + H  ...   tensors, up to byte 32 + B
+    24      8     checksum of the header
+    32      8     B, length of the body
+    40      8     checksum of the opening: bytes 0 to 40 and 48 to 56
+    48      8     H, length of the header
+    56      H     header: JSON in UTF-8
+    56 + H  ...   tensors, up to byte 48 + B
+    48 + B  8     checksum of the tensors, as they lie
 
-The body (from byte 32) is laid out as safetensors lays out a file, so that a captured body opens
+A checksum is XXH3 with 64 bits (`splitlab.core.wire.checksum` says why). Each part is held against
+its own before anything in it is used, lengths before they are waited for, so that an error names
+what was damaged. The tensors' lies behind them, so that a sender need not have seen all of them
+when the first leave. Where tensors never were bytes, which is between GPUs of one process or of
+NCCL, it is not looked at; it counts as part of the frame all the same.
+
+The body (from byte 48) is laid out as safetensors lays out a file, so that a captured body opens
 with any safetensors reader. The header is an object with one member per tensor, in the order in
 which the message holds them, padded with spaces so that the tensors begin at a multiple of 8::
 
     "ROLE/NAME": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 
 ROLE is a value of `splitlab.core.contract.message.Role`; a NAME occurs once, whatever its role. The
-shape is row-major, offsets count from byte 40 + H. Tensors lie without gap by descending item size,
+shape is row-major, offsets count from byte 56 + H. Tensors lie without gap by descending item size,
 those of equal item size in the order of the header: then every tensor is aligned in the one
 allocation that receives them all. The receiver computes this layout from dtypes and shapes and
 refuses any other, which excludes overlaps, gaps and trailing bytes at once.

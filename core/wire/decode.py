@@ -15,15 +15,17 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from splitlab.core.contract.errors import ProtocolError
+from splitlab.core.contract.errors import ProtocolError, when
 from splitlab.core.contract.link import DEFAULT_LIMITS, Limits
 from splitlab.core.contract.message import WORDS, Kind, Message
+from splitlab.core.wire.checksum import SUM_BYTES, Sum, packed, sum_of
 from splitlab.core.wire.layout import (
     DTYPES,
     KINDS,
     MAGIC,
     OPENING,
     OPENING_BYTES,
+    OWN_SUM,
     PREFIX_BYTES,
     ROLES,
     STACKED,
@@ -42,6 +44,7 @@ __all__ = [
     "Opening",
     "Reader",
     "assemble",
+    "check_tensors",
     "decode",
     "parse_header",
     "parse_opening",
@@ -59,8 +62,14 @@ class Opening(NamedTuple):
     stacked: bool
     step: int
     elapsed_ns: int
+    header_sum: int
     header_bytes: int
     data_bytes: int
+
+    @property
+    def frame_bytes(self) -> int:
+        """Length of the whole frame."""
+        return OPENING_BYTES + self.header_bytes + self.data_bytes + SUM_BYTES
 
 
 class Header(NamedTuple):
@@ -72,24 +81,25 @@ class Header(NamedTuple):
 
 def parse_opening(raw: _Raw, limits: Limits) -> Opening:
     """Read the first `OPENING_BYTES` of a frame, or raise `ProtocolError`."""
-    magic, version, kind, flags, step, elapsed_ns, body_bytes, header_bytes = OPENING.unpack(raw)
-    if magic != MAGIC:
-        raise ProtocolError(
-            f"the other end does not speak splitlab's wire format: its frame begins with "
-            f"{magic!r}, not {MAGIC!r}"
-        )
+    magic, version, kind, flags, step, elapsed_ns, header_sum, body_bytes, own_sum, header_bytes = (
+        OPENING.unpack(raw)
+    )
+    _check_magic(magic)
     if version != VERSION:
         raise ProtocolError(
             f"the other end speaks version {version} of the wire format, this side version "
             f"{VERSION}; install the same splitlab on both sides"
         )
+    if own_sum != sum_of([raw[: OWN_SUM.start], raw[OWN_SUM.stop :]]):
+        raise _damaged("opening")
     if kind not in KINDS:
         raise ProtocolError(f"malformed frame: unknown kind {kind}; known: {[*KINDS]}")
     if flags & ~(TRAINING | STACKED):
         raise ProtocolError(f"malformed frame: unknown flags {flags:#04x}; known: bits 0 and 1")
-    if PREFIX_BYTES + body_bytes > limits.frame_bytes:
+    frame_bytes = PREFIX_BYTES + body_bytes + SUM_BYTES
+    if frame_bytes > limits.frame_bytes:
         raise ProtocolError(
-            f"the other end's frame has {PREFIX_BYTES + body_bytes} bytes; "
+            f"the other end's frame has {frame_bytes} bytes; "
             f"allowed on this link: {limits.frame_bytes} (frame_bytes)"
         )
     if header_bytes > limits.header_bytes:
@@ -108,13 +118,24 @@ def parse_opening(raw: _Raw, limits: Limits) -> Opening:
         bool(flags & STACKED),
         step,
         elapsed_ns,
+        header_sum,
         header_bytes,
         data_bytes,
     )
 
 
+def _check_magic(begun: bytes) -> None:
+    if not MAGIC.startswith(begun):
+        raise ProtocolError(
+            f"the other end does not speak splitlab's wire format: its frame begins with "
+            f"{begun!r}, not {MAGIC!r}"
+        )
+
+
 def parse_header(raw: _Raw, opening: Opening, limits: Limits) -> Header:
     """Read the header of the frame, or raise `ProtocolError`."""
+    if sum_of([raw]) != opening.header_sum:
+        raise _damaged("header", opening)
     read = _read_small_header if len(raw) <= _SMALL_BYTES else _read_header
     try:
         return read(bytes(raw), opening.data_bytes, limits)
@@ -122,6 +143,22 @@ def parse_header(raw: _Raw, opening: Opening, limits: Limits) -> Header:
         raise ProtocolError(f"malformed frame: {error}") from None
     except RecursionError:
         raise ProtocolError("malformed frame: its JSON is nested too deeply") from None
+
+
+def check_tensors(opening: Opening, found: int, arrived: _Raw) -> None:
+    """Raise `ProtocolError` unless the checksum of the tensors is the one behind them."""
+    if packed(found) != arrived:
+        raise _damaged("tensors", opening)
+
+
+def _damaged(what: str, opening: Opening | None = None) -> ProtocolError:
+    whose = (
+        "" if opening is None else f" of {opening.kind.name} {when(opening.step, opening.training)}"
+    )
+    return ProtocolError(
+        f"the other end's frame{whose} was damaged on its way: the {what} and the checksum differ; "
+        "look at the network, and at what passes frames on"
+    )
 
 
 def assemble(opening: Opening, header: Header, tensors: Iterable[torch.Tensor]) -> Message:
@@ -146,16 +183,24 @@ def assemble(opening: Opening, header: Header, tensors: Iterable[torch.Tensor]) 
         else:
             message.meta[name] = value
     message.elapsed_ns = opening.elapsed_ns
-    message.frame_bytes = OPENING_BYTES + opening.header_bytes + opening.data_bytes
+    message.frame_bytes = opening.frame_bytes
     for slot, tensor in zip(header.slots, tensors, strict=True):
         message.put(slot.name, tensor, slot.role)
     return message
 
 
 def decode(head: bytes, data: bytearray, limits: Limits = DEFAULT_LIMITS) -> Message:
-    """Return the message of a frame whose head and data are at hand; its tensors view the data."""
+    """Return the message of a frame that is at hand.
+
+    Args:
+        head: opening and header.
+        data: tensors, which those of the message view, and their checksum.
+        limits: of the frame.
+    """
     opening = parse_opening(head[:OPENING_BYTES], limits)
     header = parse_header(head[OPENING_BYTES:], opening, limits)
+    raw = memoryview(data)
+    check_tensors(opening, sum_of([raw[:-SUM_BYTES]]), raw[-SUM_BYTES:])
     return assemble(opening, header, [slot.in_memory(data) for slot in header.slots])
 
 
@@ -289,6 +334,7 @@ class Reader:
         self._ahead = memoryview(bytearray(_AHEAD_BYTES))
         self._begin = self._end = 0  # of what was read ahead and belongs to no part yet
         self._straight = False
+        self._found = 0
         self._start()
 
     def _start(self) -> None:
@@ -296,11 +342,18 @@ class Reader:
         self._header: Header | None = None
         self._landing: Landing | None = None
         self._pieces: Iterator[memoryview] = iter(())
+        self._sum: Sum | None = None  # of the tensors, as far as they came
         self._receive_into(None)
 
     def _receive_into(self, part: memoryview | None) -> None:
         self._part = part
         self._filled = 0
+
+    def _fill(self, part: memoryview, count: int) -> None:
+        """Take note that so many bytes of the part have come, which the cache still has."""
+        if self._sum is not None:
+            self._sum.update(part[self._filled : self._filled + count])
+        self._filled += count
 
     def buffer(self) -> memoryview:
         """Return where the next bytes go: writable, never empty, perhaps beyond this frame.
@@ -313,8 +366,8 @@ class Reader:
 
     def advance(self, count: int) -> Message | None:
         """Take note that the first ``count`` bytes of `buffer` were filled, and `take`."""
-        if self._straight:
-            self._filled += count
+        if self._straight and self._part is not None:
+            self._fill(self._part, count)
         else:
             self._begin, self._end = 0, count
         return self.take()
@@ -328,6 +381,8 @@ class Reader:
         if self._opening is None:
             raw = self._next(OPENING_BYTES)
             if raw is None:
+                if self._part is not None:  # who speaks something else need not say so much of it
+                    _check_magic(bytes(self._part[: min(self._filled, len(MAGIC))]))
                 return None
             self._opening = parse_opening(raw, self.limits)
         if self._header is None or self._landing is None:
@@ -337,11 +392,18 @@ class Reader:
             self._header = parse_header(raw, self._opening, self.limits)
             self._landing = self._land(self._opening.data_bytes)
             self._pieces = self._landing.pieces()
+            self._sum = Sum()
             self._receive_into(next(self._pieces, None))
-        while self._part is not None:
+        while self._sum is not None and self._part is not None:
             if not self._complete(self._part):
                 return None
             self._receive_into(next(self._pieces, None))
+        if self._sum is not None:
+            self._found, self._sum = self._sum.intdigest(), None
+        raw = self._next(SUM_BYTES)
+        if raw is None:
+            return None
+        check_tensors(self._opening, self._found, raw)
         tensors = [self._landing.tensor(slot) for slot in self._header.slots]
         message = assemble(self._opening, self._header, tensors)
         self._start()
@@ -369,6 +431,6 @@ class Reader:
         if count:
             ahead = self._ahead[self._begin : self._begin + count]
             part[self._filled : self._filled + count] = ahead
-            self._filled += count
+            self._fill(part, count)
             self._begin += count
         return self._filled == len(part)

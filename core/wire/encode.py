@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import struct
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -12,12 +13,14 @@ import torch
 from splitlab.core.contract.errors import PluginError
 from splitlab.core.contract.link import DEFAULT_LIMITS, Limits
 from splitlab.core.contract.message import WORDS, Message
+from splitlab.core.wire.checksum import PIECE_BYTES, SUM_BYTES, Sum, packed, sum_of
 from splitlab.core.wire.layout import (
     CODES,
     DTYPES,
     MAGIC,
     OPENING,
     OPENING_BYTES,
+    OWN_SUM,
     PREFIX_BYTES,
     STACKED,
     TRAINING,
@@ -42,16 +45,36 @@ class Frame(NamedTuple):
         head: opening and header.
         tensors: contiguous, on the devices where they are, in the order of the layout; those
             without bytes are left out.
-        nbytes: length of the whole frame.
+        nbytes: length of the whole frame, with the checksum of the tensors behind them.
     """
 
     head: bytes
     tensors: list[torch.Tensor]
     nbytes: int
 
+    @property
+    def data_bytes(self) -> int:
+        """Length of all tensors."""
+        return self.nbytes - len(self.head) - SUM_BYTES
+
     def buffers(self) -> list[memoryview]:
-        """Return head and tensors in CPU memory; tensors that are there already are not copied."""
-        return [memoryview(self.head), *map(_view, self.tensors)]
+        """Return the frame in CPU memory; tensors that are there already are not copied."""
+        views = [*map(_view, self.tensors)]
+        return [memoryview(self.head), *views, memoryview(packed(sum_of(views)))]
+
+    def pieces(self) -> Iterator[list[memoryview]]:
+        """Yield the same in pieces, each of which is summed up while those before it travel."""
+        found, head = Sum(), [memoryview(self.head)]
+        for view in map(_view, self.tensors):
+            for begin in range(0, len(view), PIECE_BYTES):
+                piece = view[begin : begin + PIECE_BYTES]
+                found.update(piece)
+                if self.data_bytes > PIECE_BYTES:
+                    yield [*head, piece]
+                    head = []
+                else:
+                    head.append(piece)
+        yield [*head, memoryview(packed(found.intdigest()))]
 
 
 def _view(tensor: torch.Tensor) -> memoryview:
@@ -72,7 +95,7 @@ def encode(message: Message, limits: Limits = DEFAULT_LIMITS) -> Frame:
         plan = _plan(tuple([_describe(message, name) for name in message]), limits)
         said = message.meta or message.notes
         header = _write_header(message, plan.members, limits) if said else plan.header
-        nbytes = OPENING_BYTES + len(header) + plan.data_bytes
+        nbytes = OPENING_BYTES + len(header) + plan.data_bytes + SUM_BYTES
         if nbytes > limits.frame_bytes:
             raise ValueError(f"a frame of {nbytes} bytes; allowed: {limits.frame_bytes}")
         opening = OPENING.pack(
@@ -82,9 +105,13 @@ def encode(message: Message, limits: Limits = DEFAULT_LIMITS) -> Frame:
             TRAINING * message.training | STACKED * message.stacked,
             message.step,
             message.elapsed_ns,
-            nbytes - PREFIX_BYTES,
+            sum_of([header]),
+            nbytes - PREFIX_BYTES - SUM_BYTES,
+            0,
             len(header),
         )
+        own = packed(sum_of([opening[: OWN_SUM.start], opening[OWN_SUM.stop :]]))
+        opening = opening[: OWN_SUM.start] + own + opening[OWN_SUM.stop :]
     except (ValueError, struct.error) as error:
         raise PluginError(f"cannot send this {message.kind.name} message: {error}") from None
     tensors = [_contiguous(message[name]) for name in plan.order]

@@ -14,14 +14,25 @@ import torch
 from splitlab.core.contract.link import Limits
 from splitlab.core.contract.message import WORDS, Kind, Role
 
-__all__ = ["OPENING_BYTES", "Description", "Slot", "check_name", "flat", "layout", "note_key"]
+__all__ = [
+    "OPENING_BYTES",
+    "PREFIX_BYTES",
+    "Description",
+    "Slot",
+    "check_name",
+    "flat",
+    "layout",
+    "note_key",
+]
 
 MAGIC: Final = b"SPLT"
-VERSION: Final = 1
-OPENING: Final = struct.Struct("<4sHBBQQQQ")
-PREFIX_BYTES: Final = 32
+VERSION: Final = 2
+OPENING: Final = struct.Struct("<4sHBBQQQQQQ")
+PREFIX_BYTES: Final = 48
 OPENING_BYTES: Final = OPENING.size
 """Prefix and header length: the part of a frame whose size is known in advance."""
+OWN_SUM: Final = slice(40, 48)
+"""Where the opening's own checksum lies, of the bytes on both sides of it."""
 
 TRAINING, STACKED = 1, 2
 

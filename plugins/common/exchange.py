@@ -135,15 +135,24 @@ def coded_name(message: Message, plugin: str) -> str:
 
 
 def take_checked(
-    message: Message, plugin: str, name: str, dtype: torch.dtype, shape: Sequence[int]
+    message: Message,
+    plugin: str,
+    name: str,
+    dtype: torch.dtype,
+    shape: Sequence[int],
+    role: Role = Role.SIDE,
 ) -> torch.Tensor:
-    """Take the tensor out of the message, if it is one of this dtype and shape.
+    """Take the tensor out of the message, if it is one of this dtype, shape and role.
 
     Raises:
         ProtocolError: it is missing, or another.
     """
     if name not in message:
         raise ProtocolError(f"plugin {plugin!r}: tensor {name!r} is missing")
+    if message.role(name) is not role:
+        raise ProtocolError(
+            f"plugin {plugin!r}: {name} arrived as {message.role(name)}, expected as {role}"
+        )
     tensor = message.take(name)
     if tensor.dtype != dtype or tensor.shape != tuple(shape):
         raise ProtocolError(

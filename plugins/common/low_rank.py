@@ -136,8 +136,11 @@ class LowRank(ABC):
     @hookimpl
     def after_receive(self, message: Message) -> None:
         """Put what the factors make in their place."""
-        if message.pop(self._plugin) is None:
+        note = message.pop(self._plugin)
+        if note is None:
             return
+        if type(note) is not int or note != 1:
+            raise self._wrong(message, f"its note says {note!r:.40}, and nothing but 1 is known")
         if message.kind not in _TENSOR:
             raise self._wrong(message, f"a {message.kind.name} has no factors")
         P = self._take(message, self._P)
@@ -300,6 +303,8 @@ class LowRank(ABC):
     def _take(self, message: Message, name: str) -> torch.Tensor:
         if name not in message:
             raise self._wrong(message, f"no tensor {name!r}")
+        if message.role(name) is not Role.PAYLOAD:
+            raise self._wrong(message, f"{name!r} arrived as {message.role(name)}, not as payload")
         return message.take(name)
 
     def _take_kept(self, step: int) -> torch.Tensor | None:
@@ -311,7 +316,7 @@ class LowRank(ABC):
         fit = (
             (P.ndim, Q.ndim) == _NDIM[self._mat]
             and P.is_floating_point()
-            and Q.is_floating_point()
+            and Q.dtype is P.dtype
             and P.shape[-1] == Q.shape[-1]
             and (self._mat != "sample" or P.shape[0] == Q.shape[0])
         )

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from splitlab.core import PluginError, ProtocolError, Role, hookimpl
+from splitlab.core import ProtocolError, Role, hookimpl
 from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.errors import Diverged
 from splitlab.core.contract.message import Kind
@@ -33,13 +33,13 @@ FLOATS = [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn]
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_activations_of_another_dtype_are_refused(tiny: Any, dtype: torch.dtype) -> None:
-    for plugins, error in (([], ProtocolError), ([tiny.bound(Idle)], PluginError)):
+    for plugins in ([], [tiny.bound(Idle)]):
         client, server = tiny.pair(plugins)
         batch = tiny.batch()
         for talk in (client.train(batch, 0), client.query(batch, 0, stacked=True)):
             up = tiny.travel(next(talk))
             changed(up, "activations", up["activations"].to(dtype))
-            with pytest.raises(error, match=str(dtype)):
+            with pytest.raises(ProtocolError, match=f"arrived as {dtype}"):
                 server.handle(up)
 
 

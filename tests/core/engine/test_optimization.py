@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from copy import deepcopy
 from typing import Any
 
@@ -189,7 +190,8 @@ def test_batches_of_two_peers_accumulate_to_one_large_batch(
         hold(client.train(batch, step), peers.ask(server))
     large = [joined(parts[:count]), joined(parts[count:])]
     once, other = tiny.pair(optimizer="sgd")
-    other.peer.batch_size = other._most_rows = count * tiny.samples
+    other.peer.batch_size = count * tiny.samples
+    other._arriving = dataclasses.replace(other._arriving, rows=count * tiny.samples)
     for step, batch in enumerate(large):
         hold(once.train(batch, step), peers.ask(other))
     for name, tensor in peers.both(client, server).items():

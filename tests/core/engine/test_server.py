@@ -249,8 +249,9 @@ def test_a_message_that_continues_nothing_is_the_peers_error(tiny: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "tensor", "words"),
     [
-        ("targets", torch.tensor([0, 1, 2, 3, 4, 0]), "a class id is outside 0 to 3"),
-        ("targets", torch.tensor([0, 1, 2, 3, -1, 0]), "a class id is outside 0 to 3"),
+        ("targets", torch.tensor([0, 1, 2, 3, 4, 0]).byte(), "a class id is outside 0 to 3"),
+        ("targets", torch.tensor([0, 1, 2, 3, 255, 0]).byte(), "a class id is outside 0 to 3"),
+        ("targets", torch.tensor([0, 1, 2, 3, 0, 0]), "allowed: class ids, torch.uint8"),
         (
             "activations",
             torch.zeros(6, 5, 16, dtype=torch.int8),

@@ -231,6 +231,23 @@ def test_what_is_newer_than_the_step_gone_on_from_is_forgotten(tmp_path: Path) -
     assert client.steps() == [7]
 
 
+def test_who_begins_forgets_its_own_steps_and_no_others(tmp_path: Path) -> None:
+    theirs, mine = (Checkpoints(tmp_path, "server", MARKS | {"run": run}) for run in ("a", "b"))
+    for step in (7, 14):
+        theirs.save(step, {}, {})
+    mine.save(9, {}, {})
+    file(tmp_path, 14, "server").write_bytes(b"torn")
+    mine.forget_after(0)
+    assert mine.steps() == [7, 14]
+    theirs.forget_after(0)
+    assert theirs.steps() == [14]
+    for step in (1, 2, 3):
+        theirs.save(step, {}, {})
+    assert theirs.steps() == [2, 3, 14]  # what is left in place pushes nothing out
+    theirs.forget_after(3)
+    assert theirs.steps() == [2, 3]
+
+
 def test_halves_of_a_killed_process_are_forgotten(tmp_path: Path) -> None:
     kept = Checkpoints(tmp_path, "client")
     kept.save(2, {}, {})

@@ -44,6 +44,7 @@ from splitlab.core.runs.records import (
 from splitlab.core.runs.serve import HANDSHAKE_SECONDS, _Clients, open_session, serve
 from splitlab.core.session.client import ClientSession
 from splitlab.core.session.protocol import PROTOCOL
+from splitlab.core.wire.checksum import packed, sum_of
 from splitlab.core.wire.ledger import Ledger
 from splitlab.transports.inprocess import InProcess
 from splitlab.transports.tcp import Tcp
@@ -110,7 +111,23 @@ def session_with_checkpoints(output: Path | None) -> Any:
 
 @pytest.mark.parametrize(
     "run",
-    ["../other", "/etc", "a/b", "", ".", "..", ".hidden", "-x", "x" * 201, "a\n", "a b", "a\0"],
+    [
+        "../other",
+        "/etc",
+        "a/b",
+        "",
+        ".",
+        "..",
+        ".hidden",
+        "-x",
+        "x" * 201,
+        "a\n",
+        "a b",
+        "a\0",
+        "\N{CJK UNIFIED IDEOGRAPH-4E00}" * 70,
+        "NUL",
+        "com1.txt",
+    ],
 )
 def test_run_names_that_are_paths_are_refused(
     run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -131,7 +148,7 @@ def test_the_server_keeps_its_checkpoints_under_the_name_of_the_run(
         (None, tmp_path / "runs" / "a.b+c-1"),
         (tmp_path / "out", tmp_path / "out"),
     ):
-        hello = HELLO | {"run": "a.b+c-1" if output is None else "../ignored"}
+        hello = HELLO | {"run": "a.b+c-1" if output is None else "ignored by it"}
         first = session_with_checkpoints(output)
         first.state["x"] += 7
         for message in (
@@ -353,17 +370,19 @@ class Serving:
             client.finish(step)
 
 
-def opening(body: int = 64, header: int = 16, version: int = 1) -> bytes:
+def opening(body: int = 64, header: int = 16, version: int = 2) -> bytes:
     """Return the first bytes of a HELLO frame that declares these lengths."""
-    return struct.pack("<4sHBBQQQQ", b"SPLT", version, 1, 3, 0, 0, body, header)
+    front = struct.pack("<4sHBBQQQQ", b"SPLT", version, 1, 3, 0, 0, 0, body)
+    back = struct.pack("<Q", header)
+    return front + packed(sum_of([front + back])) + back
 
 
-REQUEST = b"GET / HTTP/1.1\r\nHost: splitlab.example\r\n\r\n"
+REQUEST = b"GET / HTTP/1.1\r\n\r\n"
 STRANGERS = {
     REQUEST: "does not speak splitlab's wire format",
     opening(body=2**63): r"frame has \d+ bytes; allowed on this link: 65536",
     opening(body=2**12, header=2**62): r"header of \d+ bytes; allowed",
-    opening(version=9): "speaks version 9 of the wire format, this side version 1",
+    opening(version=9): "speaks version 9 of the wire format, this side version 2",
     opening(body=64, header=48)[:20]: "the other end closed the connection",
     b"": "the other end closed the connection",
 }
@@ -456,7 +475,7 @@ def test_a_confused_client_is_turned_away(first: str, tmp_path: Path) -> None:
         "goodbye": "began with CONTROL, not with HELLO",
         "error": r"the client ended the run: no\x1b[2J room",
         "malformed": "sent a malformed HELLO",
-        "version": "the peers differ in protocol: client 99, server 1",
+        "version": "the peers differ in protocol: client 99, server 2",
     }
     sent = Message(FIRST[first].kind, meta=FIRST[first].meta)
     with Serving(tmp_path) as serving:

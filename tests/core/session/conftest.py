@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from splitlab.core import Kind, Message, Role
+from splitlab.core import Kind, Message, ProtocolError, Role
 from splitlab.core.session.client import ClientSession
-from splitlab.core.session.protocol import PROTOCOL
+from splitlab.core.session.protocol import PROTOCOL, ended
 from splitlab.core.session.server import ServerSession
 from splitlab.core.wire.ledger import Ledger
 from splitlab.transports.inprocess import InProcess
@@ -102,6 +102,14 @@ class Table:
             self.server.turn()
         except Exception as error:  # noqa: BLE001
             self.told.append(error)
+
+    def say(self, message: Message) -> Message:
+        """Send whatever it is, past the client's own session; return the server's answer."""
+        self.client_end.send(message, 1.0)
+        answer = self.client_end.receive(1.0)
+        if answer.kind is Kind.ERROR:
+            raise ended(answer, "the server", ProtocolError)
+        return answer
 
     def open(self, **changes: Any) -> Table:
         settings = {"run": "run", "step": 0, "marks": MARKS, "batch_bytes": BATCH_BYTES}

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from splitlab.core import Diverged, Kind, LinkError, Message, NetworkError, ProtocolError
 from splitlab.core.contract.peer import Schedule
 from splitlab.core.engine.server import Server
-from splitlab.core.session.protocol import PROTOCOL
+from splitlab.core.session.protocol import PROTOCOL, names_a_run
 
 # Handshake.
 
 
 def test_another_version_of_the_protocol_names_both(talk: Any) -> None:
     table = talk.Table(nested=False)
-    table.client_end.send(Message(Kind.HELLO, meta=talk.HELLO | {"protocol": 2}), 1.0)
-    with pytest.raises(ProtocolError, match="differ in protocol: client 2, server 1"):
+    table.client_end.send(Message(Kind.HELLO, meta=talk.HELLO | {"protocol": PROTOCOL + 1}), 1.0)
+    with pytest.raises(ProtocolError, match="differ in protocol: client 3, server 2"):
         table.server.turn()
 
 
@@ -50,8 +50,10 @@ JSON = st.recursive(
 )
 @example(changes={"step": True}, more={}, absent=set())
 @example(changes={"step": -1}, more={}, absent=set())
+@example(changes={"step": 10**300}, more={}, absent=set())
+@example(changes={"run": "../x"}, more={}, absent=set())
 @example(changes={"protocol": True}, more={}, absent=set())
-@example(changes={"protocol": "1"}, more={}, absent=set())
+@example(changes={"protocol": "2"}, more={}, absent=set())
 @example(changes={"marks": {"run": "x", "seed": "0"}}, more={}, absent=set())
 @example(changes={"marks": {"run": "x", "seed": "0", "plan": 1}}, more={}, absent=set())
 @example(changes={}, more={"cut": None}, absent=set())
@@ -75,8 +77,9 @@ def test_a_malformed_hello_is_the_clients_error(
         and meta["protocol"] == PROTOCOL
         and meta["agreement"] == talk.AGREEMENT
         and isinstance(meta["run"], str)
+        and names_a_run(meta["run"])
         and type(meta["step"]) is int
-        and meta["step"] >= 0
+        and 0 <= meta["step"] < 2**63
         and meta["marks"] == talk.MARKS
     )
     if fine:
@@ -125,7 +128,7 @@ def test_a_large_frame_before_the_handshake_is_refused_and_told(talk: Any) -> No
 def test_a_second_hello_is_refused(talk: Any) -> None:
     table = talk.Table().open()
     with pytest.raises(ProtocolError, match="sent what a server does not take: <Message HELLO"):
-        table.client.exchange(Message(Kind.HELLO, meta=talk.HELLO))
+        table.say(Message(Kind.HELLO, meta=talk.HELLO))
 
 
 # A run.
@@ -156,10 +159,10 @@ def test_a_step_that_diverged_is_told_before_a_checkpoint_and_before_the_goodbye
     talk: Any, do: str
 ) -> None:
     table = talk.Table().open(step=8)
-    table.client.exchange(talk.activation(8))
+    table.say(talk.activation(8))
     table.echo.owed = Diverged("step 9: the gradient of x is not finite")
     with pytest.raises(Diverged, match="step 9: the gradient of x is not finite"):
-        table.client.exchange(control(do, 9))
+        table.say(control(do, 9))
     assert table.saved == []
 
 
@@ -168,7 +171,7 @@ def test_steps_to_keep_are_numbers(talk: Any, keep: object) -> None:
     table = talk.Table().open(step=8)
     message = Message(Kind.CONTROL, 8, meta={"do": "save", "keep": keep})
     with pytest.raises(ProtocolError, match="asks to keep"):
-        table.client.exchange(message)
+        table.say(message)
     assert table.saved == []
 
 
@@ -181,7 +184,7 @@ def control(do: str, step: int) -> Message:
 @pytest.mark.parametrize("what", ["activation", "save", "finish"])
 def test_steps_follow_each_other(talk: Any, what: str, ahead: int, begun: int) -> None:
     table = talk.Table().open(step=begun)
-    table.client.exchange(talk.activation(begun))
+    table.say(talk.activation(begun))
     number = begun + 1 + ahead
     words = {
         "activation": f"sent ACTIVATION of step {number + 1}, and step {begun + 2} is due",
@@ -190,17 +193,19 @@ def test_steps_follow_each_other(talk: Any, what: str, ahead: int, begun: int) -
     }
     message = talk.activation(number) if what == "activation" else control(what, number)
     with pytest.raises(ProtocolError, match=words[what]):
-        table.client.exchange(message)
+        table.say(message)
     assert [type(error) for error in table.told] == [ProtocolError]
     assert (len(table.echo.handled), table.saved) == (1, [])
 
 
 def test_batches_of_an_evaluation_have_numbers_of_their_own(talk: Any) -> None:
     table = talk.Table().open()
-    for number in (0, 1, 0, 7):
-        answer = table.client.exchange(talk.activation(number, training=False))
+    for number in (0, 1, 0, 1, 2):
+        answer = table.say(talk.activation(number, training=False))
         assert answer.kind is Kind.PREDICTION
-    assert table.client.exchange(talk.activation(0)).kind is Kind.GRADIENT
+    assert table.say(talk.activation(0)).kind is Kind.GRADIENT
+    with pytest.raises(ProtocolError, match="evaluation batch 1 or evaluation batch 4 is"):
+        table.say(talk.activation(7, training=False))
 
 
 def test_a_gradient_that_is_asked_for_besides_is_no_step(talk: Any, tiny: Any) -> None:
@@ -209,7 +214,7 @@ def test_a_gradient_that_is_asked_for_besides_is_no_step(talk: Any, tiny: Any) -
     client.peer.compare(1)
     for step in range(2):
         table.client.hold(client.train(tiny.batch(step), step))
-        assert (table.server.steps, table.server._trained) == (step + 1, step + 1)
+        assert (table.server.steps, table.server._numbers.trained) == (step + 1, step + 1)
     assert table.told == []
 
 
@@ -219,7 +224,7 @@ def test_nothing_comes_after_the_goodbye(talk: Any, what: str) -> None:
     table.client.finish(0)
     message = talk.activation() if what == "activation" else control(what, 0)
     with pytest.raises(ProtocolError, match=f"sent <Message {message.kind.name} .* its goodbye"):
-        table.client.exchange(message)
+        table.say(message)
     assert (table.echo.handled, table.saved) == ([], [])
 
 
@@ -271,7 +276,7 @@ def test_a_step_of_two_messages_is_one_step(talk: Any, tiny: Any) -> None:
 def test_a_request_that_no_server_knows_is_refused(talk: Any, meta: dict[str, Any]) -> None:
     table = talk.Table().open()
     with pytest.raises(ProtocolError, match="sent what a server does not take"):
-        table.client.exchange(Message(Kind.CONTROL, meta=meta))
+        table.say(Message(Kind.CONTROL, meta=meta))
     assert table.saved == []
 
 
@@ -287,12 +292,12 @@ def test_the_server_is_told_what_the_client_raised(talk: Any, before: bool) -> N
 
 
 def test_steps_come_one_after_the_other(talk: Any) -> None:
-    table = talk.Table().open(step=3)
-    table.client.exchange(talk.activation(3))
-    table.client.exchange(talk.activation(9, training=False))
     for step in (3, 5, 2**63):
+        table = talk.Table().open(step=3)
+        table.say(talk.activation(3))
+        table.say(talk.activation(0, training=False))
         with pytest.raises(ProtocolError, match="and step 5 is due"):
-            table.client.exchange(talk.activation(step))
+            table.say(talk.activation(step))
 
 
 def test_a_server_hears_how_long_the_run_is_to_last(talk: Any) -> None:

@@ -109,9 +109,9 @@ WRONG = [
     (Unmarked, "builds-and-runs", "'after_receive' is called like a hook and not marked"),
     (Returns, "builds-and-runs", "it returned a Tensor"),
     (Fails, "builds-and-runs", "KeyError"),
-    (ForgetsToDecode, "decoded-fits-the-model", "activations of torch.bfloat16"),
+    (ForgetsToDecode, "decoded-fits-the-model", "activations arrived as torch.bfloat16"),
     (ForgetsTheTokens, "decoded-fits-the-model", "the stack gives the server activations [4, 40]"),
-    (ForgetsTheGradient, "decoded-fits-the-model", "the gradient is torch.float32 [4, 4, 8]"),
+    (ForgetsTheGradient, "decoded-fits-the-model", "the gradient is float32 [4, 4, 8]"),
     (LosesTheGradient, "decoded-fits-the-model", "cut.gradient as NoneType, not a tensor"),
     (ForgetsTheLabels, "decoded-fits-the-model", "probabilities of a row do not sum to 1"),
     (

@@ -11,6 +11,7 @@ import torch
 from splitlab.core.contract.errors import PluginError
 from splitlab.core.contract.link import Limits
 from splitlab.core.contract.message import Kind, Message, Role
+from splitlab.core.wire.checksum import PIECE_BYTES
 from splitlab.core.wire.encode import encode
 
 
@@ -21,12 +22,18 @@ def test_the_bytes_of_one_frame(wire: Any) -> None:
         b'"payload/gradient":{"dtype":"F32","shape":[2,1],"data_offsets":[0,8]}}       '
     )
     assert len(header) == 168
-    assert wire.to_bytes(wire.example()) == (
-        b"SPLT\x01\x00\x03\x01"
-        b"\x01\x02\0\0\0\0\0\0"  # step
-        b"\x40\x42\x0f\0\0\0\0\0"  # elapsed_ns
-        b"\xba\0\0\0\0\0\0\0"  # 186 = 8 + 168 + 10
-        b"\xa8\0\0\0\0\0\0\0" + header + b"\0\0\x80\x3f\0\0\0\xc0" + b"\x07\x08"  # 168
+    assert (
+        wire.to_bytes(wire.example())
+        == (
+            b"SPLT\x02\x00\x03\x01"
+            b"\x01\x02\0\0\0\0\0\0"  # step
+            b"\x40\x42\x0f\0\0\0\0\0"  # elapsed_ns
+            b"\x74\x02\xb1\x71\xc7\x1c\x9c\x88"  # checksum of the header
+            b"\xba\0\0\0\0\0\0\0"  # 186 = 8 + 168 + 10
+            b"\xe6\xe3\xe7\x6e\xd2\x93\xbb\x91"  # checksum of the opening
+            b"\xa8\0\0\0\0\0\0\0" + header + b"\0\0\x80\x3f\0\0\0\xc0" + b"\x07\x08"  # 168
+            b"\x0e\x6f\x05\x61\x1f\xd4\x21\xee"  # checksum of the tensors
+        )
     )
 
 
@@ -43,7 +50,7 @@ def test_tensors_are_sent_from_where_they_lie() -> None:
     tensor = torch.zeros(1000)
     message = Message(Kind.ACTIVATION)
     message.put("x", tensor, Role.PAYLOAD)
-    _, buffer = encode(message).buffers()
+    _, buffer, _ = encode(message).buffers()
     tensor[0] = 1.0
     assert bytes(buffer[:4]) == struct.pack("<f", 1.0)
 
@@ -142,3 +149,14 @@ def test_a_cyclic_metadata_value_is_refused() -> None:
     for message in (Message(Kind.CONTROL, meta={"error": cycle}), noted("cycle", cycle)):
         with pytest.raises(PluginError, match="not a JSON value"):
             encode(message)
+
+
+@pytest.mark.parametrize("size", [0, 10, PIECE_BYTES, PIECE_BYTES + 1, 2 * PIECE_BYTES + 5])
+def test_in_pieces_a_frame_is_the_same(size: int) -> None:
+    message = of(torch.arange(size).to(torch.uint8))
+    message.put("y", torch.zeros(3), Role.SIDE)
+    frame = encode(message)
+    whole = b"".join(frame.buffers())
+    assert b"".join(part for parts in frame.pieces() for part in parts) == whole
+    assert len(whole) == frame.nbytes == len(frame.head) + size + 12 + 8
+    assert frame.data_bytes == size + 12

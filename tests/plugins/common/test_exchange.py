@@ -83,9 +83,12 @@ def test_taking_checks() -> None:
     for dtype, shape in ((torch.float16, [2, 3]), (torch.float32, [3, 2])):
         message = message_of(a=torch.ones(2, 3))
         with pytest.raises(ProtocolError, match=r"a arrived as torch.float32 \[2, 3\], expected"):
-            take_checked(message, "x", "a", dtype, shape)
+            take_checked(message, "x", "a", dtype, shape, Role.PAYLOAD)
     message = message_of(a=torch.ones(2, 3))
-    assert take_checked(message, "x", "a", torch.float32, [2, 3]).shape == (2, 3)
+    with pytest.raises(ProtocolError, match="a arrived as payload, expected as side"):
+        take_checked(message, "x", "a", torch.float32, [2, 3])
+    taken = take_checked(message, "x", "a", torch.float32, [2, 3], Role.PAYLOAD)
+    assert taken.shape == (2, 3)
     assert "a" not in message
 
 
