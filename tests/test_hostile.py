@@ -70,7 +70,8 @@ def test_a_client_refuses_what_no_server_answers(name: str, what: str) -> None:
     good = answered(STACKS[name], what, lambda message: None)
     for label, change in tried(good, offset):
         refusal = outcome(partial(answered, STACKS[name], what, change))
-        assert refusal or label.endswith((*HARMLESS, "loss 0")), label
+        same = label.startswith("predictions torch.")  # whole numbers in another type
+        assert refusal or same or label.endswith((*HARMLESS, "loss 0")), label
 
 
 WRONG: dict[str, Any] = {

@@ -102,7 +102,7 @@ WRONG = [
         "with a value that is not a number: plugin 'CrashesOnNaN' failed",
     ),
     (Decomposes, "takes-half-precision", "with bfloat16 activations"),
-    (Widens, "takes-half-precision", "the activations are torch.float32"),
+    (Widens, "takes-half-precision", "activations arrived as torch.float32"),
 ]
 
 

@@ -67,6 +67,10 @@ class LooksAtThreads(Cast):
         message.put("threads", torch.tensor(threading.active_count()), Role.SIDE)
 
     @hookimpl
+    def after_receive(self, message: Message) -> None:
+        message.take("threads")
+
+    @hookimpl
     def traits(self) -> Traits:
         return Traits(evaluation=True)
 
