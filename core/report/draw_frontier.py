@@ -57,10 +57,14 @@ def draw_frontier(marks: Sequence[Mark], found: str = "") -> Figure:
     within_shares(axes)
     axes.set_ylabel("test accuracy")
     if marks:
-        figure.legend(loc="outside right upper", frameon=False, handlelength=1.4)
+        legend = figure.legend(loc="outside right upper", frameon=False, handlelength=1.4)
         if told:
             figure.supxlabel("\n".join(told), x=0.07, ha="left", fontsize=6.5, linespacing=1.3)
             names = [str(i + 1) for i in range(len(names))]
+        figure.canvas.draw()
+        tall = legend.get_window_extent().height / figure.dpi
+        if tall > figure.get_figheight():  # so many methods
+            figure.set_figheight(tall + 0.1)
         figure.canvas.draw()  # the layout is made now, and labels are placed in it
         figure.set_layout_engine("none")
         _place_labels(figure, axes, marks, [*zip(leading, names, strict=True)])

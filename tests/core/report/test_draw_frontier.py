@@ -60,3 +60,14 @@ def test_bytes_of_one_size_are_on_a_linear_axis(make: Any, methods: Results) -> 
     assert draw_frontier(frontier(make.results(rows))).axes[0].get_xscale() == "linear"
     assert draw_frontier(frontier(methods)).axes[0].get_xscale() == "log"
     assert len(draw_frontier(()).axes[0].texts) == 0
+
+
+def test_every_method_is_in_the_legend_to_its_last_line(make: Any) -> None:
+    rows = [make.row(f"method {i}", [0.5, 0.5 + i / 100]) for i in range(30)]
+    with style():
+        figure = draw_frontier(frontier(make.results(rows)))
+        figure.canvas.draw()
+        [legend] = figure.legends
+        assert len(legend.get_texts()) == 31
+        box = legend.get_window_extent()
+        assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
