@@ -380,8 +380,8 @@ def test_the_client_is_served_among_strangers_of_every_kind(
         for sent in GARBAGE.values():
             one = strangers.enter_context(server.socket())
             one.sendall(sent)
-        if not options:  # who has said enough is heard, and what it said is the session's to judge
-            for _ in range(2):
+        if not options:  # who begins otherwise is heard, and what it said is the session's to judge
+            for _ in range(4):  # two more spoke TLS, and were turned away
                 with (
                     closing(server.link.result(SOON)) as heard,
                     pytest.raises(ProtocolError, match="does not speak splitlab's wire format"),

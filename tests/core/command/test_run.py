@@ -158,7 +158,7 @@ def test_a_server_that_a_launcher_started_goes_on_in_the_runs_folder(
     folder = str(tmp_path / "r")
     assert main(["run", *FAST, "--quiet", "--output", folder]) == 0
     transport = SimpleNamespace(place="beside", launched=lambda: ("server", "address"))
-    monkeypatch.setattr("splitlab.core.catalogue.links.load_transport", lambda name: transport)
+    monkeypatch.setattr("splitlab.core.catalogue.links.load_transport", lambda *_: transport)
     served: list[tuple[Config, str]] = []
 
     def serve_config(config: Config, *, address: str, **options: Any) -> int:
