@@ -152,7 +152,7 @@ class TcpListener:
         self.address = address
         self._socket = bound
         self._trust = trust
-        self._binding = trust.own_certificate()
+        self._binding = trust.certificate
         self._nodelay = nodelay
         self._device = device
         self._limits: Limits | None = None
