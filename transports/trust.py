@@ -179,18 +179,21 @@ def read_secret(path: str) -> bytes:
     if not _LEAST_SECRET_BYTES <= len(secret) <= _MOST_SECRET_BYTES:
         raise ConfigError(
             f"--secret-file {path} holds {len(secret)} bytes; a secret has "
-            f"{_LEAST_SECRET_BYTES} to {_MOST_SECRET_BYTES}: make one with `openssl rand -hex 32 > FILE`"
+            f"{_LEAST_SECRET_BYTES} to {_MOST_SECRET_BYTES}: make one with "
+            "`openssl rand -hex 32 > FILE`"
         )
     return secret
 
 
-def tls_trouble(error: ssl.SSLError, client: bool) -> str:
-    """Say what a failed handshake means, as the rest of a line about the other end.
+def tls_trouble(error: ssl.SSLError, client: bool | None) -> str:
+    """Say what a failure of TLS means, as the rest of a line about the other end.
 
     Args:
-        error: of the handshake, or of what was read first behind it.
-        client: whether this end is the client.
+        error: of the handshake, of what was read first behind it, or later.
+        client: whether this end of a handshake is the client; None when it is done.
     """
+    if client is None:
+        return f"what came under TLS was damaged, or changed on the way ({_words(error)})"
     other = "server" if client else "client"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the {other}'s certificate is not to be trusted: {error.verify_message.rstrip('.')}"
@@ -207,7 +210,7 @@ def tls_trouble(error: ssl.SSLError, client: bool) -> str:
         return f"the {other} does not trust this side's certificate ({_words(error)})"
     if "ALERT" in reason:
         return f"the {other} ended the TLS handshake ({_words(error)})"
-    way_out = "; leave --tls-ca out, or start it with --tls-cert" if client else ""
+    way_out = "; start it with --tls-cert: without, anybody on the way can read" if client else ""
     return f"the {other} does not speak TLS ({_words(error)}){way_out}"
 
 
