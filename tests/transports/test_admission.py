@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,7 @@ class Server:
         return self
 
     def __exit__(self, *error: object) -> None:
+        wait([self.link], SOON)  # a listener is its thread's, which may be amid a handshake
         self.listener.close()
 
 
