@@ -113,8 +113,8 @@ ORPHAN = """
 import time
 from splitlab.core.runs import process
 process._LINK_SECONDS = 0.0
-process.orders()
 try:
+    process.orders()
     time.sleep(20)
 except KeyboardInterrupt:
     print("ended")
