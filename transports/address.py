@@ -23,6 +23,7 @@ class Address(NamedTuple):
         try:
             parts = urlsplit(text)
             found = (parts.scheme, parts.hostname, parts.port)
+            (parts.hostname or "").encode("idna")  # as whoever looks it up does
         except ValueError:
             found = ("", None, None)
         if found[0] != scheme or found[1] is None or found[2] is None:

@@ -149,10 +149,10 @@ class Reception(Generic[T]):
                         return done
                 for one in [each for each in self._coming if each.until <= time.monotonic()]:
                     self._drop(one, away, f"its handshake was not done in {opening:g} s")
-                if self._bound.fileno() in found and (new := self._take(opening, away)):
-                    if (done := self._go_on(new, away)) is not None:
-                        return done
-                elif time.monotonic() >= deadline:
+                new = self._take(opening, away) if self._bound.fileno() in found else None
+                if new is not None and (done := self._go_on(new, away)) is not None:
+                    return done
+                if time.monotonic() >= deadline:
                     raise TimeoutError
         finally:
             self._left = time.monotonic()
@@ -225,8 +225,8 @@ class Reception(Generic[T]):
         away(f"{one.remote}: {why}")
 
 
-def trouble(error: NetworkError | OSError, client: bool) -> str:
-    """Say why a handshake failed, as the rest of a line about the other end."""
+def trouble(error: NetworkError | OSError, client: bool | None) -> str:
+    """Say why a connection failed, as the rest of a line about the other end; see `tls_trouble`."""
     if isinstance(error, NetworkError):
         return str(error)
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError)):

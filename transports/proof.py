@@ -30,7 +30,7 @@ from typing import Final
 
 from splitlab.core.contract.errors import NetworkError
 
-__all__ = ["MAGIC", "MAGIC_BYTES", "Exchange", "NoOpening", "claim", "judge"]
+__all__ = ["MAGIC", "MAGIC_BYTES", "Exchange", "NoOpening", "claim", "judge", "refusal"]
 
 Exchange = Generator[bytes | int, bytes | None, None]
 """Yields what to send, or how many bytes it is to be sent."""
@@ -43,11 +43,12 @@ _NONCE_BYTES = 32
 _REPLY_BYTES = MAGIC_BYTES + 1 + _NONCE_BYTES
 _NOTHING = bytes(_NONCE_BYTES)
 
-_ADMITTED, _CHALLENGE, _NEEDED, _UNKNOWN, _WRONG = range(5)
+_ADMITTED, _CHALLENGE, _NEEDED, _UNKNOWN, _WRONG, _NO_TLS = range(6)
 _REFUSALS = {
     _NEEDED: "the server lets in who knows its secret; give the same --secret-file",
-    _UNKNOWN: "the server knows no secret; leave --secret-file out, or start it with the same",
+    _UNKNOWN: "the server knows no secret; start it with the same --secret-file",
     _WRONG: "the server refused the proof of the secret; give both peers the same --secret-file",
+    _NO_TLS: "the server speaks TLS only; give --tls-ca FILE",
 }
 
 
@@ -133,6 +134,11 @@ def judge(secret: bytes | None, binding: bytes) -> Exchange:
         yield _reply(_WRONG)
         raise NetworkError("its proof of the secret is wrong: it has another --secret-file")
     yield _reply(_ADMITTED, _proof(secret, b"server", binding, said + theirs))
+
+
+def refusal(tls: bool) -> bytes:
+    """Return the reply to an opening that was not awaited: TLS comes first, or nothing is asked."""
+    return _reply(_NO_TLS if tls else _UNKNOWN)
 
 
 def _proof(secret: bytes, role: bytes, binding: bytes, said: bytes) -> bytes:

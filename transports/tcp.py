@@ -33,7 +33,8 @@ from splitlab.core.wire.encode import Frame, encode
 from splitlab.core.wire.layout import MAGIC
 from splitlab.transports.address import Address
 from splitlab.transports.admission import Reception, Steps, complete, held, ready, trouble
-from splitlab.transports.proof import NoOpening, claim, judge
+from splitlab.transports.proof import MAGIC as CLAIM
+from splitlab.transports.proof import MAGIC_BYTES, NoOpening, claim, judge, refusal
 from splitlab.transports.staging import CudaCopies, Staging
 from splitlab.transports.trust import Trust
 
@@ -120,10 +121,10 @@ class Tcp:
         """Do the client's part of the handshake."""
         with ExitStack() as failed:
             failed.callback(connection.close)
-            binding, make = b"", TcpLink
+            binding, make, host = b"", TcpLink, address.host.partition("%")[0]
             if self._trust.client is not None:
                 secured = self._trust.client.wrap_socket(
-                    connection, server_hostname=address.host, do_handshake_on_connect=False
+                    connection, server_hostname=host, do_handshake_on_connect=False
                 )
                 failed.callback(secured.close)
                 yield from ready(secured.do_handshake, wants=select.POLLIN)
@@ -153,7 +154,7 @@ class TcpListener:
         self.address = address
         self._socket = bound
         self._trust = trust
-        self._binding = trust.own_certificate()
+        self._binding = trust.certificate
         self._nodelay = nodelay
         self._device = device
         self._limits: Limits | None = None
@@ -191,14 +192,22 @@ class TcpListener:
             raise NetworkError(f"{self.address}: {reason}") from None
 
     def _look(self, connection: socket.socket) -> Steps[None]:
-        """Tell TLS from none by the first byte: whoever has the other one is told."""
-        began = yield from ready(connection.recv, 1, socket.MSG_PEEK, wants=select.POLLIN)
-        if self._trust.server is not None and began == MAGIC[:1]:
-            _tell(connection, "this server speaks TLS only; give --tls-ca FILE")
+        """Tell by the first bytes who asks for more than this server, or for less, and say so."""
+        peek = socket.MSG_PEEK
+        began = yield from ready(connection.recv, MAGIC_BYTES, peek, wants=select.POLLIN)
+        tls = self._trust.server is not None
+        if tls and began in (MAGIC, CLAIM):
+            if began == CLAIM:
+                connection.send(refusal(tls))
+            else:
+                _tell(connection, "this server speaks TLS only; give --tls-ca FILE")
             raise NetworkError("it speaks no TLS: it has no --tls-ca")
-        if self._trust.server is None and began == _TLS:
-            _tell(connection, "this server speaks no TLS; leave --tls-ca out")
+        if not tls and began[:1] == _TLS:
+            _tell(connection, "this server speaks no TLS")  # which TLS understands as far
             raise NetworkError("it speaks TLS, and this server does not: it has no --tls-cert")
+        if not self._trust.secured and began == CLAIM:
+            connection.send(refusal(tls))
+            raise NetworkError("it gave a --secret-file, and this server has none")
 
     def _greet(self, connection: socket.socket, remote: str) -> Steps[TcpLink]:
         """Do the server's part of the handshake."""
@@ -365,7 +374,7 @@ class TcpLink:
     def _blame(self, error: OSError, silence: str) -> NetworkError:
         if isinstance(error, (BlockingIOError, TimeoutError)):
             return NetworkError(f"{self.remote}: the other end {silence}")
-        reason = "this link is closed" if self._socket.fileno() < 0 else trouble(error, client=True)
+        reason = "this link is closed" if self._socket.fileno() < 0 else trouble(error, client=None)
         return NetworkError(f"{self.remote}: {reason}")
 
 

@@ -14,10 +14,12 @@ from typing import Final
 
 from splitlab.core.contract.errors import ConfigError, Notice
 
-__all__ = ["LEAST_SECRET_BYTES", "Trust", "is_loopback", "read_secret", "tls_trouble"]
+__all__ = ["Trust", "is_loopback", "read_secret", "tls_trouble"]
 
-LEAST_SECRET_BYTES: Final = 16
+_LEAST_SECRET_BYTES: Final = 16
 _MOST_SECRET_BYTES: Final = 1 << 16
+_MOST_BYTES: Final = 1 << 24
+"""Far more than all public authorities take."""
 
 
 class Trust:
@@ -34,6 +36,7 @@ class Trust:
         server: makes TLS's server end; None without a certificate.
         client: makes TLS's client end, which checks the host's name; None without a CA.
         secret: what both peers know, or None.
+        certificate: the peer's own, as DER; empty without one.
 
     Raises:
         ConfigError: a file cannot be used, or one is given without another that it needs.
@@ -51,16 +54,18 @@ class Trust:
             raise ConfigError(f"--tls-key {tls_key} needs its certificate; give --tls-cert FILE")
         self._cert, self._key, self._ca = tls_cert, tls_key, tls_ca
         self._insecure = insecure
+        text, private = _own(tls_cert, tls_key) if tls_cert else (b"", True)
         self.server = self._context(ssl.PROTOCOL_TLS_SERVER) if tls_cert else None
         self.client = self._context(ssl.PROTOCOL_TLS_CLIENT) if tls_ca else None
         if self.server is not None:
             self.server.num_tickets = 0  # no session is gone on with
             self.server.verify_mode = ssl.CERT_REQUIRED if tls_ca else ssl.CERT_NONE
+        self.certificate = _der(tls_cert, text) if tls_cert else b""
         self.secret = read_secret(secret_file) if secret_file else None
-        key = tls_key or tls_cert
-        if key and os.stat(key).st_mode & 0o077:
+        if not private:
             warnings.warn(
-                f"others on this machine may read the private key in {key}; chmod 600 it",
+                f"others on this machine may read the private key in {tls_key or tls_cert}; "
+                "chmod 600 it",
                 Notice,
                 stacklevel=2,
             )
@@ -101,14 +106,6 @@ class Trust:
             "--secret-file FILE, or --insecure in a network that you trust"
         )
 
-    def own_certificate(self) -> bytes:
-        """Return the server's certificate as DER; empty without TLS."""
-        if not self._cert:
-            return b""
-        text = _read("--tls-cert", self._cert).decode("ascii", "replace")
-        begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
-        return ssl.PEM_cert_to_DER_cert(begin + text.partition(begin)[2].partition(end)[0] + end)
-
     def _context(self, protocol: ssl._SSLMethod) -> ssl.SSLContext:
         context = ssl.SSLContext(protocol)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -124,8 +121,6 @@ class Trust:
 
     def _load_chain(self, context: ssl.SSLContext, cert: str) -> None:
         name, key = ("--tls-key", self._key) if self._key else ("--tls-cert", cert)
-        _read("--tls-cert", cert)
-        _read(name, key)
 
         def encrypted() -> str:
             raise ConfigError(
@@ -145,6 +140,24 @@ class Trust:
             raise ConfigError(f"{told}; give the two that belong together") from None
 
 
+def _own(cert: str, key: str | None) -> tuple[bytes, bool]:
+    """Return what a file of a certificate holds, and whether its private key is private."""
+    text, private = _read("--tls-cert", cert)
+    return text, _read("--tls-key", key)[1] if key else private
+
+
+def _der(cert: str, text: bytes) -> bytes:
+    """Return the first certificate of a file that OpenSSL has taken, which does not show it."""
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    _, found, rest = text.decode("ascii", "replace").partition(begin)
+    if not found:
+        raise ConfigError(
+            f"--tls-cert {cert} holds a certificate in another form than {begin}; convert it with: "
+            f"openssl x509 -in {cert}"
+        )
+    return ssl.PEM_cert_to_DER_cert(begin + rest.partition(end)[0] + end)
+
+
 def is_loopback(host: str) -> bool:
     """Return whether only this machine can reach this host's number."""
     return ipaddress.ip_address(host.partition("%")[0]).is_loopback
@@ -156,28 +169,31 @@ def read_secret(path: str) -> bytes:
     Raises:
         ConfigError: it cannot be read, others may read it, or it is too short for a secret.
     """
-    raw = _read("--secret-file", path, _MOST_SECRET_BYTES + 1)
-    if stat.S_IMODE(os.stat(path).st_mode) & 0o077:
+    raw, private = _read("--secret-file", path)
+    if not private:
         raise ConfigError(
             f"others on this machine may read --secret-file {path}; keep it to yourself with: "
             f"chmod 600 {path}"
         )
     secret = raw.strip()
-    if not LEAST_SECRET_BYTES <= len(secret) <= _MOST_SECRET_BYTES:
+    if not _LEAST_SECRET_BYTES <= len(secret) <= _MOST_SECRET_BYTES:
         raise ConfigError(
-            f"--secret-file {path} holds {len(secret)} bytes; a secret has {LEAST_SECRET_BYTES} to "
-            f"{_MOST_SECRET_BYTES}: make one with `openssl rand -hex 32 > FILE`"
+            f"--secret-file {path} holds {len(secret)} bytes; a secret has "
+            f"{_LEAST_SECRET_BYTES} to {_MOST_SECRET_BYTES}: make one with "
+            "`openssl rand -hex 32 > FILE`"
         )
     return secret
 
 
-def tls_trouble(error: ssl.SSLError, client: bool) -> str:
-    """Say what a failed handshake means, as the rest of a line about the other end.
+def tls_trouble(error: ssl.SSLError, client: bool | None) -> str:
+    """Say what a failure of TLS means, as the rest of a line about the other end.
 
     Args:
-        error: of the handshake, or of what was read first behind it.
-        client: whether this end is the client.
+        error: of the handshake, of what was read first behind it, or later.
+        client: whether this end of a handshake is the client; None when it is done.
     """
+    if client is None:
+        return f"what came under TLS was damaged, or changed on the way ({_words(error)})"
     other = "server" if client else "client"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the {other}'s certificate is not to be trusted: {error.verify_message.rstrip('.')}"
@@ -194,7 +210,7 @@ def tls_trouble(error: ssl.SSLError, client: bool) -> str:
         return f"the {other} does not trust this side's certificate ({_words(error)})"
     if "ALERT" in reason:
         return f"the {other} ended the TLS handshake ({_words(error)})"
-    way_out = "; leave --tls-ca out, or start it with --tls-cert" if client else ""
+    way_out = "; start it with --tls-cert: without, anybody on the way can read" if client else ""
     return f"the {other} does not speak TLS ({_words(error)}){way_out}"
 
 
@@ -202,9 +218,27 @@ def _words(error: ssl.SSLError) -> str:
     return (error.reason or error.strerror or "no reason").lower().replace("_", " ")
 
 
-def _read(option: str, path: str, most: int = -1) -> bytes:
+def _read(option: str, path: str) -> tuple[bytes, bool]:
+    """Return what a file holds, and whether its owner alone may read or change it."""
     try:
-        with open(path, "rb") as file:
-            return file.read(most)
-    except OSError as error:
-        raise ConfigError(f"{option} {path} cannot be read: {error.strerror}") from None
+        # What is no file may never begin, or never end, and be empty when it is read once more.
+        with open(path, "rb", opener=_without_waiting) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise ConfigError(
+                    f"{option} {path} is no file, and is read more than once; save what it gives "
+                    "in a file"
+                )
+            if found.st_size > _MOST_BYTES:
+                raise ConfigError(
+                    f"{option} {path} has {found.st_size:,} bytes, and at most {_MOST_BYTES:,} are "
+                    "read; name another file"
+                )
+            return file.read(_MOST_BYTES), not found.st_mode & 0o077
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{option} {path} cannot be read: {why}") from None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)

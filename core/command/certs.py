@@ -38,7 +38,6 @@ _EXAMPLES = """\
 
 _HERE = ("localhost", "127.0.0.1", "::1")
 _CA_DAYS = 3650
-_MOST_DAYS = 36500
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,62}", re.ASCII)
 _HOST = re.compile(r"(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?")
 _SKEW = timedelta(hours=1)
@@ -122,8 +121,8 @@ def make(
         ConfigError: a name or number that cannot be, a file that is there already, or the package
             cryptography is missing.
     """
-    if not 0 < days <= _MOST_DAYS:
-        raise ConfigError(f"--days {days} is not allowed; 1 to {_MOST_DAYS}")
+    if not 0 < days <= _CA_DAYS:
+        raise ConfigError(f"--days {days} is not allowed; 1 to {_CA_DAYS}, as long as an authority")
     for host in hosts:
         _check_host(host)
     for name in clients:
@@ -163,7 +162,8 @@ def _check_host(host: str) -> None:
     try:
         number = ipaddress.ip_address(host)
     except ValueError:
-        if not _HOST.fullmatch(host):
+        # What ends in digits is a mistyped number: nobody looks it up as a name.
+        if not _HOST.fullmatch(host) or ".." in host or host.rpartition(".")[2].isdigit():
             raise ConfigError(
                 f"--host {host!r} is not allowed; a name or number by which clients reach the "
                 "server, such as gpu1.example.org or 10.0.0.2"
@@ -225,6 +225,12 @@ class _Authority:
             raise ConfigError(f"{folder} holds a damaged authority: {error}") from None
         if self._cert.public_key() != self._key.public_key():
             raise ConfigError(f"{key} is not the key of {cert}; name another folder")
+        left = (self._cert.not_valid_after_utc - datetime.now(UTC)).days
+        if days > left:
+            raise ConfigError(
+                f"--days {days} is longer than the authority in {folder} is good, for {left} days; "
+                "give fewer, or name another folder"
+            )
 
     def signed(self, name: str, hosts: Sequence[str] | dict[str, None] = ()) -> dict[str, bytes]:
         """Return the files of a new certificate; one with hosts is a server's."""

@@ -288,6 +288,9 @@ class Config(Access, Training, Machine):
         for given, label in [*(("--name", n) for n in named), *(("--tag", t) for t in self.tags)]:
             if not _LABEL.fullmatch(label):
                 raise ConfigError(f"{given} {label!r} is not allowed; {_LABEL_RULE}")
+        for name in ACCESS_FILES:
+            if getattr(self, name) == "":  # such as of a variable of the shell that is not set
+                raise ConfigError(f"{flag(name)} '' names no file; name one, or leave it out")
         # The shell leaves --output=~/x as it is.
         for name in ("data_dir", "weights", "output", *ACCESS_FILES):
             if value := getattr(self, name):

@@ -145,6 +145,8 @@ def orders() -> list[str] | None:
         stream.flush()
         os.dup2(log, stream.fileno())
     os.close(log)
+    # What a script starts in the background ignores SIGINT, and so would this child of it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with_the_client, daemon=True).start()
     return list(told["arguments"])
 

@@ -200,6 +200,7 @@ def _run(
             folder.propose(plan.config)
         last_words: Callable[[], str] = str
         link: Link
+        heeding: Heeding | None = None
         linked = cleanup.enter_context(ExitStack())
         if transport.place == "inside":
             server = build_server(plan, model, observers)
@@ -217,6 +218,8 @@ def _run(
         loop = Loop(
             plan, data, client, link, folder, origin, reporter, should_stop, connect, loggers
         )
+        if heeding is not None:
+            heeding.ledger = loop.ledger
         result = loop.go(last_words, going_on.from_step)
         try:
             linked.close()  # the server's probes report, and a client's may read what they left

@@ -1,7 +1,8 @@
 """A server that is to stop asks its client to, which then ends the run after its step.
 
-The server only answers, so the wish travels with the gradient that ends a step: ``do: stop`` in its
-metadata, which neither session nor engine sees.
+The server only answers, so the wish travels before the gradient that ends a step, in a frame of its
+own (CONTROL, ``do: stop``), which neither session nor engine sees. It is no part of the step, whose
+bytes are those of a run that nobody stops.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable
 
 from splitlab.core.contract.link import Link, WrappedLink
 from splitlab.core.contract.message import Kind, Message
+from splitlab.core.wire.ledger import Ledger
 
 __all__ = ["Asking", "Heeding"]
 
@@ -27,11 +29,14 @@ class Asking(WrappedLink):
     def __init__(self, inside: Link, should_stop: Callable[[], bool]) -> None:
         super().__init__(inside)
         self._should_stop = should_stop
+        self._asked = False
 
     def send(self, message: Message, timeout: float) -> int:
-        """Send the message, with the wish if it ends a step."""
-        if message.kind is Kind.GRADIENT and message.training and self._should_stop():
-            message.meta[_DO] = _STOP
+        """Send the message, and once before one that ends a step the wish."""
+        if message.kind is Kind.GRADIENT and message.training and not self._asked:
+            self._asked = self._should_stop()
+            if self._asked:
+                self.inside.send(Message(Kind.CONTROL, message.step, meta={_DO: _STOP}), timeout)
         return self.inside.send(message, timeout)
 
 
@@ -40,16 +45,19 @@ class Heeding(WrappedLink):
 
     Attributes:
         asked: whether the server has asked to stop.
+        ledger: counts the frame in which it did.
     """
 
     def __init__(self, inside: Link) -> None:
         super().__init__(inside)
         self.asked = False
+        self.ledger = Ledger()
 
     def receive(self, timeout: float) -> Message:
-        """Return the next message without the wish."""
+        """Return the next message that is no wish."""
         message = self.inside.receive(timeout)
-        if message.kind is Kind.GRADIENT and message.meta.get(_DO) == _STOP:
-            del message.meta[_DO]
+        if message.kind is Kind.CONTROL and message.meta.get(_DO) == _STOP and not self.asked:
+            self.ledger.add(message, "down")
             self.asked = True
+            message = self.inside.receive(timeout)
         return message

@@ -76,7 +76,7 @@ def behind(pid: int) -> int:
     try:
         with open(f"{os.path.dirname(sys.executable)}/{pid}") as file:
             return int(file.read())
-    except OSError:
+    except (OSError, ValueError):  # it is not there, or is being written
         return pid
 
 

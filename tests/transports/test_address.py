@@ -34,6 +34,8 @@ def test_an_address_is_read_and_written_back(text: str, host: str, port: int) ->
         "tcp://127.0.0.1:port",
         "tcp://127.0.0.1:65536",
         "tcp://[::1:4711",
+        "tcp://a..b:4711",
+        f"tcp://{'a' * 64}:4711",
     ],
 )
 def test_what_is_no_address_is_refused_with_an_example(text: str) -> None:

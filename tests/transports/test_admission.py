@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,7 @@ class Server:
         return self
 
     def __exit__(self, *error: object) -> None:
+        wait([self.link], SOON)  # a listener is its thread's, which may be amid a handshake
         self.listener.close()
 
 
@@ -276,10 +277,49 @@ def test_both_ends_say_which_of_them_speaks_tls(lab: Path, aside: ThreadPoolExec
         server.wait_for("it speaks no TLS: it has no --tls-ca")
         server.served(**files(lab, "client"))
     with Server(aside) as server:
-        with pytest.raises(NetworkError, match="the server does not speak TLS"):
+        with pytest.raises(NetworkError, match=r"the server does not speak TLS.*; start it with"):
             Tcp(**files(lab, "client")).connect(server.address, device=CPU, timeout=SOON)
         server.wait_for("it speaks TLS, and this server does not")
         server.served()
+
+
+@pytest.mark.parametrize(
+    ("tls", "told", "away"),
+    [
+        (True, "speaks TLS only; give --tls-ca FILE", "it speaks no TLS: it has no --tls-ca"),
+        (False, "knows no secret; start it with the same", "and this server has none"),
+    ],
+)
+def test_who_gives_a_secret_alone_is_told_at_once_what_else_the_server_asks_for(
+    tls: bool,
+    told: str,
+    away: str,
+    lab: Path,
+    secret: Callable[[str], str],
+    aside: ThreadPoolExecutor,
+) -> None:
+    given = files(lab, "server") if tls else {}
+    with Server(aside, **given) as server:
+        with pytest.raises(NetworkError, match=told):
+            Tcp(secret_file=secret(SECRET)).connect(server.address, device=CPU, timeout=SOON)
+        server.wait_for(away)
+        server.served(**given)
+
+
+def test_who_changes_what_is_on_the_way_ends_the_link_and_is_no_reason_to_leave_tls_out(
+    lab: Path, aside: ThreadPoolExecutor
+) -> None:
+    secured = Tcp(**files(lab, "server"))
+    with closing(secured.listen("tcp://127.0.0.1:0", device=CPU)) as listener:
+        accepted = aside.submit(listener.accept, SOON)
+        client: Any = secured.connect(listener.address, device=CPU, timeout=SOON)
+        server = accepted.result()
+    with closing(client), closing(server), socket.fromfd(client._socket.fileno(), 2, 1) as way:
+        way.sendall(b"\x17\x03\x03\x00\x40" + bytes(64))
+        for end in (server, client):  # the client hears that its record was a bad one
+            with pytest.raises(NetworkError, match="damaged, or changed on the way") as caught:
+                end.receive(SOON)
+            assert "--tls-ca" not in str(caught.value)
 
 
 def test_a_plain_client_of_a_server_with_a_secret_is_told(
@@ -490,6 +530,24 @@ def _connect_and_speak(listener: TcpListener, file: str, words: str) -> TcpLink:
     link = Tcp(secret_file=file).connect(listener.address, device=CPU, timeout=SOON)
     link.send(Message(Kind.HELLO, meta={"run": words}), SOON)
     return link
+
+
+def test_a_flood_does_not_keep_a_server_beyond_its_time() -> None:
+    """Whenever it looks, somebody else has come."""
+    away: list[str] = []
+
+    def refuse(connection: socket.socket, remote: str) -> admission.Steps[None]:
+        with connection:
+            time.sleep(0.01)
+            raise NetworkError("no")
+        yield 0
+
+    with ExitStack() as strangers, socket.create_server(("127.0.0.1", 0), backlog=64) as bound:
+        for _ in range(60):
+            strangers.enter_context(socket.create_connection(bound.getsockname()))
+        with pytest.raises(TimeoutError):
+            admission.Reception(bound, str, refuse).first(0.1, 5.0, away.append)
+    assert 0 < len(away) < 30
 
 
 # Where it listens.

@@ -75,7 +75,7 @@ def test_without_a_secret_who_comes_is_let_in() -> None:
     [
         (b"another secret, as long", SECRET, "refused the proof", "proof of the secret is wrong"),
         (None, SECRET, "lets in who knows its secret; give", "gave no --secret-file"),
-        (SECRET, None, "knows no secret; leave --secret-file out", "this server has none"),
+        (SECRET, None, "knows no secret; start it with the same", "this server has none"),
     ],
 )
 def test_peers_that_differ_are_both_told(

@@ -42,6 +42,23 @@ def test_a_file_that_is_not_there_is_named(name: str, lab: Path, tmp_path: Path)
             Trust(**(given | {name: str(gone)}))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["tls_cert", "tls_key", "tls_ca", "secret_file"])
+def test_what_never_ends_or_never_begins_is_refused_at_once(
+    name: str, lab: Path, tmp_path: Path
+) -> None:
+    given = {"tls_cert": str(lab / "server.pem"), "tls_key": str(lab / "server.key")}
+    pipe, large = tmp_path / "pipe", tmp_path / "large"
+    os.mkfifo(pipe)
+    with large.open("wb") as file:
+        file.truncate(1 << 33)
+    option = f"--{name.replace('_', '-')}"
+    for path, why in ((pipe, "is no file"), (large, "has 8,589,934,592 bytes, and at most")):
+        with pytest.raises(ConfigError, match=f"{option} {path} {why}"):
+            Trust(**(given | {name: str(path)}))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="cannot be read: embedded null byte"):
+        Trust(**(given | {name: "a\0b"}))  # type: ignore[arg-type]
+
+
 def test_certificate_key_and_authority_must_belong_together(lab: Path, tmp_path: Path) -> None:
     cert, key = str(lab / "server.pem"), str(lab / "server.key")
     with pytest.raises(ConfigError, match=r"client.key is not the key of --tls-cert .*server.pem"):
@@ -66,11 +83,16 @@ def test_one_file_may_hold_certificate_and_key(lab: Path, tmp_path: Path) -> Non
     both = tmp_path / "both.pem"
     both.touch(0o600)
     both.write_text((lab / "server.key").read_text() + (lab / "server.pem").read_text())
-    trust = Trust(str(both))
-    assert (
-        trust.own_certificate()
-        == Trust(str(lab / "server.pem"), str(lab / "server.key")).own_certificate()
-    )
+    apart = Trust(str(lab / "server.pem"), str(lab / "server.key"))
+    assert Trust(str(both)).certificate == apart.certificate != b""
+
+
+def test_a_certificate_in_a_form_that_cannot_be_bound_is_refused(lab: Path, tmp_path: Path) -> None:
+    """OpenSSL takes it, and both peers would make their proofs of different bytes."""
+    cert, trusted = lab / "server.pem", tmp_path / "trusted.pem"
+    trusted.write_text(cert.read_text().replace(" CERTIFICATE-", " X509 CERTIFICATE-"))
+    with pytest.raises(ConfigError, match=r"another form than .*openssl x509 -in"):
+        Trust(str(trusted), str(lab / "server.key"))
 
 
 def test_a_key_that_others_may_read_is_a_notice(lab: Path, tmp_path: Path) -> None:

@@ -110,6 +110,18 @@ def test_nothing_is_overwritten_and_more_can_be_made(
     assert verified(Path(lab), "carol", ssl.Purpose.CLIENT_AUTH)
 
 
+def test_nothing_is_good_for_longer_than_its_authority(
+    tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = str(tmp_path / "lab")
+    monkeypatch.setattr("splitlab.core.command.certs._CA_DAYS", 30.5)
+    assert main(["certs", lab, "--days", "30"]) == 0
+    monkeypatch.undo()
+    told = fails("certs", lab, "--client", "carol")
+    assert f"--days 365 is longer than the authority in {lab} is good, for 30 days" in told
+    assert main(["certs", lab, "--client", "carol", "--days", "30"]) == 0
+
+
 def test_half_an_authority_is_none(tmp_path: Path, fails: Callable[..., str]) -> None:
     assert main(["certs", str(tmp_path / "lab")]) == 0
     key = tmp_path / "lab" / "ca.key"
@@ -130,12 +142,14 @@ def test_half_an_authority_is_none(tmp_path: Path, fails: Callable[..., str]) ->
         (("--host", "::"), "stands for every interface"),
         (("--host", "a b"), "--host 'a b' is not allowed"),
         (("--host", ""), "--host '' is not allowed"),
+        (("--host", "10.0.0.256"), "--host '10.0.0.256' is not allowed"),
+        (("--host", "a..b"), "--host 'a..b' is not allowed"),
         (("--client", "../x"), "--client '../x' is not allowed"),
         (("--client", "ca"), "--client 'ca' is not allowed"),
         (("--client", "server"), "--client 'server' is not allowed"),
         (("--days", "0"), "--days 0 is not allowed"),
         (("--days", "-3"), "--days -3 is not allowed"),
-        (("--days", "1000000"), "--days 1000000 is not allowed"),
+        (("--days", "3651"), "--days 3651 is not allowed; 1 to 3650"),
     ],
 )
 def test_bad_values_are_named_and_nothing_is_made(

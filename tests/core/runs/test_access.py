@@ -27,6 +27,12 @@ def test_a_row_is_the_same_whoever_may_connect() -> None:
     assert plan_key(Config(tls_ca="/ca", insecure=True)) == plan_key(Config())
 
 
+@pytest.mark.parametrize("name", ACCESS_FILES)
+def test_an_empty_name_keeps_nobody_out_and_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} '' names no file"):
+        Config(**{name: ""})  # type: ignore[arg-type]
+
+
 def test_files_are_found_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     placed = Config(tls_ca="ca.pem", secret_file="~/secret").placed()

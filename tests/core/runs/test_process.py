@@ -107,3 +107,26 @@ def test_the_process_prints_into_its_log_once_it_knows_it(told: bool, tmp_path: 
         assert sorted(log.read_text().splitlines()) == ["['--wait', '3']", "after"]
     else:
         assert (done.stdout, done.stderr) == ("before\nNone\n", "after\n")
+
+
+ORPHAN = """
+import time
+from splitlab.core.runs import process
+process._LINK_SECONDS = 0.0
+try:
+    process.orders()
+    time.sleep(20)
+except KeyboardInterrupt:
+    print("ended")
+"""
+
+
+def test_the_process_ends_with_its_client_also_in_the_background_of_a_script(
+    tmp_path: Path,
+) -> None:
+    """There SIGINT is ignored, and so it is by what is started there."""
+    log = tmp_path / "log"
+    ignoring = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-c", ORPHAN]
+    line = json.dumps({"arguments": [], "log": str(log)}) + "\n"
+    subprocess.run(ignoring, input=line, text=True, timeout=15, check=True)
+    assert log.read_text() == "ended\n"
