@@ -421,7 +421,7 @@ def test_the_client_is_served_among_strangers_of_every_kind(
             one = strangers.enter_context(server.socket())
             one.sendall(sent)
         if not options:  # who begins otherwise is heard, and what it said is the session's to judge
-            for _ in range(4):  # two more spoke TLS, and were turned away
+            for _ in range(2):  # four more spoke TLS or of a secret, and were turned away
                 with (
                     closing(server.link.result(SOON)) as heard,
                     pytest.raises(ProtocolError, match="does not speak splitlab's wire format"),
