@@ -383,8 +383,8 @@ def test_who_does_not_know_the_secret_has_no_frame_read(
         for sent in (b"SPLT" + bytes(40), MAGIC + bytes(33), MAGIC + b"\x01" + bytes(64)):
             with server.socket() as stranger:
                 stranger.sendall(sent)
-                stranger.shutdown(socket.SHUT_WR)
-                with suppress(ConnectionError):
+                with suppress(OSError):  # it may be turned away before it has ended
+                    stranger.shutdown(socket.SHUT_WR)
                     while stranger.recv(4096):
                         pass
         assert isinstance(server.link.exception(SOON), NetworkError)
