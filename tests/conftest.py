@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import gc
 import os
-import struct
 import sys
 import threading
 import time
@@ -216,15 +215,7 @@ def starts_fast(forks: str) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A folder of IDX files: 24 training, 8 test images of 2 classes."""
-    import numpy as np
+    """A folder of 24 training and 8 test images of 2 classes."""
+    from images import write_images
 
-    folder = tmp_path_factory.mktemp("idx")
-    draws = np.random.default_rng(0)
-    for prefix, count in (("train", 24), ("t10k", 8)):
-        labels = np.arange(count, dtype=np.uint8) % 2
-        images = draws.integers(0, 255, (count, 28, 28), dtype=np.uint8)
-        for what, array in (("images-idx3", images), ("labels-idx1", labels)):
-            head = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
-            (folder / f"{prefix}-{what}-ubyte").write_bytes(head + array.tobytes())
-    return str(folder)
+    return write_images(tmp_path_factory.mktemp("idx"), 24, 8, 2)

@@ -156,6 +156,4 @@ def _end_with_the_client() -> None:
     while os.read(sys.stdin.fileno(), 64):  # nothing comes until the client's end is closed
         pass
     time.sleep(_LINK_SECONDS)
-    while True:  # an interrupt amid a destructor is lost
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        time.sleep(_PARTING_SECONDS)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
