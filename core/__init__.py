@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from splitlab.core.contract.cut import Cut
     from splitlab.core.contract.errors import (
         ConfigError,
+        DamagedError,
         Diverged,
         Interrupted,
         LinkError,
@@ -49,6 +50,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Cut",
+    "DamagedError",
     "Diverged",
     "Fetch",
     "HeadAttention",

@@ -7,9 +7,11 @@ returns what came of it. Its connection does not block.
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -108,6 +110,9 @@ class Reception(Generic[T]):
         bound: the socket; it is the caller's to close.
         name: makes the name of who has such an address, as `socket.socket.accept` returns it.
         greet: makes the handshake of a connection with this name, and closes it if that fails.
+
+    Attributes:
+        closed: whether it is.
     """
 
     def __init__(
@@ -120,8 +125,11 @@ class Reception(Generic[T]):
         self._bound = bound
         self._name = name
         self._greet = greet
+        self.closed = False
         self._coming: list[_Coming[T]] = []
         self._left = 0.0
+        self._inside = threading.Lock()  # of whoever is in `first`
+        self._woken, self._waking = os.pipe()
 
     def first(self, timeout: float, opening: float, away: Callable[[str], None]) -> T:
         """Return what comes of the first handshake that is done; the next call goes on with others.
@@ -133,8 +141,12 @@ class Reception(Generic[T]):
 
         Raises:
             TimeoutError: nobody's was done.
-            OSError: the socket is closed.
+            OSError: the socket is closed, or this.
         """
+        with self._inside:
+            return self._first(timeout, opening, away)
+
+    def _first(self, timeout: float, opening: float, away: Callable[[str], None]) -> T:
         now = time.monotonic()
         deadline = now + timeout
         for one in self._coming:  # nobody has looked after them meanwhile
@@ -143,6 +155,8 @@ class Reception(Generic[T]):
         try:
             while True:
                 found = self._wait(deadline)
+                if self.closed:
+                    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
                 for one in [each for each in self._coming if each.descriptor in found]:
                     one.spoke = True
                     if (done := self._go_on(one, away)) is not None:
@@ -158,14 +172,23 @@ class Reception(Generic[T]):
             self._left = time.monotonic()
 
     def close(self) -> None:
-        """Close all connections whose handshake is under way."""
-        for one in self._coming:
-            one.steps.close()
-        self._coming.clear()
+        """Close all connections whose handshake is under way; from any thread, and twice."""
+        if not self.closed:
+            self.closed = True
+            os.write(self._waking, b"\0")
+            with self._inside:
+                for one in self._coming:
+                    one.steps.close()
+                self._coming.clear()
+                os.close(self._woken)
+                os.close(self._waking)
 
     def _wait(self, deadline: float) -> set[int]:
         """Return whose connection, or the socket itself, is ready; none when something is due."""
+        if self.closed:
+            return set()
         polled = select.poll()
+        polled.register(self._woken, select.POLLIN)
         ends = [deadline, *(one.until for one in self._coming)]
         for one in self._coming:
             polled.register(one.descriptor, one.wants)

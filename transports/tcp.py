@@ -19,7 +19,7 @@ import ssl
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, Literal
 
 import torch
@@ -171,7 +171,7 @@ class TcpListener:
         return self._first(timeout, opening, limits, away)
 
     def close(self) -> None:
-        """Free the port."""
+        """Free the port, from any thread: who listens in another one gets `NetworkError`."""
         self._reception.close()
         self._socket.close()
 
@@ -187,7 +187,7 @@ class TcpListener:
                 f"start one with `splitlab join {self.address}`"
             ) from None
         except (OSError, ValueError) as error:
-            closed = self._socket.fileno() < 0
+            closed = self._reception.closed
             reason = "this listener is closed" if closed else getattr(error, "strerror", error)
             raise NetworkError(f"{self.address}: {reason}") from None
 
@@ -244,7 +244,7 @@ class TcpListener:
 
 
 class TcpLink:
-    """One end of a connection (a `splitlab.core.contract.link.Link`).
+    """One end of a connection (a `splitlab.core.contract.link.SeverableLink`).
 
     Tensors of a GPU go by way of page-locked memory, in chunks; they arrive on the device of the
     peer if that is one, and in CPU memory otherwise.
@@ -317,6 +317,12 @@ class TcpLink:
     def close(self) -> None:
         """Close the connection; what was sent is still delivered."""
         self._socket.close()
+
+    def sever(self) -> None:
+        """End the connection at once, from any thread."""
+        with suppress(OSError):  # it has ended
+            # Not TLS's own: it would let go what another thread may be in.
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def _recalled(self) -> Message:
         heard, self._heard = self._heard, None

@@ -12,7 +12,7 @@ from splitlab.core.command.stop import StopAsked
 from splitlab.core.command.streams import say
 from splitlab.core.contract.errors import ConfigError
 from splitlab.core.runs.config import Config
-from splitlab.core.runs.process import orders
+from splitlab.core.runs.process import client_is_gone, orders
 
 if TYPE_CHECKING:
     from splitlab.core.command.options import Commands
@@ -177,6 +177,7 @@ def serve_config(
         say=_say_nothing if quiet else say,
         # The server of a run ends as its client says, and at once where that does not wait for it.
         **({"should_stop": StopAsked()} if announce is None else {}),
+        client_is_gone=client_is_gone,
     )
     return 0
 

@@ -40,6 +40,7 @@ _NOT_TRACED = (
     "keep",
     "checkpoint_every",
     "timeout",
+    "reconnect",
     "output",
     "name",
     "tags",

@@ -8,6 +8,7 @@
     ├── WorkerError          the machine's: a process that decodes has ended, or does not answer
     └── LinkError            the link's
         ├── ProtocolError    the other end's: what it sent breaks the format or the handshake
+        │   └── DamagedError the way's: what arrived is not what was sent
         └── NetworkError     the network's: no answer in time, connection lost, address in use
 
 Messages name the value that was refused, what is allowed, and the way out. ``status`` of each is
@@ -28,6 +29,7 @@ from typing import Final
 __all__ = [
     "FAULTS",
     "ConfigError",
+    "DamagedError",
     "Diverged",
     "Interrupted",
     "LinkError",
@@ -87,6 +89,10 @@ class LinkError(SplitlabError):
 
 class ProtocolError(LinkError):
     """The other end sent something that the wire format or the handshake does not allow."""
+
+
+class DamagedError(ProtocolError):
+    """What arrived is no frame, or not as it was sent; where the next begins, nobody knows."""
 
 
 class NetworkError(LinkError):

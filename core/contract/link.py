@@ -31,6 +31,7 @@ __all__ = [
     "NetworkTransport",
     "PatientListener",
     "PeerRole",
+    "SeverableLink",
     "TimedWrapper",
     "Transport",
     "WrappedLink",
@@ -90,6 +91,14 @@ class Link(Protocol):
         ...
 
 
+class SeverableLink(Link, Protocol):
+    """A link that another one to the same listener may take the place of."""
+
+    def sever(self) -> None:
+        """End the connection at once, from any thread: who waits at it gets `NetworkError`."""
+        ...
+
+
 class Listener(Protocol):
     """Waits for one peer.
 
@@ -109,11 +118,15 @@ class Listener(Protocol):
 
 
 class PatientListener(Listener, Protocol):
-    """A listener that hears several at once: nobody who is no client uses it up or holds it up."""
+    """A listener that hears several at once: nobody who is no client uses it up or holds it up.
+
+    A client whose connection is lost comes back to it, for which it is listened at in a thread;
+    `close` from another one ends that.
+    """
 
     def hear(
         self, timeout: float, *, opening: float, limits: Limits, away: Callable[[str], None]
-    ) -> Link:
+    ) -> SeverableLink:
         """Return the link to the peer whose first message is there first, whole.
 
         What follows its arrival, `Link.receive` returns at once, or raises. The others go on when

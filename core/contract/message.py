@@ -20,8 +20,9 @@ __all__ = ["WORDS", "Kind", "Message", "Role"]
 
 _ENGINE = ("gradient", "loss", "loss_sum", "step")
 _HANDSHAKE = ("agreement", "marks", "protocol", "run", "schedule")
-_CONTROL = ("did", "diverged", "do", "error", "keep")
-WORDS = tuple(sorted((*_ENGINE, *_HANDSHAKE, *_CONTROL)))
+_LASTING = ("attempt", "heard", "session", "timeout", "waits")
+_CONTROL = ("damaged", "did", "diverged", "do", "error", "keep")
+WORDS = tuple(sorted((*_ENGINE, *_HANDSHAKE, *_LASTING, *_CONTROL)))
 """The names under which the engine and the session say something in ``Message.meta``."""
 
 
@@ -40,7 +41,7 @@ class Kind(enum.IntEnum):
     """Either way: checkpoint requests, their answers, goodbye."""
     ERROR = 6
     """Either way: the sender cannot go on; ``meta["error"]`` says why, in one line, and
-    ``meta["diverged"]`` that the training is to blame."""
+    ``meta["diverged"]`` that the training is to blame, ``meta["damaged"]`` the way of a message."""
 
 
 class Role(enum.StrEnum):
@@ -72,6 +73,8 @@ class Message:
         elapsed_ns: nanoseconds that the sender computed to produce this message; a fixed-width
             field of the frame, so that timing never changes a byte count.
         frame_bytes: length of its frame, once it was sent or received.
+        number: of what its sender says on a link that outlives its connection, from 1; 0 on others,
+            and of what is no part of the conversation (`splitlab.core.session.lasting`).
         notes: of plugins, by the plugin's name: lists of JSON values.
         verdicts: what its peer expects of it, see `expect`; it does not travel.
     """
@@ -86,6 +89,7 @@ class Message:
         "kind",
         "meta",
         "notes",
+        "number",
         "stacked",
         "step",
         "training",
@@ -109,6 +113,7 @@ class Message:
         self.notes: dict[str, list[Any]] = {}
         self.elapsed_ns = 0
         self.frame_bytes = 0
+        self.number = 0
         self.verdicts = Verdicts()
         self._tensors: dict[str, torch.Tensor] = {}
         self._roles: dict[str, Role] = {}

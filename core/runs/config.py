@@ -219,6 +219,12 @@ class Config(Access, Training, Machine):
         metavar="SECONDS",
         group=_LINK,
     )
+    reconnect: float = option(
+        300.0,
+        "time that a lost connection may take to come back (tcp); 0 ends the run at once",
+        metavar="SECONDS",
+        group=_LINK,
+    )
     output: str | None = option(
         None, "the run folder", unset="runs/STACK-TIME, or runs/NAME", metavar="DIR", group=_END
     )
@@ -260,6 +266,7 @@ class Config(Access, Training, Machine):
             ("patience", 1, 2**63 - 1),
             ("checkpoint_every", 1, 2**63 - 1),
             ("timeout", 0.1, 1e6),
+            ("reconnect", 0.0, 1e6),
         )
         check_ranges(self, ranges)
         for spec in dataclasses.fields(self):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 
+from splitlab.core.contract.errors import Notice
 from splitlab.core.contract.link import InsideTransport, Link, NetworkTransport
 from splitlab.core.engine.server import Server
 from splitlab.core.runs.ends import called, end
@@ -13,6 +15,8 @@ from splitlab.core.runs.plan import PeerPlan
 from splitlab.core.runs.process import STARTUP_SECONDS, ServerProcess
 from splitlab.core.runs.serve import open_session
 from splitlab.core.runs.stopping import Heeding
+from splitlab.core.session.lasting import Redialling
+from splitlab.core.wire.ledger import Ledger
 
 __all__ = ["Launch", "link_inside"]
 
@@ -48,12 +52,23 @@ class Launch:
         plan: of the run.
         folder: where the server's checkpoints and what it prints go.
         process: of the server, if it is not somebody else's.
+        ledger: counts what a lost connection costs.
+        should_stop: asked while a lost connection is tried again; True gives it up.
     """
 
-    def __init__(self, plan: PeerPlan, folder: RunFolder, process: ServerProcess | None) -> None:
+    def __init__(
+        self,
+        plan: PeerPlan,
+        folder: RunFolder,
+        process: ServerProcess | None,
+        ledger: Ledger,
+        should_stop: Callable[[], bool],
+    ) -> None:
         self._plan = plan
         self._folder = folder
         self._process = process
+        self._ledger = ledger
+        self._should_stop = should_stop
 
     @contextmanager
     def link(self, transport: NetworkTransport, address: str | None) -> Iterator[Heeding]:
@@ -79,10 +94,29 @@ class Launch:
         self, transport: NetworkTransport, address: str, timeout: float
     ) -> Iterator[Heeding]:
         name, device = self._plan.config.transport, self._plan.device
-        connect = transport.connect
-        bare = called(f"transport {name!r}", connect, address, device=device, timeout=timeout)
+
+        def dial(timeout: float) -> Link:
+            owner, connect = f"transport {name!r}", transport.connect
+            return called(owner, connect, address, device=device, timeout=timeout)
+
+        bare = dial(timeout)
+        if hasattr(bare, "sever"):  # its listener goes on listening
+            bare = self._lasting(bare, dial)
         with closing(end(bare, name, self._plan.links, "client")) as link:
-            yield Heeding(link)
+            yield Heeding(link, self._ledger)
+
+    def _lasting(self, bare: Link, dial: Callable[[float], Link]) -> Link:
+        process = self._process
+
+        def hopeless() -> bool:
+            return self._should_stop() or (process is not None and process.ended())
+
+        timeout, patience = self._plan.timeout, self._plan.config.reconnect
+        link = Redialling(
+            bare, dial, timeout=timeout, patience=patience, hopeless=hopeless, say=_note
+        )
+        link.ledger = self._ledger
+        return link
 
     def last_words(self) -> str:
         """Return why the server's process ended, as the end of an error line, if it did."""
@@ -94,8 +128,13 @@ class Launch:
             *("--output", str(self._folder.path)),
             *("--classes", str(self._plan.classes)),
             *("--timeout", str(self._plan.config.timeout)),
+            *("--reconnect", str(self._plan.config.reconnect)),
             *("--wait", str(STARTUP_SECONDS)),
         ]
         if self._plan.schedule is not None:
             arguments += ["--samples", str(self._plan.schedule.training_samples)]
         return arguments
+
+
+def _note(line: str) -> None:
+    warnings.warn(line, Notice, stacklevel=2)

@@ -45,6 +45,7 @@ class Loop:
         data: to train on, and to evaluate on.
         client: the peer.
         link: to the server.
+        ledger: of the link.
         folder: of the run.
         origin: of the run: what its checkpoints belong to.
         reporter: is told how it goes.
@@ -59,6 +60,7 @@ class Loop:
         data: Data,
         client: Client,
         link: Link,
+        ledger: Ledger,
         folder: RunFolder,
         origin: Origin,
         reporter: Reporter,
@@ -71,7 +73,7 @@ class Loop:
         self.client = client
         self.folder = folder
         self.progress = Progress()
-        self.ledger = Ledger()
+        self.ledger = ledger
         self._origin = origin
         seed, plan_now = str(plan.config.seed), origin.plans[-1]
         self._marks = {"run": origin.id, "seed": seed, "plan": plan_now}
@@ -125,7 +127,9 @@ class Loop:
             self._session.finish(self.progress.step)
             return self._finish(evaluation)
         except LinkError as error:
-            whole = type(error)(f"{error}{last_words()}{self._way_back()}")
+            told = f"{error}{last_words()}{self._way_back()}"
+            stopped = self._should_stop()  # which is when a lost connection is given up, too
+            whole = Interrupted(f"interrupted; {told}") if stopped else type(error)(told)
             self._note_end(whole)
             raise whole from error
         except WorkerError as error:

@@ -23,13 +23,14 @@ from typing import Any
 
 from splitlab.core.contract.errors import NetworkError
 
-__all__ = ["STARTUP_SECONDS", "ServerProcess", "orders"]
+__all__ = ["STARTUP_SECONDS", "ServerProcess", "client_is_gone", "orders"]
 
 # A second process imports torch and builds the model before it listens.
 STARTUP_SECONDS = 180.0
 _PARTING_SECONDS = 5.0
 # The end of a link says more, if there is one.
 _LINK_SECONDS = 1.0
+_gone = threading.Event()
 
 
 class ServerProcess:
@@ -91,6 +92,10 @@ class ServerProcess:
         last = lines[-1].removeprefix("splitlab: error: ") if lines else "it printed nothing"
         return f"; the server process ended with status {status}: {last}"
 
+    def ended(self) -> bool:
+        """Return whether it has."""
+        return self._process.poll() is not None
+
     def close(self) -> None:
         """Wait for it, which ends by itself when the link does, and then make it end.
 
@@ -151,9 +156,15 @@ def orders() -> list[str] | None:
     return list(told["arguments"])
 
 
+def client_is_gone() -> bool:
+    """Return whether the process is that of a client that has ended."""
+    return _gone.is_set()
+
+
 def _end_with_the_client() -> None:
     """Interrupt this process when the client's has ended, whether or not they are linked."""
     while os.read(sys.stdin.fileno(), 64):  # nothing comes until the client's end is closed
         pass
+    _gone.set()
     time.sleep(_LINK_SECONDS)
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

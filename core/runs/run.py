@@ -32,11 +32,12 @@ from splitlab.core.runs.repeating import repeating
 from splitlab.core.runs.reporter import Reporter, Result
 from splitlab.core.runs.stopping import Heeding
 from splitlab.core.runs.workers import build_client, build_server, limited_threads
+from splitlab.core.wire.ledger import Ledger
 
 __all__ = ["chosen", "run"]
 
 _FREE = (
-    *("budget", "timeout", "patience", "workers", "worker_kind", "cache"),
+    *("budget", "timeout", "reconnect", "patience", "workers", "worker_kind", "cache"),
     *(*ACCESS, *LABELS),
 )
 """What may change when a run goes on: it decides no number, or when the run ends."""
@@ -63,9 +64,9 @@ def run(
         config: the run; ``run(plugins=["adc"], seed=1)`` is short for
             ``run(Config(plugins=("adc",), seed=1))``.
         resume: go on with the run in this folder; of the options only ``budget``, ``timeout``,
-            ``patience``, ``workers``, ``worker_kind``, ``cache``, who may connect, ``name``,
-            ``tags`` and ``loggers`` may be given then, and anew what names files, if their content
-            is the same.
+            ``reconnect``, ``patience``, ``workers``, ``worker_kind``, ``cache``, who may connect,
+            ``name``, ``tags`` and ``loggers`` may be given then, and anew what names files, if
+            their content is the same.
         from_step: go on from this checkpoint, or from 0, the beginning; newer ones are forgotten.
             From the newest by default.
         accept_changes: go on although data, files, versions or configuration have changed.
@@ -200,7 +201,7 @@ def _run(
             folder.propose(plan.config)
         last_words: Callable[[], str] = str
         link: Link
-        heeding: Heeding | None = None
+        ledger = Ledger()
         linked = cleanup.enter_context(ExitStack())
         if transport.place == "inside":
             server = build_server(plan, model, observers)
@@ -209,17 +210,17 @@ def _run(
             link = linked.enter_context(link_inside(transport, plan, server, folder))
         else:
             del model  # the server makes its own
-            launch = Launch(plan, folder, process if address is None else None)
+            own = process if address is None else None
+            launch = Launch(plan, folder, own, ledger, should_stop)
             whom = f"connecting to {address}" if address else "waiting for the server's process"
             reporter.starting(whom)
             last_words = launch.last_words
             heeding = linked.enter_context(launch.link(transport, address))
             link, should_stop = heeding, _either(should_stop, heeding)
         loop = Loop(
-            plan, data, client, link, folder, origin, reporter, should_stop, connect, loggers
+            *(plan, data, client, link, ledger, folder, origin, reporter),
+            *(should_stop, connect, loggers),
         )
-        if heeding is not None:
-            heeding.ledger = loop.ledger
         result = loop.go(last_words, going_on.from_step)
         try:
             linked.close()  # the server's probes report, and a client's may read what they left

@@ -7,8 +7,10 @@ import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from splitlab.core.catalogue.links import load_transport
 from splitlab.core.contract.errors import (
@@ -20,7 +22,7 @@ from splitlab.core.contract.errors import (
     ProtocolError,
     SplitlabError,
 )
-from splitlab.core.contract.link import DEFAULT_LIMITS, Link, Listener
+from splitlab.core.contract.link import DEFAULT_LIMITS, Link, Listener, SeverableLink
 from splitlab.core.engine.server import Server
 from splitlab.core.models.segments import Segmented
 from splitlab.core.runs.checkpoint import Checkpoints, plan_mark
@@ -31,9 +33,11 @@ from splitlab.core.runs.plan import Decided, PeerPlan, make_for_server
 from splitlab.core.runs.precision import products
 from splitlab.core.runs.records import SERVER_METRICS, StepRecord
 from splitlab.core.runs.repeating import repeating
+from splitlab.core.runs.returning import Returning
 from splitlab.core.runs.stopping import Asking
 from splitlab.core.runs.strangers import Strangers
 from splitlab.core.runs.workers import build_server, limited_threads
+from splitlab.core.session.lasting import Awaiting, Superseded
 from splitlab.core.session.protocol import HELLO_BYTES, MARKS, names_a_folder
 from splitlab.core.session.server import ServerSession
 
@@ -42,6 +46,8 @@ __all__ = ["HANDSHAKE_SECONDS", "open_session", "serve"]
 HANDSHAKE_SECONDS = 10.0
 """How long somebody who has connected may take to say who it is, all in all."""
 
+_PARTING = 10.0
+"""Seconds for a client to hear the answer to its goodbye, and to say so."""
 _PATIENCE = 5.0
 """Seconds for the server of a client that was killed to see that it is alone."""
 
@@ -59,6 +65,7 @@ def serve(
     samples: int | None = None,
     say: Callable[[str], None] = lambda line: None,
     should_stop: Callable[[], bool] = lambda: False,
+    client_is_gone: Callable[[], bool] = lambda: False,
 ) -> int:
     """Listen, serve one client, and return the number of training steps served.
 
@@ -77,6 +84,7 @@ def serve(
         say: is told in a line where it listens, who was turned away, and how it went.
         should_stop: asked when a client has come, and after every step; True lets the client end
             its run with a checkpoint, and this one with `Interrupted`.
+        client_is_gone: asked while its connection is lost; True if it cannot come back.
 
     Raises:
         SplitlabError: also when the client is gone before the end of its run.
@@ -92,9 +100,14 @@ def serve(
         cleanup.enter_context(limited_threads(decided.threads))
         cleanup.enter_context(products(decided.config.precision))
         cleanup.enter_context(repeating(decided.config))
-        plan, model = make_for_server(decided, classes, peers_here=peers_here, samples=samples)
-        build = partial(_build, plan, model, cleanup)
-        server = build()
+        make = partial(make_for_server, decided, classes, peers_here=peers_here, samples=samples)
+        plan, model = make()
+        server = _build(plan, model, cleanup)
+        del model  # the server has its part
+
+        def build() -> Server:
+            return _build(plan, make()[1], cleanup)
+
         owner, place = f"transport {named!r}", address or transport.default_address
         listener = called(owner, transport.listen, place, device=plan.device)
         with closing(listener):
@@ -102,26 +115,56 @@ def serve(
             if announce is not None:
                 with os.fdopen(announce, "w") as pipe:
                     pipe.write(listener.address + "\n")
-            clients = _Clients(listener, plan, wait, patient, say, should_stop)
-            session, report = clients.first(server, build, output, cleanup)
-        del model, build  # the server has its part
-        try:
-            should_stop()  # from here on a wish waits for the end of a step
-            while session.turn():
-                pass
-        except LinkError as error:
-            if should_stop():
-                raise Interrupted(f"interrupted after {session.steps} steps; {error}") from error
-            raise
-        report()
-    say(f"served {session.steps} steps to the end of the client's run")
-    return session.steps
+            clients = _Clients(listener, plan, wait, patient, say, should_stop, client_is_gone)
+            with closing(clients):
+                served = clients.first(server, build, output)
+                should_stop()  # from here on a wish waits for the end of a step
+                del server
+                while True:
+                    try:
+                        with served.cleanup:
+                            _to_the_end(served, should_stop)
+                        break
+                    except Superseded as other:
+                        served = clients.first(build(), build, output, other.link)
+    say(f"served {served.session.steps} steps to the end of the client's run")
+    return served.session.steps
+
+
+def _to_the_end(served: _Served, should_stop: Callable[[], bool]) -> None:
+    session = served.session
+    try:
+        while session.turn():
+            pass
+    except Superseded:
+        raise
+    except LinkError as error:
+        if should_stop():
+            raise Interrupted(f"interrupted after {session.steps} steps; {error}") from error
+        raise
+    session.part(_PARTING)
+    served.report()
 
 
 def _build(plan: PeerPlan, model: Segmented, cleanup: ExitStack) -> Server:
     server = build_server(plan, model, alone=True)
     cleanup.callback(server.stack.run_end)
     return server
+
+
+@dataclass(frozen=True)
+class _Served:
+    """A client that fits.
+
+    Attributes:
+        session: with it, after its handshake.
+        report: lets the server's probes report.
+        cleanup: closes the link, and lets go of the folder.
+    """
+
+    session: ServerSession
+    report: Callable[[], None]
+    cleanup: ExitStack
 
 
 class _Clients:
@@ -133,7 +176,7 @@ class _Clients:
         wait: seconds to wait.
         patient: whether to wait for another one if one does not fit.
         say: is told who was turned away.
-        should_stop: as of `serve`.
+        should_stop, client_is_gone: as of `serve`.
     """
 
     def __init__(
@@ -144,42 +187,57 @@ class _Clients:
         patient: bool,
         say: Callable[[str], None],
         should_stop: Callable[[], bool] = lambda: False,
+        client_is_gone: Callable[[], bool] = lambda: False,
     ) -> None:
         self._listener = listener
         self._plan = plan
+        self._config = plan.config
         self._wait = wait
         self._patient = patient
-        self._hear = getattr(listener, "hear", None)  # of a `PatientListener`
+        self._say = say
+        hear: Any = getattr(listener, "hear", None)  # of a `PatientListener`
+        self._hear = hear
         self._should_stop = should_stop
+        self._client_is_gone = client_is_gone
         self._until = time.monotonic() + wait
         self._strangers = Strangers(say)
+        # One that a run started beside itself may have to wait for a machine that is busy.
+        config = plan.config
+        self._opening = min(config.timeout, HANDSHAKE_SECONDS) if patient else config.timeout
+        self._returning = Returning(hear, self._opening, self._strangers.add)
+
+    def close(self) -> None:
+        """Hear nobody any more."""
+        self._listener.close()
+        self._returning.end()
 
     def first(
         self,
         server: Server,
         build: Callable[[], Server],
         output: str | None,
-        cleanup: ExitStack,
-    ) -> tuple[ServerSession, Callable[[], None]]:
-        """Return the session with the first client that fits, after its handshake.
+        link: Link | None = None,
+    ) -> _Served:
+        """Return the first client that fits.
 
         Args:
             server: new.
             build: makes another one, where a client spoiled this one.
             output: as in `open_session`.
-            cleanup: closes the link.
+            link: to who comes first of all, if that is known.
         """
-        config = self._plan.config
-        # One that a run started beside itself may have to wait for a machine that is busy.
-        opening = min(config.timeout, HANDSHAKE_SECONDS) if self._patient else config.timeout
+        self._returning.end()
         while True:
             with ExitStack() as attempt:
-                link = end(self._accept(opening), config.transport, self._plan.links, "server")
-                attempt.enter_context(closing(link))
+                bare: Any = link or self._accept()
+                lasting = self._lasting(bare) if hasattr(bare, "sever") else None
+                bare = lasting or bare
+                attempt.enter_context(closing(bare))
+                link = end(bare, self._config.transport, self._plan.links, "server")
                 link = Asking(link, self._should_stop)
                 session, report = open_session(link, server, self._plan, output, attempt)
                 try:
-                    session.turn(opening if self._patient else None)
+                    session.turn(self._opening if self._patient else None)
                 except PluginError:
                     raise  # ours
                 except SplitlabError as error:
@@ -189,21 +247,37 @@ class _Clients:
                         server = build()  # a checkpoint may have been loaded, or a part of it
                     why = str(error)
                     self._strangers.add(why if link.remote in why else f"{link.remote}: {why}")
+                    link = None
                     continue
-                cleanup.enter_context(attempt.pop_all())
+                if lasting is None:
+                    self._listener.close()  # nobody can come back
+                else:
+                    lasting.keep()
+                    self._returning.begin(lasting, session.run)
                 self._strangers.close()
-                return session, report
+                return _Served(session, report, attempt.pop_all())
 
-    def _accept(self, opening: float) -> Link:
+    def _lasting(self, bare: SeverableLink) -> Awaiting:
+        config = self._config
+        return Awaiting(
+            bare,
+            self._returning,
+            timeout=self._plan.timeout,
+            patience=config.reconnect,
+            hopeless=lambda: self._should_stop() or self._client_is_gone(),
+            say=self._say,
+        )
+
+    def _accept(self) -> Link:
         """Return the link to who comes next, and has said something if the listener can tell."""
         left = max(0.001, round(self._until - time.monotonic(), 3))
-        owner, strangers = f"transport {self._plan.config.transport!r}", self._strangers
+        owner, strangers = f"transport {self._config.transport!r}", self._strangers
         try:
             if self._hear is None:
                 return called(owner, self._listener.accept, left)
             limits = dataclasses.replace(DEFAULT_LIMITS, frame_bytes=HELLO_BYTES)
             link: Link = called(
-                owner, self._hear, left, opening=opening, limits=limits, away=strangers.add
+                owner, self._hear, left, opening=self._opening, limits=limits, away=strangers.add
             )
             return link
         except NetworkError as error:
@@ -272,6 +346,7 @@ def open_session(
         dict(plan.agreement),
         batch_bytes=plan.batch_bytes,
         timeout=plan.timeout,
+        waits=plan.config.reconnect,
         resume=resume,
         save=save,
         measured=measured,

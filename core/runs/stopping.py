@@ -43,21 +43,24 @@ class Asking(WrappedLink):
 class Heeding(WrappedLink):
     """The client's end of a link.
 
+    Args:
+        inside: the link.
+        ledger: counts the frame in which the server asks to stop.
+
     Attributes:
-        asked: whether the server has asked to stop.
-        ledger: counts the frame in which it did.
+        asked: whether it has.
     """
 
-    def __init__(self, inside: Link) -> None:
+    def __init__(self, inside: Link, ledger: Ledger) -> None:
         super().__init__(inside)
         self.asked = False
-        self.ledger = Ledger()
+        self._ledger = ledger
 
     def receive(self, timeout: float) -> Message:
         """Return the next message that is no wish."""
         message = self.inside.receive(timeout)
         if message.kind is Kind.CONTROL and message.meta.get(_DO) == _STOP and not self.asked:
-            self.ledger.add(message, "down")
+            self._ledger.add(message, "down")
             self.asked = True
             message = self.inside.receive(timeout)
         return message

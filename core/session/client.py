@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
-from splitlab.core.contract.errors import NetworkError, ProtocolError
+from splitlab.core.contract.errors import LinkError, NetworkError, ProtocolError
 from splitlab.core.contract.link import Link
 from splitlab.core.contract.message import Kind, Message
 from splitlab.core.contract.peer import Schedule
 from splitlab.core.engine.conversation import Conversation, hold
 from splitlab.core.session.protocol import (
+    BYE,
     HELLO_BYTES,
     PROTOCOL,
     Agreement,
     ended,
     frame_limit,
+    seconds_of,
     tell,
 )
 from splitlab.core.session.states import State, Word, after, refused, word_of
@@ -83,6 +87,8 @@ class ClientSession:
             "run": run,
             "step": step,
             "marks": dict(marks),
+            "session": secrets.token_hex(16),
+            "timeout": self._timeout,
         }
         if schedule is not None:
             said = dataclasses.asdict(schedule)
@@ -93,7 +99,9 @@ class ClientSession:
             raise NetworkError(
                 f"{error} before it answered; a server takes one client only"
             ) from error
-        if answer.meta != {"protocol": PROTOCOL}:
+        words = {"protocol", "timeout", "waits"}
+        sane = all(seconds_of(answer, word, -1) >= 0 for word in ("timeout", "waits"))
+        if answer.meta.keys() != words or answer.meta["protocol"] != PROTOCOL or not sane:
             raise ProtocolError(f"{self._link.remote} answered a HELLO with {answer.meta!r:.200}")
         self._link.limits = dataclasses.replace(
             self._link.limits, frame_bytes=frame_limit(batch_bytes)
@@ -138,6 +146,11 @@ class ClientSession:
     def finish(self, step: int) -> None:
         """Say goodbye; the server ends in good order."""
         self.exchange(Message(Kind.CONTROL, step, meta={"do": "finish"}))
+        bye = Message(Kind.CONTROL, step, meta={"do": BYE})
+        with suppress(LinkError):  # then the server waits a little for nobody
+            self._link.send(bye, min(self._timeout, 5.0))
+            self._ledger.add(bye, "up")
+        self._state = State.OVER
 
     def fail(self, error: BaseException) -> None:
         """Tell the server, if it still listens, why this client ends."""

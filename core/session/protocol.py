@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import re
+from typing import Any
 
-from splitlab.core.contract.errors import Diverged, LinkError, ProtocolError, SplitlabError
+from splitlab.core.contract.errors import (
+    DamagedError,
+    Diverged,
+    LinkError,
+    ProtocolError,
+    SplitlabError,
+)
 from splitlab.core.contract.link import Link
 from splitlab.core.contract.message import Kind, Message
 
 __all__ = [
+    "BYE",
     "HELLO_BYTES",
     "MARKS",
+    "MOST_STEPS",
     "PROTOCOL",
     "Agreement",
     "compare",
@@ -20,13 +29,19 @@ __all__ = [
     "line",
     "names_a_folder",
     "names_a_run",
+    "number_of",
     "reason",
+    "seconds_of",
     "tell",
 ]
 
-PROTOCOL = 2
+PROTOCOL = 3
 HELLO_BYTES = 1 << 16
 """The largest frame before the handshake."""
+BYE = "bye"
+"""What a client does last: from then on nobody waits for it."""
+MOST_STEPS = 2**63 - 1
+"""Steps, samples, batches and messages that there may be; more is no number to count with."""
 _TOLD = 8
 """How many differences an error lists."""
 _VALUE = 200
@@ -95,6 +110,8 @@ def tell(link: Link, error: BaseException, timeout: float) -> None:
     meta: dict[str, object] = {"error": line(f"{kind}{error}")}
     if isinstance(error, Diverged):
         meta["diverged"] = True
+    if isinstance(error, DamagedError):
+        meta["damaged"] = True
     # If the link is what failed, or the peer is gone, nobody is left to be told.
     with contextlib.suppress(LinkError):
         link.send(Message(Kind.ERROR, meta=meta), timeout)
@@ -104,6 +121,8 @@ def ended(message: Message, who: str, kind: type[LinkError]) -> SplitlabError:
     """Return what to raise of an ERROR message: the other peer's divergence is this one's, too."""
     if message.meta.get("diverged") is True:
         return Diverged(reason(message))
+    if message.meta.get("damaged") is True:
+        return DamagedError(f"{who} heard something else: {reason(message)}")
     return kind(f"{who} ended the run: {reason(message)}")
 
 
@@ -117,3 +136,17 @@ def line(text: object) -> str:
     """Return the text in one line of bounded length; what does not print, as Python escapes it."""
     words = " ".join(str(text).split())[:1000]
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)
+
+
+def number_of(message: Message, word: str) -> int | None:
+    """Return a count that a message says; None if it is none."""
+    said = message.meta.get(word)
+    return said if type(said) is int and 0 <= said <= MOST_STEPS else None
+
+
+def seconds_of(message: Message, word: str, otherwise: float) -> float:
+    """Return seconds that a message says, if they make sense."""
+    said: Any = message.meta.get(word)
+    if type(said) not in (int, float) or not 0 <= said <= MOST_STEPS:
+        return otherwise
+    return float(said)

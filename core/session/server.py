@@ -7,6 +7,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TypeGuard
 
 from splitlab.core.contract.errors import LinkError, NetworkError, ProtocolError, when
@@ -17,20 +18,23 @@ from splitlab.core.engine.server import Server
 from splitlab.core.session.protocol import (
     HELLO_BYTES,
     MARKS,
+    MOST_STEPS,
     PROTOCOL,
     Agreement,
     compare,
     ended,
     frame_limit,
     names_a_run,
+    seconds_of,
     tell,
 )
-from splitlab.core.session.states import MOST_STEPS, State, Steps, Word, after, refused, word_of
+from splitlab.core.session.states import State, Steps, Word, after, refused, word_of
 
 __all__ = ["ServerSession"]
 
 
 _STEPS = re.compile("([0-9]{1,19}( [0-9]{1,19})*)?")
+_SESSION = re.compile("[0-9a-f]{32}")
 
 
 class ServerSession:
@@ -41,9 +45,16 @@ class ServerSession:
         agreement: what must be equal at both peers.
         batch_bytes: size of one uncompressed batch, from which the frame limit follows.
         timeout: seconds of silence after which the client counts as gone.
+        waits: seconds that a client may take to come back whose connection is lost, where the link
+            allows for it; the client is told.
         resume: called with run name, step and marks after the handshake; loads the server's state.
         save: called with the step and the older ones to keep; writes the server's checkpoint.
         measured: called after every training step that has metrics, with its number from 1.
+
+    Attributes:
+        run: what the client's run is known by, in all its sessions; empty before the handshake.
+        steps: that were trained here.
+        resumed: whether ``resume`` was called.
     """
 
     def __init__(
@@ -54,6 +65,7 @@ class ServerSession:
         *,
         batch_bytes: int,
         timeout: float,
+        waits: float = 0.0,
         resume: Callable[[str, int, Mapping[str, str]], None],
         save: Callable[[int, list[int]], None],
         measured: Callable[[int], None] = lambda step: None,
@@ -63,17 +75,19 @@ class ServerSession:
         self._agreement = agreement
         self._batch_bytes = batch_bytes
         self._timeout = timeout
+        self._waits = waits
         self._resume = resume
         self._save = save
         self._measured = measured
         self._state = State.NEW
         self._numbers = Steps()
+        self.run = ""
         self.steps = 0
         self.resumed = False
         link.limits = dataclasses.replace(link.limits, frame_bytes=HELLO_BYTES)
 
     def turn(self, timeout: float | None = None) -> bool:
-        """Receive one message and send the answer; returns False after goodbye.
+        """Receive one message and send the answer; returns False after an answered goodbye.
 
         Args:
             timeout: seconds of silence, where they are others than the session's.
@@ -83,6 +97,9 @@ class ServerSession:
         """
         try:
             message = self._link.receive(self._timeout if timeout is None else timeout)
+            if word_of(message, "client") is Word.BYE and self._state is State.PARTED:
+                self._state = State.OVER
+                return False
             started = time.perf_counter_ns()
             answer = self._answer(message)
             answer.elapsed_ns = time.perf_counter_ns() - started
@@ -94,7 +111,12 @@ class ServerSession:
             self._state = State.FAILED
             tell(self._link, error, min(self._timeout, 5.0))
             raise
-        return self._state is not State.OVER
+        return self._state not in (State.PARTED, State.OVER)
+
+    def part(self, timeout: float) -> None:
+        """Wait until the client has heard the answer to its goodbye, but no longer than this."""
+        with suppress(LinkError):
+            self.turn(timeout)
 
     def _answer(self, message: Message) -> Message:
         """Take a message through the state table, and the answer, too."""
@@ -152,6 +174,11 @@ class ServerSession:
 
     def _hello(self, message: Message) -> Message:
         meta = message.meta
+        if "heard" in meta:
+            raise ProtocolError(
+                "this server does not have that session, or has it no more; go on from the last "
+                "checkpoint"
+            )
         protocol = meta.get("protocol")
         if type(protocol) is int:  # a bool is an int, and True equals 1
             compare({"protocol": str(protocol)}, {"protocol": str(PROTOCOL)})
@@ -165,6 +192,9 @@ class ServerSession:
             or type(step) is not int
             or not 0 <= step <= MOST_STEPS
             or message.step
+            or not isinstance(session := meta.get("session"), str)
+            or not _SESSION.fullmatch(session)
+            or seconds_of(message, "timeout", 0.0) <= 0
             or not isinstance(marks, dict)
             or not all(isinstance(value, str) for value in marks.values())
             or not marks.keys() >= set(MARKS)
@@ -181,13 +211,15 @@ class ServerSession:
             )
         if schedule is not None:
             self._server.peer.schedule = schedule
+        self.run = marks["run"]
         self.resumed = True
         self._resume(run, step, marks)
         self._numbers = Steps(step)
         self._link.limits = dataclasses.replace(
             self._link.limits, frame_bytes=frame_limit(self._batch_bytes)
         )
-        return Message(Kind.HELLO, meta={"protocol": PROTOCOL})
+        said = {"protocol": PROTOCOL, "timeout": self._timeout, "waits": self._waits}
+        return Message(Kind.HELLO, meta=said)
 
 
 def _schedule(said: object) -> Schedule | None:

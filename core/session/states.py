@@ -14,9 +14,9 @@ from typing import Final
 from splitlab.core.contract.errors import ProtocolError
 from splitlab.core.contract.link import PeerRole
 from splitlab.core.contract.message import Kind, Message
+from splitlab.core.session.protocol import BYE
 
 __all__ = [
-    "MOST_STEPS",
     "SPEAKERS",
     "TABLE",
     "State",
@@ -27,9 +27,6 @@ __all__ = [
     "refused",
     "word_of",
 ]
-
-MOST_STEPS: Final = 2**63 - 1
-"""Steps, samples and batches that a run may have; more is no number to count with."""
 
 
 class State(enum.StrEnum):
@@ -48,6 +45,7 @@ class State(enum.StrEnum):
     COMPARING = "comparing"
     SAVING = "saving"
     PARTING = "parting"
+    PARTED = "parted"
     OVER = "over"
     FAILED = "failed"
 
@@ -61,6 +59,7 @@ class Word(enum.StrEnum):
     COMPARE = "ACTIVATION that asks for a gradient"
     SAVE = "CONTROL save"
     FINISH = "CONTROL finish"
+    BYE = "CONTROL bye"
     MORE = "what goes on with a step"
     TRAINED = "GRADIENT of a step"
     PREDICTED = "PREDICTION"
@@ -71,7 +70,14 @@ class Word(enum.StrEnum):
     UNKNOWN = "what nobody knows"
 
 
-_CLIENT: Final = (State.NEW, State.READY, State.HALF_TRAINED, State.HALF_ASKED, State.OVER)
+_CLIENT: Final = (
+    State.NEW,
+    State.READY,
+    State.HALF_TRAINED,
+    State.HALF_ASKED,
+    State.PARTED,
+    State.OVER,
+)
 
 TABLE: Final[Mapping[State, Mapping[Word, State]]] = MappingProxyType(
     {
@@ -90,7 +96,8 @@ TABLE: Final[Mapping[State, Mapping[Word, State]]] = MappingProxyType(
         State.HALF_ASKED: {Word.MORE: State.ASKED},
         State.COMPARING: {Word.COMPARED: State.READY},
         State.SAVING: {Word.SAVED: State.READY},
-        State.PARTING: {Word.FINISHED: State.OVER},
+        State.PARTING: {Word.FINISHED: State.PARTED},
+        State.PARTED: {Word.BYE: State.OVER},
         State.OVER: {},
         State.FAILED: {},
     }
@@ -105,12 +112,18 @@ SPEAKERS: Final[Mapping[State, PeerRole]] = MappingProxyType(
 )
 """Whose turn it is; nobody's, where nothing may be said."""
 
-_REQUESTS = {"save": Word.SAVE, "finish": Word.FINISH}
+_REQUESTS = {"save": Word.SAVE, "finish": Word.FINISH, BYE: Word.BYE}
 _ANSWERS = {"saved": Word.SAVED, "finished": Word.FINISHED}
 _META: Final[Mapping[Word, frozenset[str]]] = {
-    Word.HELLO: frozenset({"protocol", "agreement", "run", "step", "marks", "schedule"}),
+    Word.HELLO: frozenset(
+        {
+            *("protocol", "agreement", "run", "step", "marks", "schedule"),
+            *("session", "timeout", "waits", "heard", "attempt"),
+        }
+    ),
     Word.SAVE: frozenset({"do", "keep"}),
     Word.FINISH: frozenset({"do"}),
+    Word.BYE: frozenset({"do"}),
     Word.SAVED: frozenset({"did"}),
     Word.FINISHED: frozenset({"did"}),
 }
@@ -194,7 +207,7 @@ def refused(who: str, message: Message, state: State, speaker: PeerRole) -> Prot
     """Return the error of a message that may not be said."""
     if state is State.NEW and speaker == "client":
         return ProtocolError(f"{who} began with {message.kind.name}, not with HELLO")
-    if state is State.OVER:
+    if state in (State.PARTED, State.OVER):
         return ProtocolError(f"{who} sent {message!r} after its goodbye")
     other = "server" if speaker == "client" else "client"
     return ProtocolError(

@@ -45,7 +45,7 @@ _PLANNING_SECONDS = 300.0
 """How long another process may take to plan the same study."""
 
 _EVAL_POINTS = 20
-_FREE = ("budget", "timeout", "workers", "worker_kind", "cache", "loggers", *ACCESS)
+_FREE = ("budget", "timeout", "reconnect", "workers", "worker_kind", "cache", "loggers", *ACCESS)
 """Options that a study may be given anew."""
 _NO_OPTIONS = {
     "plugins": "it takes stacks",

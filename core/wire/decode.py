@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import json
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from splitlab.core.contract.errors import ProtocolError, when
+from splitlab.core.contract.errors import DamagedError, ProtocolError, when
 from splitlab.core.contract.link import DEFAULT_LIMITS, Limits
 from splitlab.core.contract.message import WORDS, Kind, Message
 from splitlab.core.wire.checksum import SUM_BYTES, Sum, packed, sum_of
@@ -52,6 +53,9 @@ __all__ = [
 
 _Raw = bytes | bytearray | memoryview
 _AHEAD_BYTES: Final = 4096
+_NAME: Final = MAGIC + struct.pack("<H", VERSION)
+"""What a frame of ours begins with."""
+_NAMED: Final = len(_NAME)
 
 
 class Opening(NamedTuple):
@@ -61,6 +65,7 @@ class Opening(NamedTuple):
     training: bool
     stacked: bool
     step: int
+    number: int
     elapsed_ns: int
     header_sum: int
     header_bytes: int
@@ -81,16 +86,18 @@ class Header(NamedTuple):
 
 def parse_opening(raw: _Raw, limits: Limits) -> Opening:
     """Read the first `OPENING_BYTES` of a frame, or raise `ProtocolError`."""
-    magic, version, kind, flags, step, elapsed_ns, header_sum, body_bytes, own_sum, header_bytes = (
-        OPENING.unpack(raw)
-    )
-    _check_magic(magic)
-    if version != VERSION:
+    magic, version, kind, flags, step, number, elapsed_ns, *lengths = OPENING.unpack(raw)
+    header_sum, body_bytes, own_sum, header_bytes = lengths
+    rest = raw[_NAMED : OWN_SUM.start]
+    whole = own_sum == sum_of([_NAME, rest, raw[OWN_SUM.stop :]])
+    if not whole:
+        _check_magic(magic)
+    if version != VERSION and not whole:
         raise ProtocolError(
             f"the other end speaks version {version} of the wire format, this side version "
             f"{VERSION}; install the same splitlab on both sides"
         )
-    if own_sum != sum_of([raw[: OWN_SUM.start], raw[OWN_SUM.stop :]]):
+    if not whole or raw[:_NAMED] != _NAME:
         raise _damaged("opening")
     if kind not in KINDS:
         raise ProtocolError(f"malformed frame: unknown kind {kind}; known: {[*KINDS]}")
@@ -117,6 +124,7 @@ def parse_opening(raw: _Raw, limits: Limits) -> Opening:
         bool(flags & TRAINING),
         bool(flags & STACKED),
         step,
+        number,
         elapsed_ns,
         header_sum,
         header_bytes,
@@ -126,7 +134,7 @@ def parse_opening(raw: _Raw, limits: Limits) -> Opening:
 
 def _check_magic(begun: bytes) -> None:
     if not MAGIC.startswith(begun):
-        raise ProtocolError(
+        raise DamagedError(
             f"the other end does not speak splitlab's wire format: its frame begins with "
             f"{begun!r}, not {MAGIC!r}"
         )
@@ -151,11 +159,11 @@ def check_tensors(opening: Opening, found: int, arrived: _Raw) -> None:
         raise _damaged("tensors", opening)
 
 
-def _damaged(what: str, opening: Opening | None = None) -> ProtocolError:
+def _damaged(what: str, opening: Opening | None = None) -> DamagedError:
     whose = (
         "" if opening is None else f" of {opening.kind.name} {when(opening.step, opening.training)}"
     )
-    return ProtocolError(
+    return DamagedError(
         f"the other end's frame{whose} was damaged on its way: the {what} and the checksum differ; "
         "look at the network, and at what passes frames on"
     )
@@ -182,6 +190,7 @@ def assemble(opening: Opening, header: Header, tensors: Iterable[torch.Tensor]) 
             message.notes[name.removesuffix(":")] = value
         else:
             message.meta[name] = value
+    message.number = opening.number
     message.elapsed_ns = opening.elapsed_ns
     message.frame_bytes = opening.frame_bytes
     for slot, tensor in zip(header.slots, tensors, strict=True):

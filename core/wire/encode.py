@@ -104,6 +104,7 @@ def encode(message: Message, limits: Limits = DEFAULT_LIMITS) -> Frame:
             message.kind,
             TRAINING * message.training | STACKED * message.stacked,
             message.step,
+            message.number,
             message.elapsed_ns,
             sum_of([header]),
             nbytes - PREFIX_BYTES - SUM_BYTES,

@@ -26,12 +26,12 @@ __all__ = [
 ]
 
 MAGIC: Final = b"SPLT"
-VERSION: Final = 2
-OPENING: Final = struct.Struct("<4sHBBQQQQQQ")
-PREFIX_BYTES: Final = 48
+VERSION: Final = 3
+OPENING: Final = struct.Struct("<4sHBBQQQQQQQ")
+PREFIX_BYTES: Final = 56
 OPENING_BYTES: Final = OPENING.size
 """Prefix and header length: the part of a frame whose size is known in advance."""
-OWN_SUM: Final = slice(40, 48)
+OWN_SUM: Final = slice(48, 56)
 """Where the opening's own checksum lies, of the bytes on both sides of it."""
 
 TRAINING, STACKED = 1, 2

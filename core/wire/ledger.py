@@ -25,8 +25,9 @@ _ROLES = {Role.TARGETS: "targets", Role.SIDE: "side"}
 class Ledger:
     """Counts what crosses one link, both ways, as the frames' lengths.
 
-    Training and evaluation are kept apart, and handshake, checkpoint requests and goodbye
-    (``control``) from both; the sum of all three is what the link carried.
+    Training and evaluation are kept apart, and from both (``control``) handshake, checkpoint
+    requests, goodbye, signs of life, and what is said again after a fault; the sum of all three is
+    what the link carried, but for frames that a fault cut off.
     """
 
     def __init__(self, counts: Counts | None = None) -> None:
@@ -51,6 +52,11 @@ class Ledger:
             counts[kind] = counts.get(kind, 0) + size
             rest -= size
         counts["header"] = counts.get("header", 0) + rest
+
+    def again(self, message: Message, direction: Direction) -> None:
+        """Count a message that was counted before, and crosses once more after a fault."""
+        counts = self.counts["control"][direction]
+        counts["again"] = counts.get("again", 0) + message.frame_bytes
 
     def mark(self) -> Ledger:
         """Return a copy of what is counted so far, for `since`."""

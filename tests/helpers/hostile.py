@@ -50,6 +50,8 @@ HELLO = {
     "run": "run",
     "step": 0,
     "marks": {"run": "0", "seed": "0", "plan": "0"},
+    "session": "00112233445566778899aabbccddeeff",
+    "timeout": 60.0,
 }
 
 Change = Callable[[Message], None]
@@ -157,7 +159,8 @@ def answered(stack: list[str], what: str, change: Change) -> Message:
     good = freeze(server.handle(thaw(freeze(asked)))) if server else good
     answer = thaw(good)
     change(answer)
-    words = [Message(Kind.HELLO, meta={"protocol": PROTOCOL}), answer]
+    greeting = {"protocol": PROTOCOL, "timeout": 60.0, "waits": 300.0}
+    words = [Message(Kind.HELLO, meta=greeting), answer]
 
     def serve() -> None:
         far.receive(1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import re
 import socket
@@ -47,7 +48,7 @@ from splitlab.core.session.protocol import PROTOCOL
 from splitlab.core.wire.checksum import packed, sum_of
 from splitlab.core.wire.ledger import Ledger
 from splitlab.transports.inprocess import InProcess
-from splitlab.transports.tcp import Tcp
+from splitlab.transports.tcp import Tcp, TcpLink
 
 pytestmark = pytest.mark.usefixtures("starts_fast")
 
@@ -59,11 +60,15 @@ HELLO: dict[str, Any] = {
     "run": "run",
     "step": 0,
     "marks": MARKS,
+    "session": "00112233445566778899aabbccddeeff",
+    "timeout": 60.0,
 }
 
 
-def shake_hands(client: ClientSession, agreement: Mapping[str, str], step: int = 0) -> None:
-    marks = MARKS | {"plan": plan_mark(agreement)}
+def shake_hands(
+    client: ClientSession, agreement: Mapping[str, str], step: int = 0, run: str = MARKS["run"]
+) -> None:
+    marks = MARKS | {"plan": plan_mark(agreement), "run": run}
     client.open(agreement, run="r", step=step, batch_bytes=1000, marks=marks)
 
 
@@ -330,7 +335,7 @@ class Serving:
     """
 
     def __init__(self, output: Path, **options: Any) -> None:
-        decided = Decided.of(TINY)
+        decided = Decided.of(options.pop("config", TINY))
         plan, _ = make_for_server(decided, 2, peers_here=1)
         self.agreement = dict(plan.agreement)
         self.said: queue.Queue[str] = queue.Queue()
@@ -370,9 +375,9 @@ class Serving:
             client.finish(step)
 
 
-def opening(body: int = 64, header: int = 16, version: int = 2) -> bytes:
+def opening(body: int = 64, header: int = 16, version: int = 3) -> bytes:
     """Return the first bytes of a HELLO frame that declares these lengths."""
-    front = struct.pack("<4sHBBQQQQ", b"SPLT", version, 1, 3, 0, 0, 0, body)
+    front = struct.pack("<4sHBBQQQQQ", b"SPLT", version, 1, 3, 0, 0, 0, 0, body)
     back = struct.pack("<Q", header)
     return front + packed(sum_of([front + back])) + back
 
@@ -382,7 +387,7 @@ STRANGERS = {
     REQUEST: "does not speak splitlab's wire format",
     opening(body=2**63): r"frame has \d+ bytes; allowed on this link: 65536",
     opening(body=2**12, header=2**62): r"header of \d+ bytes; allowed",
-    opening(version=9): "speaks version 9 of the wire format, this side version 2",
+    opening(version=9): "speaks version 9 of the wire format, this side version 3",
     opening(body=64, header=48)[:20]: "the other end closed the connection",
     b"": "the other end closed the connection",
 }
@@ -475,7 +480,7 @@ def test_a_confused_client_is_turned_away(first: str, tmp_path: Path) -> None:
         "goodbye": "began with CONTROL, not with HELLO",
         "error": r"the client ended the run: no\x1b[2J room",
         "malformed": "sent a malformed HELLO",
-        "version": "the peers differ in protocol: client 99, server 2",
+        "version": "the peers differ in protocol: client 99, server 3",
     }
     sent = Message(FIRST[first].kind, meta=FIRST[first].meta)
     with Serving(tmp_path) as serving:
@@ -497,15 +502,17 @@ def test_after_the_handshake_an_error_ends_the_server(tmp_path: Path) -> None:
     assert "asks to save after step 4, and 0 are trained" in str(error)
 
 
-def test_a_second_client_is_refused_or_waits(tmp_path: Path) -> None:
+def test_a_second_client_is_told_that_the_server_has_one(tmp_path: Path) -> None:
     with Serving(tmp_path) as serving, closing(serving.link()) as link:
         first = ClientSession(link, Ledger(), 5.0)
         shake_hands(first, serving.agreement)
-        with (
-            pytest.raises(NetworkError, match=r"one that has its client takes no other|one client"),
-            closing(Tcp().connect(serving.address, device=CPU, timeout=0.2)) as other,
-        ):
-            shake_hands(ClientSession(other, Ledger(), 5.0), serving.agreement)
+        for run, told in (("another", ProtocolError), (MARKS["run"], NetworkError)):
+            with (
+                pytest.raises(told, match="takes one (client )?only"),
+                closing(serving.link()) as other,
+            ):
+                shake_hands(ClientSession(other, Ledger(), 0.2), serving.agreement, run=run)
+        assert "takes one only" in serving.next()
         first.finish(0)
     assert serving.ended == [0]
 
@@ -536,8 +543,8 @@ def test_nobody_fits_in_time(tmp_path: Path) -> None:
     said: list[str] = []
     clients = _Clients(Meeting(), plan, wait, True, said.append)
     server: Any = object()
-    with ExitStack() as cleanup, pytest.raises(NetworkError) as caught:
-        clients.first(server, lambda: server, str(tmp_path), cleanup)
+    with closing(clients), pytest.raises(NetworkError) as caught:
+        clients.first(server, lambda: server, str(tmp_path))
     last = (
         "the client in this process: the peers differ in cut: client 4, server 3; "
         "give both the same options"
@@ -563,6 +570,30 @@ def test_the_server_of_a_run_ends_with_its_client_and_not_with_strangers(tmp_pat
     assert serving.said.empty()
 
 
+def test_a_server_waits_for_a_client_that_lost_its_connection_and_then_ends(
+    tmp_path: Path,
+) -> None:
+    gone: list[str] = []
+
+    class Counting(TcpLink):
+        """Counts as a client does that comes back."""
+
+        def send(self, message: Message, timeout: float) -> int:
+            gone.append(message.kind.name)
+            message.number = len(gone)
+            return super().send(message, timeout)
+
+    config = dataclasses.replace(TINY, reconnect=0.2)
+    with Serving(tmp_path, config=config) as serving, serving.socket() as connection:
+        link = Counting(connection, "the server", nodelay=True, device=CPU)
+        shake_hands(ClientSession(link, Ledger(), 5.0), serving.agreement)
+        link.sever()
+        assert re.search("lost the connection .* its client has 0.2 s to return", serving.next())
+    [error] = serving.ended
+    assert isinstance(error, NetworkError)
+    assert "its client did not return in 0.2 s" in str(error)
+
+
 # Two machines.
 
 
@@ -574,28 +605,21 @@ def test_serve_and_join_go_on_where_they_were(real: Any, easy_data: str, tmp_pat
     server = ["--plugin", "adc", "--classes", "4"]
     server += [t for k, v in own.items() for t in (f"--{k.replace('_', '-')}", str(v))]
 
-    with ExitStack() as ended:
-        # Both servers start at once: importing torch is what takes long.
-        first, second = (
-            ended.enter_context(
-                subprocess.Popen(
-                    real.command("serve", *server), stdout=subprocess.PIPE, text=True, cwd=tmp_path
-                )
-            )
-            for _ in range(2)
-        )
-        addresses = [serving.stdout.readline().split()[-1] for serving in (first, second)]
+    with subprocess.Popen(
+        real.command("serve", *server), stdout=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as serving:
+        assert serving.stdout is not None
+        address = serving.stdout.readline().split()[-1]
         more = [*client[:-1], "steps=100000"]
-        stopped = subprocess.Popen(real.command("join", addresses[0], "--quiet", *more))
+        stopped = subprocess.Popen(real.command("join", address, "--quiet", *more))
         real.wait_for_steps(tmp_path / "client" / "r", 7, stopped)
         stopped.kill()
         stopped.wait(60)
-        assert first.communicate(timeout=60)[0].count("to the end of the client's run") == 0
-        assert first.returncode != 0
+        assert "its client has 300 s to return" in serving.stdout.readline()
         again = ["--resume", str(tmp_path / "client" / "r"), "--budget", "steps=30"]
-        assert main(["join", addresses[1], "--quiet", *again]) == 0
-        assert "to the end of the client's run" in second.communicate(timeout=60)[0]
-        assert second.returncode == 0
+        assert main(["join", address, "--quiet", *again]) == 0
+        assert "to the end of the client's run" in serving.communicate(timeout=60)[0]
+        assert serving.returncode == 0
     run(
         plugins=["adc"],
         data_dir=easy_data,

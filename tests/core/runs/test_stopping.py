@@ -6,13 +6,15 @@ from typing import Any
 
 from splitlab.core.contract.message import Kind, Message
 from splitlab.core.runs.stopping import Asking, Heeding
+from splitlab.core.wire.ledger import Ledger
 from splitlab.transports.inprocess import InProcess
 
 
 def test_the_wish_comes_once_with_the_end_of_a_step_and_is_no_part_of_it() -> None:
     wish = False
     client_end, server_end = InProcess().pair(None)
-    client, server = Heeding(client_end), Asking(server_end, lambda: wish)
+    ledger = Ledger()
+    client, server = Heeding(client_end, ledger), Asking(server_end, lambda: wish)
 
     def carried(kind: Kind, *, training: bool) -> tuple[dict[str, Any], int]:
         sent = server.send(Message(kind, 3, training=training, meta={"loss": 1.0}), 1.0)
@@ -29,8 +31,8 @@ def test_the_wish_comes_once_with_the_end_of_a_step_and_is_no_part_of_it() -> No
         bytes_of_a_step.add(size)
         assert meta == {"loss": 1.0}
         assert client.asked is wish
-        assert (client.ledger.total("down", "control") > 0) is wish
-    before = client.ledger.total("down")
+        assert (ledger.total("down", "control") > 0) is wish
+    before = ledger.total("down")
     carried(Kind.GRADIENT, training=True)
-    assert client.ledger.total("down") == before == client.ledger.total("down", "control")
+    assert ledger.total("down") == before == ledger.total("down", "control")
     assert len(bytes_of_a_step) == 1

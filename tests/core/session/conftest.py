@@ -34,6 +34,8 @@ HELLO: dict[str, Any] = {
     "run": "run",
     "step": 0,
     "marks": MARKS,
+    "session": "00112233445566778899aabbccddeeff",
+    "timeout": 60.0,
 }
 
 

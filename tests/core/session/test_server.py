@@ -20,7 +20,7 @@ from splitlab.core.session.protocol import PROTOCOL, names_a_run
 def test_another_version_of_the_protocol_names_both(talk: Any) -> None:
     table = talk.Table(nested=False)
     table.client_end.send(Message(Kind.HELLO, meta=talk.HELLO | {"protocol": PROTOCOL + 1}), 1.0)
-    with pytest.raises(ProtocolError, match="differ in protocol: client 3, server 2"):
+    with pytest.raises(ProtocolError, match="differ in protocol: client 4, server 3"):
         table.server.turn()
 
 
@@ -34,7 +34,7 @@ def test_a_client_must_begin_with_hello(talk: Any, kind: Kind) -> None:
     assert (table.echo.handled, table.saved) == ([], [])
 
 
-WORDS = ["agreement", "marks", "protocol", "run", "step"]
+WORDS = ["agreement", "marks", "protocol", "run", "session", "step", "timeout"]
 """What a HELLO says."""
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -51,6 +51,9 @@ JSON = st.recursive(
 @example(changes={"step": True}, more={}, absent=set())
 @example(changes={"step": -1}, more={}, absent=set())
 @example(changes={"step": 10**300}, more={}, absent=set())
+@example(changes={"session": "../x"}, more={}, absent=set())
+@example(changes={"timeout": 0}, more={}, absent=set())
+@example(changes={"timeout": True}, more={}, absent=set())
 @example(changes={"run": "../x"}, more={}, absent=set())
 @example(changes={"protocol": True}, more={}, absent=set())
 @example(changes={"protocol": "2"}, more={}, absent=set())
@@ -81,6 +84,9 @@ def test_a_malformed_hello_is_the_clients_error(
         and type(meta["step"]) is int
         and 0 <= meta["step"] < 2**63
         and meta["marks"] == talk.MARKS
+        and meta["session"] == talk.HELLO["session"]
+        and type(meta["timeout"]) in (int, float)
+        and 0 < meta["timeout"] < 2**63
     )
     if fine:
         assert table.server.turn()

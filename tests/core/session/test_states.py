@@ -30,7 +30,9 @@ def said(word: Word, speaker: str, hello: dict[str, Any]) -> Message:
     payload = torch.zeros(3)
     match word:
         case Word.HELLO:
-            meta = hello if speaker == "client" else {"protocol": PROTOCOL}
+            meta = hello
+            if speaker == "server":
+                meta = {"protocol": PROTOCOL, "timeout": 60.0, "waits": 300.0}
             return Message(Kind.HELLO, meta=meta)
         case Word.TRAIN | Word.QUERY | Word.COMPARE:
             made = Message(Kind.ACTIVATION, training=word is Word.TRAIN)
@@ -42,7 +44,7 @@ def said(word: Word, speaker: str, hello: dict[str, Any]) -> Message:
             made = Message(Kind.PREDICTION, training=False, meta={"loss_sum": 1.0})
         case Word.MORE:
             made = Message(Kind.ACTIVATION if speaker == "server" else Kind.GRADIENT)
-        case Word.SAVE | Word.FINISH:
+        case Word.SAVE | Word.FINISH | Word.BYE:
             return Message(Kind.CONTROL, meta={"do": word.split()[1]})
         case Word.SAVED | Word.FINISHED:
             return Message(Kind.CONTROL, meta={"did": word.split()[1]})
@@ -56,10 +58,11 @@ def said(word: Word, speaker: str, hello: dict[str, Any]) -> Message:
 
 def spoken(word: Word, speaker: str) -> Word:
     """Return what this message is when the other peer says it."""
-    theirs = {Word.TRAIN, Word.QUERY, Word.COMPARE, Word.SAVE, Word.FINISH}
+    theirs = {Word.TRAIN, Word.QUERY, Word.COMPARE, Word.SAVE, Word.FINISH, Word.BYE}
     ours = {Word.TRAINED, Word.PREDICTED, Word.COMPARED, Word.SAVED, Word.FINISHED}
     if word in (ours if speaker == "client" else theirs):
-        data = word not in (Word.SAVE, Word.FINISH, Word.SAVED, Word.FINISHED)
+        bare = (Word.SAVE, Word.FINISH, Word.SAVED, Word.FINISHED, Word.BYE)
+        data = word not in bare
         return Word.MORE if data else Word.UNKNOWN
     return word
 
@@ -123,7 +126,8 @@ WAY: dict[State, list[Word]] = {
     State.READY: [Word.HELLO],
     State.HALF_TRAINED: [Word.HELLO, Word.TRAIN],
     State.HALF_ASKED: [Word.HELLO, Word.QUERY],
-    State.OVER: [Word.HELLO, Word.FINISH],
+    State.PARTED: [Word.HELLO, Word.FINISH],
+    State.OVER: [Word.HELLO, Word.FINISH, Word.BYE],
     State.FAILED: [Word.UNKNOWN],
 }
 """How a client brings a session to each state in which it is its turn, or nobody's."""
@@ -139,11 +143,18 @@ def test_a_server_takes_what_the_table_holds_and_nothing_else(
     for step in WAY[state]:
         server.more = state in (State.HALF_TRAINED, State.HALF_ASKED) and step is not Word.HELLO
         table.client_end.send(said(step, "client", talk.HELLO), 1.0)
-        table.client_end.receive(1.0)
+        if step is Word.BYE:
+            assert not table.server.turn()
+        else:
+            table.client_end.receive(1.0)
     assert table.server._state is state
     server.more = False
     heard = spoken(word, "client")
     table.client_end.send(said(word, "client", talk.HELLO), 1.0)
+    if state is State.PARTED and word is Word.BYE:
+        assert not table.server.turn()  # nobody waits for an answer
+        assert table.server._state is State.OVER
+        return
     answer = table.client_end.receive(1.0)
     then = after(state, heard, "client")
     if then is None or heard is Word.ERROR:

@@ -25,12 +25,13 @@ def test_the_bytes_of_one_frame(wire: Any) -> None:
     assert (
         wire.to_bytes(wire.example())
         == (
-            b"SPLT\x02\x00\x03\x01"
+            b"SPLT\x03\x00\x03\x01"
             b"\x01\x02\0\0\0\0\0\0"  # step
+            b"\0\0\0\0\0\0\0\0"  # number
             b"\x40\x42\x0f\0\0\0\0\0"  # elapsed_ns
             b"\x74\x02\xb1\x71\xc7\x1c\x9c\x88"  # checksum of the header
             b"\xba\0\0\0\0\0\0\0"  # 186 = 8 + 168 + 10
-            b"\xe6\xe3\xe7\x6e\xd2\x93\xbb\x91"  # checksum of the opening
+            b"\x08\x54\x1b\xe7\x93\xf7\xfb\x22"  # checksum of the opening
             b"\xa8\0\0\0\0\0\0\0" + header + b"\0\0\x80\x3f\0\0\0\xc0" + b"\x07\x08"  # 168
             b"\x0e\x6f\x05\x61\x1f\xd4\x21\xee"  # checksum of the tensors
         )
@@ -122,7 +123,10 @@ def many(count: int) -> Message:
         (Message(Kind.CONTROL, step=2**64), r"cannot send this CONTROL message"),
         (Message(Kind.CONTROL, step=-1), r"cannot send this CONTROL message"),
         (Message(Kind.CONTROL, meta={"do": torch.zeros(1)}), r"metadata 'do' is not a JSON value"),
-        (Message(Kind.CONTROL, meta={"mine": 1}), r"metadata 'mine' is no word of agreement, did"),
+        (
+            Message(Kind.CONTROL, meta={"mine": 1}),
+            r"metadata 'mine' is no word of agreement, attempt, ",
+        ),
         (Message(Kind.CONTROL, meta={"error": "x" * 2**20}), r"a header of \d+ bytes; allowed"),
         (noted("t", torch.zeros(1)), r"metadata 't' is not a JSON value"),
         (noted("\n", 1), r"cannot be printed"),
