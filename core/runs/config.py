@@ -221,7 +221,7 @@ class Config(Access, Training, Machine):
     )
     reconnect: float = option(
         300.0,
-        "time that a lost connection may take to come back (tcp); 0 ends the run at once",
+        "time that a lost connection may take to come back; 0 ends the run at once",
         metavar="SECONDS",
         group=_LINK,
     )

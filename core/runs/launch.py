@@ -15,7 +15,7 @@ from splitlab.core.runs.plan import PeerPlan
 from splitlab.core.runs.process import STARTUP_SECONDS, ServerProcess
 from splitlab.core.runs.serve import open_session
 from splitlab.core.runs.stopping import Heeding
-from splitlab.core.session.lasting import Redialling
+from splitlab.core.session.redialling import Redialling
 from splitlab.core.wire.ledger import Ledger
 
 __all__ = ["Launch", "link_inside"]

@@ -15,7 +15,7 @@ from splitlab.core.contract.link import (
     WrappedLink,
 )
 from splitlab.core.contract.message import Message
-from splitlab.core.session.lasting import Awaiting, Returned, Superseded, returns_to
+from splitlab.core.session.awaiting import Awaiting, Returned, Superseded, returns_to
 from splitlab.core.session.protocol import HELLO_BYTES, number_of, tell
 
 __all__ = ["Returning"]
@@ -47,7 +47,7 @@ class Returning:
         self._run = ""
         self._news = threading.Condition()
         self._back: Returned | None = None
-        self._anew: Link | None = None
+        self._anew: SeverableLink | None = None
         self._attempt = 0
         self._over = False
         self._thread: threading.Thread | None = None

@@ -37,7 +37,7 @@ from splitlab.core.runs.returning import Returning
 from splitlab.core.runs.stopping import Asking
 from splitlab.core.runs.strangers import Strangers
 from splitlab.core.runs.workers import build_server, limited_threads
-from splitlab.core.session.lasting import Awaiting, Superseded
+from splitlab.core.session.awaiting import Awaiting, Superseded
 from splitlab.core.session.protocol import HELLO_BYTES, MARKS, names_a_folder
 from splitlab.core.session.server import ServerSession
 
@@ -126,6 +126,7 @@ def serve(
                             _to_the_end(served, should_stop)
                         break
                     except Superseded as other:
+                        say(str(other))
                         served = clients.first(build(), build, output, other.link)
     say(f"served {served.session.steps} steps to the end of the client's run")
     return served.session.steps
@@ -142,6 +143,8 @@ def _to_the_end(served: _Served, should_stop: Callable[[], bool]) -> None:
         if should_stop():
             raise Interrupted(f"interrupted after {session.steps} steps; {error}") from error
         raise
+    if served.lasting is not None:
+        served.lasting.patience = min(served.lasting.patience, _PARTING)
     session.part(_PARTING)
     served.report()
 
@@ -159,11 +162,13 @@ class _Served:
     Attributes:
         session: with it, after its handshake.
         report: lets the server's probes report.
+        lasting: its link, if it outlives its connection.
         cleanup: closes the link, and lets go of the folder.
     """
 
     session: ServerSession
     report: Callable[[], None]
+    lasting: Awaiting | None
     cleanup: ExitStack
 
 
@@ -216,7 +221,7 @@ class _Clients:
         server: Server,
         build: Callable[[], Server],
         output: str | None,
-        link: Link | None = None,
+        link: SeverableLink | None = None,
     ) -> _Served:
         """Return the first client that fits.
 
@@ -255,7 +260,7 @@ class _Clients:
                     lasting.keep()
                     self._returning.begin(lasting, session.run)
                 self._strangers.close()
-                return _Served(session, report, attempt.pop_all())
+                return _Served(session, report, lasting, attempt.pop_all())
 
     def _lasting(self, bare: SeverableLink) -> Awaiting:
         config = self._config

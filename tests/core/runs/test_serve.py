@@ -508,7 +508,7 @@ def test_a_second_client_is_told_that_the_server_has_one(tmp_path: Path) -> None
         shake_hands(first, serving.agreement)
         for run, told in (("another", ProtocolError), (MARKS["run"], NetworkError)):
             with (
-                pytest.raises(told, match="takes one (client )?only"),
+                pytest.raises(told, match=r"takes one (client )?only"),
                 closing(serving.link()) as other,
             ):
                 shake_hands(ClientSession(other, Ledger(), 0.2), serving.agreement, run=run)

@@ -1,0 +1,145 @@
+"""The server's end of a session that outlives its connections: it waits for the next one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, Protocol
+
+from splitlab.core.contract.errors import DamagedError, LinkError, NetworkError
+from splitlab.core.contract.link import SeverableLink
+from splitlab.core.contract.message import Kind, Message
+from splitlab.core.session.lasting import BROKEN, Lasting
+from splitlab.core.session.protocol import PROTOCOL, number_of, seconds_of
+
+__all__ = ["Awaiting", "Returned", "Returns", "Superseded", "returns_to"]
+
+_A_LOOK: Final = 0.2
+"""Seconds after which it looks whether there still is anybody to wait for."""
+
+
+class Superseded(NetworkError):
+    """The client is not coming back: it began the same run anew.
+
+    Attributes:
+        link: to it; its HELLO is the next message.
+    """
+
+    def __init__(self, link: SeverableLink) -> None:
+        super().__init__(f"{link.remote}: the client began its run anew")
+        self.link = link
+
+
+@dataclasses.dataclass(frozen=True)
+class Returned:
+    """A connection on which the client goes on with its session.
+
+    Attributes:
+        link: over it.
+        heard: how many messages of the server the client has heard.
+    """
+
+    link: SeverableLink
+    heard: int
+
+
+class Returns(Protocol):
+    """Where clients come back to."""
+
+    def wait(self, seconds: float) -> Returned | None:
+        """Return the client's next connection, or None; `Superseded` if it began anew."""
+        ...
+
+
+class Awaiting(Lasting):
+    """The server's end (a `SeverableLink`), which waits for the client's new connection.
+
+    A client that counts nothing, whose HELLO has no number, is none to wait for.
+
+    Args:
+        inside: the link over the first connection.
+        returns: where the client comes back to.
+        hopeless: whether nobody wants it any more.
+        timeout, patience, say: as of `Lasting`.
+    """
+
+    _speaks, _hears = "down", "up"
+
+    def __init__(
+        self,
+        inside: SeverableLink,
+        returns: Returns,
+        *,
+        timeout: float,
+        patience: float,
+        hopeless: Callable[[], bool] = lambda: False,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        super().__init__(inside, timeout=timeout, patience=patience, say=say)
+        self.inside: SeverableLink = inside
+        self._returns = returns
+        self._hopeless = hopeless
+        self._counts = False
+        self._established = False
+
+    def sever(self) -> None:
+        """End the connection at once, from any thread: the client has another one."""
+        self.inside.sever()
+
+    def keep(self) -> None:
+        """From now on, wait for the client if its connection is lost: its HELLO was answered."""
+        self._established = True
+
+    def _numbers(self, message: Message) -> bool:
+        if not self._heard and message.kind is Kind.HELLO:
+            self._counts = message.number == 1
+        return self._counts
+
+    def _note(self, message: Message) -> None:
+        if message.kind is Kind.HELLO:
+            self.session = str(message.meta.get("session", ""))
+            self._timeout = min(self._timeout, seconds_of(message, "timeout", math.inf))
+
+    def _mend(self, error: LinkError) -> None:
+        if not (self._established and self._counts):
+            raise error
+        until, began = self._lost(error), time.monotonic()
+        self._say(f"lost the connection ({error}); its client has {self.patience:g} s to return")
+        while (left := until - time.monotonic()) > 0 and not self._hopeless():
+            came = self._returns.wait(min(left, _A_LOOK))
+            if came is None:
+                continue
+            with suppress(*BROKEN):
+                self.inside = self._taken(came)
+                self._say(f"the client is back after {time.monotonic() - began:.2g} s")
+                return
+        if self._hopeless():
+            raise error
+        raise NetworkError(f"{error}; its client did not return in {self.patience:g} s") from error
+
+    def _taken(self, came: Returned) -> SeverableLink:
+        """Return the link of a client that is back, on which all is said."""
+        link = came.link
+        with self._greeting(link):
+            if not self._said - len(self._kept) <= came.heard <= self._said:
+                raise DamagedError(f"{link.remote} says that it heard {came.heard} messages")
+            answer = {"protocol": PROTOCOL, "heard": self._heard}
+            link.send(Message(Kind.HELLO, meta=answer), self._timeout)
+        try:
+            self._say_again(link, came.heard)
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+
+def returns_to(message: Message) -> str | None:
+    """Return which session the HELLO of a new connection goes on with; None if with none."""
+    if message.kind is not Kind.HELLO or "heard" not in message.meta:
+        return None
+    session = message.meta.get("session")
+    whole = number_of(message, "heard") is not None and number_of(message, "attempt") is not None
+    return session if whole and isinstance(session, str) else ""

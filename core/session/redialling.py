@@ -1,0 +1,125 @@
+"""The client's end of a session that outlives its connections: it makes the next one."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import time
+from collections.abc import Callable
+from typing import Final
+
+from splitlab.core.contract.errors import DamagedError, LinkError, NetworkError, ProtocolError
+from splitlab.core.contract.link import Link
+from splitlab.core.contract.message import Kind, Message
+from splitlab.core.session.lasting import BROKEN, Lasting
+from splitlab.core.session.protocol import PROTOCOL, ended, number_of, seconds_of
+
+__all__ = ["Redialling"]
+
+_STRANGE: Final = 3
+"""Answers to a first HELLO that may be damaged, until they are taken for none."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
+_FIRST_TRY, _LONGEST_TRY = 0.5, 30.0
+
+_chance = random.SystemRandom()
+
+
+class Redialling(Lasting):
+    """The client's end, which makes the new connection.
+
+    Args:
+        inside: the link over the first connection.
+        dial: connects anew, within so many seconds.
+        hopeless: whether nobody is there any more to connect to, or nobody wants it.
+        timeout, patience, say: as of `Lasting`.
+    """
+
+    _speaks, _hears = "up", "down"
+
+    def __init__(
+        self,
+        inside: Link,
+        dial: Callable[[float], Link],
+        *,
+        timeout: float,
+        patience: float,
+        hopeless: Callable[[], bool] = lambda: False,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        super().__init__(inside, timeout=timeout, patience=patience, say=say)
+        self._dial = dial
+        self._hopeless = hopeless
+        self._attempt = 0
+
+    def send(self, message: Message, timeout: float) -> int:
+        """Send the message; see `Lasting`."""
+        if message.kind is Kind.HELLO:
+            self.session = str(message.meta.get("session", ""))
+        return super().send(message, timeout)
+
+    def _note(self, message: Message) -> None:
+        if message.kind is Kind.HELLO:
+            self.patience = min(self.patience, seconds_of(message, "waits", math.inf))
+            self._timeout = min(self._timeout, seconds_of(message, "timeout", math.inf))
+
+    def _mend(self, error: LinkError) -> None:
+        until, began, last = self._lost(error), time.monotonic(), error
+        if not self._hopeless():
+            self._say(f"lost the connection ({error}); trying again for {self.patience:g} s")
+        for attempt in itertools.count():
+            left = until - time.monotonic()
+            if self._hopeless() or self._is_no_server(last, attempt):
+                raise last
+            if left <= 0:
+                raise NetworkError(
+                    f"{error}; there was no other connection in {self.patience:g} s: {last}"
+                ) from error
+            try:
+                self.inside = self._again(min(left, _FIRST_TRY * 2**attempt, _LONGEST_TRY))
+                break
+            except BROKEN as found:
+                last = found
+            pause = min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE) * _chance.uniform(0.5, 1.0)
+            time.sleep(max(0.0, min(pause, until - time.monotonic())))
+        self._say(f"connected again after {time.monotonic() - began:.2g} s")
+
+    def _expect_whole(self, message: Message) -> None:
+        if self.session and message.meta.get("damaged") is True:
+            raise ended(message, "the server", ProtocolError)
+
+    def _is_no_server(self, error: LinkError, attempt: int) -> bool:
+        """Return whether who was called first says nothing, or nothing that is ours."""
+        strange = isinstance(error, DamagedError) and attempt >= _STRANGE
+        return not self._heard and (strange or self._silent > 1)
+
+    def _again(self, timeout: float) -> Link:
+        """Return a link over another connection, on which all is said."""
+        link = self._dial(timeout)
+        heard = 0
+        with self._greeting(link):
+            if self._heard:
+                heard = self._go_on(link, timeout)
+        try:
+            self._say_again(link, heard)
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+    def _go_on(self, link: Link, timeout: float) -> int:
+        """Ask to go on with the session; returns how much the server has heard."""
+        self._attempt += 1
+        said = {"session": self.session, "heard": self._heard, "attempt": self._attempt}
+        asked = Message(Kind.HELLO, meta={"protocol": PROTOCOL, **said})
+        link.send(asked, timeout)
+        self.ledger.add(asked, "up")
+        # The server may be busy with what it heard before the connection was lost.
+        answer = link.receive(max(timeout, self._timeout))
+        self.ledger.add(answer, "down")
+        if answer.kind is Kind.ERROR:
+            raise ended(answer, "the server", ProtocolError)
+        heard = number_of(answer, "heard")
+        if answer.kind is not Kind.HELLO or heard is None or heard > self._said:
+            raise ProtocolError(f"{link.remote} answered a HELLO with {answer.meta!r:.200}")
+        return heard
