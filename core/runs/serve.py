@@ -221,7 +221,7 @@ class _Clients:
         server: Server,
         build: Callable[[], Server],
         output: str | None,
-        link: SeverableLink | None = None,
+        came: SeverableLink | None = None,
     ) -> _Served:
         """Return the first client that fits.
 
@@ -229,17 +229,17 @@ class _Clients:
             server: new.
             build: makes another one, where a client spoiled this one.
             output: as in `open_session`.
-            link: to who comes first of all, if that is known.
+            came: link to who comes first of all, if that is known.
         """
         self._returning.end()
         while True:
             with ExitStack() as attempt:
-                bare: Any = link or self._accept()
+                bare: Any = came or self._accept()
                 lasting = self._lasting(bare) if hasattr(bare, "sever") else None
                 bare = lasting or bare
                 attempt.enter_context(closing(bare))
-                link = end(bare, self._config.transport, self._plan.links, "server")
-                link = Asking(link, self._should_stop)
+                wrapped = end(bare, self._config.transport, self._plan.links, "server")
+                link = Asking(wrapped, self._should_stop)
                 session, report = open_session(link, server, self._plan, output, attempt)
                 try:
                     session.turn(self._opening if self._patient else None)
@@ -252,7 +252,7 @@ class _Clients:
                         server = build()  # a checkpoint may have been loaded, or a part of it
                     why = str(error)
                     self._strangers.add(why if link.remote in why else f"{link.remote}: {why}")
-                    link = None
+                    came = None
                     continue
                 if lasting is None:
                     self._listener.close()  # nobody can come back

@@ -78,6 +78,7 @@ class Lasting(WrappedLink, ABC):
         self._kept: list[Message] = []
         self._since: float | None = None  # when it broke, if it got no further
         self._silent = 0  # how often in a row nothing came for too long
+        self._tries = 0  # connections that were tried since it got further
         self._calls = threading.Lock()
         self._heartbeat: _Heartbeat | None = None
         self._closed = False
@@ -131,7 +132,7 @@ class Lasting(WrappedLink, ABC):
                     )
             self._heard += 1
             self._kept.clear()
-            self._since, self._silent = None, 0
+            self._since, self._silent, self._tries = None, 0, 0
             self._note(message)
         if self._heartbeat is None and self.session:
             self._heartbeat = _Heartbeat(self._beat, self._timeout / _BEATS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 import time
@@ -19,8 +18,8 @@ __all__ = ["Redialling"]
 
 _STRANGE: Final = 3
 """Answers to a first HELLO that may be damaged, until they are taken for none."""
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
-_FIRST_TRY, _LONGEST_TRY = 0.5, 30.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.025, 5.0
+_FIRST_TRY, _LONGEST_TRY = 0.25, 30.0
 
 _chance = random.SystemRandom()
 
@@ -67,31 +66,37 @@ class Redialling(Lasting):
         until, began, last = self._lost(error), time.monotonic(), error
         if not self._hopeless():
             self._say(f"lost the connection ({error}); trying again for {self.patience:g} s")
-        for attempt in itertools.count():
+        while True:
+            if self._tries:
+                pause = self._grown(_FIRST_PAUSE, _LONGEST_PAUSE) * _chance.uniform(0.5, 1.0)
+                time.sleep(max(0.0, min(pause, until - time.monotonic())))
             left = until - time.monotonic()
-            if self._hopeless() or self._is_no_server(last, attempt):
+            if self._hopeless() or self._is_no_server(last):
                 raise last
             if left <= 0:
                 raise NetworkError(
                     f"{error}; there was no other connection in {self.patience:g} s: {last}"
                 ) from error
+            self._tries += 1
             try:
-                self.inside = self._again(min(left, _FIRST_TRY * 2**attempt, _LONGEST_TRY))
+                self.inside = self._again(min(left, self._grown(_FIRST_TRY, _LONGEST_TRY)))
                 break
             except BROKEN as found:
                 last = found
-            pause = min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE) * _chance.uniform(0.5, 1.0)
-            time.sleep(max(0.0, min(pause, until - time.monotonic())))
         self._say(f"connected again after {time.monotonic() - began:.2g} s")
 
     def _expect_whole(self, message: Message) -> None:
         if self.session and message.meta.get("damaged") is True:
             raise ended(message, "the server", ProtocolError)
 
-    def _is_no_server(self, error: LinkError, attempt: int) -> bool:
+    def _is_no_server(self, error: LinkError) -> bool:
         """Return whether who was called first says nothing, or nothing that is ours."""
-        strange = isinstance(error, DamagedError) and attempt >= _STRANGE
+        strange = isinstance(error, DamagedError) and self._tries >= _STRANGE
         return not self._heard and (strange or self._silent > 1)
+
+    def _grown(self, first: float, longest: float) -> float:
+        """Return what doubles with every connection that was tried."""
+        return min(first * 2.0 ** min(self._tries, 30), longest)
 
     def _again(self, timeout: float) -> Link:
         """Return a link over another connection, on which all is said."""

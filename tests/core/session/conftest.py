@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
 
-from splitlab.core import Kind, Message, ProtocolError, Role
+from splitlab.core import Kind, Link, Message, NetworkError, ProtocolError, Role, WrappedLink
+from splitlab.core.session.awaiting import Awaiting, Returned, Superseded
 from splitlab.core.session.client import ClientSession
 from splitlab.core.session.protocol import PROTOCOL, ended
+from splitlab.core.session.redialling import Redialling
 from splitlab.core.session.server import ServerSession
 from splitlab.core.wire.ledger import Ledger
 from splitlab.transports.inprocess import InProcess
@@ -140,3 +144,203 @@ class Talk:
 def talk() -> Talk:
     """Return it."""
     return Talk()
+
+
+# Connections that come and go.
+
+SESSION = "0123456789abcdef0123456789abcdef"
+
+
+class Severable(WrappedLink):
+    """An end that can be severed, and told what to raise.
+
+    Attributes:
+        raises: instead of the next message.
+        limits_seen: of every message that was received.
+    """
+
+    def __init__(self, inside: Link, limits_seen: list[int] | None = None) -> None:
+        super().__init__(inside)
+        self.raises: Exception | None = None
+        self.limits_seen = [] if limits_seen is None else limits_seen
+
+    def receive(self, timeout: float) -> Message:
+        self.limits_seen.append(self.limits.frame_bytes)
+        error, self.raises = self.raises, None
+        if error is not None:
+            raise error
+        return super().receive(timeout)
+
+    def sever(self) -> None:
+        self.inside.close()
+
+
+def numbered(message: Message, number: int) -> Message:
+    message.number = number
+    return message
+
+
+@dataclass
+class Upcoming:
+    """What a server says on a connection as soon as that is made."""
+
+    heard: Any = ...
+    answers: list[int] = field(default_factory=list)
+    limits: list[int] | None = None
+    closes: bool = False
+    error: dict[str, Any] | None = None
+    raises: Exception | None = None
+
+
+class Ends:
+    """A client's lasting end, and the server's bare ones, over connections that are made for it."""
+
+    session = SESSION
+
+    def __init__(self) -> None:
+        self.upcoming: list[Upcoming] = []
+        self.dialled = 0
+        self.said: list[str] = []
+        self.made: Redialling | None = None
+        self._timeout = 1.0
+
+    def client(
+        self,
+        timeout: float = 1.0,
+        patience: float = 9.0,
+        hopeless: Callable[[], bool] = lambda: False,
+    ) -> Redialling:
+        self._timeout = timeout
+        self.made = Redialling(
+            self._connect(Upcoming()),
+            self._dial,
+            timeout=timeout,
+            patience=patience,
+            hopeless=hopeless,
+            say=self.said.append,
+        )
+        return self.made
+
+    def hello(self) -> Message:
+        return Message(Kind.HELLO, meta={"protocol": PROTOCOL, "session": SESSION})
+
+    def shake_hands(self, waits: float = 9.0) -> None:
+        assert self.made is not None
+        self.made.send(self.hello(), 1.0)
+        assert self.server.receive(1.0).number == 1
+        meta = {"protocol": PROTOCOL, "timeout": self._timeout, "waits": waits}
+        self.server.send(numbered(Message(Kind.HELLO, meta=meta), 1), 1.0)
+        assert self.made.receive(1.0).meta == meta
+
+    def greets(self, **what: Any) -> None:
+        """Say what becomes of the next connection."""
+        self.upcoming.append(Upcoming(**what))
+
+    def answer(self, number: int) -> None:
+        self.server.send(numbered(Message(Kind.GRADIENT), number), 1.0)
+
+    def beat(self) -> None:
+        self.server.send(Message(Kind.CONTROL, training=False, meta={"do": "beat"}), 1.0)
+
+    def cut(self) -> None:
+        self.server.close()
+
+    def raises(self, error: Exception) -> None:
+        """Let the client's next message be an error."""
+        self._client.raises = error
+
+    def _dial(self, timeout: float) -> Link:
+        self.dialled += 1
+        if not self.upcoming:
+            raise NetworkError("nobody there")
+        return self._connect(self.upcoming.pop(0))
+
+    def _connect(self, what: Upcoming) -> Link:
+        client, self.server = InProcess().pair(None)
+        self._client = Severable(client, what.limits)
+        self._client.raises = what.raises
+        if what.error is not None:
+            self.server.send(Message(Kind.ERROR, meta=what.error), 1.0)
+        elif what.heard is not ...:
+            meta = {"protocol": PROTOCOL, "heard": what.heard}
+            self.server.send(Message(Kind.HELLO, meta=meta), 1.0)
+        for number in what.answers:
+            self.answer(number)
+        if what.closes:
+            self.server.close()
+        return self._client
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    """Return them; what they made is closed."""
+    made = Ends()
+    yield made
+    if made.made is not None:
+        made.made.close()
+
+
+class Doors:
+    """A server's lasting end, and the client's bare ones."""
+
+    def __init__(self) -> None:
+        self.returns: list[Returned | Superseded] = []
+        self.said: list[str] = []
+        self.made: Awaiting | None = None
+
+    def wait(self, seconds: float) -> Returned | None:
+        if not self.returns:
+            time.sleep(seconds)
+            return None
+        came = self.returns.pop(0)
+        if isinstance(came, Superseded):
+            raise came
+        return came
+
+    def server(
+        self,
+        patience: float = 9.0,
+        hopeless: Callable[[], bool] = lambda: False,
+        greeted: bool = True,
+        counts: bool = True,
+    ) -> Awaiting:
+        link = self.other()
+        self.made = made = Awaiting(
+            link, self, timeout=1.0, patience=patience, hopeless=hopeless, say=self.said.append
+        )
+        self.send(Message(Kind.HELLO, meta={"session": SESSION}), int(counts))
+        made.receive(1.0)
+        made.send(Message(Kind.HELLO), 1.0)
+        self.client.receive(1.0)
+        if greeted:
+            made.keep()
+        return made
+
+    def other(self) -> Severable:
+        self.client, server = InProcess().pair(None)
+        return Severable(server)
+
+    def send(self, message: Message, number: int) -> None:
+        self.client.send(numbered(message, number), 1.0)
+
+    def ask(self, server: Awaiting, number: int) -> None:
+        self.send(Message(Kind.ACTIVATION), number)
+        assert server.receive(1.0).number == number
+
+    def cut(self) -> None:
+        self.client.close()
+
+    def comes(self, heard: int, *, closed: bool = False) -> None:
+        """Let the client come back, who says that it heard so much."""
+        self.returns.append(Returned(self.other(), heard))
+        if closed:
+            self.client.close()
+
+
+@pytest.fixture
+def doors() -> Iterator[Doors]:
+    """Return them; what they made is closed."""
+    made = Doors()
+    yield made
+    if made.made is not None:
+        made.made.close()
