@@ -568,3 +568,27 @@ def test_a_client_waits_only_as_long_as_it_was_told(secret: Callable[[str], str]
         with pytest.raises(NetworkError, match=r"did not let this client in for 0\.3 s"):
             Tcp(secret_file=secret(SECRET)).connect(address, device=CPU, timeout=0.3)
         assert time.monotonic() - started < 2
+
+
+def test_closing_ends_who_listens_in_another_thread() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as bound:
+        reception = admission.Reception(bound, str, lambda connection, remote: iter(()))
+        ended: list[BaseException] = []
+
+        def listen() -> None:
+            try:
+                reception.first(60.0, 60.0, lambda line: None)
+            except OSError as error:
+                ended.append(error)
+
+        listening = threading.Thread(target=listen)
+        listening.start()
+        time.sleep(0.02)
+        reception.close()
+        listening.join(5)
+        assert not listening.is_alive()
+        [error] = ended
+        assert isinstance(error, OSError)
+        reception.close()
+        with pytest.raises(OSError, match="descriptor"):
+            reception.first(60.0, 60.0, lambda line: None)
