@@ -16,9 +16,10 @@ __all__ = ["add"]
 
 _MORE = """\
 The client has the data, decides when the run ends, and writes the run folder.
-Give it the same options as the server for what both must agree on. If one of
-them is killed, the other ends too: start the server again, and the client with
---resume RUN. A server that asks for certificates (--tls-cert, --tls-key and
+Give it the same options as the server for what both must agree on. A lost
+connection comes back by itself (--reconnect). If the client is killed, start it
+again with --resume RUN while the server waits; if the server is, start that
+first. A server that asks for certificates (--tls-cert, --tls-key and
 --tls-ca) or a secret (--secret-file) is given them by the same options.
 """
 

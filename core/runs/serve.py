@@ -235,7 +235,8 @@ class _Clients:
         while True:
             with ExitStack() as attempt:
                 bare: Any = came or self._accept()
-                lasting = self._lasting(bare) if hasattr(bare, "sever") else None
+                returns = self._hear is not None and hasattr(bare, "sever")
+                lasting = self._lasting(bare) if returns else None
                 bare = lasting or bare
                 attempt.enter_context(closing(bare))
                 wrapped = end(bare, self._config.transport, self._plan.links, "server")

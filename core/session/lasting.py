@@ -24,7 +24,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Final
 
 from splitlab.core.contract.errors import DamagedError, LinkError, NetworkError, ProtocolError
@@ -42,6 +42,7 @@ _BEATS: Final = 4
 _LONGEST: Final = 10
 """How many of these times an end may compute for one message, whatever signs of life it gives."""
 _BEAT = "beat"
+_BEAT_SECONDS = 5.0
 
 
 class Lasting(WrappedLink, ABC):
@@ -200,9 +201,11 @@ class Lasting(WrappedLink, ABC):
             return  # this end waits for the other one
         try:
             beat = Message(Kind.CONTROL, training=False, meta={"do": _BEAT})
-            with suppress(LinkError):  # the next message will find that out
-                self.inside.send(beat, self._timeout)
+            try:
+                self.inside.send(beat, min(self._timeout, _BEAT_SECONDS))
                 self.ledger.add(beat, self._speaks)
+            except LinkError:
+                self.inside.close()  # the next message finds that out
         finally:
             self._calls.release()
 
