@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from splitlab.core import run
 from splitlab.core.catalogue.tables import ROOT
+from splitlab.core.runs.records import read_records
 
 DEPLOY = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
 
@@ -80,6 +82,22 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 SHORT = "--budget steps=3 --output near/r"
 
+FAULTS = {
+    "a cable cut for 20 s": "ip link set near0 down; sleep 20; ip link set near0 up",
+    "another address": "ip addr del 10.9.0.1/24 dev near0; ip addr add 10.9.0.3/24 dev near0",
+}
+"""What is done to the client's end of the network, amid its run."""
+
+AMID = """
+{join} & joined=$!
+until grep -qs '"step": 5,' near/r/metrics.jsonl; do
+    kill -0 $joined || exit 1
+    sleep 0.1
+done
+{fault}
+wait $joined
+"""
+
 
 @pytest.mark.long
 @pytest.mark.timeout(200)
@@ -97,6 +115,34 @@ def test_serve_and_join(option: str, installed: Path) -> None:
     said = between(f"{join} {SHORT}", f"{serve} --output far/r", installed)
     assert "served 3 steps" in said
     assert (installed / "near" / "r" / "summary.json").is_file()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_run_over_tls_outlives_what_the_network_does(fault: str, installed: Path) -> None:
+    pytest.importorskip("cryptography")
+    [prepare] = commands("splitlab certs", "--host")
+    subprocess.run(["bash", "-c", prepare], check=True, cwd=installed, capture_output=True)
+    [serve], [join] = commands("splitlab serve", "--tls-ca"), commands("splitlab join", "--tls-ca")
+    more = "--batch-size 16 --timeout 5"
+    join += f" {more} --budget steps=60 --eval-every 1000 --output near/r"
+    near = AMID.format(join=join, fault=FAULTS[fault])
+    said = between(near, f"{serve} {more} --output far/r", installed)
+    assert "served 60 steps" in said
+    assert "the client is back after" in said
+    run(
+        plugins=["adc"],
+        batch_size=16,
+        budget="steps=60",
+        eval_every=1000,
+        output=str(installed / "alone"),
+    )
+    disturbed, alone = (
+        [row.loss for row in read_records(installed / name)] for name in ("near/r", "alone")
+    )
+    assert disturbed == alone
+    assert len(alone) == 61
 
 
 @pytest.mark.long

@@ -160,6 +160,7 @@ BOUNDS = {
     "threads": (1, 4096),
     "workers": (0, 256),
     "timeout": (0.1, 1e6),
+    "reconnect": (0.0, 1e6),
 }
 
 

@@ -191,7 +191,7 @@ def test_losses_and_bytes_are_the_same_with_and_without(
     real: Any, options: Any, mine: str, tmp_path: Path
 ) -> None:
     without = run(output=str(tmp_path / "without"), **options)
-    logged = run(output=str(tmp_path / "with"), loggers=(mine, "none"), **options)
+    logged = run(output=str(tmp_path / "withlog"), loggers=(mine, "none"), **options)
     assert real.losses(logged.folder) == real.losses(without.folder)
     assert logged.ledger.counts == without.ledger.counts
 
