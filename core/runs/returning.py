@@ -35,11 +35,15 @@ class Returning:
         hear: of the listener where they come, a `PatientListener`.
         opening: seconds that somebody may take to say who it is.
         away: is told in a line of everybody who was turned away.
+
+    Attributes:
+        hears: whether it has begun to; from then on nobody else may.
     """
 
     def __init__(
         self, hear: Callable[..., SeverableLink], opening: float, away: Callable[[str], None]
     ) -> None:
+        self.hears = False
         self._hear_one = hear
         self._opening = opening
         self._away = away
@@ -50,19 +54,27 @@ class Returning:
         self._anew: SeverableLink | None = None
         self._attempt = 0
         self._over = False
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._hear, name="returning", daemon=True)
 
     def begin(self, link: Awaiting, run: str) -> None:
-        """Hear from now on who comes.
+        """Hear from now on who comes besides a session.
 
         Args:
             link: of the session.
             run: what the client's run is known by, however often it begins.
         """
-        self._link, self._run = link, run
-        self._attempt, self._over = 0, False
-        self._thread = threading.Thread(target=self._hear, name="returning", daemon=True)
-        self._thread.start()
+        with self._news:
+            self._link, self._run, self._attempt = link, run, 0
+        if not self.hears:
+            self.hears = True
+            self._thread.start()
+
+    def pause(self) -> None:
+        """Forget the session: whoever comes may begin another one."""
+        with self._news:
+            back, self._back, self._link = self._back, None, None
+        if back is not None:
+            back.link.close()
 
     def wait(self, seconds: float) -> Returned | None:
         """Return the client's next connection, or None; `Superseded` if it began anew."""
@@ -74,16 +86,21 @@ class Returning:
                 raise Superseded(anew)
         return back
 
+    def next(self, seconds: float) -> SeverableLink | None:
+        """Return the link to who came to begin a session, or None."""
+        with self._news:
+            self._news.wait_for(lambda: self._anew, seconds)
+            anew, self._anew = self._anew, None
+        return anew
+
     def end(self) -> None:
-        """Hear nobody any more, and let go who waits; the listener may be closed already."""
+        """Hear nobody any more, and let go who waits; the listener must be closed already."""
         self._over = True
-        if self._thread is not None:
+        if self.hears:
             self._thread.join()
-            self._thread = None
-        for link in (self._back.link if self._back else None, self._anew):
-            if link is not None:
-                link.close()
-        self._back = self._anew = None
+        self.pause()
+        if self._anew is not None:
+            self._anew.close()
 
     def _hear(self) -> None:
         limits = dataclasses.replace(DEFAULT_LIMITS, frame_bytes=HELLO_BYTES)
@@ -104,32 +121,44 @@ class Returning:
 
     def _look_at(self, link: SeverableLink, said: Message) -> None:
         """Take who has said this for what it is; `ProtocolError` if it does not belong here."""
-        own, session = self._link, returns_to(said)
-        assert own is not None
+        with self._news:
+            own, run = self._link, self._run
+        session = returns_to(said)
         if session is None:
+            if own is not None and said.meta.get("session") == own.session:
+                self._greet_again(link, own)
+                return
             marks = said.meta.get("marks")
-            if not isinstance(marks, dict) or marks.get("run") != self._run:
+            if own is not None and not (isinstance(marks, dict) and marks.get("run") == run):
                 raise ProtocolError("this server has its client; it takes one only")
             with self._news:
                 other, self._anew = self._anew, _Heard(link, said)
                 self._news.notify()
             if other is not None:
                 other.close()
-            if said.meta.get("session") == own.session:
-                own.sever()  # this very client, which did not hear an answer
             return
-        if not own.session or session != own.session:
+        if own is None or not own.session or session != own.session:
             raise ProtocolError(
                 "this server does not have that session, or has it no more; go on from the last "
                 "checkpoint"
             )
         attempt, heard = number_of(said, "attempt") or 0, number_of(said, "heard") or 0
-        if attempt <= self._attempt:
+        if attempt <= self._attempt or not heard:
             link.close()  # it is late: the client has made another one since
             return
         self._attempt = attempt
+        self._take(Returned(link, heard), own)
+
+    def _greet_again(self, link: SeverableLink, own: Awaiting) -> None:
+        """Take a client that says its first HELLO again, unless it is known to have the answer."""
+        if own.heard == 1:
+            self._take(Returned(link, 0), own)
+        else:
+            link.close()
+
+    def _take(self, back: Returned, own: Awaiting) -> None:
         with self._news:
-            before, self._back = self._back, Returned(link, heard)
+            before, self._back = self._back, back
             self._news.notify()
         if before is not None:
             before.link.close()

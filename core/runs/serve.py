@@ -231,7 +231,7 @@ class _Clients:
             output: as in `open_session`.
             came: link to who comes first of all, if that is known.
         """
-        self._returning.end()
+        self._returning.pause()
         while True:
             with ExitStack() as attempt:
                 bare: Any = came or self._accept()
@@ -281,6 +281,10 @@ class _Clients:
         try:
             if self._hear is None:
                 return called(owner, self._listener.accept, left)
+            if self._returning.hears:
+                if (came := self._returning.next(left)) is not None:
+                    return came
+                raise NetworkError(f"no client came to {self._listener.address} in {left:g} s")
             limits = dataclasses.replace(DEFAULT_LIMITS, frame_bytes=HELLO_BYTES)
             link: Link = called(
                 owner, self._hear, left, opening=self._opening, limits=limits, away=strangers.add

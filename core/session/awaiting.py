@@ -39,7 +39,8 @@ class Returned:
 
     Attributes:
         link: over it.
-        heard: how many messages of the server the client has heard.
+        heard: how many messages of the server the client has heard; none, if it says its first
+            HELLO again, which is answered as that was.
     """
 
     link: SeverableLink
@@ -126,8 +127,9 @@ class Awaiting(Lasting):
         with self._greeting(link):
             if not self._said - len(self._kept) <= came.heard <= self._said:
                 raise DamagedError(f"{link.remote} says that it heard {came.heard} messages")
-            answer = {"protocol": PROTOCOL, "heard": self._heard}
-            link.send(Message(Kind.HELLO, meta=answer), self._timeout)
+            if came.heard:
+                answer = {"protocol": PROTOCOL, "heard": self._heard}
+                link.send(Message(Kind.HELLO, meta=answer), self._timeout)
         try:
             self._say_again(link, came.heard)
         except BaseException:

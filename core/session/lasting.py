@@ -85,6 +85,11 @@ class Lasting(WrappedLink, ABC):
         self._closed = False
 
     @property
+    def heard(self) -> int:
+        """How many messages of the other end were heard."""
+        return self._heard
+
+    @property
     def limits(self) -> Limits:
         """What an incoming frame may declare, on this connection and those to come."""
         return self._limits

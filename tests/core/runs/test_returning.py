@@ -27,6 +27,7 @@ class Session:
 
     def __init__(self) -> None:
         self.session = OWN
+        self.heard = 3
         self.severed = threading.Event()
 
     def sever(self) -> None:
@@ -37,6 +38,7 @@ class Served:
     """A server that has its client, and connections to it."""
 
     def __init__(self, listener: TcpListener) -> None:
+        self.listener = listener
         self.address = listener.address
         self.away: list[str] = []
         self.link: Any = Session()
@@ -88,21 +90,45 @@ def test_a_connection_that_comes_late_takes_nobodys_place(served: Served) -> Non
         back.link.close()
 
 
-@pytest.mark.parametrize("session", [OWN, OTHER])
-def test_a_run_that_begins_anew_is_heard_when_its_old_connection_is_lost(
-    served: Served, session: str
-) -> None:
+def test_a_run_that_begins_anew_is_heard_when_its_old_connection_is_lost(served: Served) -> None:
     marks = {"run": "run", "seed": "0", "plan": "0"}
-    with closing(served.says(marks=marks, session=session)):
+    with closing(served.says(marks=marks, session=OTHER)):
         with pytest.raises(Superseded) as caught:
             served.returning.wait(SOON)
         with closing(caught.value.link) as link:
-            assert link.receive(SOON).meta == {"marks": marks, "session": session}
+            assert link.receive(SOON).meta == {"marks": marks, "session": OTHER}
             link.sever()
             with pytest.raises(NetworkError):
                 link.receive(SOON)
-        # A client that did not hear an answer has no use for its old connection.
-        assert served.link.severed.is_set() is (session == OWN)
+    assert not served.link.severed.is_set()
+
+
+@pytest.mark.parametrize("heard", [1, 2])
+def test_a_first_hello_is_answered_again_unless_it_is_late(served: Served, heard: int) -> None:
+    served.link.heard = heard
+    with closing(served.says(marks={"run": "run"}, session=OWN)) as link:
+        if heard > 1:
+            with pytest.raises(NetworkError, match="closed"):
+                link.receive(SOON)
+            assert served.returning.wait(0.0) is None
+        else:
+            back = served.returning.wait(SOON)
+            assert back is not None
+            assert back.heard == 0
+            back.link.close()
+    assert served.link.severed.is_set() is (heard == 1)
+
+
+def test_between_two_sessions_whoever_comes_may_begin_the_next(served: Served) -> None:
+    served.returning.pause()
+    assert served.returning.next(0.0) is None
+    with closing(served.says(marks={"run": "another"})):
+        came = served.returning.next(SOON)
+        assert came is not None
+        with closing(came) as link:
+            assert link.receive(SOON).meta == {"marks": {"run": "another"}}
+    with closing(served.returns(1)) as link:
+        assert "does not have that session" in link.receive(SOON).meta["error"]
 
 
 STRANGERS: dict[str, tuple[Kind, dict[str, Any], str]] = {
@@ -142,6 +168,7 @@ def test_who_waits_when_it_ends_is_let_go(served: Served) -> None:
         while not (served.returning._back and served.returning._anew):
             assert time.monotonic() < deadline
             time.sleep(0.001)
+        served.listener.close()
         served.returning.end()
         for link in (client, anew):
             with pytest.raises(NetworkError):

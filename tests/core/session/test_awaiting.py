@@ -61,6 +61,16 @@ def test_a_client_that_says_what_cannot_be_is_not_the_one(doors: Any) -> None:
     assert server.receive(1.0).number == 3
 
 
+def test_a_first_hello_that_comes_again_is_answered_as_it_was(doors: Any) -> None:
+    server = doors.server()
+    doors.cut()
+    doors.comes(0)
+    doors.send(Message(Kind.ACTIVATION), 2)
+    assert server.receive(1.0).number == 2
+    answer = doors.client.receive(1.0)
+    assert (answer.kind, answer.number) == (Kind.HELLO, 1)
+
+
 def test_it_waits_as_long_as_its_patience(doors: Any) -> None:
     server = doors.server(patience=0.3)
     doors.cut()
