@@ -346,8 +346,8 @@ class TcpLink:
             return
         found, head = Sum(), [memoryview(frame.head)]
         for chunk in self._staging.outgoing(frame.tensors):
-            found.update(chunk)
             yield [*head, chunk]
+            found.update(chunk)
             head = []
         yield [*head, memoryview(packed(found.intdigest()))]
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import xxhash
 
-__all__ = ["PIECE_BYTES", "SUM_BYTES", "Sum", "packed", "sum_of"]
+__all__ = ["PIECE_BYTES", "SUM_BYTES", "WHOLE_BYTES", "Sum", "packed", "sum_of"]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -21,8 +21,11 @@ Sum = xxhash.xxh3_64
 
 SUM_BYTES: Final = 8
 
-PIECE_BYTES: Final = 2**20
-"""Bytes that are summed up at a time, so that the cache still has them when they are sent."""
+PIECE_BYTES: Final = 2**19
+"""Bytes that are sent and then summed up, so that the cache still has them."""
+
+WHOLE_BYTES: Final = 2**20
+"""Up to so many bytes a frame is sent whole: another call of the kernel would cost more."""
 
 
 def sum_of(parts: Iterable[Buffer]) -> int:

@@ -13,7 +13,7 @@ import torch
 from splitlab.core.contract.errors import PluginError
 from splitlab.core.contract.link import DEFAULT_LIMITS, Limits
 from splitlab.core.contract.message import WORDS, Message
-from splitlab.core.wire.checksum import PIECE_BYTES, SUM_BYTES, Sum, packed, sum_of
+from splitlab.core.wire.checksum import PIECE_BYTES, SUM_BYTES, WHOLE_BYTES, Sum, packed, sum_of
 from splitlab.core.wire.layout import (
     CODES,
     DTYPES,
@@ -63,18 +63,21 @@ class Frame(NamedTuple):
         return [memoryview(self.head), *views, memoryview(packed(sum_of(views)))]
 
     def pieces(self) -> Iterator[list[memoryview]]:
-        """Yield the same in pieces, each of which is summed up while those before it travel."""
+        """Yield the same in pieces, each of which is summed up when it is sent.
+
+        To send it brings it into the cache, and whoever receives it has something to do meanwhile.
+        """
+        if self.data_bytes <= WHOLE_BYTES:
+            yield self.buffers()
+            return
         found, head = Sum(), [memoryview(self.head)]
         for view in map(_view, self.tensors):
             for begin in range(0, len(view), PIECE_BYTES):
                 piece = view[begin : begin + PIECE_BYTES]
+                yield [*head, piece]
                 found.update(piece)
-                if self.data_bytes > PIECE_BYTES:
-                    yield [*head, piece]
-                    head = []
-                else:
-                    head.append(piece)
-        yield [*head, memoryview(packed(found.intdigest()))]
+                head = []
+        yield [memoryview(packed(found.intdigest()))]
 
 
 def _view(tensor: torch.Tensor) -> memoryview:

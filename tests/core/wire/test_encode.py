@@ -11,7 +11,7 @@ import torch
 from splitlab.core.contract.errors import PluginError
 from splitlab.core.contract.link import Limits
 from splitlab.core.contract.message import Kind, Message, Role
-from splitlab.core.wire.checksum import PIECE_BYTES
+from splitlab.core.wire.checksum import PIECE_BYTES, WHOLE_BYTES
 from splitlab.core.wire.encode import encode
 
 
@@ -155,7 +155,7 @@ def test_a_cyclic_metadata_value_is_refused() -> None:
             encode(message)
 
 
-@pytest.mark.parametrize("size", [0, 10, PIECE_BYTES, PIECE_BYTES + 1, 2 * PIECE_BYTES + 5])
+@pytest.mark.parametrize("size", [0, 10, WHOLE_BYTES, WHOLE_BYTES + 1, 3 * PIECE_BYTES + 5])
 def test_in_pieces_a_frame_is_the_same(size: int) -> None:
     message = of(torch.arange(size).to(torch.uint8))
     message.put("y", torch.zeros(3), Role.SIDE)
