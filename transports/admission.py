@@ -1,7 +1,8 @@
 """Several at once may come to a port: handshakes that wait for each other in one thread.
 
-A handshake is a generator (`Steps`) that yields what it waits for, as flags of `select.poll`, and
-returns what came of it. Its connection does not block.
+A handshake is a generator (`Steps`) that yields what it waits for, as flags of `select.poll`, or
+`FURTHER` when the other end has shown something, and returns what came of it. Its connection does
+not block.
 """
 
 from __future__ import annotations
@@ -21,16 +22,21 @@ from splitlab.core.contract.errors import NetworkError
 from splitlab.transports.proof import Exchange
 from splitlab.transports.trust import tls_trouble
 
-__all__ = ["MOST_AT_ONCE", "Reception", "Steps", "complete", "held", "ready", "trouble"]
+__all__ = ["FURTHER", "MOST_AT_ONCE", "Reception", "Steps", "complete", "held", "ready", "trouble"]
 
 T = TypeVar("T")
 
 Steps = Generator[int, None, T]
 
+FURTHER: Final = -1
+"""The other end has shown what not everybody can: TLS is done, or it knows the secret."""
+
 MOST_AT_ONCE: Final = 64
 """Connections whose handshake is under way; the next one takes the place of the oldest."""
 _FAIR_SECONDS = 0.25
 """Nobody gives way sooner: who has something to say begins at once."""
+_ROOM_SECONDS = 0.05
+"""When to look again if this process may have no more connections, and none of these is to end."""
 
 
 def ready(call: Callable[..., T], *arguments: Any, wants: int) -> Steps[T]:
@@ -92,7 +98,11 @@ def complete(descriptor: int, steps: Steps[T], seconds: float) -> T:
 
 @dataclass
 class _Coming(Generic[T]):
-    """Somebody whose handshake is under way."""
+    """Somebody whose handshake is under way.
+
+    Attributes:
+        come: how far it has come: 0 until it says something, then 1, and 1 more each `FURTHER`.
+    """
 
     descriptor: int
     remote: str
@@ -100,7 +110,7 @@ class _Coming(Generic[T]):
     since: float
     until: float
     wants: int = 0
-    spoke: bool = False
+    come: int = 0
 
 
 class Reception(Generic[T]):
@@ -158,7 +168,7 @@ class Reception(Generic[T]):
                 if self.closed:
                     raise OSError(errno.EBADF, os.strerror(errno.EBADF))
                 for one in [each for each in self._coming if each.descriptor in found]:
-                    one.spoke = True
+                    one.come = max(one.come, 1)
                     if (done := self._go_on(one, away)) is not None:
                         return done
                 for one in [each for each in self._coming if each.until <= time.monotonic()]:
@@ -203,8 +213,8 @@ class Reception(Generic[T]):
         return len(self._coming) >= MOST_AT_ONCE
 
     def _next(self) -> _Coming[T]:
-        """Return who gives way next: the oldest, but first those who have not said anything."""
-        return min(self._coming, key=lambda one: (one.spoke, one.since))
+        """Return who gives way next: the oldest of those who have come least far."""
+        return min(self._coming, key=lambda one: (one.come, one.since))
 
     def _take(self, opening: float, away: Callable[[str], None]) -> _Coming[T] | None:
         """Let the next one in who waits at the socket; None if it is gone."""
@@ -213,8 +223,11 @@ class Reception(Generic[T]):
         try:
             connection, where = self._bound.accept()
         except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE) and self._coming:
-                self._drop(self._next(), away, "this process has no room for more connections")
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                if self._coming:
+                    self._drop(self._next(), away, "this process has no room for more connections")
+                else:
+                    time.sleep(_ROOM_SECONDS)  # who waits at the socket makes it ready all the time
             elif error.errno in (errno.EBADF, errno.EINVAL):
                 raise
             return None
@@ -224,14 +237,16 @@ class Reception(Generic[T]):
         one = _Coming(connection.fileno(), remote, steps, now, now + opening)
         heard = select.poll()
         heard.register(connection, select.POLLIN)
-        one.spoke = bool(heard.poll(0))
+        one.come = len(heard.poll(0))
         self._coming.append(one)
         return one
 
     def _go_on(self, one: _Coming[T], away: Callable[[str], None]) -> T | None:
         """Take a handshake as far as it goes; returns what came of it when it is done."""
         try:
-            one.wants = next(one.steps)
+            while (wants := next(one.steps)) == FURTHER:
+                one.come = max(one.come, 1) + 1
+            one.wants = wants
             return None
         except StopIteration as end:
             self._coming.remove(one)

@@ -32,7 +32,15 @@ from splitlab.core.wire.decode import InMemory, Reader
 from splitlab.core.wire.encode import Frame, encode
 from splitlab.core.wire.layout import MAGIC
 from splitlab.transports.address import Address
-from splitlab.transports.admission import Reception, Steps, complete, held, ready, trouble
+from splitlab.transports.admission import (
+    FURTHER,
+    Reception,
+    Steps,
+    complete,
+    held,
+    ready,
+    trouble,
+)
 from splitlab.transports.proof import MAGIC as CLAIM
 from splitlab.transports.proof import MAGIC_BYTES, NoOpening, claim, judge, refusal
 from splitlab.transports.staging import CudaCopies, Staging
@@ -222,6 +230,7 @@ class TcpListener:
                 )
                 failed.callback(secured.close)
                 yield from ready(secured.do_handshake, wants=select.POLLIN)
+                yield FURTHER
                 yield from ready(secured.send, b"\0", wants=select.POLLOUT)
                 connection, make = secured, TlsLink
             if self._trust.secured:
@@ -235,6 +244,7 @@ class TcpListener:
                             "--secret-file FILE",
                         )
                     raise
+                yield FURTHER
             link = make(connection, remote, nodelay=self._nodelay, device=self._device)
             if self._limits is not None:
                 link.limits = self._limits

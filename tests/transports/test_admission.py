@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import select
 import socket
 import ssl
@@ -25,7 +26,8 @@ from splitlab.core.testing import TRANSPORT_CHECKS, check_transport
 from splitlab.core.wire.encode import encode
 from splitlab.transports import admission
 from splitlab.transports.proof import MAGIC
-from splitlab.transports.tcp import Tcp, TcpLink, TcpListener, TlsLink
+from splitlab.transports.tcp import _TLS, Tcp, TcpLink, TcpListener, TlsLink
+from splitlab.transports.trust import Trust
 
 CPU = torch.device("cpu")
 SOON = 20.0
@@ -489,6 +491,54 @@ def test_who_has_spoken_stays_when_the_silent_give_way(
         server.served(secret_file=file)
         assert server.away
         assert not [line for line in server.away if f":{port}:" in line]
+
+
+def test_who_has_shown_something_stays_when_those_who_only_speak_give_way(
+    lab: Path,
+    secret: Callable[[str], str],
+    aside: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A client far away is through with TLS, and its proof of the secret is on its way."""
+    monkeypatch.setattr(admission, "_FAIR_SECONDS", 0.0)
+    monkeypatch.setattr(admission, "MOST_AT_ONCE", 3)
+    given = files(lab, "server") | {"secret_file": secret(SECRET)}
+    context = Trust(**given).client
+    assert context is not None
+    with Server(aside, **given) as server, ExitStack() as strangers:
+        far = context.wrap_socket(server.socket(), server_hostname="localhost")
+        with far:
+            assert far.recv(1) == b"\0"
+            for _ in range(9):
+                strangers.enter_context(server.socket()).sendall(_TLS)
+            server.served(**given)
+            assert len(server.away) > 3
+            assert not [line for line in server.away if f":{far.getsockname()[1]}:" in line]
+
+
+def test_a_process_without_room_looks_again_in_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits at the socket makes it ready all the time, and nobody else could give way."""
+    slept: list[float] = []
+    monkeypatch.setattr("splitlab.transports.admission.time.sleep", slept.append)
+
+    class Crowded(socket.socket):
+        def accept(self) -> Any:
+            if len(slept) < 3:
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super().accept()
+
+    def greet(connection: socket.socket, remote: str) -> admission.Steps[str]:
+        with connection:
+            return remote
+        yield 0
+
+    with Crowded() as bound:
+        bound.bind(("127.0.0.1", 0))
+        bound.listen()
+        with socket.create_connection(bound.getsockname()) as client:
+            came = admission.Reception(bound, str, greet).first(SOON, 5.0, pytest.fail)
+            assert came == str(client.getsockname())
+    assert slept == [0.05] * 3
 
 
 def test_a_port_scan_is_told_and_forgotten(
