@@ -115,6 +115,11 @@ class Trust:
                 context.load_verify_locations(self._ca)
             except ssl.SSLError:
                 raise ConfigError(f"--tls-ca {self._ca} holds no certificate in PEM form") from None
+            if not context.cert_store_stats()["x509_ca"]:
+                raise ConfigError(
+                    f"--tls-ca {self._ca} is a peer's certificate and no authority's; give the "
+                    "file of who signs it (ca.pem of those that `splitlab certs` makes)"
+                )
         if self._cert:
             self._load_chain(context, self._cert)
         return context

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from splitlab.core.contract.errors import ConfigError
 from splitlab.core.contract.settings import ACCESS
 from splitlab.core.runs.option import GROUPS, option
 
@@ -49,3 +50,17 @@ class Access:
     def access(self) -> dict[str, Any]:
         """What was given, by the parameters of a transport."""
         return {name: value for name in ACCESS if (value := getattr(self, name))}
+
+    def check_both(self) -> None:
+        """Raise `ConfigError` if one of the peers lacks something, of a run that has both."""
+        if bool(self.tls_ca) is not bool(self.tls_cert):
+            given, lacking = (
+                (f"--tls-ca {self.tls_ca}", "--tls-cert and --tls-key")
+                if self.tls_ca
+                else (f"--tls-cert {self.tls_cert}", "--tls-ca")
+            )
+            raise ConfigError(
+                f"{given} is not enough for a run that starts its server itself; give {lacking}, "
+                "too (`splitlab certs DIR` makes them), or name a server elsewhere with "
+                "`splitlab join`"
+            )

@@ -162,6 +162,8 @@ def _run(
     alone = transport.place == "inside" or connect is not None
     launched = transport.launched() if transport.place == "beside" else None
     address = connect or (launched[1] if launched else None)
+    if transport.place == "beside" and address is None:
+        config.check_both()
     folder = going_on.folder
     with ExitStack() as cleanup:
         if process is None and transport.place == "beside" and address is None:

@@ -71,6 +71,8 @@ def test_certificate_key_and_authority_must_belong_together(lab: Path, tmp_path:
     text.write_text("nothing")
     with pytest.raises(ConfigError, match=f"--tls-ca {text} holds no certificate"):
         Trust(tls_ca=str(text))
+    with pytest.raises(ConfigError, match=rf"--tls-ca {cert} is a peer's .* give .*\(ca\.pem of"):
+        Trust(tls_ca=cert)
     with pytest.raises(ConfigError, match="are not a certificate and its private key"):
         Trust(str(text), key)
     with pytest.raises(ConfigError, match="at a server needs a certificate of its own"):

@@ -96,6 +96,23 @@ def test_a_run_hands_it_to_its_own_server_and_ends_with_the_same_numbers(
     assert f'tls_ca = "{lab}/ca.pem"' in (folders[0] / "config.toml").read_text()
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"tls_ca": "ca.pem"}, r"--tls-ca .*ca.pem is not enough .* --tls-cert and --tls-key, too"),
+        ({"tls_cert": "server.pem", "tls_key": "server.key"}, r"--tls-cert .* give --tls-ca, too"),
+    ],
+)
+def test_a_run_whose_own_server_could_not_serve_it_starts_none(
+    given: dict[str, str], told: str, lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("splitlab.core.runs.run.ServerProcess", lambda: pytest.fail("started one"))
+    files = {name: str(lab / file) for name, file in given.items()}
+    with pytest.raises(ConfigError, match=told):
+        run(transport="tcp", output=str(tmp_path / "run"), **files)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture
 def losses(real: Any) -> Callable[[Path], Any]:
     made: Callable[[Path], Any] = real.losses
