@@ -1,6 +1,7 @@
 """Make the whole table of faults, and write docs/faults.md from what came of it.
 
     python tests/faults.py [--page FILE] [--jobs N] [--kind NAME]… [--stack NAME]… [--link NAME]…
+        [--state NAME]…
 
 Every cell is a run of both peers through `proxy.FaultProxy`, held against an undisturbed one; see
 `faulted`. What is not bit-identical is printed as it is found, and makes the status 1.
@@ -53,11 +54,13 @@ def main() -> int:
     parser.add_argument("--kind", action="append", choices=[*KINDS])
     parser.add_argument("--stack", action="append", choices=[*STACKS])
     parser.add_argument("--link", action="append", choices=LINKS)
+    parser.add_argument("--state", action="append", choices=[*map(str, STATES)])
     chosen = parser.parse_args()
     wanted = [
         cell
         for cell in cells(chosen.stack or (*STACKS,), chosen.link or LINKS)
         if cell.kind in (chosen.kind or KINDS)
+        and str(cell.state) in (chosen.state or map(str, STATES))
     ]
     outcomes: Outcomes = {}
     shares = [wanted[begin : begin + 40] for begin in range(0, len(wanted), 40)]

@@ -45,6 +45,8 @@ IDENTICAL = "bit-identical"
 TIMEOUT = 1.0
 """Seconds after which a silent peer counts as gone."""
 RECONNECT = 8.0
+_PARTING = {"CONTROL finished": 3.0, "CONTROL bye": 1.0}
+"""The same, where a server waits in vain for a client that has heard all."""
 _PATIENCE = 15.0
 """Seconds after which the proxy ends, and with it the run."""
 
@@ -129,6 +131,7 @@ KINDS: dict[str, Make] = {
     "move": _one("move"),
     "forget": _one("forget"),
     "late": _one("late"),
+    "late by far": _one("late", count=7),
     "cut, and the return is cut": _returning("up", "cut"),
     "cut, and the answer to the return is cut": _returning("down", "cut"),
     "cut, and the return is flipped": _returning("up", "flip"),
@@ -169,9 +172,11 @@ def _possible(kind: str, state: State, link: str) -> bool:
             return False  # a record has no parts that anybody can see
         if kind == "flip in the tensors":
             return state.name.split()[0] in ("ACTIVATION", "GRADIENT", "PREDICTION")
-    if state.name == "CONTROL bye" and (kind in ("late", "reset thrice") or "," in kind):
+    if state.name == "CONTROL bye" and (
+        kind in ("late", "late by far", "reset thrice") or "," in kind
+    ):
         return False  # nobody comes back
-    return not (kind == "late" and state.direction == "down")
+    return not (kind in ("late", "late by far") and state.direction == "down")
 
 
 @dataclass
@@ -352,7 +357,8 @@ class Lab:
     def undisturbed(self, stack: str, link: str) -> Came:
         """Return what comes of a run to which nothing happens; it is made twice, and kept."""
         if (stack, link) not in self._undisturbed:
-            first, again = self.made(stack, link), self.made(stack, link)
+            # So patient that a busy machine makes no signs of life, which are records, too.
+            first, again = (self.made(stack, link, timeout=20.0) for _ in range(2))
             assert not again.differs(first), "a run does not repeat itself"
             self._undisturbed[stack, link] = again
         return self._undisturbed[stack, link]
@@ -375,7 +381,7 @@ class Lab:
         started, connections = time.monotonic(), 0
         try:
             # A server whose client's last word is lost waits for it.
-            more = {"reconnect": 1.0} if cell.state.name == "CONTROL bye" else {}
+            more = {"reconnect": _PARTING[cell.state.name]} if cell.state.name in _PARTING else {}
             came = self.made(cell.stack, cell.link, faults, **more)
             connections = came.connections
             other = came.differs(whole)

@@ -94,7 +94,8 @@ class Fault:
         part: of a frame, of which `flip` changes a bit; anywhere in the unit if None.
         bit: which one of them, counted from the part's first, and round.
         seconds: of `stall` and `away`; all that `throttle` takes.
-        count: connections that `refuse` turns away.
+        count: connections that `refuse` turns away; units that are said on the next connection
+            until what is `late` arrives.
         struck: how often it has struck.
     """
 
@@ -286,7 +287,7 @@ class FaultProxy:
         self._order = itertools.count()
         self._away = 0
         self._from: str | None = None
-        self._kept: list[Callable[[], None]] = []
+        self._kept: tuple[int, Callable[[], None]] | None = None
         self._failed: list[Exception] = []
         self._thread = threading.Thread(target=self._run, name="fault proxy")
 
@@ -529,10 +530,9 @@ class FaultProxy:
             getattr(self, f"_on_{fault.kind.replace('-', '_')}")(fault, pair, flow, unit)
         else:
             self._put(pair, flow, unit.raw)
-        if pair.units == 2 and self._kept:  # the client has come back, and was answered
-            kept, self._kept = self._kept, []
-            for each in kept:
-                each()
+        if self._kept and pair.units == self._kept[0]:  # the client has come back, and was answered
+            deliver, self._kept = self._kept[1], None
+            deliver()
 
     def _on_cut(self, fault: Fault, pair: _Pair, flow: _Flow, unit: Unit) -> None:
         self._put(pair, flow, fault.first(unit.raw))
@@ -605,7 +605,7 @@ class FaultProxy:
                 server.send(unit.raw)
 
         if unit.direction == "up":
-            self._kept.append(deliver)
+            self._kept = fault.count, deliver
 
 
 def _reset(end: socket.socket) -> None:
