@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import re
 import statistics
 import sys
 import tempfile
@@ -181,6 +182,8 @@ def _cell(row: Outcomes, state: object) -> str:
 
 
 def _safe(text: str) -> str:
+    """Return it without what is of one run only, such as ports and folders."""
+    text = re.sub(r"; go on from .*", "", re.sub(r"\btcp://\S+?(?=: |,? |$)", "the peer", text))
     return text.replace("|", "\\|")[:200]
 
 
