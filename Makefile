@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TOOLS := .venv/tools/bin
 
-.PHONY: run test test-everywhere fuzz lint types wheel bench gpu science clean
+.PHONY: run test test-everywhere fuzz faults soak lint types wheel bench gpu science clean
 
 run: .venv/installed-run
 	$(BIN)/splitlab run --plugin adc
@@ -20,6 +20,14 @@ test-everywhere: .venv/installed-test
 # (pip install --group fuzz).
 fuzz: .venv/installed-test
 	$(BIN)/python -P tests/fuzz.py $(or $(SECONDS),60)
+
+# What becomes of a run to whose connection something happens, in every state; writes docs/faults.md.
+faults: .venv/installed-test
+	$(BIN)/python -P tests/faults.py --page docs/faults.md
+
+# Thousands of steps while the connection fails again and again: STEPS or SECONDS.
+soak: .venv/installed-test
+	$(BIN)/python -P tests/soak.py $(if $(STEPS),--steps $(STEPS)) $(if $(SECONDS),--seconds $(SECONDS))
 
 lint: .venv/installed-tools build/types/splitlab
 	$(TOOLS)/ruff check .

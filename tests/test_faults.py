@@ -7,12 +7,15 @@ docs/faults.md.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 
 import pytest
 from faulted import IDENTICAL, KINDS, LINKS, STACKS, STATES, Cell, Lab, cells
-from proxy import Fault
+from proxy import FAULTS, Fault
 
 from splitlab.core import SplitlabError
 
@@ -107,6 +110,34 @@ def test_a_run_to_which_too_much_happens_ends_with_the_way_back(lab: Lab) -> Non
         lab.made(
             "adc", "plain", [Fault("silence", "down", "GRADIENT", 2, times=100)], reconnect=2.0
         )
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "faults.md"
+
+
+def test_the_page_names_every_fault_and_every_state() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    rows = {line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")}
+    again = "run: make faults"
+    assert {*FAULTS, *KINDS} - rows == set(), again
+    heads = [line for line in text.splitlines() if line.startswith("| | ")]
+    assert len(heads) == len(LINKS), again
+    for state in STATES:
+        assert all(f" {state} |" in head for head in heads), again
+    assert all(f"- {stack} (" in text for stack in STACKS), again
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_long_run_with_a_fault_now_and_then_leaks_nothing() -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", str(Path(__file__).parent / "soak.py"), "--steps", "1500"],
+        capture_output=True,
+        text=True,
+        timeout=550,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bit-identical after 1,500 steps" in done.stdout
 
 
 def test_every_fault_meets_every_link_and_every_stack() -> None:
