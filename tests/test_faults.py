@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from faulted import IDENTICAL, KINDS, LINKS, STACKS, STATES, Cell, Lab, cells
-from proxy import FAULTS, Fault
+from proxy import FAULTS, Direction, Fault
 
 from splitlab.core import SplitlabError
 
@@ -30,7 +30,7 @@ def share() -> Iterator[Cell]:
     number = 0
     for row, kind in enumerate(KINDS):
         for column, state in enumerate(STATES):
-            if (row + column) % 2:
+            if (row + column + column // 2) % 2:  # what goes up and what comes down alternate
                 continue
             number += 1
             for turn in range(len(turns)):
@@ -102,6 +102,54 @@ def test_a_storm_of_faults(lab: Lab) -> None:
     assert [fault for fault in storm if not fault.over] == []
     assert not came.differs(whole)
     assert came.connections > len(storm)
+
+
+SLOW = """
+import time
+
+from splitlab.core import hookimpl
+
+
+class Slow:
+    def __init__(self, *, role: str) -> None:
+        self.slow = role
+
+    @hookimpl
+    def setup(self, peer):
+        self.role = peer.role
+
+    @hookimpl(wrapper=True)
+    def after_receive(self, message):
+        if self.role == self.slow and message.training and message.step == 1:
+            time.sleep(0.9)
+        yield
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "role"),
+    [
+        (None, "server"),
+        ("reset", "server"),
+        *(pytest.param(kind, "server", marks=pytest.mark.long) for kind in FAULTS),
+        *(pytest.param(kind, "client", marks=pytest.mark.long) for kind in FAULTS),
+    ],
+)
+def test_a_peer_that_computes_for_longer_than_the_timeout_is_not_taken_for_dead(
+    kind: str | None, role: str, lab: Lab, tmp_path: Path
+) -> None:
+    """It gives signs of life, one of which may be struck."""
+    way: Direction = "down" if role == "server" else "up"
+    if kind == "late" and way == "down":
+        pytest.skip("what the server says late, nobody hears")
+    (tmp_path / "slow.py").write_text(SLOW)
+    faults = [Fault(kind, way, "CONTROL beat")] if kind else []
+    probe = f"{tmp_path}/slow.py:Slow:role={role}"
+    came = lab.made("aqsgd", "plain", faults, timeout=0.5, probes=[probe])
+    assert not came.differs(lab.undisturbed("aqsgd", "plain"))
+    assert (way, "CONTROL beat") in came.seen
+    assert all(fault.over for fault in faults)
+    assert kind or came.connections == 1
 
 
 def test_a_run_to_which_too_much_happens_ends_with_the_way_back(lab: Lab) -> None:
