@@ -469,14 +469,17 @@ WITHOUT_A_MIRROR = {
 # Tests of what lies across files.
 WITHOUT_A_SOURCE = {
     "helpers/test_forking.py": "what stands in for Python in tests of two processes",
+    "helpers/test_proxy.py": "what does to connections what networks do",
     "core/studies/test_shipped.py": "the studies that ship",
     "test_architecture.py": "who may import whom",
     "test_conformance.py": "the kit's checks of every plugin that ships",
     "test_deploy.py": "the commands of docs/deploy.md, between two network namespaces",
     "test_docs.py": "the documents",
     "test_examples.py": "the examples and the README",
+    "test_faults.py": "what becomes of a run to whose connection something happens",
     "test_gpu.py": "what a GPU must do as a CPU does, and the script that looks at it",
     "test_hostile.py": "what a hostile peer sends to either side, whatever the stack",
+    "test_kills.py": "what becomes of a run whose processes are stopped and killed",
     "test_pairs.py": "plugins two by two",
     "test_science.py": "the script of the paper's regime",
     "test_results.py": "the pages of results, and what writes them",
