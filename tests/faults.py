@@ -148,7 +148,7 @@ def _above(outcomes: Outcomes) -> Iterator[str]:
     yield ""
     yield (
         "Arrows say whether the client (↑) or the server (↓) says the frame. A cell stands for one "
-        "run of each stack. The last column is how much longer a run of this row takes than an "
+        "run of each stack that is named above its table. The last column is how much longer a run of this row takes than an "
         "undisturbed one, in the median, in seconds."
     )
 
@@ -159,7 +159,8 @@ def _tables(outcomes: Outcomes) -> Iterator[str]:
         mine = {cell: outcome for cell, outcome in outcomes.items() if cell.link == link}
         if not mine:
             continue
-        yield from ("", f"### {_TITLES[link]}", "")
+        stacks = [stack for stack in STACKS if any(cell.stack == stack for cell in mine)]
+        yield from ("", f"### {_TITLES[link]}", "", f"Stacks: {', '.join(stacks)}.", "")
         yield f"| | {' | '.join(heads)} | s |"
         yield f"|---{'|---' * len(heads)}|--:|"
         for kind in KINDS:
