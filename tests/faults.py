@@ -148,8 +148,8 @@ def _above(outcomes: Outcomes) -> Iterator[str]:
     yield ""
     yield (
         "Arrows say whether the client (↑) or the server (↓) says the frame. A cell stands for one "
-        "run of each stack that is named above its table. The last column is how much longer a run of this row takes than an "
-        "undisturbed one, in the median, in seconds."
+        "run of each stack that is named above its table. The last column is how much longer a run "
+        "of this row takes than an undisturbed one, in the median, in seconds."
     )
 
 
