@@ -1,6 +1,6 @@
 """Whatever happens to a connection, the run ends as if nothing had (tests/helpers/faulted.py).
 
-Here a share of all cells is made, in which every fault meets every second state, with another stack
+Here a share of all cells is made, in which every fault meets every third state, with another stack
 and another link each time; marked long, all of them. `make faults` makes them all, too, and writes
 docs/faults.md.
 """
@@ -25,12 +25,12 @@ POSSIBLE = {*cells()}
 
 
 def share() -> Iterator[Cell]:
-    """Yield every second state of every fault, with all pairs of a stack and a link in turn."""
+    """Yield every third state of every fault, with all pairs of a stack and a link in turn."""
     turns = [*product(STACKS, LINKS)]
     number = 0
     for row, kind in enumerate(KINDS):
         for column, state in enumerate(STATES):
-            if (row + column + column // 2) % 2:  # what goes up and what comes down alternate
+            if (2 * row + column) % 3 or (kind, state.name) in IDLE:
                 continue
             number += 1
             for turn in range(len(turns)):
@@ -38,6 +38,10 @@ def share() -> Iterator[Cell]:
                 if cell in POSSIBLE:
                     yield cell
                     break
+
+
+IDLE = {(kind, "CONTROL bye") for kind in ("silence", "drop", "stall beyond the timeout")}
+"""A server waits ten seconds for a goodbye that it does not hear."""
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +194,7 @@ def test_a_long_run_with_a_fault_now_and_then_leaks_nothing() -> None:
 
 def test_every_fault_meets_every_link_and_every_stack() -> None:
     chosen = [*share()]
-    assert len({*chosen}) == len(chosen) > 100
+    assert len({*chosen}) == len(chosen) > 90
     assert {cell.kind for cell in chosen} == {*KINDS}
     assert {cell.state for cell in chosen} == {*STATES}
     assert {(cell.stack, cell.link) for cell in chosen} == {*product(STACKS, LINKS)}
