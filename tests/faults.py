@@ -13,7 +13,6 @@ import argparse
 import multiprocessing
 import os
 import re
-import statistics
 import sys
 import tempfile
 import warnings
@@ -148,8 +147,7 @@ def _above(outcomes: Outcomes) -> Iterator[str]:
     yield ""
     yield (
         "Arrows say whether the client (↑) or the server (↓) says the frame. A cell stands for one "
-        "run of each stack that is named above its table. The last column is how much longer a run "
-        "of this row takes than an undisturbed one, in the median, in seconds."
+        "run of each stack that is named above its table."
     )
 
 
@@ -161,14 +159,13 @@ def _tables(outcomes: Outcomes) -> Iterator[str]:
             continue
         stacks = [stack for stack in STACKS if any(cell.stack == stack for cell in mine)]
         yield from ("", f"### {_TITLES[link]}", "", f"Stacks: {', '.join(stacks)}.", "")
-        yield f"| | {' | '.join(heads)} | s |"
-        yield f"|---{'|---' * len(heads)}|--:|"
+        yield f"| | {' | '.join(heads)} |"
+        yield f"|---{'|---' * len(heads)}|"
         for kind in KINDS:
             row = {cell: outcome for cell, outcome in mine.items() if cell.kind == kind}
             if row:
                 texts = [_cell(row, state) for state in STATES]
-                longer = statistics.median(o.longer for o in row.values())
-                yield f"| {kind} | {' | '.join(texts)} | {longer:.1f} |"
+                yield f"| {kind} | {' | '.join(texts)} |"
 
 
 def _cell(row: Outcomes, state: object) -> str:

@@ -10,7 +10,6 @@ import json
 import shutil
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,7 +188,6 @@ class Came:
         tensors: of the last checkpoint of both peers, by role and name.
         seen: what the proxy saw.
         connections: how many there were.
-        seconds: it took.
     """
 
     log: str
@@ -197,7 +195,6 @@ class Came:
     tensors: dict[str, torch.Tensor]
     seen: list[tuple[str, str]]
     connections: int
-    seconds: float
 
     def differs(self, other: Came) -> str:
         """Return in what, or an empty text."""
@@ -223,13 +220,11 @@ class Outcome(NamedTuple):
         text: `IDENTICAL`, or what was otherwise.
         struck: whether the faults did.
         connections: how many there were.
-        longer: seconds that it took longer than an undisturbed run.
     """
 
     text: str
     struck: bool
     connections: int
-    longer: float
 
 
 class Lab:
@@ -321,7 +316,6 @@ class Lab:
                 said.put("")
 
         thread = threading.Thread(target=served)
-        started = time.monotonic()
         thread.start()
         try:
             line = said.get(timeout=60)  # the first one imports a lot
@@ -349,8 +343,7 @@ class Lab:
         assert not thread.is_alive(), "the server did not end"
         if ended:
             raise ended[0]
-        seconds = time.monotonic() - started
-        came = _read(folder, proxy.seen, proxy.connections, seconds)
+        came = _read(folder, proxy.seen, proxy.connections)
         shutil.rmtree(folder)
         return came
 
@@ -378,7 +371,7 @@ class Lab:
         """Make the run of a cell, and say what came of it."""
         whole = self.undisturbed(cell.stack, cell.link)
         faults = self.faults(cell)
-        started, connections = time.monotonic(), 0
+        connections = 0
         try:
             # A server whose client's last word is lost waits for it.
             more = {"reconnect": _PARTING[cell.state.name]} if cell.state.name in _PARTING else {}
@@ -389,11 +382,10 @@ class Lab:
         except (SplitlabError, AssertionError) as error:
             text = f"{type(error).__name__}: {error}".replace("\n", " ")
         struck = all(fault.over for fault in faults)
-        longer = time.monotonic() - started - whole.seconds
-        return Outcome(text, struck, connections, longer)
+        return Outcome(text, struck, connections)
 
 
-def _read(folder: Path, seen: list[tuple[str, str]], connections: int, seconds: float) -> Came:
+def _read(folder: Path, seen: list[tuple[str, str]], connections: int) -> Came:
     """Read what a run and its server left."""
     ledger = json.loads((folder / "r" / "ledger.json").read_text())
     tensors = {}
@@ -405,7 +397,7 @@ def _read(folder: Path, seen: list[tuple[str, str]], connections: int, seconds: 
     log = (folder / "r" / "metrics.jsonl").read_text()
     kept = {k: v for k, v in _phases(ledger).items() if k in ("training", "evaluation")}
     assert len(kept) == 2
-    return Came(log, kept, tensors, seen, connections, seconds)
+    return Came(log, kept, tensors, seen, connections)
 
 
 def _phases(ledger: dict[str, Any]) -> dict[str, Any]:
