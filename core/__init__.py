@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         NetworkError,
         PluginError,
         ProtocolError,
+        RefusedError,
         SplitlabError,
     )
     from splitlab.core.contract.hooks import hookimpl
@@ -70,6 +71,7 @@ __all__ = [
     "Plan",
     "PluginError",
     "ProtocolError",
+    "RefusedError",
     "Result",
     "Role",
     "Runs",

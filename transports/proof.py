@@ -28,7 +28,7 @@ import secrets
 from collections.abc import Generator
 from typing import Final
 
-from splitlab.core.contract.errors import NetworkError
+from splitlab.core.contract.errors import NetworkError, RefusedError
 
 __all__ = ["MAGIC", "MAGIC_BYTES", "Exchange", "NoOpening", "claim", "judge", "refusal"]
 
@@ -91,14 +91,14 @@ def claim(secret: bytes | None, binding: bytes) -> Exchange:
         status, theirs = _status(reply), reply[-_NONCE_BYTES:]
         expected = _proof(secret, b"server", binding, said + mine)
         if status == _ADMITTED and not hmac.compare_digest(theirs, expected):
-            raise NetworkError(
+            raise RefusedError(
                 "who listens there does not know the secret of --secret-file: it is not your "
                 "server, or was given another one"
             )
     elif status == _ADMITTED:
         status = _UNKNOWN
     if status != _ADMITTED:
-        raise NetworkError(_REFUSALS.get(status, f"the server's answer {status} is unknown here"))
+        raise RefusedError(_REFUSALS.get(status, f"the server's answer {status} is unknown here"))
 
 
 def judge(secret: bytes | None, binding: bytes) -> Exchange:

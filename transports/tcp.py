@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import torch
 
-from splitlab.core.contract.errors import ConfigError, NetworkError, ProtocolError
+from splitlab.core.contract.errors import ConfigError, NetworkError, ProtocolError, RefusedError
 from splitlab.core.contract.link import Limits
 from splitlab.core.contract.message import Kind, Message
 from splitlab.core.wire.checksum import Sum, packed
@@ -119,7 +119,10 @@ class Tcp:
             told = trouble(error, client=True)
             if isinstance(error, ConnectionError):
                 told += " before it let this client in; it may ask for TLS, or for a secret"
-            raise NetworkError(f"{parsed}: {told}") from None
+            refused = isinstance(error, (RefusedError, ssl.SSLError))
+            lost = isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+            kind = RefusedError if refused and not lost else NetworkError
+            raise kind(f"{parsed}: {told}") from None
         finally:
             steps.close()
 
@@ -513,13 +516,14 @@ def dial(address: Address, timeout: float) -> socket.socket:
     while (remaining := deadline - time.monotonic()) > 0:
         try:
             connection = socket.create_connection((address.host, address.port), remaining)
+            # On loopback, a port that is free may be lent to the very socket that looks for it.
+            own = connection.getsockname() == connection.getpeername()
         except (ConnectionRefusedError, TimeoutError):
             time.sleep(min(_RETRY_SECONDS, remaining))
             continue
         except OSError as error:
             raise NetworkError(f"cannot reach {address}: {error.strerror}") from None
-        # On loopback, a port that is free may be lent to the very socket that looks for it.
-        if connection.getsockname() != connection.getpeername():
+        if not own:
             return connection
         connection.close()
     raise NetworkError(

@@ -10,6 +10,7 @@
         ├── ProtocolError    the other end's: what it sent breaks the format or the handshake
         │   └── DamagedError the way's: what arrived is not what was sent
         └── NetworkError     the network's: no answer in time, connection lost, address in use
+            └── RefusedError our user's or the other's: who asks has not what the other end asks for
 
 Messages name the value that was refused, what is allowed, and the way out. ``status`` of each is
 what the command line exits with.
@@ -37,6 +38,7 @@ __all__ = [
     "Notice",
     "PluginError",
     "ProtocolError",
+    "RefusedError",
     "SplitlabError",
     "WorkerError",
     "reason",
@@ -97,6 +99,10 @@ class DamagedError(ProtocolError):
 
 class NetworkError(LinkError):
     """No answer in time, connection lost, address not reachable or in use."""
+
+
+class RefusedError(NetworkError):
+    """The other end lets nobody in who has no other certificate or secret than this one."""
 
 
 class Notice(UserWarning):

@@ -69,6 +69,7 @@ class Launch:
         self._process = process
         self._ledger = ledger
         self._should_stop = should_stop
+        self._heeding: Heeding | None = None
 
     @contextmanager
     def link(self, transport: NetworkTransport, address: str | None) -> Iterator[Heeding]:
@@ -103,17 +104,27 @@ class Launch:
         if hasattr(bare, "sever"):  # its listener goes on listening
             bare = self._lasting(bare, dial)
         with closing(end(bare, name, self._plan.links, "client")) as link:
-            yield Heeding(link, self._ledger)
+            self._heeding = Heeding(link, self._ledger)
+            yield self._heeding
 
     def _lasting(self, bare: Link, dial: Callable[[float], Link]) -> Link:
         process = self._process
 
         def hopeless() -> bool:
-            return self._should_stop() or (process is not None and process.ended())
+            return process is not None and process.ended()
+
+        def stopping() -> bool:
+            return self._should_stop() or (self._heeding is not None and self._heeding.asked)
 
         timeout, patience = self._plan.timeout, self._plan.config.reconnect
         link = Redialling(
-            bare, dial, timeout=timeout, patience=patience, hopeless=hopeless, say=_note
+            bare,
+            dial,
+            timeout=timeout,
+            patience=patience,
+            hopeless=hopeless,
+            stopping=stopping,
+            say=_note,
         )
         link.ledger = self._ledger
         return link
@@ -137,4 +148,6 @@ class Launch:
 
 
 def _note(line: str) -> None:
-    warnings.warn(line, Notice, stacklevel=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", Notice)  # the same may happen again
+        warnings.warn(line, Notice, stacklevel=2)

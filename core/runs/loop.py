@@ -14,9 +14,11 @@ import torch
 from splitlab.core.contract.batch import Batch
 from splitlab.core.contract.errors import (
     ConfigError,
+    DamagedError,
     Diverged,
     Interrupted,
     LinkError,
+    NetworkError,
     WorkerError,
 )
 from splitlab.core.contract.link import Link
@@ -128,7 +130,8 @@ class Loop:
             return self._finish(evaluation)
         except LinkError as error:
             told = f"{error}{last_words()}{self._way_back()}"
-            stopped = self._should_stop()  # which is when a lost connection is given up, too
+            # Which is when a lost connection is given up, too.
+            stopped = isinstance(error, (NetworkError, DamagedError)) and self._should_stop()
             whole = Interrupted(f"interrupted; {told}") if stopped else type(error)(told)
             self._note_end(whole)
             raise whole from error

@@ -6,8 +6,9 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
-from splitlab.core.contract.errors import LinkError, NetworkError, ProtocolError
+from splitlab.core.contract.errors import LinkError, NetworkError, ProtocolError, SplitlabError
 from splitlab.core.contract.link import (
     DEFAULT_LIMITS,
     Link,
@@ -23,6 +24,7 @@ __all__ = ["Returning"]
 _A_LOOK = 1.0
 """Seconds after which the thread looks whether it is to end."""
 _A_WORD = 1.0
+_A_PAUSE = 0.02
 
 
 class Returning:
@@ -80,10 +82,15 @@ class Returning:
         """Return the client's next connection, or None; `Superseded` if it began anew."""
         with self._news:
             self._news.wait_for(lambda: self._back or self._anew, seconds)
-            back, self._back = self._back, None
-            if back is None and self._anew is not None:
+            if self._back is None and self._anew is not None:
                 anew, self._anew = self._anew, None
                 raise Superseded(anew)
+        return self.back()
+
+    def back(self) -> Returned | None:
+        """Return the client's next connection if it is there."""
+        with self._news:
+            back, self._back = self._back, None
         return back
 
     def next(self, seconds: float) -> SeverableLink | None:
@@ -93,26 +100,32 @@ class Returning:
             anew, self._anew = self._anew, None
         return anew
 
-    def end(self) -> None:
-        """Hear nobody any more, and let go who waits; the listener must be closed already."""
+    def end(self, close: Callable[[], None], error: SplitlabError | None = None) -> None:
+        """Hear nobody any more, and let go who waits.
+
+        Args:
+            close: the listener.
+            error: why this server ends, which who waits is told.
+        """
         self._over = True
+        close()
         if self.hears:
             self._thread.join()
-        self.pause()
-        if self._anew is not None:
-            self._anew.close()
+        waiting = [self._back.link] if self._back is not None else []
+        for link in (*waiting, *([self._anew] if self._anew is not None else [])):
+            tell(link, error or ProtocolError("this server's run has ended"), _A_WORD)
+            link.close()
+        self._back = self._anew = None
 
     def _hear(self) -> None:
         limits = dataclasses.replace(DEFAULT_LIMITS, frame_bytes=HELLO_BYTES)
         while not self._over:
-            began = time.monotonic()
             try:
                 link = self._hear_one(
-                    _A_LOOK, opening=self._opening, limits=limits, away=self._away
+                    _A_LOOK, opening=self._opening, limits=limits, away=self._tell_of
                 )
             except NetworkError:
-                if time.monotonic() - began < _A_LOOK / 2:
-                    return  # the listener is closed
+                time.sleep(_A_PAUSE)  # nobody came, or the listener fails; `end` closes it
                 continue
             try:
                 self._look_at(link, link.receive(self._opening))
@@ -127,15 +140,8 @@ class Returning:
         if session is None:
             if own is not None and said.meta.get("session") == own.session:
                 self._greet_again(link, own)
-                return
-            marks = said.meta.get("marks")
-            if own is not None and not (isinstance(marks, dict) and marks.get("run") == run):
-                raise ProtocolError("this server has its client; it takes one only")
-            with self._news:
-                other, self._anew = self._anew, _Heard(link, said)
-                self._news.notify()
-            if other is not None:
-                other.close()
+            else:
+                self._begin_anew(link, said, own, run)
             return
         if own is None or not own.session or session != own.session:
             raise ProtocolError(
@@ -143,31 +149,60 @@ class Returning:
                 "checkpoint"
             )
         attempt, heard = number_of(said, "attempt") or 0, number_of(said, "heard") or 0
-        if attempt <= self._attempt or not heard:
-            link.close()  # it is late: the client has made another one since
-            return
-        self._attempt = attempt
-        self._take(Returned(link, heard), own)
+        if heard:
+            self._take(Returned(link, heard), own, attempt)
+        else:
+            link.close()  # it was never answered here
+
+    def _begin_anew(
+        self, link: SeverableLink, said: Message, own: Awaiting | None, run: str
+    ) -> None:
+        """Keep somebody who begins a session until the server is free."""
+        if own is not None:
+            marks = said.meta.get("marks")
+            if not isinstance(marks, dict) or marks.get("run") != run or not said.number:
+                raise ProtocolError("this server has its client; it takes one only")
+            if not own.away:
+                raise ProtocolError(
+                    "this server takes one client only, and that of this run is connected; try "
+                    "again when it is gone"
+                )
+        with self._news:
+            other, self._anew = self._anew, _Heard(link, said)
+            self._news.notify()
+        if other is not None:
+            other.close()
 
     def _greet_again(self, link: SeverableLink, own: Awaiting) -> None:
         """Take a client that says its first HELLO again, unless it is known to have the answer."""
         if own.heard == 1:
-            self._take(Returned(link, 0), own)
+            self._take(Returned(link, 0), own, self._attempt + 1)
         else:
             link.close()
 
-    def _take(self, back: Returned, own: Awaiting) -> None:
+    def _take(self, back: Returned, own: Awaiting, attempt: int) -> None:
+        """Hand a connection over, if it is not late: the client has made another one since."""
         with self._news:
-            before, self._back = self._back, back
-            self._news.notify()
-        if before is not None:
-            before.link.close()
-        own.sever()
+            late = self._link is not own or attempt <= self._attempt
+            if late:
+                gone: Returned | None = back
+            else:
+                gone, self._back, self._attempt = self._back, back, attempt
+                self._news.notify()
+        if gone is not None:
+            gone.link.close()
+        if not late:
+            own.sever()
 
     def _refuse(self, link: Link, error: LinkError) -> None:
         tell(link, error, _A_WORD)
         link.close()
-        self._away(str(error) if link.remote in str(error) else f"{link.remote}: {error}")
+        self._tell_of(str(error) if link.remote in str(error) else f"{link.remote}: {error}")
+
+    def _tell_of(self, line: str) -> None:
+        """Say who was turned away, if anybody can be told: this must go on in any case."""
+        with suppress(Exception):
+            self._away(line)
 
 
 class _Heard(WrappedLink):

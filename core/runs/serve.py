@@ -48,6 +48,7 @@ HANDSHAKE_SECONDS = 10.0
 
 _PARTING = 10.0
 """Seconds for a client to hear the answer to its goodbye, and to say so."""
+_A_LOOK = 0.2
 _PATIENCE = 5.0
 """Seconds for the server of a client that was killed to see that it is alone."""
 
@@ -82,8 +83,8 @@ def serve(
             is an error. Until the deadline it then waits for the right one.
         samples: of the client's training data, if a client on this machine started this server.
         say: is told in a line where it listens, who was turned away, and how it went.
-        should_stop: asked when a client has come, and after every step; True lets the client end
-            its run with a checkpoint, and this one with `Interrupted`.
+        should_stop: asked when a client has come, after every step and while a connection is lost;
+            True lets the client end its run with a checkpoint, and this one with `Interrupted`.
         client_is_gone: asked while its connection is lost; True if it cannot come back.
 
     Raises:
@@ -116,20 +117,44 @@ def serve(
                 with os.fdopen(announce, "w") as pipe:
                     pipe.write(listener.address + "\n")
             clients = _Clients(listener, plan, wait, patient, say, should_stop, client_is_gone)
-            with closing(clients):
-                served = clients.first(server, build, output)
-                should_stop()  # from here on a wish waits for the end of a step
-                del server
-                while True:
-                    try:
-                        with served.cleanup:
-                            _to_the_end(served, should_stop)
-                        break
-                    except Superseded as other:
-                        say(str(other))
-                        served = clients.first(build(), build, output, other.link)
-    say(f"served {served.session.steps} steps to the end of the client's run")
-    return served.session.steps
+            try:
+                steps = _serve_all(clients, server, build, output, say, should_stop)
+            except SplitlabError as error:
+                clients.close(error)
+                raise
+            finally:
+                clients.close()
+    say(f"served {steps} steps to the end of the client's run")
+    return steps
+
+
+def _serve_all(
+    clients: _Clients,
+    server: Server,
+    build: Callable[[], Server],
+    output: str | None,
+    say: Callable[[str], None],
+    should_stop: Callable[[], bool],
+) -> int:
+    """Serve a client to its end, however often it begins its run anew; returns its steps."""
+    came: SeverableLink | None = None
+    while True:
+        served = clients.first(server, build, output, came)
+        del server
+        should_stop()  # from here on a wish waits for the end of a step
+        try:
+            with served.cleanup:
+                _to_the_end(served, should_stop)
+            return served.session.steps
+        except Superseded as other:
+            came = other.link
+            say(str(other))
+        del served  # its model, before the next one is made
+        try:
+            server = build()
+        except BaseException:
+            came.close()
+            raise
 
 
 def _to_the_end(served: _Served, should_stop: Callable[[], bool]) -> None:
@@ -211,10 +236,9 @@ class _Clients:
         self._opening = min(config.timeout, HANDSHAKE_SECONDS) if patient else config.timeout
         self._returning = Returning(hear, self._opening, self._strangers.add)
 
-    def close(self) -> None:
-        """Hear nobody any more."""
-        self._listener.close()
-        self._returning.end()
+    def close(self, error: SplitlabError | None = None) -> None:
+        """Hear nobody any more; who waits is told why."""
+        self._returning.end(self._listener.close, error)
 
     def first(
         self,
@@ -232,6 +256,8 @@ class _Clients:
             came: link to who comes first of all, if that is known.
         """
         self._returning.pause()
+        if came is not None:
+            self._until = time.monotonic() + self._wait
         while True:
             with ExitStack() as attempt:
                 bare: Any = came or self._accept()
@@ -263,6 +289,16 @@ class _Clients:
                 self._strangers.close()
                 return _Served(session, report, lasting, attempt.pop_all())
 
+    def _next(self) -> SeverableLink:
+        """Return the link to who comes next, when a session was there before."""
+        while time.monotonic() < self._until:
+            came = self._returning.next(_A_LOOK)
+            if came is not None:
+                return came
+            if self._should_stop():
+                raise Interrupted("interrupted while no client was there")
+        raise NetworkError(f"no client came to {self._listener.address} in {self._wait:g} s")
+
     def _lasting(self, bare: SeverableLink) -> Awaiting:
         config = self._config
         return Awaiting(
@@ -270,7 +306,8 @@ class _Clients:
             self._returning,
             timeout=self._plan.timeout,
             patience=config.reconnect,
-            hopeless=lambda: self._should_stop() or self._client_is_gone(),
+            hopeless=self._client_is_gone,
+            stopping=self._should_stop,
             say=self._say,
         )
 
@@ -282,9 +319,7 @@ class _Clients:
             if self._hear is None:
                 return called(owner, self._listener.accept, left)
             if self._returning.hears:
-                if (came := self._returning.next(left)) is not None:
-                    return came
-                raise NetworkError(f"no client came to {self._listener.address} in {left:g} s")
+                return self._next()
             limits = dataclasses.replace(DEFAULT_LIMITS, frame_bytes=HELLO_BYTES)
             link: Link = called(
                 owner, self._hear, left, opening=self._opening, limits=limits, away=strangers.add

@@ -19,6 +19,7 @@ __all__ = ["Awaiting", "Returned", "Returns", "Superseded", "returns_to"]
 
 _A_LOOK: Final = 0.2
 """Seconds after which it looks whether there still is anybody to wait for."""
+_A_MOMENT: Final = 2.0
 
 
 class Superseded(NetworkError):
@@ -54,6 +55,10 @@ class Returns(Protocol):
         """Return the client's next connection, or None; `Superseded` if it began anew."""
         ...
 
+    def back(self) -> Returned | None:
+        """Return the client's next connection if it is there."""
+        ...
+
 
 class Awaiting(Lasting):
     """The server's end (a `SeverableLink`), which waits for the client's new connection.
@@ -63,8 +68,12 @@ class Awaiting(Lasting):
     Args:
         inside: the link over the first connection.
         returns: where the client comes back to.
-        hopeless: whether nobody wants it any more.
+        hopeless: whether the client cannot come back.
+        stopping: whether this end is to stop, and to wait for a moment only.
         timeout, patience, say: as of `Lasting`.
+
+    Attributes:
+        away: whether its client is, so that the same run may begin anew.
     """
 
     _speaks, _hears = "down", "up"
@@ -77,14 +86,17 @@ class Awaiting(Lasting):
         timeout: float,
         patience: float,
         hopeless: Callable[[], bool] = lambda: False,
+        stopping: Callable[[], bool] = lambda: False,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         super().__init__(inside, timeout=timeout, patience=patience, say=say)
         self.inside: SeverableLink = inside
         self._returns = returns
         self._hopeless = hopeless
+        self._stopping = stopping
         self._counts = False
         self._established = False
+        self.away = False
 
     def sever(self) -> None:
         """End the connection at once, from any thread: the client has another one."""
@@ -93,6 +105,7 @@ class Awaiting(Lasting):
     def keep(self) -> None:
         """From now on, wait for the client if its connection is lost: its HELLO was answered."""
         self._established = True
+        self._beating = self._counts
 
     def _numbers(self, message: Message) -> bool:
         if not self._heard and message.kind is Kind.HELLO:
@@ -109,17 +122,35 @@ class Awaiting(Lasting):
             raise error
         until, began = self._lost(error), time.monotonic()
         self._say(f"lost the connection ({error}); its client has {self.patience:g} s to return")
-        while (left := until - time.monotonic()) > 0 and not self._hopeless():
-            came = self._returns.wait(min(left, _A_LOOK))
-            if came is None:
-                continue
+        self.away = True
+        try:
+            while (left := until - time.monotonic()) > 0:
+                if self._take_next(min(left, _A_LOOK)):
+                    self._say(f"the client is back after {time.monotonic() - began:.2g} s")
+                    return
+                stopping = time.monotonic() - began > _A_MOMENT and self._stopping()
+                if stopping or self._hopeless():
+                    raise error
+        finally:
+            self.away = False
+        raise NetworkError(f"{error}; its client did not return in {self.patience:g} s") from error
+
+    def _mend_meanwhile(self) -> None:
+        if self._established and not self._closed:
+            self._take_next(0.0)
+
+    def _take_next(self, seconds: float) -> bool:
+        """Take the client's next connection, and the one that it made meanwhile."""
+        came, taken = self._returns.wait(seconds) if seconds else self._returns.back(), False
+        while came is not None:
             with suppress(*BROKEN):
                 self.inside = self._taken(came)
-                self._say(f"the client is back after {time.monotonic() - began:.2g} s")
-                return
-        if self._hopeless():
-            raise error
-        raise NetworkError(f"{error}; its client did not return in {self.patience:g} s") from error
+                taken = True
+            came = self._returns.back()
+            if came is not None:
+                self.inside.close()
+                taken = False
+        return taken
 
     def _taken(self, came: Returned) -> SeverableLink:
         """Return the link of a client that is back, on which all is said."""

@@ -17,6 +17,8 @@ from splitlab.core.engine.conversation import Conversation, hold
 from splitlab.core.session.protocol import (
     BYE,
     HELLO_BYTES,
+    LEAST_SECONDS,
+    MOST_SECONDS,
     PROTOCOL,
     Agreement,
     ended,
@@ -100,7 +102,8 @@ class ClientSession:
                 f"{error} before it answered; a server takes one client only"
             ) from error
         words = {"protocol", "timeout", "waits"}
-        sane = all(seconds_of(answer, word, -1) >= 0 for word in ("timeout", "waits"))
+        timeout, waits = (seconds_of(answer, word, -1.0) for word in ("timeout", "waits"))
+        sane = LEAST_SECONDS <= timeout <= MOST_SECONDS and 0 <= waits <= MOST_SECONDS
         if answer.meta.keys() != words or answer.meta["protocol"] != PROTOCOL or not sane:
             raise ProtocolError(f"{self._link.remote} answered a HELLO with {answer.meta!r:.200}")
         self._link.limits = dataclasses.replace(

@@ -30,7 +30,7 @@ from typing import Final
 from splitlab.core.contract.errors import DamagedError, LinkError, NetworkError, ProtocolError
 from splitlab.core.contract.link import Limits, Link, WrappedLink
 from splitlab.core.contract.message import Kind, Message
-from splitlab.core.session.protocol import BYE, HELLO_BYTES
+from splitlab.core.session.protocol import BYE, HELLO_BYTES, LEAST_SECONDS
 from splitlab.core.wire.ledger import Direction, Ledger
 
 __all__ = ["BROKEN", "Lasting"]
@@ -80,6 +80,8 @@ class Lasting(WrappedLink, ABC):
         self._since: float | None = None  # when it broke, if it got no further
         self._silent = 0  # how often in a row nothing came for too long
         self._tries = 0  # connections that were tried since it got further
+        self._beats: list[Message] = []  # that are to be counted
+        self._beating = False  # whether the other end wants signs of life
         self._calls = threading.Lock()
         self._heartbeat: _Heartbeat | None = None
         self._closed = False
@@ -128,20 +130,25 @@ class Lasting(WrappedLink, ABC):
                     if self._is_next(message):
                         break
                 except BROKEN as error:
-                    self._silent += time.monotonic() - began >= timeout
+                    broke = time.monotonic()
+                    self._silent += broke - began >= timeout
                     self._mend(error)
-                    began = time.monotonic()
+                    began += time.monotonic() - broke
                 if time.monotonic() - began > _LONGEST * timeout:
                     raise ProtocolError(
-                        f"{self.remote}: the other end has computed for {_LONGEST * timeout:g} s "
-                        "and said nothing but that it lives; give a larger --timeout"
+                        f"{self.remote}: the other end has said nothing new for "
+                        f"{_LONGEST * timeout:g} s, but that it lives; if it computes for so long, "
+                        "give a larger --timeout"
                     )
             self._heard += 1
             self._kept.clear()
-            self._since, self._silent, self._tries = None, 0, 0
+            self._get_further()
             self._note(message)
-        if self._heartbeat is None and self.session:
-            self._heartbeat = _Heartbeat(self._beat, self._timeout / _BEATS)
+            for beat in self._beats:
+                self.ledger.add(beat, self._speaks)
+            self._beats.clear()
+        if self._heartbeat is None and self._beating:
+            self._heartbeat = _Heartbeat(self._beat, max(self._timeout, LEAST_SECONDS) / _BEATS)
         return message
 
     def close(self) -> None:
@@ -155,6 +162,7 @@ class Lasting(WrappedLink, ABC):
         """Return whether this is the next message, and none that was heard before."""
         if _is(message, _BEAT):
             self.ledger.add(message, self._hears)
+            self._get_further()
             return False
         if message.number > self._heard + 1:
             raise DamagedError(
@@ -164,6 +172,10 @@ class Lasting(WrappedLink, ABC):
             self.ledger.again(message, self._hears)
             return False
         return True
+
+    def _get_further(self) -> None:
+        """Take note that this connection is a good one."""
+        self._since, self._silent, self._tries = None, 0, 0
 
     def _numbers(self, message: Message) -> bool:
         """Return whether messages have numbers here."""
@@ -178,6 +190,9 @@ class Lasting(WrappedLink, ABC):
     @abstractmethod
     def _mend(self, error: LinkError) -> None:
         """Go on over another connection, or raise this error, or why there is none."""
+
+    def _mend_meanwhile(self) -> None:
+        """Go on over another connection while this end computes, if there is one."""
 
     @contextmanager
     def _greeting(self, link: Link) -> Iterator[None]:
@@ -208,9 +223,10 @@ class Lasting(WrappedLink, ABC):
             beat = Message(Kind.CONTROL, training=False, meta={"do": _BEAT})
             try:
                 self.inside.send(beat, min(self._timeout, _BEAT_SECONDS))
-                self.ledger.add(beat, self._speaks)
+                self._beats.append(beat)
             except LinkError:
                 self.inside.close()  # the next message finds that out
+                self._mend_meanwhile()
         finally:
             self._calls.release()
 

@@ -19,7 +19,9 @@ from splitlab.core.contract.message import Kind, Message
 __all__ = [
     "BYE",
     "HELLO_BYTES",
+    "LEAST_SECONDS",
     "MARKS",
+    "MOST_SECONDS",
     "MOST_STEPS",
     "PROTOCOL",
     "Agreement",
@@ -40,6 +42,8 @@ HELLO_BYTES = 1 << 16
 """The largest frame before the handshake."""
 BYE = "bye"
 """What a client does last: from then on nobody waits for it."""
+LEAST_SECONDS, MOST_SECONDS = 0.1, 1e6
+"""Of a timeout."""
 MOST_STEPS = 2**63 - 1
 """Steps, samples, batches and messages that there may be; more is no number to count with."""
 _TOLD = 8

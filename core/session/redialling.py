@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
 from collections.abc import Callable
 from typing import Final
 
-from splitlab.core.contract.errors import DamagedError, LinkError, NetworkError, ProtocolError
+from splitlab.core.contract.errors import (
+    DamagedError,
+    LinkError,
+    NetworkError,
+    ProtocolError,
+    RefusedError,
+)
 from splitlab.core.contract.link import Link
 from splitlab.core.contract.message import Kind, Message
 from splitlab.core.session.lasting import BROKEN, Lasting
@@ -17,9 +24,11 @@ from splitlab.core.session.protocol import PROTOCOL, ended, number_of, seconds_o
 __all__ = ["Redialling"]
 
 _STRANGE: Final = 3
-"""Answers to a first HELLO that may be damaged, until they are taken for none."""
+"""Answers that may be damaged, until they are taken for what they are."""
+_FIRST_PATIENCE: Final = 5.0
+"""Seconds, at least, to get an answer to a first HELLO."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.025, 5.0
-_FIRST_TRY, _LONGEST_TRY = 0.25, 30.0
+_FIRST_TRY, _LONGEST_TRY = 0.25, 10.0
 
 _chance = random.SystemRandom()
 
@@ -30,7 +39,8 @@ class Redialling(Lasting):
     Args:
         inside: the link over the first connection.
         dial: connects anew, within so many seconds.
-        hopeless: whether nobody is there any more to connect to, or nobody wants it.
+        hopeless: whether nobody is there any more to connect to.
+        stopping: whether this end is to stop, and to try no more than once.
         timeout, patience, say: as of `Lasting`.
     """
 
@@ -44,11 +54,16 @@ class Redialling(Lasting):
         timeout: float,
         patience: float,
         hopeless: Callable[[], bool] = lambda: False,
+        stopping: Callable[[], bool] = lambda: False,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        super().__init__(inside, timeout=timeout, patience=patience, say=say)
+        # Whoever does not answer a first HELLO may be no server at all.
+        first = min(patience, max(timeout, _FIRST_PATIENCE))
+        super().__init__(inside, timeout=timeout, patience=first, say=say)
+        self._whole = patience
         self._dial = dial
         self._hopeless = hopeless
+        self._stopping = stopping
         self._attempt = 0
 
     def send(self, message: Message, timeout: float) -> int:
@@ -59,19 +74,21 @@ class Redialling(Lasting):
 
     def _note(self, message: Message) -> None:
         if message.kind is Kind.HELLO:
-            self.patience = min(self.patience, seconds_of(message, "waits", math.inf))
+            self._beating = True
+            self.patience = min(self._whole, seconds_of(message, "waits", math.inf))
             self._timeout = min(self._timeout, seconds_of(message, "timeout", math.inf))
 
     def _mend(self, error: LinkError) -> None:
         until, began, last = self._lost(error), time.monotonic(), error
         if not self._hopeless():
             self._say(f"lost the connection ({error}); trying again for {self.patience:g} s")
-        while True:
+        for tries in itertools.count():
             if self._tries:
                 pause = self._grown(_FIRST_PAUSE, _LONGEST_PAUSE) * _chance.uniform(0.5, 1.0)
                 time.sleep(max(0.0, min(pause, until - time.monotonic())))
             left = until - time.monotonic()
-            if self._hopeless() or self._is_no_server(last):
+            given_up = self._hopeless() or (tries and self._stopping())
+            if given_up or self._is_final(last):
                 raise last
             if left <= 0:
                 raise NetworkError(
@@ -83,15 +100,19 @@ class Redialling(Lasting):
                 break
             except BROKEN as found:
                 last = found
-        self._say(f"connected again after {time.monotonic() - began:.2g} s")
+        if self._heard:
+            self._say(f"connected again after {time.monotonic() - began:.2g} s")
 
     def _expect_whole(self, message: Message) -> None:
         if self.session and message.meta.get("damaged") is True:
             raise ended(message, "the server", ProtocolError)
 
-    def _is_no_server(self, error: LinkError) -> bool:
-        """Return whether who was called first says nothing, or nothing that is ours."""
-        strange = isinstance(error, DamagedError) and self._tries >= _STRANGE
+    def _is_final(self, error: LinkError) -> bool:
+        """Return whether who was called lets nobody in, or is no server of ours."""
+        often = self._tries >= _STRANGE
+        if isinstance(error, RefusedError):
+            return often
+        strange = isinstance(error, DamagedError) and often
         return not self._heard and (strange or self._silent > 1)
 
     def _grown(self, first: float, longest: float) -> float:
@@ -119,12 +140,12 @@ class Redialling(Lasting):
         asked = Message(Kind.HELLO, meta={"protocol": PROTOCOL, **said})
         link.send(asked, timeout)
         self.ledger.add(asked, "up")
-        # The server may be busy with what it heard before the connection was lost.
-        answer = link.receive(max(timeout, self._timeout))
+        answer = link.receive(timeout)
         self.ledger.add(answer, "down")
         if answer.kind is Kind.ERROR:
             raise ended(answer, "the server", ProtocolError)
         heard = number_of(answer, "heard")
-        if answer.kind is not Kind.HELLO or heard is None or heard > self._said:
+        least = self._said - len(self._kept)
+        if answer.kind is not Kind.HELLO or heard is None or not least <= heard <= self._said:
             raise ProtocolError(f"{link.remote} answered a HELLO with {answer.meta!r:.200}")
         return heard

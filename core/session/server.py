@@ -7,7 +7,6 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import TypeGuard
 
 from splitlab.core.contract.errors import LinkError, NetworkError, ProtocolError, when
@@ -15,9 +14,12 @@ from splitlab.core.contract.link import Link
 from splitlab.core.contract.message import Kind, Message
 from splitlab.core.contract.peer import Schedule
 from splitlab.core.engine.server import Server
+from splitlab.core.session.awaiting import Superseded
 from splitlab.core.session.protocol import (
     HELLO_BYTES,
+    LEAST_SECONDS,
     MARKS,
+    MOST_SECONDS,
     MOST_STEPS,
     PROTOCOL,
     Agreement,
@@ -115,8 +117,13 @@ class ServerSession:
 
     def part(self, timeout: float) -> None:
         """Wait until the client has heard the answer to its goodbye, but no longer than this."""
-        with suppress(LinkError):
+        try:
             self.turn(timeout)
+        except Superseded as other:
+            tell(other.link, ProtocolError("this server's run has ended"), min(timeout, 5.0))
+            other.link.close()
+        except LinkError:
+            pass  # it has gone without a word
 
     def _answer(self, message: Message) -> Message:
         """Take a message through the state table, and the answer, too."""
@@ -194,7 +201,7 @@ class ServerSession:
             or message.step
             or not isinstance(session := meta.get("session"), str)
             or not _SESSION.fullmatch(session)
-            or seconds_of(message, "timeout", 0.0) <= 0
+            or not LEAST_SECONDS <= seconds_of(message, "timeout", 0.0) <= MOST_SECONDS
             or not isinstance(marks, dict)
             or not all(isinstance(value, str) for value in marks.values())
             or not marks.keys() >= set(MARKS)

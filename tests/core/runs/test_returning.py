@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from splitlab.core import Kind, Message, NetworkError
+from splitlab.core import Diverged, Kind, Message, NetworkError
 from splitlab.core.runs.returning import Returning
 from splitlab.core.session.awaiting import Superseded
 from splitlab.core.session.protocol import PROTOCOL
@@ -28,6 +28,7 @@ class Session:
     def __init__(self) -> None:
         self.session = OWN
         self.heard = 3
+        self.away = False
         self.severed = threading.Event()
 
     def sever(self) -> None:
@@ -47,7 +48,9 @@ class Served:
 
     def says(self, kind: Kind = Kind.HELLO, **meta: Any) -> TcpLink:
         link = Tcp().connect(self.address, device=CPU, timeout=SOON)
-        link.send(Message(kind, meta=meta), SOON)
+        message = Message(kind, meta=meta)
+        message.number = 1
+        link.send(message, SOON)
         return link
 
     def returns(self, attempt: int, heard: int = 3, session: str = OWN) -> TcpLink:
@@ -60,8 +63,7 @@ def served() -> Iterator[Served]:
     with closing(Tcp().listen("tcp://127.0.0.1:0", device=CPU)) as listener:
         made = Served(listener)
         yield made
-        listener.close()
-        made.returning.end()
+        made.returning.end(listener.close)
 
 
 def test_its_client_takes_the_place_of_its_old_connection(served: Served) -> None:
@@ -92,6 +94,9 @@ def test_a_connection_that_comes_late_takes_nobodys_place(served: Served) -> Non
 
 def test_a_run_that_begins_anew_is_heard_when_its_old_connection_is_lost(served: Served) -> None:
     marks = {"run": "run", "seed": "0", "plan": "0"}
+    with closing(served.says(marks=marks, session=OTHER)) as early:
+        assert "try again when it is gone" in early.receive(SOON).meta["error"]
+    served.link.away = True
     with closing(served.says(marks=marks, session=OTHER)):
         with pytest.raises(Superseded) as caught:
             served.returning.wait(SOON)
@@ -162,14 +167,32 @@ def test_others_are_told_and_turned_away(served: Served, who: str) -> None:
     assert not served.link.severed.is_set()
 
 
-def test_who_waits_when_it_ends_is_let_go(served: Served) -> None:
+def test_nothing_that_is_told_of_strangers_ends_it(served: Served) -> None:
+    def full(line: str) -> None:
+        raise OSError("no space left")
+
+    served.returning._away = full
+    for _ in range(2):
+        with closing(served.says(marks=3)) as link:
+            assert "takes one only" in link.receive(SOON).meta["error"]
+        with closing(Tcp().connect(served.address, device=CPU, timeout=SOON)):
+            pass
+    with closing(served.returns(1)):
+        back = served.returning.wait(SOON)
+        assert back is not None
+        back.link.close()
+
+
+def test_who_waits_when_it_ends_is_told_why(served: Served) -> None:
+    served.link.away = True
     with closing(served.returns(1)) as client, closing(served.says(marks={"run": "run"})) as anew:
         deadline = time.monotonic() + SOON
         while not (served.returning._back and served.returning._anew):
             assert time.monotonic() < deadline
             time.sleep(0.001)
-        served.listener.close()
-        served.returning.end()
+        served.returning.end(served.listener.close, Diverged("the loss is nan"))
+        for link in (client, anew):
+            assert link.receive(SOON).meta["error"] == "the loss is nan"
         for link in (client, anew):
             with pytest.raises(NetworkError):
                 link.receive(SOON)

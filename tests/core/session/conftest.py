@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -208,7 +208,7 @@ class Ends:
         self,
         timeout: float = 1.0,
         patience: float = 9.0,
-        hopeless: Callable[[], bool] = lambda: False,
+        **more: Any,
     ) -> Redialling:
         self._timeout = timeout
         self.made = Redialling(
@@ -216,8 +216,8 @@ class Ends:
             self._dial,
             timeout=timeout,
             patience=patience,
-            hopeless=hopeless,
             say=self.said.append,
+            **more,
         )
         return self.made
 
@@ -288,6 +288,9 @@ class Doors:
         self.said: list[str] = []
         self.made: Awaiting | None = None
 
+    def back(self) -> Returned | None:
+        return self.wait(0.0) if self.returns else None
+
     def wait(self, seconds: float) -> Returned | None:
         if not self.returns:
             time.sleep(seconds)
@@ -300,13 +303,13 @@ class Doors:
     def server(
         self,
         patience: float = 9.0,
-        hopeless: Callable[[], bool] = lambda: False,
         greeted: bool = True,
         counts: bool = True,
+        **more: Any,
     ) -> Awaiting:
         link = self.other()
         self.made = made = Awaiting(
-            link, self, timeout=1.0, patience=patience, hopeless=hopeless, say=self.said.append
+            link, self, timeout=1.0, patience=patience, say=self.said.append, **more
         )
         self.send(Message(Kind.HELLO, meta={"session": SESSION}), int(counts))
         made.receive(1.0)

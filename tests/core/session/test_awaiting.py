@@ -80,15 +80,49 @@ def test_it_waits_as_long_as_its_patience(doors: Any) -> None:
     assert 0.3 <= time.monotonic() - began < 3
 
 
-@pytest.mark.parametrize("how", ["not wanted", "no patience"])
+@pytest.mark.parametrize("how", ["cannot come", "no patience"])
 def test_without_hope_it_ends_at_once(doors: Any, how: str) -> None:
     patience = 0.0 if how == "no patience" else 9.0
-    server = doors.server(patience=patience, hopeless=lambda: how == "not wanted")
+    server = doors.server(patience=patience, hopeless=lambda: how == "cannot come")
     doors.cut()
     began = time.monotonic()
     with pytest.raises(NetworkError, match=r"closed the connection$"):
         server.receive(1.0)
     assert time.monotonic() - began < 1
+
+
+def test_who_is_to_stop_waits_for_a_moment(doors: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("splitlab.core.session.awaiting._A_MOMENT", 0.05)
+    server = doors.server(stopping=lambda: True)
+    doors.cut()
+    began = time.monotonic()
+    with pytest.raises(NetworkError, match=r"closed the connection$"):
+        server.receive(1.0)
+    assert 0.05 < time.monotonic() - began < 3
+
+
+def test_a_client_that_comes_back_while_it_computes_is_given_signs_of_life(doors: Any) -> None:
+    server = doors.server()
+    doors.ask(server, 2)
+    doors.cut()
+    doors.comes(1)
+    server._beat()  # finds out
+    assert doors.client.receive(1.0).meta == {"protocol": PROTOCOL, "heard": 2}
+    server._beat()
+    assert doors.client.receive(1.0).meta == {"do": "beat"}
+    server.send(Message(Kind.GRADIENT), 1.0)
+    assert doors.client.receive(1.0).number == 2
+
+
+def test_a_client_that_came_back_once_more_has_the_newer_connection(doors: Any) -> None:
+    server = doors.server()
+    doors.ask(server, 2)
+    server.send(Message(Kind.GRADIENT), 1.0)
+    doors.cut()
+    for _ in range(2):
+        doors.comes(2)
+    doors.send(Message(Kind.ACTIVATION, 1), 3)
+    assert server.receive(1.0).number == 3
 
 
 def test_a_client_that_begins_anew_takes_the_place_of_its_session(doors: Any) -> None:

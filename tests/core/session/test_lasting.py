@@ -50,7 +50,7 @@ def test_signs_of_life_are_heard_over_but_not_for_ever(ends: Any) -> None:
     beating = threading.Thread(target=alive)
     beating.start()
     try:
-        with pytest.raises(ProtocolError, match=r"has computed for 0.1 s .* larger --timeout"):
+        with pytest.raises(ProtocolError, match=r"nothing new for 0.1 s, .* larger --timeout"):
             client.receive(0.01)
     finally:
         over.set()

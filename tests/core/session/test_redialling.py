@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from typing import Any
 
 import pytest
 
-from splitlab.core import DamagedError, Kind, Message, NetworkError, ProtocolError
+from splitlab.core import DamagedError, Kind, Message, NetworkError, ProtocolError, RefusedError
 from splitlab.core.contract.link import Limits
 from splitlab.core.session.protocol import HELLO_BYTES, PROTOCOL
 
@@ -110,6 +111,49 @@ def test_without_hope_it_ends_at_once(ends: Any, how: str) -> None:
     assert (ends.dialled, ends.said) == (0, [])
 
 
+def test_who_is_to_stop_tries_once(ends: Any) -> None:
+    client, _ = ends.client(stopping=lambda: True), ends.shake_hands()
+    ends.cut()
+    with pytest.raises(NetworkError, match="nobody there"):
+        client.send(Message(Kind.ACTIVATION), 1.0)
+    assert ends.dialled == 1
+
+
+def test_signs_of_life_are_progress(ends: Any) -> None:
+    client, _ = ends.client(timeout=0.1, patience=0.2), ends.shake_hands()
+    client.send(Message(Kind.ACTIVATION), 1.0)
+    ends.cut()
+    ends.greets(heard=2)
+
+    def lives_and_is_lost_again() -> None:
+        deadline = time.monotonic() + 5
+        while not ends.said[1:] and time.monotonic() < deadline:
+            time.sleep(0.005)
+        for _ in range(6):
+            time.sleep(0.05)
+            ends.beat()
+        ends.greets(heard=2, answers=[2])
+        ends.cut()
+
+    other = threading.Thread(target=lives_and_is_lost_again)
+    other.start()
+    try:
+        assert client.receive(0.1).number == 2
+    finally:
+        other.join()
+    assert ends.dialled == 2
+
+
+def test_a_refusal_is_final_when_it_comes_again_and_again(ends: Any) -> None:
+    client, _ = ends.client(), ends.shake_hands()
+    for _ in range(9):
+        ends.greets(raises=RefusedError("another secret"))
+    ends.cut()
+    with pytest.raises(RefusedError, match="another secret"):
+        client.send(Message(Kind.ACTIVATION), 1.0)
+    assert ends.dialled == 3
+
+
 def test_a_server_that_lost_the_session_ends_it(ends: Any) -> None:
     client, _ = ends.client(), ends.shake_hands()
     ends.greets(error={"error": "no such session"})
@@ -118,7 +162,7 @@ def test_a_server_that_lost_the_session_ends_it(ends: Any) -> None:
         client.send(Message(Kind.ACTIVATION), 1.0)
 
 
-@pytest.mark.parametrize("heard", [-1, 9, None, "2", True])
+@pytest.mark.parametrize("heard", [-1, 0, 9, None, "2", True])
 def test_a_count_that_cannot_be_ends_the_session(ends: Any, heard: Any) -> None:
     client, _ = ends.client(), ends.shake_hands()
     ends.greets(heard=heard)
