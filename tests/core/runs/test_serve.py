@@ -21,6 +21,7 @@ import torch
 
 from splitlab.core import (
     ConfigError,
+    Interrupted,
     Kind,
     Link,
     Message,
@@ -553,6 +554,20 @@ def test_nobody_fits_in_time(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"no client that fits came to tcp://here:1 in 0.05 s; turned away: 1, at last {last}"
     )
+
+
+def test_between_two_sessions_a_server_can_be_stopped_and_waits_anew(tmp_path: Path) -> None:
+    plan: Any = SimpleNamespace(config=TINY, links=(), timeout=TINY.timeout)
+    for stops, wait, error, told in (
+        (True, 60.0, Interrupted, "interrupted while no client was there"),
+        (False, 0.05, NetworkError, "no client came to tcp://.* in 0.05 s"),
+    ):
+        listener = Tcp().listen("tcp://127.0.0.1:0", device=CPU)
+        clients = _Clients(listener, plan, wait, True, print, lambda stops=stops: stops)
+        clients._returning.begin(SimpleNamespace(session="s"), "run")  # type: ignore[arg-type]
+        clients._returning.pause()
+        with closing(clients), pytest.raises(error, match=told):
+            clients._accept()
 
 
 def test_the_server_of_a_run_ends_with_its_client_and_not_with_strangers(tmp_path: Path) -> None:

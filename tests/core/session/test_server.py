@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from splitlab.core import Diverged, Kind, LinkError, Message, NetworkError, ProtocolError
 from splitlab.core.contract.peer import Schedule
 from splitlab.core.engine.server import Server
+from splitlab.core.session.awaiting import Superseded
 from splitlab.core.session.protocol import PROTOCOL, names_a_run
+from splitlab.transports.inprocess import InProcess
 
 # Handshake.
 
@@ -53,6 +55,8 @@ JSON = st.recursive(
 @example(changes={"step": 10**300}, more={}, absent=set())
 @example(changes={"session": "../x"}, more={}, absent=set())
 @example(changes={"timeout": 0}, more={}, absent=set())
+@example(changes={"timeout": 0.01}, more={}, absent=set())
+@example(changes={"timeout": 2e6}, more={}, absent=set())
 @example(changes={"timeout": True}, more={}, absent=set())
 @example(changes={"run": "../x"}, more={}, absent=set())
 @example(changes={"protocol": True}, more={}, absent=set())
@@ -86,7 +90,7 @@ def test_a_malformed_hello_is_the_clients_error(
         and meta["marks"] == talk.MARKS
         and meta["session"] == talk.HELLO["session"]
         and type(meta["timeout"]) in (int, float)
-        and 0 < meta["timeout"] < 2**63
+        and 0.1 <= meta["timeout"] <= 1e6
     )
     if fine:
         assert table.server.turn()
@@ -232,6 +236,22 @@ def test_nothing_comes_after_the_goodbye(talk: Any, what: str) -> None:
     with pytest.raises(ProtocolError, match=f"sent <Message {message.kind.name} .* its goodbye"):
         table.say(message)
     assert (table.echo.handled, table.saved) == ([], [])
+
+
+def test_a_run_that_begins_anew_while_its_server_parts_is_told(talk: Any) -> None:
+    table = talk.Table().open()
+    other, newcomer = InProcess().pair(None)
+    table.client_end.send(control("finish", 0), 1.0)
+    assert table.client_end.receive(1.0).meta == {"did": "finished"}
+
+    def superseded(timeout: float) -> Message:
+        raise Superseded(newcomer)  # type: ignore[arg-type]
+
+    table.server_end.receive = superseded
+    table.server.part(1.0)
+    assert other.receive(1.0).meta["error"] == "this server's run has ended"
+    with pytest.raises(NetworkError, match="closed"):
+        other.receive(1.0)
 
 
 def test_a_turn_may_wait_less_than_the_others(talk: Any) -> None:
