@@ -195,7 +195,8 @@ def _below() -> Iterable[str]:
         "- Frames that are wrong and whose checksums are right: who sends them is no network, but "
         "a peer of another kind (`tests/test_hostile.py`, `make fuzz`).",
         "- A fault in the very first handshake of TLS or of the secret, before the client has said "
-        "its HELLO: nothing is lost by then, and the command ends with an error.",
+        "its HELLO: a connection that ends there is tried again twice; anything else ends the "
+        "command with an error, and nothing is lost by then.",
         "- Peers that are killed, stopped and resumed (`tests/test_kills.py`).",
         "- gloo and NCCL, whose links end with their connection.",
         "- Packets that are lost, reordered or delayed: TCP mends those by itself; what they look "

@@ -72,7 +72,7 @@ def claim(secret: bytes | None, binding: bytes) -> Exchange:
         binding: what both know of the channel below; empty without TLS.
 
     Raises:
-        NetworkError: the client was not let in, or the server does not know the secret.
+        RefusedError: the client was not let in, or the server does not know the secret.
     """
     opening = MAGIC + bytes([secret is not None]) + secrets.token_bytes(_NONCE_BYTES)
     yield opening
@@ -152,7 +152,7 @@ def _reply(status: int, nonce: bytes = _NOTHING) -> bytes:
 
 def _status(reply: bytes) -> int:
     if not reply.startswith(MAGIC):
-        raise NetworkError(
+        raise RefusedError(
             f"who listens there answers with {reply[:MAGIC_BYTES]!r}: it asks for neither "
             "certificate nor secret, or is no server of this version"
         )

@@ -49,6 +49,9 @@ from splitlab.transports.trust import Trust
 __all__ = ["Tcp", "TcpLink", "TcpListener", "TlsLink", "bind", "dial"]
 
 _RETRY_SECONDS = 0.05
+_TRIES = 3
+"""Connections that may end before a server has let this client in."""
+_LOST = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 # Waking a sleeping core costs more than a small message: about 100 µs in a virtual machine.
 _SPIN_SECONDS = 300e-6
 _MAX_BUFFERS = os.sysconf("SC_IOV_MAX")
@@ -104,25 +107,36 @@ class Tcp:
         parsed = Address.parse(address, "tcp")
         self._trust.check_client()
         deadline = time.monotonic() + timeout
-        connection = dial(parsed, timeout)
+        tries = 1
+        while True:
+            try:
+                return self._admitted(parsed, device, deadline)
+            except TimeoutError:
+                told = f"the server there did not let this client in for {timeout:g} s"
+                raise NetworkError(f"{parsed}: {told}; it may have another client") from None
+            except _LOST as error:
+                # The network may have cut it off, or a flood of others at the server.
+                if tries == _TRIES or time.monotonic() > deadline - _RETRY_SECONDS:
+                    told = trouble(error, client=True)
+                    told += " before it let this client in; it may ask for TLS, or for a secret"
+                    raise NetworkError(f"{parsed}: {told}") from None
+                tries += 1
+                time.sleep(_RETRY_SECONDS)
+            except (RefusedError, OSError) as error:
+                kind = NetworkError
+                if isinstance(error, (RefusedError, ssl.SSLError)):
+                    kind = RefusedError
+                raise kind(f"{parsed}: {trouble(error, client=True)}") from None
+
+    def _admitted(self, address: Address, device: torch.device, deadline: float) -> TcpLink:
+        """Return a link to a server that let this client in."""
+        connection = dial(address, max(0.1, deadline - time.monotonic()))
         if not self._trust.secured:
-            return TcpLink(connection, str(parsed), nodelay=self._nodelay, device=device)
-        left = max(0.1, deadline - time.monotonic())
+            return TcpLink(connection, str(address), nodelay=self._nodelay, device=device)
         connection.setblocking(False)
-        steps = self._enter(connection, parsed, device)
+        steps = self._enter(connection, address, device)
         try:
-            return complete(connection.fileno(), steps, left)
-        except TimeoutError:
-            told = f"the server there did not let this client in for {timeout:g} s"
-            raise NetworkError(f"{parsed}: {told}; it may have another client") from None
-        except (NetworkError, OSError) as error:
-            told = trouble(error, client=True)
-            if isinstance(error, ConnectionError):
-                told += " before it let this client in; it may ask for TLS, or for a secret"
-            refused = isinstance(error, (RefusedError, ssl.SSLError))
-            lost = isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
-            kind = RefusedError if refused and not lost else NetworkError
-            raise kind(f"{parsed}: {told}") from None
+            return complete(connection.fileno(), steps, max(0.1, deadline - time.monotonic()))
         finally:
             steps.close()
 

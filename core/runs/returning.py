@@ -176,18 +176,25 @@ class Returning:
     def _greet_again(self, link: SeverableLink, own: Awaiting) -> None:
         """Take a client that says its first HELLO again, unless it is known to have the answer."""
         if own.heard == 1:
-            self._take(Returned(link, 0), own, self._attempt + 1)
+            self._take(Returned(link, 0), own, None)
         else:
             link.close()
 
-    def _take(self, back: Returned, own: Awaiting, attempt: int) -> None:
-        """Hand a connection over, if it is not late: the client has made another one since."""
+    def _take(self, back: Returned, own: Awaiting, attempt: int | None) -> None:
+        """Hand a connection over, if it is not late: the client has made another one since.
+
+        Args:
+            back: the connection.
+            own: the session's end when its client was heard.
+            attempt: the client's count of its connections; a first HELLO says none.
+        """
         with self._news:
-            late = self._link is not own or attempt <= self._attempt
+            late = self._link is not own or (attempt is not None and attempt <= self._attempt)
             if late:
                 gone: Returned | None = back
             else:
-                gone, self._back, self._attempt = self._back, back, attempt
+                gone, self._back = self._back, back
+                self._attempt = self._attempt if attempt is None else attempt
                 self._news.notify()
         if gone is not None:
             gone.link.close()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -642,3 +643,38 @@ def test_closing_ends_who_listens_in_another_thread() -> None:
         reception.close()
         with pytest.raises(OSError, match="descriptor"):
             reception.first(60.0, 60.0, lambda line: None)
+
+
+@pytest.mark.parametrize("lost", [2, 3])
+def test_a_connection_that_ends_before_a_client_is_let_in_is_tried_again(
+    lost: int, secret: Callable[[str], str], aside: ThreadPoolExecutor
+) -> None:
+    file = secret(SECRET)
+    with closing(Tcp(secret_file=file).listen("tcp://127.0.0.1:0", device=CPU)) as listener:
+        real, ended = listener._socket.accept, 0
+
+        def accept() -> Any:
+            nonlocal ended
+            connection, where = real()
+            if ended < lost:
+                ended += 1
+                connection.close()
+                raise BlockingIOError
+            return connection, where
+
+        listener._reception._bound = SimpleNamespace(  # type: ignore[assignment]
+            accept=accept, fileno=listener._socket.fileno
+        )
+        served = aside.submit(listener.accept, SOON)
+        if lost < 3:
+            with closing(
+                Tcp(secret_file=file).connect(listener.address, device=CPU, timeout=SOON)
+            ) as link:
+                assert isinstance(link, TcpLink)
+                served.result(SOON).close()
+        else:
+            with pytest.raises(NetworkError, match="before it let this client in"):
+                Tcp(secret_file=file).connect(listener.address, device=CPU, timeout=SOON)
+            listener.close()
+            assert isinstance(served.exception(SOON), NetworkError)
+        assert ended == lost

@@ -121,6 +121,10 @@ def test_a_first_hello_is_answered_again_unless_it_is_late(served: Served, heard
             assert back is not None
             assert back.heard == 0
             back.link.close()
+            with closing(served.returns(1)):  # the first that counts
+                back = served.returning.wait(SOON)
+                assert back is not None
+                back.link.close()
     assert served.link.severed.is_set() is (heard == 1)
 
 
