@@ -92,7 +92,10 @@ class Link(Protocol):
 
 
 class SeverableLink(Link, Protocol):
-    """A link that another one to the same listener may take the place of."""
+    """A link that another one to the same `PatientListener` may take the place of.
+
+    A client that has one makes another connection when this one is lost.
+    """
 
     def sever(self) -> None:
         """End the connection at once, from any thread: who waits at it gets `NetworkError`."""
