@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 WAIT = 20.0
 SESSION = "0" * 32
 MOST_LOST_SECONDS = 0.5
-LARGEST_RATIO = 1.05
+LARGEST_RATIO = 1.15
 """Of an exchange that outlives its connection to a bare one's, both undisturbed."""
 
 
@@ -80,8 +80,7 @@ def ends(*, lasting: bool) -> Iterator[tuple[Link, Callable[[], object]]]:
             link.close()
             thread.join()
             served.close()
-            listener.close()
-            returning.end()
+            returning.end(listener.close)
 
         cleanup.callback(end)
         yield link, lambda: link.inside.sever()
@@ -100,16 +99,16 @@ def test_a_connection_that_is_lost(benchmark: Any, size: int) -> None:
             sever()
             return exchange(lasting)
 
-        contestants = {
-            "bare": lambda: exchange(bare),
-            "lasting": lambda: exchange(lasting),
-            "lost": lost,
-        }
-        rounds = 200 if size < 1000 else 40
-        found = benchmark.pedantic(
-            lambda: race(contestants, CPU, rounds=rounds, warm_up=3), rounds=1
-        )
-    ratio, seconds = found["lasting"] / found["bare"], found["lost"] - found["lasting"]
+        rounds = 1000 if size < 1000 else 60
+
+        def undisturbed() -> dict[str, float]:
+            both = {"bare": lambda: exchange(bare), "lasting": lambda: exchange(lasting)}
+            return race(both, CPU, rounds=rounds, warm_up=5)
+
+        found = benchmark.pedantic(undisturbed, rounds=1)
+        disturbed = {"whole": lambda: exchange(lasting), "lost": lost}
+        after = race(disturbed, CPU, rounds=rounds // 4)
+    ratio, seconds = found["lasting"] / found["bare"], after["lost"] - after["whole"]
     print(
         f"\n{size:,} bytes: bare {found['bare'] * 1e3:.3f} ms, lasting {ratio:.3f} of it; "
         f"a lost connection costs {seconds * 1e3:.1f} ms"

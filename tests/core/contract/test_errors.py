@@ -21,6 +21,8 @@ def test_the_tree_of_the_docstring_is_the_tree() -> None:
         "LinkError": "SplitlabError",
         "ProtocolError": "LinkError",
         "NetworkError": "LinkError",
+        "DamagedError": "ProtocolError",
+        "RefusedError": "NetworkError",
         "SplitlabError": "Exception",
     }
     kinds = {name for name in errors.__all__ if name.endswith("Error")}
