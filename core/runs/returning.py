@@ -17,7 +17,7 @@ from splitlab.core.contract.link import (
 )
 from splitlab.core.contract.message import Message
 from splitlab.core.session.awaiting import Awaiting, Returned, Superseded, returns_to
-from splitlab.core.session.protocol import HELLO_BYTES, number_of, tell
+from splitlab.core.session.protocol import ENDED, HELLO_BYTES, NO_SESSION, number_of, tell
 
 __all__ = ["Returning"]
 
@@ -111,11 +111,11 @@ class Returning:
         close()
         if self.hears:
             self._thread.join()
-        waiting = [self._back.link] if self._back is not None else []
-        for link in (*waiting, *([self._anew] if self._anew is not None else [])):
-            tell(link, error or ProtocolError("this server's run has ended"), _A_WORD)
-            link.close()
-        self._back = self._anew = None
+        back = self.back()
+        for link in (back.link if back else None, self.next(0.0)):
+            if link is not None:
+                tell(link, error or ProtocolError(ENDED), _A_WORD)
+                link.close()
 
     def _hear(self) -> None:
         limits = dataclasses.replace(DEFAULT_LIMITS, frame_bytes=HELLO_BYTES)
@@ -144,10 +144,7 @@ class Returning:
                 self._begin_anew(link, said, own, run)
             return
         if own is None or not own.session or session != own.session:
-            raise ProtocolError(
-                "this server does not have that session, or has it no more; go on from the last "
-                "checkpoint"
-            )
+            raise ProtocolError(NO_SESSION)
         attempt, heard = number_of(said, "attempt") or 0, number_of(said, "heard") or 0
         if heard:
             self._take(Returned(link, heard), own, attempt)
@@ -203,8 +200,8 @@ class Returning:
 
     def _refuse(self, link: Link, error: LinkError) -> None:
         tell(link, error, _A_WORD)
-        link.close()
         self._tell_of(str(error) if link.remote in str(error) else f"{link.remote}: {error}")
+        link.close()
 
     def _tell_of(self, line: str) -> None:
         """Say who was turned away, if anybody can be told: this must go on in any case."""

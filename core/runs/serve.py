@@ -103,11 +103,13 @@ def serve(
         cleanup.enter_context(repeating(decided.config))
         make = partial(make_for_server, decided, classes, peers_here=peers_here, samples=samples)
         plan, model = make()
-        server = _build(plan, model, cleanup)
+        ready: Server | None = _build(plan, model, cleanup)
         del model  # the server has its part
 
         def build() -> Server:
-            return _build(plan, make()[1], cleanup)
+            nonlocal ready
+            server, ready = ready, None
+            return server or _build(plan, make()[1], cleanup)
 
         owner, place = f"transport {named!r}", address or transport.default_address
         listener = called(owner, transport.listen, place, device=plan.device)
@@ -118,7 +120,7 @@ def serve(
                     pipe.write(listener.address + "\n")
             clients = _Clients(listener, plan, wait, patient, say, should_stop, client_is_gone)
             try:
-                steps = _serve_all(clients, server, build, output, say, should_stop)
+                steps = _serve_all(clients, build, output, say, should_stop)
             except SplitlabError as error:
                 clients.close(error)
                 raise
@@ -130,7 +132,6 @@ def serve(
 
 def _serve_all(
     clients: _Clients,
-    server: Server,
     build: Callable[[], Server],
     output: str | None,
     say: Callable[[str], None],
@@ -139,8 +140,7 @@ def _serve_all(
     """Serve a client to its end, however often it begins its run anew; returns its steps."""
     came: SeverableLink | None = None
     while True:
-        served = clients.first(server, build, output, came)
-        del server
+        served = clients.first(build, output, came)
         should_stop()  # from here on a wish waits for the end of a step
         try:
             with served.cleanup:
@@ -150,11 +150,6 @@ def _serve_all(
             came = other.link
             say(str(other))
         del served  # its model, before the next one is made
-        try:
-            server = build()
-        except BaseException:
-            came.close()
-            raise
 
 
 def _to_the_end(served: _Served, should_stop: Callable[[], bool]) -> None:
@@ -242,7 +237,6 @@ class _Clients:
 
     def first(
         self,
-        server: Server,
         build: Callable[[], Server],
         output: str | None,
         came: SeverableLink | None = None,
@@ -250,14 +244,19 @@ class _Clients:
         """Return the first client that fits.
 
         Args:
-            server: new.
-            build: makes another one, where a client spoiled this one.
+            build: makes a server, and another one where a client spoiled it.
             output: as in `open_session`.
             came: link to who comes first of all, if that is known.
         """
         self._returning.pause()
         if came is not None:
             self._until = time.monotonic() + self._wait
+        try:
+            server = build()
+        except BaseException:
+            if came is not None:
+                came.close()
+            raise
         while True:
             with ExitStack() as attempt:
                 bare: Any = came or self._accept()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from splitlab.core.contract.errors import DamagedError, LinkError, NetworkError
 from splitlab.core.contract.link import SeverableLink
@@ -68,9 +67,7 @@ class Awaiting(Lasting):
     Args:
         inside: the link over the first connection.
         returns: where the client comes back to.
-        hopeless: whether the client cannot come back.
-        stopping: whether this end is to stop, and to wait for a moment only.
-        timeout, patience, say: as of `Lasting`.
+        options: as of `Lasting`.
 
     Attributes:
         away: whether its client is, so that the same run may begin anew.
@@ -78,22 +75,11 @@ class Awaiting(Lasting):
 
     _speaks, _hears = "down", "up"
 
-    def __init__(
-        self,
-        inside: SeverableLink,
-        returns: Returns,
-        *,
-        timeout: float,
-        patience: float,
-        hopeless: Callable[[], bool] = lambda: False,
-        stopping: Callable[[], bool] = lambda: False,
-        say: Callable[[str], None] = lambda line: None,
-    ) -> None:
-        super().__init__(inside, timeout=timeout, patience=patience, say=say)
-        self.inside: SeverableLink = inside
+    inside: SeverableLink
+
+    def __init__(self, inside: SeverableLink, returns: Returns, **options: Any) -> None:
+        super().__init__(inside, **options)
         self._returns = returns
-        self._hopeless = hopeless
-        self._stopping = stopping
         self._counts = False
         self._established = False
         self.away = False
@@ -144,7 +130,7 @@ class Awaiting(Lasting):
         came, taken = self._returns.wait(seconds) if seconds else self._returns.back(), False
         while came is not None:
             with suppress(*BROKEN):
-                self.inside = self._taken(came)
+                self._take(came)
                 taken = True
             came = self._returns.back()
             if came is not None:
@@ -152,21 +138,18 @@ class Awaiting(Lasting):
                 taken = False
         return taken
 
-    def _taken(self, came: Returned) -> SeverableLink:
-        """Return the link of a client that is back, on which all is said."""
-        link = came.link
-        with self._greeting(link):
-            if not self._said - len(self._kept) <= came.heard <= self._said:
-                raise DamagedError(f"{link.remote} says that it heard {came.heard} messages")
+    def _take(self, came: Returned) -> None:
+        """Go on over the connection of a client that is back."""
+
+        def greet() -> int:
+            if not self._can_have_heard(came.heard):
+                raise DamagedError(f"{came.link.remote} says that it heard {came.heard} messages")
             if came.heard:
                 answer = {"protocol": PROTOCOL, "heard": self._heard}
-                link.send(Message(Kind.HELLO, meta=answer), self._timeout)
-        try:
-            self._say_again(link, came.heard)
-        except BaseException:
-            link.close()
-            raise
-        return link
+                came.link.send(Message(Kind.HELLO, meta=answer), self._timeout)
+            return came.heard
+
+        self._go_over(came.link, greet)
 
 
 def returns_to(message: Message) -> str | None:

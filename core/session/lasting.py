@@ -23,8 +23,7 @@ import dataclasses
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Final
 
 from splitlab.core.contract.errors import DamagedError, LinkError, NetworkError, ProtocolError
@@ -52,6 +51,8 @@ class Lasting(WrappedLink, ABC):
         inside: the link over the first connection.
         timeout: seconds of silence after which the other end counts as gone.
         patience: as the attribute.
+        hopeless: whether the other end cannot come back.
+        stopping: whether this end is to stop, and to give another connection no more than a moment.
         say: is told in a line of a connection that is lost, and of the next one.
 
     Attributes:
@@ -65,13 +66,22 @@ class Lasting(WrappedLink, ABC):
     _hears: Direction
 
     def __init__(
-        self, inside: Link, *, timeout: float, patience: float, say: Callable[[str], None]
+        self,
+        inside: Link,
+        *,
+        timeout: float,
+        patience: float,
+        hopeless: Callable[[], bool] = lambda: False,
+        stopping: Callable[[], bool] = lambda: False,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         super().__init__(inside)
         self.ledger = Ledger()
         self.session = ""
         self._timeout = timeout
         self.patience = patience
+        self._hopeless = hopeless
+        self._stopping = stopping
         self._say = say
         self._limits = inside.limits
         self._said = self._heard = 0
@@ -194,26 +204,32 @@ class Lasting(WrappedLink, ABC):
     def _mend_meanwhile(self) -> None:
         """Go on over another connection while this end computes, if there is one."""
 
-    @contextmanager
-    def _greeting(self, link: Link) -> Iterator[None]:
-        """Let a link that is new take small frames only, and close it if that fails."""
+    def _go_over(self, link: Link, greet: Callable[[], int]) -> None:
+        """Go on over this link, which is closed if that fails.
+
+        Args:
+            link: to the other end, over another connection.
+            greet: says on it how much this end has heard, and returns how much the other one has.
+        """
         try:
             link.limits = dataclasses.replace(self._limits, frame_bytes=HELLO_BYTES)
-            yield
+            heard = greet()
             link.limits = self._limits
+            for message in self._kept:
+                if message.number > heard:
+                    link.send(message, self._timeout)
+                    if message.number > self._left:
+                        self._left = message.number  # whoever sent it first counts it
+                    else:
+                        self.ledger.again(message, self._speaks)
         except BaseException:
             link.close()
             raise
+        self.inside = link
 
-    def _say_again(self, link: Link, heard: int) -> None:
-        """Send what the other end has not heard."""
-        for message in self._kept:
-            if message.number > heard:
-                link.send(message, self._timeout)
-                if message.number > self._left:
-                    self._left = message.number  # whoever sent it first counts it
-                else:
-                    self.ledger.again(message, self._speaks)
+    def _can_have_heard(self, count: int) -> bool:
+        """Return whether the other end may say that it heard so much."""
+        return self._said - len(self._kept) <= count <= self._said
 
     def _beat(self) -> None:
         """Give a sign of life, if the other end waits for this one."""

@@ -18,11 +18,13 @@ from splitlab.core.contract.message import Kind, Message
 
 __all__ = [
     "BYE",
+    "ENDED",
     "HELLO_BYTES",
     "LEAST_SECONDS",
     "MARKS",
     "MOST_SECONDS",
     "MOST_STEPS",
+    "NO_SESSION",
     "PROTOCOL",
     "Agreement",
     "compare",
@@ -46,6 +48,10 @@ LEAST_SECONDS, MOST_SECONDS = 0.1, 1e6
 """Of a timeout."""
 MOST_STEPS = 2**63 - 1
 """Steps, samples, batches and messages that there may be; more is no number to count with."""
+NO_SESSION = (
+    "this server does not have that session, or has it no more; go on from the last checkpoint"
+)
+ENDED = "this server's run has ended"
 _TOLD = 8
 """How many differences an error lists."""
 _VALUE = 200

@@ -7,7 +7,7 @@ import math
 import random
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from splitlab.core.contract.errors import (
     DamagedError,
@@ -39,9 +39,8 @@ class Redialling(Lasting):
     Args:
         inside: the link over the first connection.
         dial: connects anew, within so many seconds.
-        hopeless: whether nobody is there any more to connect to.
-        stopping: whether this end is to stop, and to try no more than once.
-        timeout, patience, say: as of `Lasting`.
+        options: `hopeless`, `stopping` and `say` of `Lasting`.
+        timeout, patience: as there.
     """
 
     _speaks, _hears = "up", "down"
@@ -53,17 +52,13 @@ class Redialling(Lasting):
         *,
         timeout: float,
         patience: float,
-        hopeless: Callable[[], bool] = lambda: False,
-        stopping: Callable[[], bool] = lambda: False,
-        say: Callable[[str], None] = lambda line: None,
+        **options: Any,
     ) -> None:
         # Whoever does not answer a first HELLO may be no server at all.
         first = min(patience, max(timeout, _FIRST_PATIENCE))
-        super().__init__(inside, timeout=timeout, patience=first, say=say)
+        super().__init__(inside, timeout=timeout, patience=first, **options)
         self._whole = patience
         self._dial = dial
-        self._hopeless = hopeless
-        self._stopping = stopping
         self._attempt = 0
 
     def send(self, message: Message, timeout: float) -> int:
@@ -96,7 +91,7 @@ class Redialling(Lasting):
                 ) from error
             self._tries += 1
             try:
-                self.inside = self._again(min(left, self._grown(_FIRST_TRY, _LONGEST_TRY)))
+                self._again(min(left, self._grown(_FIRST_TRY, _LONGEST_TRY)))
                 break
             except BROKEN as found:
                 last = found
@@ -119,19 +114,11 @@ class Redialling(Lasting):
         """Return what doubles with every connection that was tried."""
         return min(first * 2.0 ** min(self._tries, 30), longest)
 
-    def _again(self, timeout: float) -> Link:
-        """Return a link over another connection, on which all is said."""
+    def _again(self, timeout: float) -> None:
+        """Go on over another connection."""
         link = self._dial(timeout)
-        heard = 0
-        with self._greeting(link):
-            if self._heard:
-                heard = self._go_on(link, timeout)
-        try:
-            self._say_again(link, heard)
-        except BaseException:
-            link.close()
-            raise
-        return link
+        # A first HELLO is said again as it is.
+        self._go_over(link, lambda: self._go_on(link, timeout) if self._heard else 0)
 
     def _go_on(self, link: Link, timeout: float) -> int:
         """Ask to go on with the session; returns how much the server has heard."""
@@ -145,7 +132,6 @@ class Redialling(Lasting):
         if answer.kind is Kind.ERROR:
             raise ended(answer, "the server", ProtocolError)
         heard = number_of(answer, "heard")
-        least = self._said - len(self._kept)
-        if answer.kind is not Kind.HELLO or heard is None or not least <= heard <= self._said:
+        if answer.kind is not Kind.HELLO or heard is None or not self._can_have_heard(heard):
             raise ProtocolError(f"{link.remote} answered a HELLO with {answer.meta!r:.200}")
         return heard

@@ -16,11 +16,13 @@ from splitlab.core.contract.peer import Schedule
 from splitlab.core.engine.server import Server
 from splitlab.core.session.awaiting import Superseded
 from splitlab.core.session.protocol import (
+    ENDED,
     HELLO_BYTES,
     LEAST_SECONDS,
     MARKS,
     MOST_SECONDS,
     MOST_STEPS,
+    NO_SESSION,
     PROTOCOL,
     Agreement,
     compare,
@@ -120,7 +122,7 @@ class ServerSession:
         try:
             self.turn(timeout)
         except Superseded as other:
-            tell(other.link, ProtocolError("this server's run has ended"), min(timeout, 5.0))
+            tell(other.link, ProtocolError(ENDED), min(timeout, 5.0))
             other.link.close()
         except LinkError:
             pass  # it has gone without a word
@@ -182,10 +184,7 @@ class ServerSession:
     def _hello(self, message: Message) -> Message:
         meta = message.meta
         if "heard" in meta:
-            raise ProtocolError(
-                "this server does not have that session, or has it no more; go on from the last "
-                "checkpoint"
-            )
+            raise ProtocolError(NO_SESSION)
         protocol = meta.get("protocol")
         if type(protocol) is int:  # a bool is an int, and True equals 1
             compare({"protocol": str(protocol)}, {"protocol": str(PROTOCOL)})
