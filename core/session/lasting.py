@@ -39,7 +39,8 @@ BROKEN: Final = (NetworkError, DamagedError)
 _BEATS: Final = 4
 """Signs of life in the time after which an end counts as gone."""
 _LONGEST: Final = 10
-"""How many of these times an end may compute for one message, whatever signs of life it gives."""
+"""How many of these times an end may compute for one message, whatever signs of life it gives; what
+its connection is lost for comes on top, as far as this end is patient."""
 _BEAT = "beat"
 _BEAT_SECONDS = 5.0
 
@@ -130,7 +131,8 @@ class Lasting(WrappedLink, ABC):
     def receive(self, timeout: float) -> Message:
         """Return the next message of the conversation, over as many connections as it takes."""
         with self._calls:
-            began = time.monotonic()
+            began = heard = time.monotonic()
+            longest = _LONGEST * timeout + self.patience
             while True:
                 try:
                     message = self.inside.receive(timeout)
@@ -140,19 +142,17 @@ class Lasting(WrappedLink, ABC):
                     if self._is_next(message):
                         break
                 except BROKEN as error:
-                    broke = time.monotonic()
-                    self._silent += broke - began >= timeout
+                    self._silent += time.monotonic() - heard >= timeout
                     self._mend(error)
-                    began += time.monotonic() - broke
-                if time.monotonic() - began > _LONGEST * timeout:
+                heard = time.monotonic()
+                if heard - began > longest:
                     raise ProtocolError(
-                        f"{self.remote}: the other end has said nothing new for "
-                        f"{_LONGEST * timeout:g} s, but that it lives; if it computes for so long, "
-                        "give a larger --timeout"
+                        f"{self.remote}: the other end has said nothing new for {longest:g} s, but "
+                        "that it lives; if it computes for so long, give a larger --timeout"
                     )
             self._heard += 1
             self._kept.clear()
-            self._get_further()
+            self._since, self._silent, self._tries = None, 0, 0
             self._note(message)
             for beat in self._beats:
                 self.ledger.add(beat, self._speaks)
@@ -172,7 +172,7 @@ class Lasting(WrappedLink, ABC):
         """Return whether this is the next message, and none that was heard before."""
         if _is(message, _BEAT):
             self.ledger.add(message, self._hears)
-            self._get_further()
+            self._since, self._silent = None, 0  # this connection is a good one
             return False
         if message.number > self._heard + 1:
             raise DamagedError(
@@ -182,10 +182,6 @@ class Lasting(WrappedLink, ABC):
             self.ledger.again(message, self._hears)
             return False
         return True
-
-    def _get_further(self) -> None:
-        """Take note that this connection is a good one."""
-        self._since, self._silent, self._tries = None, 0, 0
 
     def _numbers(self, message: Message) -> bool:
         """Return whether messages have numbers here."""

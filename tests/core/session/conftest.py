@@ -187,6 +187,7 @@ class Upcoming:
     heard: Any = ...
     answers: list[int] = field(default_factory=list)
     limits: list[int] | None = None
+    beats: int = 0
     closes: bool = False
     error: dict[str, Any] | None = None
     raises: Exception | None = None
@@ -199,6 +200,7 @@ class Ends:
 
     def __init__(self) -> None:
         self.upcoming: list[Upcoming] = []
+        self.servers: list[Link] = []
         self.dialled = 0
         self.said: list[str] = []
         self.made: Redialling | None = None
@@ -266,8 +268,11 @@ class Ends:
             self.server.send(Message(Kind.HELLO, meta=meta), 1.0)
         for number in what.answers:
             self.answer(number)
+        for _ in range(what.beats):
+            self.beat()
         if what.closes:
             self.server.close()
+        self.servers.append(self.server)
         return self._client
 
 

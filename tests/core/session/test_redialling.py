@@ -144,6 +144,19 @@ def test_signs_of_life_are_progress(ends: Any) -> None:
     assert ends.dialled == 2
 
 
+def test_a_server_that_lives_and_leaves_for_ever_is_left(ends: Any) -> None:
+    client, _ = ends.client(timeout=0.02, patience=0.2), ends.shake_hands()
+    client.send(Message(Kind.ACTIVATION), 1.0)
+    for _ in range(10_000):
+        ends.greets(heard=2, beats=1, closes=True)
+    ends.cut()
+    began = time.monotonic()
+    with pytest.raises((NetworkError, ProtocolError)):
+        client.receive(0.02)
+    assert time.monotonic() - began < 3
+    assert ends.dialled < 30  # it takes its time
+
+
 def test_a_refusal_is_final_when_it_comes_again_and_again(ends: Any) -> None:
     client, _ = ends.client(), ends.shake_hands()
     for _ in range(9):
@@ -178,6 +191,10 @@ def test_a_hello_of_a_return_that_was_damaged_is_said_again(ends: Any) -> None:
     ends.cut()
     client.send(Message(Kind.ACTIVATION), 1.0)
     assert ends.server.receive(1.0).meta["attempt"] == 2
+    before = ends.servers[-2]
+    assert before.receive(1.0).meta["attempt"] == 1
+    with pytest.raises(NetworkError, match="closed"):  # nothing stays behind
+        before.receive(1.0)
 
 
 # Before the server has answered.
