@@ -97,6 +97,9 @@ def test_a_run_that_begins_anew_is_heard_when_its_old_connection_is_lost(served:
     with closing(served.says(marks=marks, session=OTHER)) as early:
         assert "try again when it is gone" in early.receive(SOON).meta["error"]
     served.link.away = True
+    with closing(Tcp().connect(served.address, device=CPU, timeout=SOON)) as uncounted:
+        uncounted.send(Message(Kind.HELLO, meta={"marks": marks, "session": OTHER}), SOON)
+        assert "it takes one only" in uncounted.receive(SOON).meta["error"]
     with closing(served.says(marks=marks, session=OTHER)):
         with pytest.raises(Superseded) as caught:
             served.returning.wait(SOON)

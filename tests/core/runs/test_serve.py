@@ -570,6 +570,22 @@ def test_between_two_sessions_a_server_can_be_stopped_and_waits_anew(tmp_path: P
             clients._accept()
 
 
+def test_after_a_session_a_server_waits_as_long_as_before_the_first(tmp_path: Path) -> None:
+    plan: Any = SimpleNamespace(
+        config=TINY, links=(), agreement=AGREEMENT, batch_bytes=1000, timeout=TINY.timeout
+    )
+    listener = Tcp().listen("tcp://127.0.0.1:0", device=CPU)
+    clients = _Clients(listener, plan, 0.3, True, print)
+    client_end, came = InProcess().pair(None)
+    client_end.send(Message(Kind.HELLO, meta=HELLO | {"agreement": {"cut": "4"}}), 1.0)
+    clients._returning.begin(SimpleNamespace(session="s"), "run")  # type: ignore[arg-type]
+    clients._until = began = time.monotonic()
+    server: Any = object()
+    with closing(clients), pytest.raises(NetworkError, match="no client that fits came"):
+        clients.first(lambda: server, str(tmp_path), came)  # type: ignore[arg-type]
+    assert time.monotonic() - began >= 0.3
+
+
 def test_the_server_of_a_run_ends_with_its_client_and_not_with_strangers(tmp_path: Path) -> None:
     serving = Serving(tmp_path, patient=False)
     with serving, serving.socket(), serving.socket() as stranger:

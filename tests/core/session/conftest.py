@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,12 +157,14 @@ class Severable(WrappedLink):
 
     Attributes:
         raises: instead of the next message.
+        leaves: whether the other end closes the connection behind its last message.
         limits_seen: of every message that was received.
     """
 
     def __init__(self, inside: Link, limits_seen: list[int] | None = None) -> None:
         super().__init__(inside)
         self.raises: Exception | None = None
+        self.leaves = False
         self.limits_seen = [] if limits_seen is None else limits_seen
 
     def receive(self, timeout: float) -> Message:
@@ -169,7 +172,11 @@ class Severable(WrappedLink):
         error, self.raises = self.raises, None
         if error is not None:
             raise error
-        return super().receive(timeout)
+        if not self.leaves:
+            return super().receive(timeout)
+        with suppress(NetworkError):
+            return super().receive(0.0)
+        raise NetworkError(f"{self.remote}: the other end closed the connection")
 
     def sever(self) -> None:
         self.inside.close()
@@ -260,7 +267,7 @@ class Ends:
     def _connect(self, what: Upcoming) -> Link:
         client, self.server = InProcess().pair(None)
         self._client = Severable(client, what.limits)
-        self._client.raises = what.raises
+        self._client.raises, self._client.leaves = what.raises, what.closes
         if what.error is not None:
             self.server.send(Message(Kind.ERROR, meta=what.error), 1.0)
         elif what.heard is not ...:
@@ -270,8 +277,6 @@ class Ends:
             self.answer(number)
         for _ in range(what.beats):
             self.beat()
-        if what.closes:
-            self.server.close()
         self.servers.append(self.server)
         return self._client
 
