@@ -13,7 +13,7 @@ from typing import Any
 from splitlab.core.catalogue.loading import find, known, split
 from splitlab.core.catalogue.tables import LOADABLE, SINGULAR, Entry, Kind, Loadable, entries
 from splitlab.core.contract.errors import ConfigError, PluginError, SplitlabError, unknown_name
-from splitlab.core.contract.settings import ACCESS, Bound, Parameter, parameters, shown
+from splitlab.core.contract.settings import ACCESS, Bound, Parameter, Piecewise, parameters, shown
 
 __all__ = ["bind", "bind_as", "bind_stack", "brief", "broken", "settable", "split_stack"]
 
@@ -210,5 +210,11 @@ def _parsed(
             if reason := _NOT_SETTINGS.get(kind, {}).get(key):
                 raise ConfigError(f"{owner}: {key} is not to be set here; {reason}")
             raise ConfigError(f"{owner}: {unknown_name('parameter', key, takes)}")
-        values[key] = takes[key].parse(owner, value)
+        values[key] = takes[key].parse(owner, value, piecewise=kind == "plugins")
+    piecewise = {key: value for key, value in values.items() if isinstance(value, Piecewise)}
+    if len({len(value.values) for value in piecewise.values()}) > 1:
+        told = ", ".join(f"{key}={value}" for key, value in piecewise.items())
+        raise ConfigError(
+            f"{owner}: {told}: settings that change while a run goes on need as many values each"
+        )
     return values

@@ -11,7 +11,7 @@ import inspect
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from splitlab.core.contract.errors import (
     reason,
 )
 
-__all__ = ["ACCESS", "Bound", "Parameter", "parameters", "shown"]
+__all__ = ["ACCESS", "Bound", "Parameter", "Piecewise", "parameters", "shown"]
 
 ACCESS = ("tls_cert", "tls_key", "tls_ca", "secret_file", "insecure")
 """Parameters of a transport that say who may connect. Options of the same names decide them, which
@@ -31,6 +31,20 @@ every network transport may take: files' names as ``str | None``, and ``insecure
 
 
 _REQUIRED = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Piecewise:
+    """The values that a setting has one after another, in equal shares of a run's steps."""
+
+    values: tuple[Any, ...]
+
+    def __str__(self) -> str:
+        return _THEN.join(map(shown, self.values))
+
+
+_THEN = ".."
+"""Between the values of `Piecewise`, as users type them."""
 
 
 @dataclass(frozen=True)
@@ -56,21 +70,30 @@ class Parameter:
         """The default as users would type it."""
         return "(needed)" if self.required else shown(self.default)
 
-    def parse(self, owner: str, text: str) -> Any:
+    def parse(self, owner: str, text: str, piecewise: bool = False) -> Any:
         """Turn the text into a value of the annotated type, or raise `ConfigError`.
 
         Args:
             owner: whose parameter it is, for the message: ``"plugin 'adc'"``.
             text: as the user wrote it.
+            piecewise: whether it may be several values, joined by "..": `Piecewise`.
         """
         try:
-            return _parse(self.annotation, text)
+            return self._parsed(text, piecewise)
         except ValueError:
             default = "" if self.required else f" (default {self.default_text})"
             raise ConfigError(
                 f"{owner}: {self.name}={text} is not allowed; "
                 f"{self.name} takes {self.kind.replace('bool', 'true | false')}{default}"
             ) from None
+
+    def _parsed(self, text: str, piecewise: bool) -> Any:
+        try:
+            return _parse(self.annotation, text)
+        except ValueError:
+            if not piecewise or _THEN not in text:
+                raise
+        return Piecewise(tuple(_parse(self.annotation, part) for part in text.split(_THEN)))
 
 
 def parameters(factory: Any) -> dict[str, Parameter]:
@@ -164,8 +187,33 @@ class Bound:
         """What tables call it: the label, with ``-recon`` behind a reconstruction's."""
         return f"{self.label}-recon" if self.reconstruction else self.label
 
+    @property
+    def pieces(self) -> int:
+        """How many values its settings have one after another while a run goes on; 1: they stay."""
+        piecewise = (value for value in self.params.values() if isinstance(value, Piecewise))
+        return max((len(value.values) for value in piecewise), default=1)
+
+    def piece(self, i: int) -> Bound:
+        """Return it as it is in one of its `pieces`, the first one being 0."""
+        params, given = (
+            {key: v.values[i] if isinstance(v, Piecewise) else v for key, v in which.items()}
+            for which in (self.params, self.given)
+        )
+        return replace(self, params=params, given=given)
+
     def build(self, **more: Any) -> Any:
-        """Return a new instance; ``more`` is what users do not set, such as the classes."""
+        """Return a new instance; ``more`` is what users do not set, such as the classes.
+
+        Raises:
+            ConfigError: a setting is refused, or is `Piecewise`, which `piece` makes one value.
+            PluginError: it cannot be built.
+        """
+        for key, value in self.params.items():
+            if isinstance(value, Piecewise):
+                raise ConfigError(
+                    f"{self.kind} {self.label!r}: {key}={value} changes while a run goes on; "
+                    f"here it needs one value, such as {key}={shown(value.values[0])}"
+                )
         try:
             return self.factory(**self.params, **more)
         except SplitlabError as error:

@@ -108,6 +108,7 @@ class Member(Asked):
     """One plugin of the stack: calls its hooks, and says what is wrong with them."""
 
     kind = "plugin"
+    pieces = 1
 
     def __init__(self, label: str, plugin: object) -> None:
         super().__init__(label, plugin)
@@ -161,6 +162,15 @@ class Member(Asked):
         """Whether the plugin says its nominal ratios of a step."""
         impls = self._manager.hook.nominal_ratio.get_hookimpls()
         return any("step" in impl.argnames for impl in impls)
+
+    @property
+    def foreseen(self) -> bool:
+        """Whether its nominal ratio of every step is known beforehand."""
+        return not self.charges_by_step
+
+    def usual_ratio(self, part: int, parts: int) -> tuple[float, float]:
+        """Return the nominal ratios that most steps of this part of a run are charged."""
+        return self.nominal_ratio()
 
     def nominal_ratio(self, step: int | None = None) -> tuple[float, float]:
         """Return the plugin's nominal ratios (up, down) of a step that is done, or of most."""

@@ -23,6 +23,7 @@ from splitlab.core.contract.peer import Peer
 from splitlab.core.contract.settings import Bound
 from splitlab.core.contract.traits import Ground, Traits, check_order
 from splitlab.core.engine.member import Asked, Manager, Member, register
+from splitlab.core.engine.piecewise import PiecewiseMember
 
 __all__ = ["Stack"]
 
@@ -51,7 +52,7 @@ class Stack:
     ) -> None:
         self._members: list[Member] = []
         for label, bound in _labelled(plugins):
-            self._members.append(Member(label, bound.build()))
+            self._members.append(_member(label, bound))
         check_order([member.declared for member in self._members])
         self._around = Manager("splitlab")
         self._around.add_hookspecs(HookSpecs)
@@ -194,10 +195,23 @@ class Stack:
         """Whether the nominal ratio of any plugin may differ from step to step."""
         return any(member.charges_by_step for member in self._members)
 
+    @property
+    def foreseen(self) -> bool:
+        """Whether the nominal ratio of every step is known beforehand."""
+        return all(member.foreseen for member in self._members)
+
     def nominal_ratio(self, step: int | None = None) -> tuple[float, float]:
-        """Return the product of the plugins' nominal ratios (up, down), of a step or of most."""
-        ratios = [member.nominal_ratio(step) for member in self._members]
-        return math.prod(up for up, _ in ratios), math.prod(down for _, down in ratios)
+        """Return the product of the plugins' nominal ratios (up, down).
+
+        Args:
+            step: of this one; None for what most steps are charged, or, where settings change
+                while a run goes on, the mean over the run.
+        """
+        if step is not None:
+            return _product([member.nominal_ratio(step) for member in self._members])
+        parts = math.lcm(*(member.pieces for member in self._members))
+        ratios = [_product([m.usual_ratio(i, parts) for m in self._members]) for i in range(parts)]
+        return sum(up for up, _ in ratios) / parts, sum(down for _, down in ratios) / parts
 
     def acts_in_evaluation(self) -> bool:
         """Return whether any plugin compresses evaluation batches."""
@@ -317,6 +331,15 @@ class _Chain:
     def run_end(self) -> None:
         for member in self._members:
             member.ask("run_end")
+
+
+def _member(label: str, bound: Bound) -> Member:
+    built = [Member(label, bound.piece(i).build()) for i in range(bound.pieces)]
+    return PiecewiseMember(built) if len(built) > 1 else built[0]
+
+
+def _product(ratios: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    return math.prod(up for up, _ in ratios), math.prod(down for _, down in ratios)
 
 
 def _labelled(bound: Iterable[Bound], taken: Sequence[str] = ()) -> list[tuple[str, Bound]]:

@@ -60,7 +60,9 @@ class Config(Access, Training, Machine):
     plugins: tuple[str, ...] = option(
         (),
         "a compression plugin and its settings; a stack of several is joined by + or given by "
-        "repeating the option, first one first; none at all trains uncompressed",
+        "repeating the option, first one first; none at all trains uncompressed; a setting may "
+        "change while the run goes on: ratio=0.4..0.1 is 0.4 in the first half of its steps, then "
+        "0.1",
         flag="--plugin",
         metavar="NAME[:key=value,…][+NAME…]",
         kinds=("plugins", "stacks"),

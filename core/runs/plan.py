@@ -399,17 +399,23 @@ def _plan(
 
 
 def _with_steps(plan: PeerPlan, tried: Stack) -> PeerPlan:
-    """Return the plan with the run's steps in its schedule, if the learning rate follows them."""
-    if plan.schedule is None or not plan.config.rate.needs_steps:
+    """Return the plan with the run's steps in its schedule, if anything follows from them."""
+    follows = [str(bound) for bound in plan.stack if bound.pieces > 1]
+    if plan.config.rate.needs_steps:
+        follows.insert(0, f"the learning rate ({plan.config.rate})")
+    if plan.schedule is None or not follows:
         return plan
     steps = plan.foresee(plan.schedule)
-    charged = tried.charges_by_step  # then what a step costs is known when it is done
+    charged = not tried.foreseen  # then what a step costs is known when it is done
     if steps is None or (charged and plan.schedule.unit in ("nominal", "bytes")):
+        stays = (
+            "a constant rate and --warmup in steps" if plan.config.rate.needs_steps else "one value"
+        )
         others = "steps=… or epochs=…" if charged else "steps=…, epochs=… or nominal=…"
         raise ConfigError(
-            f"the learning rate ({plan.config.rate}) follows from how many steps the run is to "
-            f"last, and with this stack nobody can foresee it of --budget {plan.config.budget}; "
-            f"give --budget {others}, or a constant rate and --warmup in steps"
+            f"{follows[0]} follows from how many steps the run is to last, and with this stack "
+            f"nobody can foresee it of --budget {plan.config.budget}; give --budget {others}, or "
+            f"{stays}"
         )
     return replace(plan, schedule=replace(plan.schedule, steps=steps))
 

@@ -187,6 +187,21 @@ def test_a_reconstruction_says_so_in_its_title(monkeypatch: pytest.MonkeyPatch) 
     assert bind("plugins", "m").title == "m-recon"
 
 
+def test_only_a_plugin_s_settings_change_while_a_run_goes_on(kind: Any) -> None:
+    text = "method:ratio=0.4..0.2..0.1,count=1..2..3"
+    if kind != "plugins":
+        with pytest.raises(ConfigError, match=r"ratio=0.4..0.2..0.1 is not allowed; ratio takes"):
+            bind(kind, text)
+        return
+    bound = bind(kind, text)
+    assert (bound.pieces, str(bound)) == (3, text)
+    assert brief(kind, "method:ratio=0.1..0.1,count=3") == "method:ratio=0.1..0.1"
+    with pytest.raises(
+        ConfigError, match=r"ratio=1.0..2.0, count=1..2..3: .* need as many values each"
+    ):
+        bind(kind, "method:ratio=1..2,count=1..2..3")
+
+
 # Models.
 
 

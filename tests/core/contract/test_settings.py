@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 
 from splitlab.core import ConfigError, PluginError
-from splitlab.core.contract.settings import Bound, Parameter, parameters
+from splitlab.core.contract.settings import Bound, Parameter, Piecewise, parameters
 
 
 class Method:
@@ -185,3 +185,37 @@ def test_a_reconstruction_says_so_in_its_title() -> None:
     assert Bound("m", "m", Bare, {}, {}, reconstruction=True).title == "m-recon"
     assert str(Bound("m", "m", Bare, {}, {"a": 1}, reconstruction=True)) == "m-recon:a=1"
     assert Bound("m", "m", Bare, {}, {}).title == "m"
+
+
+# Settings that change while a run goes on.
+
+
+def test_values_that_follow_each_other_are_parsed_each() -> None:
+    found = parameters(Method)
+    parsed = found["ratio"].parse("plugin 'method'", "0.4..0.2..1e-1", piecewise=True)
+    assert (parsed, str(parsed)) == (Piecewise((0.4, 0.2, 0.1)), "0.4..0.2..0.1")
+    assert found["tau"].parse("plugin 'method'", "none..1", piecewise=True).values == (None, 1.0)
+    assert found["alloc"].parse("p", "fifth..sqrt", piecewise=True).values == ("fifth", "sqrt")
+    assert found["untyped"].parse("p", "../a", piecewise=True) == "../a"  # any text is a value
+
+
+@pytest.mark.parametrize(
+    ("text", "piecewise"), [("0.4..x", True), ("0.4..", True), ("..", True), ("0.4..0.2", False)]
+)
+def test_values_that_do_not_follow_each_other_are_refused(text: str, piecewise: bool) -> None:
+    with pytest.raises(ConfigError, match="is not allowed; ratio takes float"):
+        parameters(Method)["ratio"].parse("plugin 'method'", text, piecewise)
+
+
+def test_what_changes_is_built_piece_by_piece() -> None:
+    params = {key: p.default for key, p in parameters(Method).items()}
+    changing = {"ratio": Piecewise((0.4, 0.1))}
+    bound = Bound("method", "method", Method, params | changing, changing)
+    assert (bound.pieces, str(bound)) == (2, "method:ratio=0.4..0.1")
+    assert "ratio=0.4..0.1" in bound.agreement()
+    assert [bound.piece(i).build().given["ratio"] for i in range(2)] == [0.4, 0.1]
+    assert (str(bound.piece(1)), bound.piece(1).pieces) == ("method:ratio=0.1", 1)
+    with pytest.raises(
+        ConfigError, match=r"ratio=0.4..0.1 changes .* one value, such as ratio=0.4"
+    ):
+        bound.build()

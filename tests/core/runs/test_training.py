@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 from dataclasses import replace
@@ -121,7 +122,35 @@ def test_a_length_that_nobody_can_foresee_is_refused(
     Plan.of(replace(by_step, budget="epochs=1"))
 
 
+def test_the_length_is_foreseen_where_a_plugin_s_setting_follows_it(noise_data: str) -> None:
+    config = replace(
+        SMALL, data_dir=noise_data, plugins=("quantize:bits=8..2",), budget="nominal=1"
+    )
+    schedule = Plan.of(config).schedule
+    assert schedule is not None
+    assert schedule.steps == Plan.of(replace(config, plugins=("quantize:bits=5",))).expected_steps
+    refused = replace(config, plugins=("quantize:bits=8..2", "zstd"), budget="bytes=1MB")
+    with pytest.raises(ConfigError, match=r"quantize:bits=8..2 follows .* nominal=…, or one value"):
+        Plan.of(refused)
+
+
 # Whole runs.
+
+
+def test_a_setting_changes_in_mid_run(real: Any, easy_data: str, tmp_path: Path) -> None:
+    options = {**real.SMALL, "data_dir": easy_data, "budget": "steps=6"}
+    steps: dict[str, list[tuple[float, int]]] = {}
+    for stack in ("quantize:bits=4", "quantize:bits=4..4", "quantize:bits=4..8"):
+        folder = tmp_path / stack
+        run(output=str(folder), plugins=[stack], **options)
+        records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        steps[stack] = [(r["loss"], r["bytes_up"]) for r in records if r["kind"] == "train"]
+    stays, same, changes = steps.values()
+    assert same == stays
+    assert changes[:3] == stays[:3]
+    assert all(
+        wide[1] > 1.5 * narrow[1] for wide, narrow in zip(changes[3:], stays[3:], strict=True)
+    )
 
 
 @pytest.mark.parametrize("transport", ["inprocess", "tcp"])
@@ -130,7 +159,7 @@ def test_interrupted_in_an_accumulation_and_resumed_equals_uninterrupted(
     real: Any, easy_data: str, tmp_path: Path, transport: str, stop: int
 ) -> None:
     options = {**real.SMALL, **EVERYTHING, "budget": "steps=7", "eval_every": 2}
-    options |= {"plugins": ["adc"], "data_dir": easy_data}
+    options |= {"plugins": ["adc:ratio=0.5..0.3", "quantize:bits=4..8..6"], "data_dir": easy_data}
     run(output=str(tmp_path / "whole" / "r"), **options)
     asked = iter([False] * stop + [True])
     with pytest.raises(Interrupted, match=rf"step {stop}.*--resume"):
@@ -148,6 +177,7 @@ def test_a_server_elsewhere_hears_the_length_of_the_run_in_the_handshake(
     real: Any, easy_data: str, tmp_path: Path
 ) -> None:
     how = {"lr_schedule": "cosine", "warmup": 0.3, "accumulate": 2, "label_smoothing": 0.1}
+    how |= {"plugins": ("quantize:bits=4..8..3",)}
     options = {**real.SMALL, **how, "data_dir": easy_data, "budget": "steps=6"}
     run(output=str(tmp_path / "here"), **options)
     said: Queue[str] = Queue()

@@ -76,6 +76,8 @@ def test_a_plugin_is_named_in_many_ways(tmp_path: Path) -> None:
         check_plugin("ad")
     with pytest.raises(ConfigError, match=r"unknown check 'bytes-real' .*'bytes-are-real'"):
         check_plugin("adc", only=["bytes-real"])
+    with pytest.raises(ConfigError, match=r"'adc': ratio=0.2..0.1 changes .* here it needs one"):
+        check_plugin("adc:ratio=0.2..0.1")
 
 
 SMALL_CNN = str(Path(__file__).with_name("small_cnn.py"))
