@@ -76,9 +76,10 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
 
 @pytest.fixture
 def unlistened() -> Iterator[None]:
-    """Give the signals back that a command took."""
+    """Give the signals back that a command took; SIGHUP counts, also where nohup runs the tests."""
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in signals}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -188,6 +188,7 @@ def _forked(listener: socket.socket, python: str) -> dict[str, Any]:
             continue
         child = os.fork()
         if not child:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where nohup runs the tests
             for connection in (listener, stub, *asking.values()):
                 connection.close()
             return {**request, "arrived": files}

@@ -85,6 +85,7 @@ def test_a_terminal_that_closes_does_not_end_a_run_in_its_middle(tmp_path: Path)
     ours, theirs = os.openpty()
 
     def lead() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where nohup runs the tests
         os.setsid()
         fcntl.ioctl(1, termios.TIOCSCTTY, 0)
 
