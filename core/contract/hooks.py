@@ -134,7 +134,9 @@ class HookSpecs:
     def step_begin(self, step: int) -> None:
         """Both peers, at the beginning of every training step; the first one is 0.
 
-        At the client before its part runs, at the server when the step's message has arrived.
+        At the client before its part runs, at the server when the step's message has arrived. Where
+        a setting changes in mid-run, as in ``ratio=0.4..0.1``, each value has an instance of its
+        own, which hears of its own steps alone: prepare in ``setup``, not in step 0.
         """
 
     @hookspec

@@ -31,7 +31,8 @@ class Schedule:
         training_samples: of an epoch.
         unit: of the budget: ``steps``, ``epochs``, ``bytes`` or ``nominal``.
         amount: of the budget, in that unit; bytes are those of training, in both directions.
-        steps: how many it is expected to allow, where the learning rate follows from it.
+        steps: how many it is expected to allow, where the learning rate or a plugin's settings
+            follow from it.
     """
 
     training_samples: int
@@ -65,6 +66,7 @@ class Peer:
         parameters: of this peer's part of the model, by the whole model's names, for those who
             watch; empty while a run is planned.
         compared: every how many steps somebody asked for a reference, see `compare`.
+        pieces: into how many equal shares the run is divided by settings that change meanwhile.
     """
 
     role: Literal["client", "server"]
@@ -82,6 +84,7 @@ class Peer:
     modules: list[nn.Module] = field(default_factory=list)
     parameters: Mapping[str, nn.Parameter] = field(default_factory=dict)
     compared: list[int] = field(default_factory=list)
+    pieces: set[int] = field(default_factory=set)
 
     @property
     def tokens(self) -> int:
@@ -136,6 +139,26 @@ class Peer:
         """
         schedule = self._scheduled("budget")
         return schedule.unit, schedule.amount
+
+    def piece(self, step: int, pieces: int) -> int:
+        """Return in which of so many equal shares of the run's steps a step is, the first one 0.
+
+        A step beyond the run's expected end is in the last one.
+
+        Raises:
+            ConfigError: the run's length in steps is not known.
+        """
+        steps = self._scheduled("piece").steps
+        if steps is None:
+            raise ConfigError(
+                "peer.piece needs the run's length in steps, which is told only where a learning "
+                "rate or a setting of a plugin, such as ratio=0.4..0.1, follows from it"
+            )
+        return min(step * pieces // steps, pieces - 1)
+
+    def changes(self, step: int) -> bool:
+        """Return whether a plugin's setting has another value from this step on."""
+        return step > 0 and any(self.piece(step, n) != self.piece(step - 1, n) for n in self.pieces)
 
     def _scheduled(self, what: str) -> Schedule:
         if self.schedule is None:

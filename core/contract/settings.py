@@ -201,6 +201,15 @@ class Bound:
         )
         return replace(self, params=params, given=given)
 
+    def check_whole(self) -> None:
+        """Refuse settings that change while a run goes on."""
+        for key, value in self.params.items():
+            if isinstance(value, Piecewise):
+                raise ConfigError(
+                    f"{self.kind} {self.label!r}: {key}={value} changes while a run goes on; "
+                    f"here it needs one value, such as {key}={shown(value.values[0])}"
+                )
+
     def build(self, **more: Any) -> Any:
         """Return a new instance; ``more`` is what users do not set, such as the classes.
 
@@ -208,12 +217,7 @@ class Bound:
             ConfigError: a setting is refused, or is `Piecewise`, which `piece` makes one value.
             PluginError: it cannot be built.
         """
-        for key, value in self.params.items():
-            if isinstance(value, Piecewise):
-                raise ConfigError(
-                    f"{self.kind} {self.label!r}: {key}={value} changes while a run goes on; "
-                    f"here it needs one value, such as {key}={shown(value.values[0])}"
-                )
+        self.check_whole()
         try:
             return self.factory(**self.params, **more)
         except SplitlabError as error:

@@ -1,8 +1,8 @@
 """A plugin of a stack whose settings change while the run goes on, as in ``tome:ratio=0.4..0.1``.
 
 Each piece of the run has an instance of its own: what one of them learned or remembers is not the
-next one's. All of them are set up before the first step, so that every value is checked, and
-modules are drawn alike and known to the optimizer.
+next one's. All of them are set up before the first step, so that every value is checked, and the
+optimizer knows all modules, whose first weights are the same draws in every piece.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class PiecewiseMember(Member):
     def setup(self, peer: Peer) -> None:
         """Tell every instance where it lives."""
         self._peer = peer
+        peer.pieces.add(self.pieces)
         for member in self._members:
             member.setup(peer)
 
@@ -81,10 +82,8 @@ class PiecewiseMember(Member):
         return self._members[piece].nominal_ratio(step)
 
     def _piece(self, step: int) -> int:
-        schedule = self._peer.schedule if self._peer else None
-        if schedule is None or schedule.steps is None:
-            raise self._error("step_begin", "nobody told how many steps the run is to last")
-        return min(step * self.pieces // schedule.steps, self.pieces - 1)
+        assert self._peer is not None
+        return self._peer.piece(step, self.pieces)
 
     def _load(self, state: Mapping[str, Any]) -> None:
         self._now = int(state["now"])

@@ -69,6 +69,12 @@ def x_axis(results: Results, kind: str) -> Axis | None:
     known = {axis.name: axis for axis in numeric_of(results.axes)}
     if name in known:
         return known[name]
+    values = [value for axis in results.axes if axis.name == name for value in axis.values]
+    if word := next((value for value in values if isinstance(value, str)), None):
+        raise ConfigError(
+            f"{kind}: among these rows there is {name}={word}, which is no number; leave such rows "
+            "out, or draw another"
+        )
     if not known:
         raise ConfigError(f"{kind}: these rows differ in no setting in numbers; draw another")
     raise unknown_name("setting in numbers", name, known)

@@ -111,7 +111,7 @@ class PeerPlan:
         probes: what watches, with all parameters.
         links: the wrappers around the link, with all parameters.
         traits: what every plugin declares, by label.
-        nominal: the stack's nominal ratios (up, down).
+        nominal: the stack's nominal ratios (up, down), as a mean over the run.
         model: what the model looks like where it is cut.
         classes: C.
         agreement: what both peers must have in common, by the name that the user knows it by.
@@ -400,23 +400,30 @@ def _plan(
 
 def _with_steps(plan: PeerPlan, tried: Stack) -> PeerPlan:
     """Return the plan with the run's steps in its schedule, if anything follows from them."""
-    follows = [str(bound) for bound in plan.stack if bound.pieces > 1]
-    if plan.config.rate.needs_steps:
-        follows.insert(0, f"the learning rate ({plan.config.rate})")
+    rate, changing = plan.config.rate, [bound for bound in plan.stack if bound.pieces > 1]
+    follows = {str(bound): "one value for each setting" for bound in changing}
+    if rate.needs_steps:
+        follows[f"the learning rate ({rate})"] = "a constant rate and --warmup in steps"
     if plan.schedule is None or not follows:
         return plan
-    steps = plan.foresee(plan.schedule)
+    steps, unit = plan.foresee(plan.schedule), plan.schedule.unit
     charged = not tried.foreseen  # then what a step costs is known when it is done
-    if steps is None or (charged and plan.schedule.unit in ("nominal", "bytes")):
-        stays = (
-            "a constant rate and --warmup in steps" if plan.config.rate.needs_steps else "one value"
-        )
+    # Of bytes they are estimated without headers and the like: a last value might never come.
+    roughly = unit == "bytes" and (charged or bool(changing))
+    if steps is None or roughly or (charged and unit == "nominal"):
         others = "steps=… or epochs=…" if charged else "steps=…, epochs=… or nominal=…"
         raise ConfigError(
-            f"{follows[0]} follows from how many steps the run is to last, and with this stack "
-            f"nobody can foresee it of --budget {plan.config.budget}; give --budget {others}, or "
-            f"{stays}"
+            f"what follows from how many steps the run is to last ({', '.join(follows)}) needs "
+            f"--budget {others} with this stack: nobody can foresee it of --budget "
+            f"{plan.config.budget}; or give {' and '.join(dict.fromkeys(follows.values()))}"
         )
+    for bound in changing:
+        if steps < bound.pieces:
+            raise ConfigError(
+                f"{bound} has {bound.pieces} values, one after another, and --budget "
+                f"{plan.config.budget} {steps} step{'s' * (steps > 1)}; give more steps or fewer "
+                "values"
+            )
     return replace(plan, schedule=replace(plan.schedule, steps=steps))
 
 

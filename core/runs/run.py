@@ -18,6 +18,7 @@ from splitlab.core.catalogue.loggers import load_loggers
 from splitlab.core.contract.errors import ConfigError, Diverged, Notice
 from splitlab.core.contract.link import Link
 from splitlab.core.contract.settings import ACCESS
+from splitlab.core.runs.budget import Budget
 from splitlab.core.runs.config import LABELS, Config, flag
 from splitlab.core.runs.disk import hold
 from splitlab.core.runs.folder import RunFolder
@@ -260,7 +261,14 @@ def _tell_of_warmup(plan: Plan) -> None:
 
 def _checked(plan: Plan, folder: RunFolder, accept: bool, reporter: Reporter) -> Origin:
     """Return what a run goes on with; `ConfigError` if that has changed and nobody accepts it."""
-    origin, changes = Origin.read(folder.path).followed_by(plan, folder.read_config())
+    before = folder.read_config()
+    changing = next((bound for bound in plan.stack if bound.pieces > 1), None)
+    if changing and plan.budget.unit == "nominal" and Budget.parse(before.budget) != plan.budget:
+        raise ConfigError(
+            f"{changing} changes in mid-run, where the steps of another --budget in nominal are "
+            f"others from the beginning; go on with {before.budget}, or begin anew"
+        )
+    origin, changes = Origin.read(folder.path).followed_by(plan, before)
     if changes and not accept:
         raise ConfigError(
             f"{folder.path} began with something else: {'; '.join(changes)}; put it back, or go on "

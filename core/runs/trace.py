@@ -148,6 +148,8 @@ def trace(
         cleanup.enter_context(repeating(asked))
         plan, model, data = make(decided)
         cleanup.callback(data.close)
+        for bound in plan.stack:
+            bound.check_whole()
         config = plan.config
         recorder = Recorder(plan.device)
         client = build_client(plan, model, [watcher("client", recorder)])

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from splitlab.core.catalogue.binding import bind_stack
 from splitlab.core.catalogue.tables import ROOT
 from splitlab.core.contract.errors import ConfigError, Notice
 from splitlab.core.contract.jsonable import json_text
@@ -300,6 +301,7 @@ def _goes_on(old: Config, new: Config) -> bool:
     """
     was, wanted = Budget.parse(old.budget), Budget.parse(new.budget)
     by_share = new.lr_schedule != "constant" or 0 < new.warmup < 1 or new.patience is not None
+    by_share |= any(bound.pieces > 1 for bound in bind_stack(new.plugins))
     more = was.unit == wanted.unit and was.amount < wanted.amount
     return was == wanted or (more and not by_share)
 

@@ -107,8 +107,8 @@ def check_plugin(
     else:
         given = {name: p.default for name, p in parameters(plugin).items() if not p.required}
         stack = [Bound(plugin.__name__, plugin.__name__, plugin, given, {})]
-    if changing := next((each for each in stack if each.pieces > 1), None):
-        changing.build()  # which refuses
+    for each in stack:
+        each.check_whole()
     with ExitStack() as cleanup:
         cleanup.enter_context(limited_threads(1))
         cleanup.enter_context(repeating(Config(device=device, deterministic=True)))

@@ -106,6 +106,8 @@ _COUNTERS: WeakKeyDictionary[Peer, _Counter] = WeakKeyDictionary()
 class Counting:
     """A probe that counts in the second training step, and in every n-th behind it.
 
+    It counts in the first step of another value, too, where a plugin's setting changes in mid-run.
+
     The first step warms up: `torch.compile` works in it. The step behind each of these is timed;
     where n is 1 they are the same, and its seconds are those of counting as well.
 
@@ -132,7 +134,7 @@ class Counting:
 
     def due(self, step: int) -> bool:
         """Return whether this is a step to count in."""
-        return step % self._every == min(1, self._every - 1)
+        return step % self._every == min(1, self._every - 1) or self.peer.changes(step)
 
     def timed(self, step: int) -> bool:
         """Return whether this is a step to time."""

@@ -96,6 +96,13 @@ def test_it_tells_how_long_the_run_is_to_last() -> None:
     peer = Peer(role="server", batch_size=8, schedule=Schedule(20, "epochs", 2.5), **facts)
     assert (peer.training_samples, peer.steps_per_epoch) == (20, 3)
     assert peer.budget == ("epochs", 2.5)
+    with pytest.raises(ConfigError, match="needs the run's length in steps"):
+        peer.piece(0, 2)
+    peer.schedule = Schedule(20, "epochs", 2.5, 7)
+    assert [peer.piece(step, 3) for step in range(9)] == [0, 0, 0, 1, 1, 2, 2, 2, 2]
+    assert not any(peer.changes(step) for step in range(9))
+    peer.pieces |= {2, 3}
+    assert [step for step in range(9) if peer.changes(step)] == [3, 4, 5]
     peer.schedule = None
     for name in ("training_samples", "steps_per_epoch", "budget"):
         with pytest.raises(ConfigError, match=f"peer.{name} is the client's .* hook of a step"):

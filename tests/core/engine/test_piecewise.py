@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from splitlab.core import ConfigError, Cut, Peer, PluginError, Traits, hookimpl
+from splitlab.core import ConfigError, Cut, Peer, Traits, hookimpl
 from splitlab.core.contract.peer import Schedule
 from splitlab.core.contract.settings import Bound, Piecewise
 from splitlab.core.engine.stack import Stack
@@ -168,10 +167,14 @@ def test_a_piece_that_another_plugin_cannot_follow_is_refused() -> None:
         stack((0.25, 1.0), (1.0, 0.25))
 
 
-@pytest.mark.parametrize("schedule", [None, Schedule(60, "bytes", 1e6)])
-def test_without_a_length_of_the_run_no_step_begins(tiny: Any, schedule: Any) -> None:
-    changing = begun(stack((0.5, 0.25)), tiny)
-    peer = replace(tiny.peer(), schedule=schedule)
+def test_a_peer_knows_when_settings_change(tiny: Any) -> None:
+    changing, peer = stack((0.5, 0.25), (0.5, 0.25, 0.125)), tiny.peer()
+    peer.schedule = Schedule(60, "steps", 6.0, 6)
     changing.setup(peer)
-    with pytest.raises(PluginError, match="'scales' failed in step_begin: nobody told how many"):
+    assert [step for step in range(8) if peer.changes(step)] == [2, 3, 4]
+
+
+def test_without_a_length_of_the_run_no_step_begins(tiny: Any) -> None:
+    changing = begun(stack((0.5, 0.25)), tiny, steps=None)
+    with pytest.raises(ConfigError, match="needs the run's length in steps"):
         changing.step_begin(0)

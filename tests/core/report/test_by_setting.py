@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from splitlab.core import ConfigError
 from splitlab.core.report.by_setting import series
-from splitlab.core.report.results import Results
+from splitlab.core.report.results import Axis, Results
 
 
 def test_a_line_a_method_against_the_measured_ratio(methods: Results) -> None:
@@ -48,3 +49,6 @@ def test_a_setting_that_is_none(cut_by_ratio: Results, make: Any) -> None:
         series(cut_by_ratio, "setting:cuts")
     with pytest.raises(ConfigError, match="differ in no setting in numbers"):
         series(make.results([make.row("a", [0.5])]), "setting:cut")
+    mixed = replace(cut_by_ratio, axes=(Axis("ratio", (0.1, 0.2, "0.2..0.1")),))
+    with pytest.raises(ConfigError, match=r"there is ratio=0.2..0.1, which is no number; leave"):
+        series(mixed, "setting:ratio")

@@ -152,6 +152,8 @@ def test_changes_in_place_are_seen_and_nothing_is_said_of_the_rest(
 
 
 def test_the_empty_stack(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"ratio=0.4..0.2 changes .* here it needs one value"):
+        trace(plugins=("adc:ratio=0.4..0.2",), **options)
     with pytest.raises(ConfigError, match="unknown key 'stpe'"):
         trace(stpe=1, **options)
     bare = trace(repeats=1, **options)

@@ -112,12 +112,12 @@ def test_a_length_that_nobody_can_foresee_is_refused(
     noise_data: str, options: dict[str, Any]
 ) -> None:
     unforeseen = replace(SMALL, data_dir=noise_data, plugins=("zstd",), budget="bytes=1MB")
-    with pytest.raises(ConfigError, match=r"nobody can foresee it of --budget bytes=1MB; give --b"):
+    with pytest.raises(ConfigError, match=r"needs --budget steps=…, .* foresee it of .* bytes=1MB"):
         Plan.of(replace(unforeseen, **options))
     Plan.of(replace(unforeseen, lr_schedule="step:every=5", warmup=2))
     # It charges every step for what it was.
     by_step = replace(unforeseen, plugins=("sl-acc",), budget="nominal=1.0", **options)
-    with pytest.raises(ConfigError, match=r"give --budget steps=… or epochs=…, or a constant"):
+    with pytest.raises(ConfigError, match=r"needs --budget steps=… or epochs=… with .* a constant"):
         Plan.of(by_step)
     Plan.of(replace(by_step, budget="epochs=1"))
 
@@ -129,9 +129,15 @@ def test_the_length_is_foreseen_where_a_plugin_s_setting_follows_it(noise_data: 
     schedule = Plan.of(config).schedule
     assert schedule is not None
     assert schedule.steps == Plan.of(replace(config, plugins=("quantize:bits=5",))).expected_steps
-    refused = replace(config, plugins=("quantize:bits=8..2", "zstd"), budget="bytes=1MB")
-    with pytest.raises(ConfigError, match=r"quantize:bits=8..2 follows .* nominal=…, or one value"):
-        Plan.of(refused)
+    with pytest.raises(
+        ConfigError, match=r"\(quantize:bits=8..2\) needs .* give one value for each"
+    ):
+        Plan.of(replace(config, budget="bytes=1MB"))
+    with pytest.raises(ConfigError, match="one value for each setting and a constant rate"):
+        Plan.of(replace(config, budget="bytes=1MB", lr_schedule="cosine"))
+    few = replace(config, plugins=("quantize:bits=8..4..2",), budget="steps=2")
+    with pytest.raises(ConfigError, match=r"8..4..2 has 3 values, .* steps=2 2 steps; give more"):
+        Plan.of(few)
 
 
 # Whole runs.
@@ -171,6 +177,17 @@ def test_interrupted_in_an_accumulation_and_resumed_equals_uninterrupted(
         )
     run(resume=tmp_path / "parts" / "r")
     assert real.losses(tmp_path / "parts" / "r") == real.losses(tmp_path / "whole" / "r")
+
+
+def test_where_settings_change_a_larger_budget_is_in_steps_or_epochs(
+    real: Any, easy_data: str, tmp_path: Path
+) -> None:
+    options = {**real.SMALL, "data_dir": easy_data, "plugins": ["quantize:bits=8..4"]}
+    run(output=str(tmp_path / "r"), budget="nominal=0.1", **options)
+    with pytest.raises(ConfigError, match=r"bits=8..4 changes in mid-run.* go on with nominal=0.1"):
+        run(resume=tmp_path / "r", budget="nominal=0.2")
+    run(output=str(tmp_path / "s"), budget="steps=4", **options)
+    assert run(resume=tmp_path / "s", budget="steps=6").summary.steps == 6
 
 
 def test_a_server_elsewhere_hears_the_length_of_the_run_in_the_handshake(

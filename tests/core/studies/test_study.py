@@ -189,12 +189,17 @@ def test_a_budget_that_is_written_otherwise_is_the_same(runs: Any, tmp_path: Pat
         ("steps=2", "steps=5", {"lr_schedule": "cosine"}),
         ("steps=2", "steps=5", {"warmup": 0.5}),
         ("steps=2", "steps=5", {"patience": 3}),
+        ("steps=2", "steps=5", {"plugins": ("adc:ratio=0.4..0.2",)}),
     ],
 )
 def test_another_budget_begins_anew(
     before: str, after: str, more: dict[str, Any], runs: Any, tmp_path: Path
 ) -> None:
-    first, second = (planned(tmp_path / "s", budget=text, **more) for text in (before, after))
+    options = {key: value for key, value in more.items() if key != "plugins"}
+    first, second = (
+        planned(tmp_path / "s", *more.get("plugins", ()), budget=text, **options)
+        for text in (before, after)
+    )
     for job in first.jobs():
         perform(job, Reporter())
     second.take_over(first.cells)

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from splitlab.core import ConfigError, Cut, Kind, Message, hookimpl
 from splitlab.core.catalogue.binding import bind
+from splitlab.core.contract.peer import Schedule
 from splitlab.plugins.probes.counting import MODEL, Counting
 
 
@@ -111,6 +112,14 @@ def test_only_some_steps_are_counted_and_no_evaluation(tiny: Any) -> None:
         assert probe.flops == flops
     with pytest.raises(ConfigError, match="every=0 is not allowed; 1 or more"):
         Counting(0)
+
+
+def test_a_step_where_a_plugin_s_setting_changes_is_counted(tiny: Any) -> None:
+    probe = driven(tiny, every=100)
+    probe.peer.schedule = Schedule(80, "steps", 9.0, 9)
+    probe.peer.pieces.add(2)  # as ratio=0.4..0.1 does
+    assert [step for step in range(9) if probe.due(step)] == [1, 5]
+    assert [step for step in range(9) if probe.timed(step)] == [2, 6]
 
 
 def test_attention_counts_on_a_cpu_too(tiny: Any) -> None:
