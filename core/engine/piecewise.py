@@ -7,16 +7,37 @@ optimizer knows all modules, whose first weights are the same draws in every pie
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from splitlab.core.contract.cut import Cut
 from splitlab.core.contract.message import Message
 from splitlab.core.contract.peer import Peer
+from splitlab.core.contract.settings import Bound
 from splitlab.core.contract.traits import Declared, Traits
 from splitlab.core.engine.member import Member
 
-__all__ = ["PiecewiseMember"]
+__all__ = ["PiecewiseMember", "built", "nominal_ratio"]
+
+
+def built(label: str, bound: Bound) -> Member:
+    """Build a plugin of a stack, in as many instances as its settings have values."""
+    members = [Member(label, bound.piece(i).build()) for i in range(bound.pieces)]
+    return PiecewiseMember(members) if len(members) > 1 else members[0]
+
+
+def nominal_ratio(members: Sequence[Member], step: int | None) -> tuple[float, float]:
+    """Return a stack's nominal ratios (up, down): of a step, or as the mean over the run."""
+    if step is not None:
+        return _product([member.nominal_ratio(step) for member in members])
+    parts = math.lcm(*(member.pieces for member in members))
+    ratios = [_product([m.usual_ratio(i, parts) for m in members]) for i in range(parts)]
+    return sum(up for up, _ in ratios) / parts, sum(down for _, down in ratios) / parts
+
+
+def _product(ratios: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    return math.prod(up for up, _ in ratios), math.prod(down for _, down in ratios)
 
 
 class PiecewiseMember(Member):

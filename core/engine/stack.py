@@ -8,7 +8,6 @@ have one manager more, around the whole.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from splitlab.core.contract.peer import Peer
 from splitlab.core.contract.settings import Bound
 from splitlab.core.contract.traits import Ground, Traits, check_order
 from splitlab.core.engine.member import Asked, Manager, Member, register
-from splitlab.core.engine.piecewise import PiecewiseMember
+from splitlab.core.engine.piecewise import built, nominal_ratio
 
 __all__ = ["Stack"]
 
@@ -52,7 +51,7 @@ class Stack:
     ) -> None:
         self._members: list[Member] = []
         for label, bound in _labelled(plugins):
-            self._members.append(_member(label, bound))
+            self._members.append(built(label, bound))
         check_order([member.declared for member in self._members])
         self._around = Manager("splitlab")
         self._around.add_hookspecs(HookSpecs)
@@ -207,11 +206,7 @@ class Stack:
             step: of this one; None for what most steps are charged, or, where settings change
                 while a run goes on, the mean over the run.
         """
-        if step is not None:
-            return _product([member.nominal_ratio(step) for member in self._members])
-        parts = math.lcm(*(member.pieces for member in self._members))
-        ratios = [_product([m.usual_ratio(i, parts) for m in self._members]) for i in range(parts)]
-        return sum(up for up, _ in ratios) / parts, sum(down for _, down in ratios) / parts
+        return nominal_ratio(self._members, step)
 
     def acts_in_evaluation(self) -> bool:
         """Return whether any plugin compresses evaluation batches."""
@@ -331,15 +326,6 @@ class _Chain:
     def run_end(self) -> None:
         for member in self._members:
             member.ask("run_end")
-
-
-def _member(label: str, bound: Bound) -> Member:
-    built = [Member(label, bound.piece(i).build()) for i in range(bound.pieces)]
-    return PiecewiseMember(built) if len(built) > 1 else built[0]
-
-
-def _product(ratios: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    return math.prod(up for up, _ in ratios), math.prod(down for _, down in ratios)
 
 
 def _labelled(bound: Iterable[Bound], taken: Sequence[str] = ()) -> list[tuple[str, Bound]]:
