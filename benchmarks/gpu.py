@@ -47,7 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Look at all sections; returns 1 if a goal is not met or a section came to no end."""
     parser = argparse.ArgumentParser(prog="benchmarks/gpu.sh", description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda", help="cuda; cpu makes a dry run")
-    parser.add_argument("--output", default=os.environ.get("OUTPUT", str(ROOT / "docs/gpu.md")))
+    parser.add_argument(
+        "--output",
+        default=os.environ.get("OUTPUT", str(ROOT / "docs/gpu.md")),
+        help="the Markdown file; default: $OUTPUT, or docs/gpu.md",
+    )
     parser.add_argument("--only", default="", help="sections, by commas")
     parser.add_argument(
         "--seconds",

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ProtocolError,
         RefusedError,
         SplitlabError,
+        WorkerError,
     )
     from splitlab.core.contract.hooks import hookimpl
     from splitlab.core.contract.link import Link, PeerRole, WrappedLink
@@ -80,6 +81,7 @@ __all__ = [
     "SplitlabError",
     "Study",
     "Traits",
+    "WorkerError",
     "WrappedLink",
     "at_hand",
     "build_model",

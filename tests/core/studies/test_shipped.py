@@ -50,6 +50,10 @@ STACKS = {
     ),
     "channels/snr": ("none", "adc+awgn", "quantize:evaluation=true+bit-errors"),
     "privacy/leakage": ("none", "adc"),
+    "lean/convergence-search": (
+        "none",
+        "random-tokens:ratio=0.4+quantize:bits=4,gradient_bits=8+zstd",
+    ),
     "lean/search": ("none", "random-tokens:ratio=0.4+quantize:bits=4,per=tensor"),
     "lean/against-adc": ("none", "adc:ratio=0.3", "lean-5"),
 }
