@@ -142,14 +142,14 @@ def trace(
     known = dataclasses.asdict(config) if config else {}
     asked = Config.from_mapping(known | options)
     decided = Decided.of(replace(asked, transport=Config().transport))  # of one process
+    for bound in decided.stack:
+        bound.check_whole()
     with ExitStack() as cleanup:
         cleanup.enter_context(limited_threads(decided.threads))
         cleanup.enter_context(products(asked.precision))
         cleanup.enter_context(repeating(asked))
         plan, model, data = make(decided)
         cleanup.callback(data.close)
-        for bound in plan.stack:
-            bound.check_whole()
         config = plan.config
         recorder = Recorder(plan.device)
         client = build_client(plan, model, [watcher("client", recorder)])
