@@ -20,6 +20,7 @@ __all__ = ["draw_frontier"]
 
 _DISTANCES = (6, 10, 16, 24, 34, 46)  # points from a mark to its label
 _DIRECTIONS = 16
+_LEGEND = 2.2  # inches of the width that it may take
 _LETTERS = 120
 """Where the names of the frontier have more, marks have numbers, and the names stand below."""
 
@@ -62,9 +63,12 @@ def draw_frontier(marks: Sequence[Mark], found: str = "") -> Figure:
             figure.supxlabel("\n".join(told), x=0.07, ha="left", fontsize=6.5, linespacing=1.3)
             names = [str(i + 1) for i in range(len(names))]
         figure.canvas.draw()
-        tall = legend.get_window_extent().height / figure.dpi
+        size = legend.get_window_extent()
+        tall, wide = size.height / figure.dpi, size.width / figure.dpi
         if tall > figure.get_figheight():  # so many methods
             figure.set_figheight(tall + 0.1)
+        if wide > _LEGEND:  # such long names: the axes need their width for the words below them
+            figure.set_figwidth(figure.get_figwidth() + wide - _LEGEND)
         figure.canvas.draw()  # the layout is made now, and labels are placed in it
         figure.set_layout_engine("none")
         _place_labels(figure, axes, marks, [*zip(leading, names, strict=True)])
