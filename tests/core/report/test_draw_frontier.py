@@ -71,3 +71,14 @@ def test_every_method_is_in_the_legend_to_its_last_line(make: Any) -> None:
         assert len(legend.get_texts()) == 31
         box = legend.get_window_extent()
         assert figure.bbox.y0 <= box.y0 < box.y1 <= figure.bbox.y1
+
+
+def test_long_names_in_the_legend_leave_the_axes_their_width(make: Any) -> None:
+    rows = [make.row("a method of so many settings that its name is longer than axes are", [0.5])]
+    with style():
+        long = draw_frontier(frontier(make.results(rows)))
+        short = draw_frontier(frontier(make.results([make.row("a", [0.5])])))
+        long.canvas.draw()
+    assert long.get_figwidth() > short.get_figwidth()
+    [axes] = long.axes
+    assert axes.xaxis.label.get_window_extent().x0 >= 0
