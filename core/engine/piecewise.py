@@ -1,4 +1,4 @@
-"""A plugin of a stack whose settings change while the run goes on, as in ``tome:ratio=0.4..0.1``.
+"""A plugin of a stack whose settings change while the run goes on, as in ``ratio=0.4..0.1``.
 
 Each piece of the run has an instance of its own: what one of them learned or remembers is not the
 next one's. All of them are set up before the first step, so that every value is checked, and the
